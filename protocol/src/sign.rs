@@ -1,0 +1,1 @@
+//! Canonical form and signatures of merchants' requests.

@@ -1,0 +1,2 @@
+//! The payswitch log.
+#![deny(unsafe_code)]

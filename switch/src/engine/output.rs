@@ -1,0 +1,88 @@
+//! Everything the engine wants. The runtime clears and reuses one `Outputs`
+//! per batch, so that a payment costs no allocation.
+
+use super::input::{OperationId, Waiter};
+use super::merchant::Merchant;
+use protocol::channel::ChannelRequest;
+use protocol::message::{Event, OrderReply, RefundReply};
+
+/// Outputs of one or more `handle` calls.
+///
+/// `block` holds proposed records: the runtime hands it to the replica when
+/// it can take the next block and then clears it. Everything else may leave at
+/// once: the engine emits replies, sends and events only when the record that
+/// they rest on was committed (or when they rest on none).
+#[derive(Default)]
+pub struct Outputs {
+    /// Records proposed since the last seal, encoded.
+    pub block: Vec<u8>,
+    /// Number of records in `block`.
+    pub block_records: u32,
+    /// Answers to gateways.
+    pub replies: Vec<Reply>,
+    /// Requests to channels.
+    pub sends: Vec<Send>,
+    /// Outcome events to subscribers.
+    pub events: Vec<(Waiter, Event)>,
+    /// Changes of the merchant directory, on every replica.
+    pub merchants: Vec<Merchant>,
+    /// Answers to operators: ticket and text (`Ok`: what was done; `Err`: why not).
+    pub admin: Vec<(u64, Result<String, String>)>,
+    /// Alarms for the operator: in-doubt too long, integrity, orphan success.
+    pub alarms: Vec<Alarm>,
+}
+
+/// An answer to a gateway.
+#[derive(Clone, Copy, Debug)]
+pub struct Reply {
+    /// To whom.
+    pub waiter: Waiter,
+    /// What.
+    pub body: ReplyBody,
+}
+
+/// The two reply layouts.
+#[derive(Clone, Copy, Debug)]
+pub enum ReplyBody {
+    /// To pay, query, close, reverse.
+    Order(OrderReply),
+    /// To refund and query-refund.
+    Refund(RefundReply),
+}
+
+/// A request to a channel.
+#[derive(Clone, Copy, Debug)]
+pub struct Send {
+    /// Channel number of the configuration.
+    pub channel: u16,
+    /// Correlation.
+    pub operation: OperationId,
+    /// What is asked.
+    pub request: ChannelRequest,
+}
+
+/// Something an operator should see. Also counted by kind in the metrics.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Alarm {
+    /// Kind.
+    pub kind: AlarmKind,
+    /// Payment sequence.
+    pub sequence: u64,
+    /// Attempt or refund ordinal.
+    pub ordinal: u8,
+}
+
+/// Kinds of alarms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum AlarmKind {
+    /// In doubt for longer than the alarm bound.
+    InDoubtTooLong,
+    /// Handed to an operator: the budget is spent.
+    Manual,
+    /// Amount, currency or number differ from what was asked.
+    Integrity,
+    /// A charge appeared after its attempt was declined or void.
+    OrphanSuccess,
+    /// A definitive state was contradicted.
+    Conflict,
+}

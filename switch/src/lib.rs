@@ -1,0 +1,2 @@
+//! payswitch, the payment switch core.
+pub mod engine;
