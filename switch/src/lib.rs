@@ -1,2 +1,7 @@
 //! payswitch, the payment switch core.
+pub mod config;
 pub mod engine;
+pub mod init;
+pub mod metrics;
+pub mod secret;
+pub mod tls;
