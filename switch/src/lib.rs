@@ -1,4 +1,5 @@
 //! payswitch, the payment switch core.
+pub mod admin;
 pub mod config;
 pub mod engine;
 pub mod init;
