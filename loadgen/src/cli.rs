@@ -1,5 +1,6 @@
 //! The command line: arguments, dispatch, and how a failure ends the process.
 
+use crate::channel::{self, ChannelArgs};
 use crate::config::SiteFile;
 use crate::exit::{Exit, Failure};
 use crate::run::RunArgs;
@@ -26,6 +27,8 @@ struct Cli {
 enum Command {
     /// Drive load at a rate and measure latency from the planned time.
     Run(Box<RunArgs>),
+    /// Play the payment service that the switch charges at.
+    Channel(Box<ChannelArgs>),
     /// Answer everything at once in place of a site: the generator's ceiling.
     Null {
         /// The site's configuration, site-1.toml.
@@ -51,6 +54,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
             let report = run::run(&args, &interrupts()).await?;
             report.verdict()
         }),
+        Command::Channel(args) => on_runtime(async { channel::run(&args, &interrupts()).await }),
         Command::Null { config } => {
             let site = SiteFile::load(&config)?;
             on_runtime(async {

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod acks;
+mod channel;
 mod cli;
 mod config;
 mod drive;
@@ -19,6 +20,7 @@ mod report;
 mod rng;
 mod run;
 mod schedule;
+mod socket;
 mod tls;
 mod zipf;
 

@@ -6,6 +6,7 @@
 
 use crate::config::SiteFile;
 use crate::exit::Failure;
+use crate::socket;
 use crate::tls::{self, ALPN_GATEWAY, Credentials};
 use bytes::{Bytes, BytesMut};
 use protocol::code::{Code, OrderState, Reason, RefundState};
@@ -22,9 +23,7 @@ pub(crate) async fn serve(site: &SiteFile) -> Result<(), Failure> {
     let gateway = &site.gateway;
     let credentials = Credentials::load(&gateway.cert, &gateway.key, &gateway.ca)?;
     let config = credentials.server(ALPN_GATEWAY, tls::transport(64, 0, IDLE, None))?;
-    let endpoint = quinn::Endpoint::server(config, gateway.listen).map_err(|error| {
-        Failure::environment(format_args!("cannot listen on {}: {error}", gateway.listen))
-    })?;
+    let endpoint = socket::endpoint(gateway.listen, Some(config))?;
     println!("ready: answering everything on {}", gateway.listen);
     let shards = site.shards;
     while let Some(incoming) = endpoint.accept().await {

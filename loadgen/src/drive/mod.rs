@@ -19,6 +19,7 @@ use crate::measure::Measure;
 use crate::pace::{Pace, Pacer};
 use crate::plan::Plan;
 use crate::schedule::{Arrival, Schedule};
+use crate::socket;
 use crate::tls::{self, ALPN_GATEWAY, Credentials};
 use link::Link;
 use state::State;
@@ -108,8 +109,7 @@ impl Session {
             std::net::SocketAddr::V6(_) => "[::]:0",
         };
         let local = unspecified.parse().expect("a literal address");
-        let endpoint = quinn::Endpoint::client(local)
-            .map_err(|error| Failure::environment(format_args!("cannot open a socket: {error}")))?;
+        let endpoint = socket::endpoint(local, None)?;
         let seed = plan.params().seed;
         let sites: &[SiteEntry] = &gateway.sites;
         let links = (0..options.connections.max(1))
