@@ -157,7 +157,8 @@ impl Connection {
     }
 }
 
-fn encode_reply(reply: &Reply, out: &mut Vec<u8>) {
+/// Appends the answer's frame.
+pub fn encode_reply(reply: &Reply, out: &mut Vec<u8>) {
     let waiter = &reply.waiter;
     match &reply.body {
         ReplyBody::Order(body) => body.encode_frame(waiter.kind | kind::REPLY, waiter.correlation, out),

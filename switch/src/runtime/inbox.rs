@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering, fence};
 use crossbeam::queue::ArrayQueue;
 use storage::Notify;
 
+use crate::engine::Engine;
 use crate::engine::input::{
     AdminInput, Evidence, OperationId, OrderInput, PayInput, QueryRefundInput, RefundInput, Waiter,
 };
@@ -43,7 +44,12 @@ pub enum Item {
     LinkLost(u16),
     /// An operator's command.
     Admin(Box<AdminInput>),
+    /// A look at the engine, for the admin interface; taken once.
+    Inspect(std::cell::Cell<Option<Look>>),
 }
+
+/// What the admin interface does with an engine.
+pub type Look = Box<dyn FnOnce(&Engine) + std::marker::Send>;
 
 /// Items of one turn of the network thread.
 #[derive(Default)]

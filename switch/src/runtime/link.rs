@@ -235,7 +235,7 @@ impl Link {
         while let Ok(Some(count)) = recv.read_chunks(&mut chunks).await {
             for chunk in &chunks[..count] {
                 let split = splitter.push(chunk, |header, body| {
-                    self.answer(net, header.correlation, body);
+                    self.answer(net, header.kind, header.correlation, body);
                 });
                 if let Err(error) = split {
                     quic.close(error.close_code().wire().into(), b"not a frame of this protocol");
@@ -254,7 +254,7 @@ impl Link {
         }
     }
 
-    fn answer(&self, net: &Rc<Net>, correlation: u64, body: &[u8]) {
+    fn answer(&self, net: &Rc<Net>, kind: u8, correlation: u64, body: &[u8]) {
         let operation = OperationId::unpack(correlation);
         let Some(operation) = operation.filter(|id| id.shard < net.settings.shards) else {
             self.count(net, |channel| channel.unmatched.add(1));
@@ -266,7 +266,7 @@ impl Link {
             }
         }
         self.count(net, |channel| channel.answered.add(1));
-        let evidence = match ChannelReply::decode(body) {
+        let evidence = match ChannelReply::decode(kind, body) {
             Ok(reply) => Evidence::Answered {
                 status: reply.status,
                 detail: reply.detail,

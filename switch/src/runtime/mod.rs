@@ -9,11 +9,11 @@ mod bootstrap;
 mod clock;
 mod control;
 mod directory;
+mod explain;
 mod gateway;
 mod inbox;
 mod link;
 mod net;
-mod refuse;
 mod request;
 mod worker;
 
@@ -81,7 +81,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
         .map_err(|error| environment(&config.data_dir, &error))?;
     let keys = EndpointKeys::load_or_create(&config.data_dir).map_err(|error| config_error(&error))?;
     let server = tls::gateway_server(&config.gateway, &keys).map_err(|error| config_error(&error))?;
-    let kek = Kek::load(&config.keys.kek).map_err(|error| config_error(&error))?;
+    let kek = Kek::load(&config.keys.kek).map_err(|error| config_error(&error)).map(Arc::new)?;
     let bootstrap = bootstrap::load(&config, &kek).map_err(ServeError::Config)?;
     let socket = bind_udp(config.gateway.listen, config.gateway.udp_buffer_kib)?;
 
@@ -90,7 +90,11 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     let net_wake = Arc::new(tokio::sync::Notify::new());
     let batches = config.worker.inbox_batches as usize;
     let exchange = Arc::new(Exchange::new(batches, notify.clone(), Arc::clone(&net_wake)));
-    let metrics = Arc::new(Metrics::new(&config));
+    let metrics = Arc::new(Metrics::new(
+        config.site,
+        config.shards,
+        config.channels.iter().map(|channel| channel.name.clone()),
+    ));
     let shared = Arc::new(Shared {
         exchange: Arc::clone(&exchange),
         metrics: Arc::clone(&metrics),
@@ -107,8 +111,12 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     }
 
     let control = Arc::new(NodeControl::new(&config, Arc::clone(&shared), started));
-    spawn_net(&config, server, keys, socket, kek, bootstrap, net_wake, &control, events)?;
-    let admin = crate::admin::server::start(&config, Arc::clone(&control) as Arc<_>)
+    spawn_net(&config, server, keys, socket, Arc::clone(&kek), bootstrap, net_wake, &control, events)?;
+    let admin = crate::admin::server::AdminServer::start(
+        &config.admin,
+        Arc::clone(&control) as Arc<dyn crate::admin::control::Control>,
+        Arc::clone(&kek),
+    )
         .map_err(|error| ServeError::Environment(error.to_string()))?;
     println!(
         "payswitch site {} serves gateways on {}, admin on {}",
@@ -240,7 +248,7 @@ fn spawn_net(
     server: quinn::ServerConfig,
     keys: EndpointKeys,
     socket: UdpSocket,
-    kek: Kek,
+    kek: Arc<Kek>,
     bootstrap: bootstrap::Bootstrap,
     net_wake: Arc<tokio::sync::Notify>,
     control: &Arc<NodeControl>,
@@ -282,14 +290,13 @@ fn spawn_net(
 async fn net_main(
     config: Config,
     endpoint: quinn::Endpoint,
-    kek: Kek,
+    kek: Arc<Kek>,
     bootstrap: bootstrap::Bootstrap,
     net_wake: Arc<tokio::sync::Notify>,
     control: Arc<NodeControl>,
     events: &mpsc::Sender<Event>,
 ) -> Result<(), ServeError> {
     let directory = Directory::new(kek, config.gateway.timestamp_window_s * 1000);
-    let sink = Arc::clone(&control);
     let net = Net::new(
         NetSettings {
             shards: config.shards,
@@ -304,7 +311,7 @@ async fn net_main(
         vec![Arc::clone(control.exchange())],
         directory,
         Arc::clone(control.metrics()),
-        Box::new(move |ticket, result| sink.answer(ticket, result)),
+        Arc::clone(&control),
     );
     tokio::task::spawn_local(Rc::clone(&net).run_flusher());
     tokio::task::spawn_local(Rc::clone(&net).run_dispatcher(net_wake));

@@ -10,14 +10,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use protocol::code::Code;
-use protocol::message::kind;
 use storage::{Frame, FrameKind, Log, LogError, Space};
 
 use super::clock;
 use super::inbox::{Batch, Exchange, Item, OutBatch};
-use super::refuse;
 use crate::engine::input::{PayInput, Waiter};
-use crate::engine::output::Outputs;
+use crate::engine::output::{Outputs, Reply};
 use crate::engine::{Engine, EngineConfig, Input, Now};
 use crate::metrics::Metrics;
 use crate::replica::{Entry, HardState, ReplayError, SingleReplica};
@@ -154,7 +152,6 @@ impl Recovering {
                     .map_err(|error| WorkerError::Apply(error.to_string()))
             }
             FrameKind::HardState => Ok(shard.replica.replay_hard_state(frame.payload)?),
-            _ => Ok(()),
         }
     }
 }
@@ -276,7 +273,7 @@ impl Worker {
         let full = self.shared.storage_full.load(Ordering::Relaxed);
         for (shard, item) in &batch.items {
             if let Some((waiter, code)) = shed(item, late, full) {
-                self.out.replies.push(refuse::reply(waiter, code, self.retry_after_ms()));
+                self.out.replies.push(Reply::refusal(waiter, code, self.retry_after_ms()));
                 continue;
             }
             match item {
@@ -500,6 +497,12 @@ fn handle(shard: &mut Shard, item: &Item, arena: &[u8], now: Now) {
         Item::ChannelUp(channel, up) => Input::ChannelUp { channel: *channel, up: *up },
         Item::LinkLost(channel) => Input::LinkLost { channel: *channel },
         Item::Admin(admin) => Input::Admin((**admin).clone()),
+        Item::Inspect(look) => {
+            if let Some(look) = look.take() {
+                look(&shard.engine);
+            }
+            return;
+        }
     };
     // Only a committed block can fail to apply.
     let handled = shard.engine.handle(input, now, &mut shard.out);
@@ -507,7 +510,3 @@ fn handle(shard: &mut Shard, item: &Item, arena: &[u8], now: Now) {
     shard.due_us = shard.engine.next_due();
 }
 
-/// Kinds of requests whose reply has the refund layout.
-pub fn is_refund_kind(request: u8) -> bool {
-    matches!(request, kind::REFUND | kind::QUERY_REFUND)
-}
