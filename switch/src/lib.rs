@@ -1,5 +1,6 @@
 //! payswitch, the payment switch core.
 pub mod admin;
+pub mod cli;
 pub mod config;
 pub mod engine;
 pub mod init;
