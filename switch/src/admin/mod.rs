@@ -13,4 +13,4 @@ pub mod control;
 mod routes;
 pub mod server;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

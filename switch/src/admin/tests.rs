@@ -73,14 +73,14 @@ impl Control for MadeUp {
     }
 }
 
-struct Site {
-    dir: tempfile::TempDir,
+pub(crate) struct Site {
+    pub(crate) dir: tempfile::TempDir,
     config: Config,
     control: Arc<MadeUp>,
     server: AdminServer,
 }
 
-fn site() -> Site {
+pub(crate) fn site() -> Site {
     let dir = tempfile::tempdir().unwrap();
     let options = InitOptions {
         dir: dir.path().to_owned(),
@@ -101,6 +101,16 @@ fn site() -> Site {
 }
 
 impl Site {
+    /// A configuration file that leads the command line to this server.
+    pub(crate) fn config_file(&self) -> String {
+        let path = self.dir.path().join("site-1.toml");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let address = self.server.tls_address().unwrap();
+        let line = format!("tls_listen = \"{address}\"");
+        std::fs::write(&path, text.replace("tls_listen = \"127.0.0.1:7403\"", &line)).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+
     fn operator(&self) -> Client {
         Client::new(&self.config).unwrap()
     }

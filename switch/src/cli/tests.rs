@@ -98,3 +98,30 @@ fn wrong_usage_is_refused_by_the_parser() {
         assert!(Cli::try_parse_from([&["payswitch"], &good[..]].concat()).is_ok(), "{good:?}");
     }
 }
+
+#[test]
+fn operators_work_from_the_command_line() {
+    let site = crate::admin::tests::site();
+    let config = site.config_file();
+    let admin = |rest: &[&str]| run(&[&["admin", "--config", &config], rest].concat());
+
+    let status = admin(&["status"]).unwrap();
+    assert!(status.starts_with("site 1 ") && status.lines().count() > 12, "{status}");
+    let json: serde_json::Value =
+        serde_json::from_str(&admin(&["status", "--json"]).unwrap()).unwrap();
+    assert_eq!(json["shards"].as_array().unwrap().len(), 12);
+
+    let merchants = site.dir.path().join("merchants.toml");
+    let put = admin(&["merchant", "put", merchants.to_str().unwrap(), "--only-if-absent"]);
+    assert_eq!(put.unwrap(), "done so\n");
+    let shown = admin(&["merchant", "show", "M000001"]).unwrap();
+    assert!(shown.contains("1 (hmac-sha256)") && shown.contains("100000000"), "{shown}");
+    assert_eq!(admin(&["limit", "set", "M000001", "--burst", "3"]).unwrap(), "done so\n");
+
+    assert!(admin(&["in-doubt", "--limit", "2"]).unwrap().starts_with("merchant"));
+    assert!(admin(&["explain", "M1", "A|1*"]).unwrap().starts_with("M1 A|1* "));
+    let missing = admin(&["explain", "M404", "1"]).unwrap_err();
+    assert_eq!(missing, Failure::new(Exit::Missed, "not found (not_found)"));
+    let decided = admin(&["decide", "M1", "1", "--moved", "--second", "lee", "--note", "t"]);
+    assert_eq!(decided.unwrap_err().message, "the attempt is not in doubt (refused)");
+}

@@ -474,6 +474,22 @@ mod tests {
         assert!(twice.contains("each id once"), "{twice}");
     }
 
+    proptest::proptest! {
+        #[test]
+        fn any_range_prints_as_it_reads(address: u128, bits in 0_u8..=128, v4: bool) {
+            let address = if v4 { 0xffff_0000_0000 | (address & 0xffff_ffff) } else { address };
+            let bits = if v4 { 96 + bits / 4 } else { bits };
+            let kept = address & !u128::MAX.checked_shr(bits.into()).unwrap_or(0);
+            let range = AddressRange { address: kept.to_be_bytes(), prefix_len: bits };
+            proptest::prop_assert_eq!(parse_range(&format_range(&range)), Some(range));
+        }
+
+        #[test]
+        fn no_text_breaks_the_range_parser(text in ".{0,50}") {
+            let _ = parse_range(&text);
+        }
+    }
+
     #[test]
     fn ranges_print_as_they_read() {
         for text in ["10.0.0.0/8", "0.0.0.0/0", "192.0.2.7/32", "2001:db8::/32", "::/0"] {
