@@ -10,6 +10,7 @@
 pub mod api;
 pub mod client;
 pub mod control;
+mod decisions;
 mod routes;
 pub mod server;
 #[cfg(test)]

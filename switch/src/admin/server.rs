@@ -78,7 +78,7 @@ impl AdminServer {
         let (plain_at, secure_at) =
             (plain.local_addr()?, secure.as_ref().map(|s| s.local_addr()).transpose()?);
         let (stop, stopped) = watch::channel(false);
-        let context = Arc::new(Context { control, kek });
+        let context = Arc::new(Context::new(control, kek));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let thread = std::thread::Builder::new().name("admin".to_owned()).spawn(move || {
             let acceptor = secure.map(|listener| (listener, TlsAcceptor::from(server_tls)));

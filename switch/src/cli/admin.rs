@@ -17,6 +17,12 @@ pub(super) struct AdminArgs {
     /// The site's configuration: its admin address and the operator's certificate.
     #[arg(long)]
     config: PathBuf,
+    /// The operator's certificate chain, PEM; default: admin.admin_cert.
+    #[arg(long, global = true, requires = "key", value_name = "FILE")]
+    cert: Option<PathBuf>,
+    /// The operator's private key, PEM; default: admin.admin_key.
+    #[arg(long, global = true, requires = "cert", value_name = "FILE")]
+    key: Option<PathBuf>,
     /// JSON instead of tables.
     #[arg(long, global = true)]
     json: bool,
@@ -47,7 +53,8 @@ enum AdminCommand {
     /// Limits of a merchant.
     #[command(subcommand)]
     Limit(LimitCommand),
-    /// Decide a payment that waits for an operator.
+    /// Decide a payment that waits for an operator. Two operators must send
+    /// the same decision, each with their own certificate.
     Decide(DecideArgs),
 }
 
@@ -126,9 +133,6 @@ struct DecideArgs {
     /// The money did not move.
     #[arg(long)]
     not_moved: bool,
-    /// The second operator.
-    #[arg(long)]
-    second: String,
     /// Evidence: a ticket or file number, at most 32 characters.
     #[arg(long)]
     note: String,
@@ -151,7 +155,10 @@ impl From<ClientError> for Failure {
 
 /// Runs one admin command against the site of the configuration.
 pub(super) fn run(out: &mut impl Write, args: AdminArgs) -> Result<(), Failure> {
-    let config = Config::load(&args.config)?;
+    let mut config = Config::load(&args.config)?;
+    if args.cert.is_some() {
+        (config.admin.admin_cert, config.admin.admin_key) = (args.cert, args.key);
+    }
     let client = Client::new(&config)?;
     let mut screen = Screen { out, json: args.json };
     match args.command {
@@ -207,7 +214,6 @@ impl DecideArgs {
             out_refund_no: self.refund,
             // The parser demands exactly one of --moved and --not-moved.
             success: self.moved,
-            second: self.second,
             note: self.note,
         }
     }

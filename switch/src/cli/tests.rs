@@ -85,15 +85,16 @@ fn wrong_usage_is_refused_by_the_parser() {
         vec!["init"],
         vec!["serve"],
         with(&["limit", "set", "M1"]),
-        with(&["decide", "M1", "1", "--second", "lee", "--note", "n"]),
-        with(&["decide", "M1", "1", "--moved", "--not-moved", "--second", "l", "--note", "n"]),
+        with(&["--cert", "x", "status"]),
+        with(&["decide", "M1", "1", "--note", "n"]),
+        with(&["decide", "M1", "1", "--moved", "--not-moved", "--note", "n"]),
     ] {
         assert!(Cli::try_parse_from([&["payswitch"], &bad[..]].concat()).is_err(), "{bad:?}");
     }
     for good in [
         with(&["limit", "set", "M1", "--burst", "3"]),
         with(&["status", "--json"]),
-        with(&["decide", "M1", "1", "--not-moved", "--second", "lee", "--note", "n"]),
+        with(&["decide", "M1", "1", "--not-moved", "--note", "n"]),
     ] {
         assert!(Cli::try_parse_from([&["payswitch"], &good[..]].concat()).is_ok(), "{good:?}");
     }
@@ -122,6 +123,9 @@ fn operators_work_from_the_command_line() {
     assert!(admin(&["explain", "M1", "A|1*"]).unwrap().starts_with("M1 A|1* "));
     let missing = admin(&["explain", "M404", "1"]).unwrap_err();
     assert_eq!(missing, Failure::new(Exit::Missed, "not found (not_found)"));
-    let decided = admin(&["decide", "M1", "1", "--moved", "--second", "lee", "--note", "t"]);
-    assert_eq!(decided.unwrap_err().message, "the attempt is not in doubt (refused)");
+    let decide = ["decide", "M1", "1", "--moved", "--note", "t"];
+    assert!(admin(&decide).unwrap().starts_with("proposed by admin"));
+    let file = |name: &str| site.dir.path().join("certs").join(name).to_str().unwrap().to_owned();
+    let second = ["--cert", &file("admin-2.pem"), "--key", &file("admin-2.key")];
+    assert_eq!(admin(&[&decide[..], &second].concat()).unwrap(), "done so\n");
 }
