@@ -7,6 +7,7 @@
 
 mod admin;
 mod check;
+mod log;
 #[cfg(test)]
 mod tests;
 
@@ -59,6 +60,9 @@ enum Command {
     },
     /// Ask or command a running site.
     Admin(admin::AdminArgs),
+    /// Check or print a log.
+    #[command(subcommand)]
+    Log(log::LogCommand),
 }
 
 /// Exit codes; 0 is success.
@@ -114,7 +118,11 @@ impl From<InitError> for Failure {
 /// Parses the process's arguments and runs the command; `serve` runs a site
 /// until it is told to stop.
 pub fn run(serve: impl FnOnce(Config) -> Result<(), Failure>) -> ExitCode {
-    match Cli::parse().run(&mut std::io::stdout().lock(), serve) {
+    let cli = Cli::parse();
+    // Not locked: a running site prints from other threads.
+    let mut out = std::io::BufWriter::new(std::io::stdout());
+    let result = cli.run(&mut out, serve).and(finish(&mut out));
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("payswitch: {}", failure.message);
@@ -136,6 +144,7 @@ impl Cli {
             Command::Serve { config } => serve(Config::load(&config)?),
             Command::Check { config } => check::check(out, &config),
             Command::Admin(args) => admin::run(out, args),
+            Command::Log(command) => log::run(out, command),
         }
     }
 }
@@ -158,7 +167,15 @@ fn run_init(out: &mut impl std::io::Write, options: &InitOptions) -> Result<(), 
 /// Writes to the standard output; a closed pipe (`| head`) is the reader's
 /// choice and no failure.
 fn print(out: &mut impl std::io::Write, text: fmt::Arguments<'_>) -> Result<(), Failure> {
-    match out.write_fmt(text) {
+    written(out.write_fmt(text))
+}
+
+fn finish(out: &mut impl std::io::Write) -> Result<(), Failure> {
+    written(out.flush())
+}
+
+fn written(result: std::io::Result<()>) -> Result<(), Failure> {
+    match result {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
             Err(Failure::new(Exit::Environment, format_args!("cannot write the output: {error}")))
         }

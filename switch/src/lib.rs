@@ -5,5 +5,6 @@ pub mod config;
 pub mod engine;
 pub mod init;
 pub mod metrics;
+pub mod replica;
 pub mod secret;
 pub mod tls;
