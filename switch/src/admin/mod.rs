@@ -11,7 +11,7 @@ pub mod api;
 pub mod client;
 pub mod control;
 mod decisions;
-mod routes;
+pub(crate) mod routes;
 pub mod server;
 #[cfg(test)]
 pub(crate) mod tests;

@@ -449,6 +449,14 @@ mod tests {
         assert_eq!(percent_encode("A|1*x-_&="), "A%7C1%2Ax-_%26%3D");
     }
 
+    proptest::proptest! {
+        #[test]
+        fn the_server_decodes_what_we_encode(text in ".*") {
+            let decoded = crate::admin::routes::percent_decode(&percent_encode(&text));
+            proptest::prop_assert_eq!(decoded, Some(text));
+        }
+    }
+
     #[test]
     fn status_tells_what_matters() {
         let status = Status {
