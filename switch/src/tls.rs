@@ -12,7 +12,7 @@ mod identity;
 mod tests;
 mod transport;
 
-pub use identity::{Identity, IdentityError, Role, identity};
+pub use identity::{Identity, IdentityError, Role, identity, peer_identity};
 pub use transport::{
     EndpointKeys, channel_client, channel_transport, gateway_endpoint, gateway_server,
     gateway_transport,

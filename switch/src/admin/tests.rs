@@ -94,8 +94,7 @@ pub(crate) fn site() -> Site {
     let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
     (config.admin.listen, config.admin.tls_listen) = (any, Some(any));
     let control = Arc::new(MadeUp::default());
-    let kek = Arc::new(Kek::load(&config.keys.kek).unwrap());
-    let server = AdminServer::start(&config.admin, control.clone(), kek).unwrap();
+    let server = super::server::start(&config, control.clone()).unwrap();
     config.admin.tls_listen = server.tls_address();
     Site { dir, config, control, server }
 }

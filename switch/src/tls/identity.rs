@@ -72,6 +72,18 @@ pub fn identity(certificate: &CertificateDer<'_>) -> Result<Identity, IdentityEr
     Ok(identity)
 }
 
+/// As [`identity`], of a connection's other end.
+///
+/// # Errors
+/// [`IdentityError`]; [`IdentityError::NoRole`] also when there is no
+/// certificate, which our settings do not let happen.
+pub fn peer_identity(connection: &quinn::Connection) -> Result<Identity, IdentityError> {
+    let chain = connection.peer_identity().ok_or(IdentityError::NoRole)?;
+    let chain =
+        chain.downcast::<Vec<CertificateDer<'static>>>().map_err(|_| IdentityError::NoRole)?;
+    identity(chain.first().ok_or(IdentityError::NoRole)?)
+}
+
 fn parse_identity(dns_name: &str) -> Option<Identity> {
     let dns_name = dns_name.to_ascii_lowercase();
     let (name, role) = dns_name.strip_suffix(".payswitch")?.rsplit_once('.')?;

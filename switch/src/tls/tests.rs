@@ -73,9 +73,7 @@ async fn connect(
 /// The identity that the server sees, or how the connection ended for it.
 async fn accepted(server: &Endpoint) -> Result<Identity, ConnectionError> {
     let connection = server.accept().await.unwrap().await?;
-    let chain = connection.peer_identity().unwrap();
-    let chain = chain.downcast::<Vec<CertificateDer<'static>>>().unwrap();
-    Ok(identity(&chain[0]).unwrap())
+    Ok(peer_identity(&connection).unwrap())
 }
 
 #[test]
@@ -89,6 +87,8 @@ fn the_front_sees_who_connects() {
             let (connection, seen) = tokio::join!(connect(address, client), accepted(&server));
             assert!(connection.is_ok(), "{connection:?}");
             assert_eq!(seen.unwrap(), Identity { role, name: name.to_owned() });
+            let site = Identity { role: Role::Site, name: "site-1".to_owned() };
+            assert_eq!(peer_identity(&connection.unwrap()).unwrap(), site);
         }
     });
 }
