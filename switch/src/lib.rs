@@ -1,6 +1,7 @@
 //! payswitch, the payment switch core: see docs/ARCHITECTURE.md for the map.
 #![forbid(unsafe_code)]
 pub mod admin;
+pub mod cli;
 pub mod config;
 pub mod engine;
 pub mod init;

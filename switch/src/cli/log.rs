@@ -1,0 +1,275 @@
+//! `payswitch log`: checking and printing a log without owning it, beside a
+//! running site or after its end.
+
+use super::{Exit, Failure, print};
+use crate::config::hex;
+use crate::replica::HardState;
+use clap::Subcommand;
+use serde_json::json;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use storage::{FrameAt, FrameKind, LogError, ReplayError, VerifyReport};
+
+#[derive(Subcommand, Debug)]
+pub(super) enum LogCommand {
+    /// Check every checksum, position and hash chain. Exit code 2: damaged; the
+    /// message names file and offset.
+    Verify {
+        /// A site's data directory, or one worker's log in it.
+        dir: PathBuf,
+    },
+    /// Print the log as JSON lines, one per frame.
+    Dump {
+        /// A site's data directory, or one worker's log in it.
+        dir: PathBuf,
+        /// Only this shard.
+        #[arg(long)]
+        shard: Option<u16>,
+        /// Only blocks from this index on.
+        #[arg(long, default_value_t = 0, value_name = "INDEX")]
+        from: u64,
+    },
+}
+
+impl From<LogError> for Failure {
+    fn from(error: LogError) -> Self {
+        let exit = match error {
+            LogError::Damaged(_) | LogError::Config(_) | LogError::Replay(_) => Exit::Usage,
+            _ => Exit::Environment,
+        };
+        Self::new(exit, error)
+    }
+}
+
+/// Runs one log command.
+pub(super) fn run(out: &mut impl Write, command: LogCommand) -> Result<(), Failure> {
+    match command {
+        LogCommand::Verify { dir } => logs(&dir)?.iter().try_for_each(|log| verify(out, log)),
+        LogCommand::Dump { dir, shard, from } => {
+            logs(&dir)?.iter().try_for_each(|log| dump(out, log, shard, from))
+        }
+    }
+}
+
+/// The logs in `dir`: itself, or its workers'. None at all is an error: an empty
+/// answer must not look like a sound log.
+fn logs(dir: &Path) -> Result<Vec<PathBuf>, Failure> {
+    let unreadable =
+        |error| Failure::new(Exit::Usage, format_args!("cannot read {}: {error}", dir.display()));
+    let mut workers = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(unreadable)? {
+        let path = entry.map_err(unreadable)?.path();
+        if path.extension().is_some_and(|extension| extension == "wal") {
+            return Ok(vec![dir.to_owned()]);
+        }
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with("worker-") && path.is_dir() {
+            workers.push(path);
+        }
+    }
+    if workers.is_empty() {
+        let dir = dir.display();
+        let text = format_args!("no log in {dir}; give a site's data directory or a worker's log");
+        return Err(Failure::new(Exit::Usage, text));
+    }
+    workers.sort();
+    Ok(workers)
+}
+
+fn verify(out: &mut impl Write, dir: &Path) -> Result<(), Failure> {
+    let report = storage::verify(dir)?;
+    let VerifyReport { cluster, worker, recovery, blocks, last_index } = &report;
+    let (segments, batches, frames) = (recovery.segments, recovery.batches, recovery.frames);
+    print(
+        out,
+        format_args!(
+            "{}: cluster {cluster:016x}, worker {worker}\n\
+             segments {segments}\nbatches {batches}\nframes {frames}\nblocks {blocks}\n",
+            dir.display()
+        ),
+    )?;
+    for (shard, index) in last_index {
+        print(out, format_args!("shard {shard} last_index {index}\n"))?;
+    }
+    if let Some(torn) = &recovery.torn {
+        let (file, offset, bytes) = (torn.file.display(), torn.offset, torn.bytes);
+        let text = format_args!(
+            "torn tail: {bytes} bytes in {file} at offset {offset}, never acknowledged; cut at the next start\n"
+        );
+        print(out, text)?;
+    }
+    print(out, format_args!("sound\n"))
+}
+
+fn dump(out: &mut impl Write, dir: &Path, shard: Option<u16>, from: u64) -> Result<(), Failure> {
+    let mut failed = None;
+    let read = storage::read(dir, &mut |at| {
+        let hidden = at.frame.kind == FrameKind::Block && at.frame.index < from;
+        if hidden || shard.is_some_and(|shard| shard != at.frame.shard) {
+            return Ok(());
+        }
+        // A reader that has gone away ends the walk; only other errors count.
+        writeln!(out, "{}", frame(&at)).map_err(|error| {
+            let text = error.to_string();
+            failed = Some(error);
+            ReplayError::new(text)
+        })
+    });
+    match failed {
+        Some(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        Some(error) => {
+            Err(Failure::new(Exit::Environment, format_args!("cannot write the output: {error}")))
+        }
+        None => Ok(read.map(drop)?),
+    }
+}
+
+fn frame(at: &FrameAt<'_>) -> serde_json::Value {
+    let frame = &at.frame;
+    let mut line = json!({
+        "segment": at.segment,
+        "offset": at.offset,
+        "batch": at.batch,
+        "shard": frame.shard,
+    });
+    let content = match frame.kind {
+        FrameKind::Block => json!({
+            "kind": "block",
+            "term": frame.term,
+            "index": frame.index,
+            "chain": hex::encode(&frame.chain),
+            "bytes": frame.payload.len(),
+        }),
+        FrameKind::HardState => match HardState::decode(frame.payload) {
+            Some(HardState { term, vote, commit }) => {
+                json!({ "kind": "hard_state", "term": term, "vote": vote, "commit": commit })
+            }
+            None => json!({ "kind": "hard_state", "unreadable": hex::encode(frame.payload) }),
+        },
+    };
+    if let (Some(line), serde_json::Value::Object(content)) = (line.as_object_mut(), content) {
+        line.extend(content);
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use storage::{Backend, Frame, Log, LogConfig, Notify, chain_next};
+
+    const CLUSTER: u64 = 0xabc;
+
+    /// Writes `blocks` blocks of two shards, each batch durable by itself.
+    fn write_log(dir: &Path, blocks: u64) {
+        let config = LogConfig {
+            dir: dir.to_owned(),
+            backend: Backend::Blocking,
+            cluster: CLUSTER,
+            worker: 0,
+            segment_bytes: 1 << 20,
+            batch_max_bytes: 64 << 10,
+            reserve_bytes: 0,
+            idle_seal_us: 1_000,
+        };
+        let notify = Notify::new().unwrap();
+        let (mut log, _) = Log::open(config, notify.clone(), &mut |_| Ok(())).unwrap();
+        let hard_state = HardState { term: 1, vote: 1, commit: 0 }.encode();
+        for shard in [3, 5] {
+            let (term, index, chain) = (1, 0, [0; 32]);
+            let kind = FrameKind::HardState;
+            log.append(&Frame { kind, shard, term, index, chain, payload: &hard_state }).unwrap();
+        }
+        let mut chains = [[0; 32]; 2];
+        for index in 1..=blocks {
+            for (chain, shard) in chains.iter_mut().zip([3, 5]) {
+                let payload = [index as u8; 5_000];
+                *chain = chain_next(chain, &payload);
+                let (kind, chain) = (FrameKind::Block, *chain);
+                let frame = Frame { kind, shard, term: 1, index, chain, payload: &payload };
+                log.append(&frame).unwrap();
+            }
+            log.submit().unwrap();
+            while log.in_flight() {
+                if log.poll().unwrap().is_none() {
+                    notify.wait(10_000);
+                }
+            }
+        }
+        log.close().unwrap();
+    }
+
+    fn run_log(command: LogCommand) -> Result<String, Failure> {
+        let mut out = Vec::new();
+        run(&mut out, command)?;
+        Ok(String::from_utf8(out).unwrap())
+    }
+
+    #[test]
+    fn a_sound_log_is_counted() {
+        let data = tempfile::tempdir().unwrap();
+        write_log(&data.path().join("worker-0"), 4);
+        for dir in [data.path().to_owned(), data.path().join("worker-0")] {
+            let text = run_log(LogCommand::Verify { dir }).unwrap();
+            for part in
+                ["cluster 0000000000000abc", "blocks 8\n", "shard 3 last_index 4\n", "sound\n"]
+            {
+                assert!(text.contains(part), "{part}: {text}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_flipped_bit_is_named_with_file_and_offset() {
+        let data = tempfile::tempdir().unwrap();
+        let dir = data.path().join("worker-0");
+        write_log(&dir, 4);
+        let entries = std::fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path());
+        let segment = entries.filter(|path| path.extension().is_some()).min().unwrap();
+        let mut bytes = std::fs::read(&segment).unwrap();
+        let at = bytes.windows(100).position(|window| window == [2; 100]).unwrap();
+        bytes[at] ^= 1;
+        std::fs::write(&segment, bytes).unwrap();
+        for command in [
+            LogCommand::Verify { dir: dir.clone() },
+            LogCommand::Dump { dir: dir.clone(), shard: None, from: 0 },
+        ] {
+            let failure = run_log(command).unwrap_err();
+            assert_eq!(failure.exit, Exit::Usage);
+            let file = segment.file_name().unwrap().to_str().unwrap();
+            let named = failure.message.contains(file) && failure.message.contains("offset");
+            assert!(named, "{}", failure.message);
+        }
+    }
+
+    #[test]
+    fn dumps_are_json_lines_and_can_be_narrowed() {
+        let data = tempfile::tempdir().unwrap();
+        write_log(&data.path().join("worker-0"), 4);
+        let dump = |shard, from| {
+            let dir = data.path().to_owned();
+            let text = run_log(LogCommand::Dump { dir, shard, from }).unwrap();
+            let parse = |line| serde_json::from_str::<serde_json::Value>(line).unwrap();
+            text.lines().map(parse).collect::<Vec<_>>()
+        };
+        let blocks = |lines: &[serde_json::Value]| {
+            lines.iter().filter(|line| line["kind"] == "block").count()
+        };
+        let all = dump(None, 0);
+        assert_eq!((all.len(), blocks(&all)), (10, 8));
+        assert_eq!((&all[0]["kind"], &all[0]["vote"]), (&json!("hard_state"), &json!(1)));
+        let narrow = dump(Some(5), 3);
+        assert_eq!(blocks(&narrow), 2);
+        assert!(narrow.iter().all(|line| line["shard"] == 5));
+        assert_eq!((&narrow[1]["index"], &narrow[1]["bytes"]), (&json!(3), &json!(5_000)));
+    }
+
+    #[test]
+    fn nothing_to_check_is_no_success() {
+        let empty = tempfile::tempdir().unwrap();
+        for dir in [empty.path().to_owned(), empty.path().join("missing")] {
+            let failure = run_log(LogCommand::Verify { dir }).unwrap_err();
+            assert_eq!(failure.exit, Exit::Usage);
+        }
+    }
+}
