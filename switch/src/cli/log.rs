@@ -3,12 +3,14 @@
 
 use super::{Exit, Failure, print};
 use crate::config::hex;
+use crate::engine::record::Records;
 use crate::replica::HardState;
 use clap::Subcommand;
 use serde_json::json;
+use std::fmt::Write as _;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use storage::{FrameAt, FrameKind, LogError, ReplayError, VerifyReport};
+use storage::{Frame, FrameAt, FrameKind, LogError, ReplayError, VerifyReport};
 
 #[derive(Subcommand, Debug)]
 pub(super) enum LogCommand {
@@ -18,7 +20,7 @@ pub(super) enum LogCommand {
         /// A site's data directory, or one worker's log in it.
         dir: PathBuf,
     },
-    /// Print the log as JSON lines, one per frame.
+    /// Print the log as JSON lines, one per record.
     Dump {
         /// A site's data directory, or one worker's log in it.
         dir: PathBuf,
@@ -28,6 +30,9 @@ pub(super) enum LogCommand {
         /// Only blocks from this index on.
         #[arg(long, default_value_t = 0, value_name = "INDEX")]
         from: u64,
+        /// One line per frame (with chain values and hard states) instead.
+        #[arg(long)]
+        frames: bool,
     },
 }
 
@@ -45,8 +50,9 @@ impl From<LogError> for Failure {
 pub(super) fn run(out: &mut impl Write, command: LogCommand) -> Result<(), Failure> {
     match command {
         LogCommand::Verify { dir } => logs(&dir)?.iter().try_for_each(|log| verify(out, log)),
-        LogCommand::Dump { dir, shard, from } => {
-            logs(&dir)?.iter().try_for_each(|log| dump(out, log, shard, from))
+        LogCommand::Dump { dir, shard, from, frames } => {
+            let filter = Filter { shard, from, frames };
+            logs(&dir)?.iter().try_for_each(|log| dump(out, log, &filter))
         }
     }
 }
@@ -78,13 +84,14 @@ fn logs(dir: &Path) -> Result<Vec<PathBuf>, Failure> {
 
 fn verify(out: &mut impl Write, dir: &Path) -> Result<(), Failure> {
     let report = storage::verify(dir)?;
+    let records = count_records(dir)?;
     let VerifyReport { cluster, worker, recovery, blocks, last_index } = &report;
     let (segments, batches, frames) = (recovery.segments, recovery.batches, recovery.frames);
     print(
         out,
         format_args!(
             "{}: cluster {cluster:016x}, worker {worker}\n\
-             segments {segments}\nbatches {batches}\nframes {frames}\nblocks {blocks}\n",
+             segments {segments}\nbatches {batches}\nframes {frames}\nblocks {blocks}\nrecords {records}\n",
             dir.display()
         ),
     )?;
@@ -101,15 +108,58 @@ fn verify(out: &mut impl Write, dir: &Path) -> Result<(), Failure> {
     print(out, format_args!("sound\n"))
 }
 
-fn dump(out: &mut impl Write, dir: &Path, shard: Option<u16>, from: u64) -> Result<(), Failure> {
+/// Reads every record: a log that storage finds sound may still have been
+/// written by another version of the engine.
+fn count_records(dir: &Path) -> Result<u64, Failure> {
+    let mut records = 0;
+    storage::read(dir, &mut |at| {
+        if at.frame.kind == FrameKind::Block {
+            for record in Records::new(at.frame.payload).map_err(|error| at_block(&at, error))? {
+                record.map_err(|error| at_block(&at, error))?;
+                records += 1;
+            }
+        }
+        Ok(())
+    })?;
+    Ok(records)
+}
+
+fn at_block(at: &FrameAt<'_>, error: impl std::fmt::Display) -> ReplayError {
+    let (shard, index) = (at.frame.shard, at.frame.index);
+    let (segment, offset) = (at.segment, at.offset);
+    ReplayError::new(format!(
+        "{segment:016x}.wal at offset {offset}: block {index} of shard {shard}: {error}"
+    ))
+}
+
+/// What `log dump` shows.
+struct Filter {
+    shard: Option<u16>,
+    from: u64,
+    frames: bool,
+}
+
+impl Filter {
+    fn shows(&self, frame: &Frame<'_>) -> bool {
+        let block = frame.kind == FrameKind::Block;
+        self.shard.is_none_or(|shard| shard == frame.shard)
+            && (!block || frame.index >= self.from)
+            && (block || self.frames)
+    }
+}
+
+fn dump(out: &mut impl Write, dir: &Path, filter: &Filter) -> Result<(), Failure> {
     let mut failed = None;
     let read = storage::read(dir, &mut |at| {
-        let hidden = at.frame.kind == FrameKind::Block && at.frame.index < from;
-        if hidden || shard.is_some_and(|shard| shard != at.frame.shard) {
+        if !filter.shows(&at.frame) {
             return Ok(());
         }
+        let lines = match filter.frames {
+            true => format!("{}\n", frame(&at)),
+            false => records(&at)?,
+        };
         // A reader that has gone away ends the walk; only other errors count.
-        writeln!(out, "{}", frame(&at)).map_err(|error| {
+        out.write_all(lines.as_bytes()).map_err(|error| {
             let text = error.to_string();
             failed = Some(error);
             ReplayError::new(text)
@@ -122,6 +172,25 @@ fn dump(out: &mut impl Write, dir: &Path, shard: Option<u16>, from: u64) -> Resu
         }
         None => Ok(read.map(drop)?),
     }
+}
+
+/// The block's records, each as one object that begins with its place.
+fn records(at: &FrameAt<'_>) -> Result<String, ReplayError> {
+    let Frame { shard, term, index, payload, .. } = at.frame;
+    let mut lines = String::new();
+    let mut record_json = String::new();
+    let records = Records::new(payload).map_err(|error| at_block(at, error))?;
+    for (number, record) in records.enumerate() {
+        record_json.clear();
+        record.map_err(|error| at_block(at, error))?.to_json(&mut record_json);
+        let fields = record_json.strip_prefix('{').unwrap_or(&record_json);
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            lines,
+            "{{\"shard\":{shard},\"index\":{index},\"term\":{term},\"record\":{number},{fields}"
+        );
+    }
+    Ok(lines)
 }
 
 fn frame(at: &FrameAt<'_>) -> serde_json::Value {
@@ -156,12 +225,28 @@ fn frame(at: &FrameAt<'_>) -> serde_json::Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use storage::{Backend, Frame, Log, LogConfig, Notify, chain_next};
+    use crate::engine::record::Record;
+    use storage::{Backend, Log, LogConfig, Notify, chain_next};
 
     const CLUSTER: u64 = 0xabc;
 
+    const AT_US: u64 = 1_700_000_000_000_000;
+
+    /// `index` records.
+    fn block(index: u64) -> Vec<u8> {
+        let mut block = Vec::new();
+        for event_id in 1..=index {
+            Record::Delivered { event_id, taken: true }.append(AT_US + event_id, &mut block);
+        }
+        block
+    }
+
     /// Writes `blocks` blocks of two shards, each batch durable by itself.
     fn write_log(dir: &Path, blocks: u64) {
+        write_payloads(dir, blocks, block);
+    }
+
+    fn write_payloads(dir: &Path, blocks: u64, payload: fn(u64) -> Vec<u8>) {
         let config = LogConfig {
             dir: dir.to_owned(),
             backend: Backend::Blocking,
@@ -183,7 +268,7 @@ mod tests {
         let mut chains = [[0; 32]; 2];
         for index in 1..=blocks {
             for (chain, shard) in chains.iter_mut().zip([3, 5]) {
-                let payload = [index as u8; 5_000];
+                let payload = payload(index);
                 *chain = chain_next(chain, &payload);
                 let (kind, chain) = (FrameKind::Block, *chain);
                 let frame = Frame { kind, shard, term: 1, index, chain, payload: &payload };
@@ -211,9 +296,13 @@ mod tests {
         write_log(&data.path().join("worker-0"), 4);
         for dir in [data.path().to_owned(), data.path().join("worker-0")] {
             let text = run_log(LogCommand::Verify { dir }).unwrap();
-            for part in
-                ["cluster 0000000000000abc", "blocks 8\n", "shard 3 last_index 4\n", "sound\n"]
-            {
+            for part in [
+                "0000000000000abc",
+                "blocks 8\n",
+                "records 20\n",
+                "shard 3 last_index 4\n",
+                "sound\n",
+            ] {
                 assert!(text.contains(part), "{part}: {text}");
             }
         }
@@ -227,12 +316,13 @@ mod tests {
         let entries = std::fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path());
         let segment = entries.filter(|path| path.extension().is_some()).min().unwrap();
         let mut bytes = std::fs::read(&segment).unwrap();
-        let at = bytes.windows(100).position(|window| window == [2; 100]).unwrap();
+        let second = block(2);
+        let at = bytes.windows(second.len()).position(|window| window == second).unwrap();
         bytes[at] ^= 1;
         std::fs::write(&segment, bytes).unwrap();
         for command in [
             LogCommand::Verify { dir: dir.clone() },
-            LogCommand::Dump { dir: dir.clone(), shard: None, from: 0 },
+            LogCommand::Dump { dir: dir.clone(), shard: None, from: 0, frames: false },
         ] {
             let failure = run_log(command).unwrap_err();
             assert_eq!(failure.exit, Exit::Usage);
@@ -246,22 +336,38 @@ mod tests {
     fn dumps_are_json_lines_and_can_be_narrowed() {
         let data = tempfile::tempdir().unwrap();
         write_log(&data.path().join("worker-0"), 4);
-        let dump = |shard, from| {
+        let dump = |shard, from, frames| {
             let dir = data.path().to_owned();
-            let text = run_log(LogCommand::Dump { dir, shard, from }).unwrap();
+            let text = run_log(LogCommand::Dump { dir, shard, from, frames }).unwrap();
             let parse = |line| serde_json::from_str::<serde_json::Value>(line).unwrap();
             text.lines().map(parse).collect::<Vec<_>>()
         };
-        let blocks = |lines: &[serde_json::Value]| {
-            lines.iter().filter(|line| line["kind"] == "block").count()
+        assert_eq!(dump(None, 0, false).len(), 20);
+        let narrow = dump(Some(5), 3, false);
+        assert_eq!(narrow.len(), 3 + 4);
+        assert!(narrow.iter().all(|line| line["shard"] == 5 && line["kind"] == "delivered"));
+        let place = |line: &serde_json::Value| {
+            ["index", "record", "at_us"].map(|key| line[key].as_u64().unwrap())
         };
-        let all = dump(None, 0);
-        assert_eq!((all.len(), blocks(&all)), (10, 8));
-        assert_eq!((&all[0]["kind"], &all[0]["vote"]), (&json!("hard_state"), &json!(1)));
-        let narrow = dump(Some(5), 3);
-        assert_eq!(blocks(&narrow), 2);
-        assert!(narrow.iter().all(|line| line["shard"] == 5));
-        assert_eq!((&narrow[1]["index"], &narrow[1]["bytes"]), (&json!(3), &json!(5_000)));
+        assert_eq!(place(&narrow[2]), [3, 2, AT_US + 3]);
+
+        let frames = dump(None, 0, true);
+        assert_eq!(frames.len(), 2 + 8);
+        assert_eq!((&frames[0]["kind"], &frames[0]["vote"]), (&json!("hard_state"), &json!(1)));
+        assert_eq!((&frames[2]["kind"], &frames[2]["index"]), (&json!("block"), &json!(1)));
+        assert_eq!(frames[2]["bytes"], block(1).len());
+    }
+
+    #[test]
+    fn records_of_another_version_are_named_by_their_place() {
+        let data = tempfile::tempdir().unwrap();
+        let dir = data.path().to_owned();
+        write_payloads(&data.path().join("worker-0"), 2, |_| vec![0xff; 100]);
+        let failure = run_log(LogCommand::Verify { dir }).unwrap_err();
+        assert_eq!(failure.exit, Exit::Usage);
+        let place = ".wal at offset ";
+        assert!(failure.message.contains(place), "{}", failure.message);
+        assert!(failure.message.contains("block 1 of shard 3"), "{}", failure.message);
     }
 
     #[test]
