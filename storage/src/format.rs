@@ -283,8 +283,17 @@ mod tests {
     #[test]
     fn headers_survive_and_another_version_is_told_apart() {
         let batch = BatchHeader {
-            cluster: 1, worker: 2, epoch: 3, batch: 4, first_lsn: 5, frames: 6, body: 7,
-            segment: 8, offset: 9, durable: 3, prev: [10; 32],
+            cluster: 1,
+            worker: 2,
+            epoch: 3,
+            batch: 4,
+            first_lsn: 5,
+            frames: 6,
+            body: 7,
+            segment: 8,
+            offset: 9,
+            durable: 3,
+            prev: [10; 32],
         };
         let mut bytes = batch.encode();
         assert_eq!(BatchHeader::decode(&bytes), Some(Ok(batch)));
@@ -294,7 +303,12 @@ mod tests {
         assert_eq!(BatchHeader::decode(&bytes), Some(Err(9)));
 
         let segment = SegmentHeader {
-            cluster: 1, worker: 2, segment: 3, first_batch: 4, segment_bytes: 5, prev: [6; 32],
+            cluster: 1,
+            worker: 2,
+            segment: 3,
+            first_batch: 4,
+            segment_bytes: 5,
+            prev: [6; 32],
         };
         let mut block = vec![7; BLOCK];
         segment.encode(&mut block);

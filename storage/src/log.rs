@@ -11,9 +11,7 @@ use crate::disk::aligned::AlignedBuf;
 use crate::disk::file::{FileDisk, segment_path};
 use crate::disk::{Backend, Disk};
 use crate::error::{LogError, ReplayError};
-use crate::format::{
-    BATCH_HEADER, BLOCK, BatchHeader, Frame, SegmentHeader, header_hash,
-};
+use crate::format::{BATCH_HEADER, BLOCK, BatchHeader, Frame, SegmentHeader, header_hash};
 use crate::recovery::{self, Recovery, Tail};
 use crate::{Lsn, Notify};
 
@@ -47,7 +45,9 @@ impl LogConfig {
     fn check(&self) -> Result<(), LogError> {
         let block = BLOCK as u64;
         if self.batch_max_bytes < 2 * BLOCK || !self.batch_max_bytes.is_multiple_of(BLOCK) {
-            return Err(LogError::Config("batch_max_bytes must be a multiple of 4096, at least 8192"));
+            return Err(LogError::Config(
+                "batch_max_bytes must be a multiple of 4096, at least 8192",
+            ));
         }
         if !self.segment_bytes.is_multiple_of(block)
             || self.segment_bytes < self.batch_max_bytes as u64 + 2 * block
@@ -139,7 +139,11 @@ impl Log<FileDisk> {
         let disk = FileDisk::open(&config.dir, config.segment_bytes, config.backend, &notify)
             .map_err(|source| match source.kind() {
                 std::io::ErrorKind::WouldBlock => LogError::Locked(config.dir.clone()),
-                _ => LogError::Io { what: "cannot open the log in", path: config.dir.clone(), source },
+                _ => LogError::Io {
+                    what: "cannot open the log in",
+                    path: config.dir.clone(),
+                    source,
+                },
             })?;
         Self::open_on(disk, config, &mut || notify.wait(10_000), replay)
     }

@@ -87,8 +87,7 @@ pub(crate) struct Tail {
 }
 
 /// Takes frames in order, for recovery and for the offline tools.
-pub(crate) type Take<'a> =
-    dyn FnMut(&BatchHeader, u64, Frame<'_>) -> Result<(), ReplayError> + 'a;
+pub(crate) type Take<'a> = dyn FnMut(&BatchHeader, u64, Frame<'_>) -> Result<(), ReplayError> + 'a;
 
 /// Scans a log front to back without changing it.
 pub(crate) struct Scan<'c> {
@@ -335,9 +334,7 @@ impl<'c> Scan<'c> {
 
     fn refuse_later(&self, segment: u64, offset: u64, bytes: &AlignedBuf) -> Result<(), Damage> {
         match self.later_batch(segment, offset as usize, bytes) {
-            Some(later) => {
-                Err(self.damage(segment, offset, DamageKind::BeforeLater { later }))
-            }
+            Some(later) => Err(self.damage(segment, offset, DamageKind::BeforeLater { later })),
             None => Ok(()),
         }
     }

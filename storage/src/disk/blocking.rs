@@ -40,7 +40,9 @@ impl BlockingWriter {
         let (outbox, done) = sync_channel(1);
         let (said, priority) = sync_channel(1);
         let thread = std::thread::Builder::new().name("log-writer".into()).spawn(move || {
-            drop(said.send(raise_priority()));
+            if said.send(raise_priority()).is_err() {
+                return;
+            }
             for job in inbox {
                 let result = job.file.write_all_at(&job.buffer[..job.len], job.offset);
                 if outbox.send((job.buffer, result)).is_err() {

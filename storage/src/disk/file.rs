@@ -64,15 +64,16 @@ impl FileDisk {
         let (outbox, prepared) = channel();
         let folder = dir.to_owned();
         let notify = notify.clone();
-        let preparer = std::thread::Builder::new().name("log-segments".into()).spawn(move || {
-            for segment in inbox {
-                let made = prepare(&folder, segment, segment_bytes);
-                if outbox.send((segment, made)).is_err() {
-                    return;
+        let preparer =
+            std::thread::Builder::new().name("log-segments".into()).spawn(move || {
+                for segment in inbox {
+                    let made = prepare(&folder, segment, segment_bytes);
+                    if outbox.send((segment, made)).is_err() {
+                        return;
+                    }
+                    notify.wake();
                 }
-                notify.wake();
-            }
-        })?;
+            })?;
         Ok(Self {
             dir: dir.to_owned(),
             writer,
@@ -136,8 +137,9 @@ impl Disk for FileDisk {
 
     fn prepare(&mut self, segment: u64) {
         if let Some(wanted) = &self.wanted {
-            // The thread lives as long as this sender.
-            drop(wanted.send(segment));
+            // The thread lives as long as this sender: a segment asked for after
+            // its end would show as never ready.
+            let _ = wanted.send(segment);
         }
     }
 
@@ -290,11 +292,8 @@ fn prepare(dir: &Path, segment: u64, bytes: u64) -> io::Result<File> {
     let path = segment_path(dir, segment);
     let temporary = path.with_extension("new");
     let made = (|| {
-        let file = open_direct(
-            &temporary,
-            OpenOptions::new().write(true).create(true).truncate(true),
-            0,
-        )?;
+        let file =
+            open_direct(&temporary, OpenOptions::new().write(true).create(true).truncate(true), 0)?;
         let zeros = AlignedBuf::zeroed(CHUNK.min(bytes as usize));
         let mut at = 0;
         while at < bytes {
@@ -316,10 +315,7 @@ fn prepare(dir: &Path, segment: u64, bytes: u64) -> io::Result<File> {
 }
 
 fn is_full(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG)
-    )
+    matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG))
 }
 
 fn remove_unfinished(dir: &Path) -> io::Result<()> {
@@ -333,11 +329,8 @@ fn remove_unfinished(dir: &Path) -> io::Result<()> {
 }
 
 fn lock(dir: &Path) -> io::Result<File> {
-    let file = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(dir.join("LOCK"))?;
+    let file =
+        OpenOptions::new().create(true).truncate(false).write(true).open(dir.join("LOCK"))?;
     // SAFETY: a live descriptor; the lock ends with it.
     if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } != 0 {
         return Err(io::Error::last_os_error());

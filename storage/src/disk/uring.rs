@@ -32,7 +32,8 @@ impl UringWriter {
     /// # Errors
     /// When the kernel has no io_uring, or forbids it.
     pub fn start(notify: &Notify) -> io::Result<Self> {
-        let ring = IoUring::builder().setup_single_issuer().build(8).or_else(|_| IoUring::new(8))?;
+        let ring =
+            IoUring::builder().setup_single_issuer().build(8).or_else(|_| IoUring::new(8))?;
         ring.submitter().register_eventfd(notify.fd())?;
         Ok(Self { ring, in_flight: None })
     }

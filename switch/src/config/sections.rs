@@ -190,7 +190,13 @@ pub struct WorkerConfig {
 
 impl Default for WorkerConfig {
     fn default() -> Self {
-        Self { inbox_batches: 1024, queue_delay_max_ms: 20, block_max_bytes: 1 << 20, cpu: None, outstanding_max: 65_536 }
+        Self {
+            inbox_batches: 1024,
+            queue_delay_max_ms: 20,
+            block_max_bytes: 1 << 20,
+            cpu: None,
+            outstanding_max: 65_536,
+        }
     }
 }
 

@@ -12,12 +12,12 @@ use super::input::{AdminCommand, AdminInput, Now};
 use super::limit::Limiter;
 use super::merchant::{Limits, Merchant};
 use super::order::{Attempt, NONE, ORPHAN_ORDINAL, REVERSAL_ORDINAL};
+use super::output::AlarmKind;
 use super::output::Outputs;
 use super::record::{
     Begin, CancelCause, Decision, End, Ending, Record, Records, RefundBegin, Stamped,
 };
 use super::{ApplyError, Engine, MerchantState};
-use super::output::AlarmKind;
 
 impl Engine {
     /// Applies a committed block. `now` matters to a leader's timers only.
@@ -192,8 +192,7 @@ impl Engine {
         out: &mut Outputs,
     ) {
         let Some(order) = self.orders.get_mut(at as usize) else { return };
-        let cancel_reason =
-            if order.cancel_expired { Reason::Expired } else { Reason::Cancelled };
+        let cancel_reason = if order.cancel_expired { Reason::Expired } else { Reason::Cancelled };
         let (state, reason) = match next {
             Attempt::Succeeded if order.cancelled => (OrderState::Paid, Reason::CancelRefused),
             Attempt::Succeeded => (OrderState::Paid, Reason::None),

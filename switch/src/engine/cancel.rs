@@ -38,7 +38,8 @@ impl Engine {
             Err(code) => return self.refuse(waiter, code, 0, out),
         };
         let Some(order) = self.order(at) else { return };
-        let (finished, cancelled, attempt) = (order.state.is_final(), order.cancelled, order.attempt);
+        let (finished, cancelled, attempt) =
+            (order.state.is_final(), order.cancelled, order.attempt);
         if finished {
             if let Some(reply) = self.order_reply(at, &waiter, true) {
                 self.say(waiter, reply, out);
@@ -109,7 +110,13 @@ impl Engine {
     }
 
     /// Starts a cancel of an in-doubt attempt by the switch itself.
-    pub(super) fn cancel_doubt(&mut self, at: u32, cause: CancelCause, now: Now, out: &mut Outputs) {
+    pub(super) fn cancel_doubt(
+        &mut self,
+        at: u32,
+        cause: CancelCause,
+        now: Now,
+        out: &mut Outputs,
+    ) {
         let Some(order) = self.order_mut(at) else { return };
         if order.volatile.deciding || order.current() == Attempt::Reversing {
             return;

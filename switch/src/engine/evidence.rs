@@ -231,9 +231,7 @@ impl Engine {
             &merchant.merchant.mch_id,
         );
         let tried = &order.channels[..usize::from(order.attempt).min(ATTEMPTS_MAX)];
-        list.iter()
-            .copied()
-            .find(|channel| !tried.contains(channel) && self.can_take(*channel))
+        list.iter().copied().find(|channel| !tried.contains(channel) && self.can_take(*channel))
     }
 
     /// Proposes the next attempt of a payment whose last one is proven void. When

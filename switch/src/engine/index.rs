@@ -30,10 +30,8 @@ impl Table {
     fn insert(&mut self, entry: Entry) {
         if self.used * 4 >= self.entries.len() * 3 {
             let grown = (self.entries.len() * 2).max(16);
-            let old = std::mem::replace(
-                &mut self.entries,
-                vec![Entry { tag: 0, at: EMPTY }; grown],
-            );
+            let old =
+                std::mem::replace(&mut self.entries, vec![Entry { tag: 0, at: EMPTY }; grown]);
             for entry in old.into_iter().filter(|entry| entry.at != EMPTY) {
                 self.place(entry);
             }
@@ -114,7 +112,10 @@ mod tests {
             index.insert(&digest(number), number);
         }
         for number in 0..5000 {
-            assert_eq!(index.find(&digest(number), |at| digest(at) == digest(number)), Some(number));
+            assert_eq!(
+                index.find(&digest(number), |at| digest(at) == digest(number)),
+                Some(number)
+            );
         }
         index.clear();
         assert_eq!(index.find(&digest(1), |_| true), None);

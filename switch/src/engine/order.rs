@@ -260,11 +260,11 @@ mod tests {
     fn the_attempt_table_is_as_written() {
         use Attempt::*;
         let states = [
-            Idle, Started, Unknown, Awaiting, Reversing, Manual, Succeeded, Declined, Void, Reversed,
+            Idle, Started, Unknown, Awaiting, Reversing, Manual, Succeeded, Declined, Void,
+            Reversed,
         ];
-        let endings = [
-            Ending::Succeeded, Ending::Declined, Ending::Void, Ending::Reversed, Ending::Manual,
-        ];
+        let endings =
+            [Ending::Succeeded, Ending::Declined, Ending::Void, Ending::Reversed, Ending::Manual];
         let mut table = String::new();
         for state in states {
             table += &format!("{state:?}:");

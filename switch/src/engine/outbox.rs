@@ -202,13 +202,7 @@ impl Engine {
         })
     }
 
-    pub(super) fn event_ack(
-        &mut self,
-        event_id: u64,
-        waiter: Waiter,
-        now: Now,
-        out: &mut Outputs,
-    ) {
+    pub(super) fn event_ack(&mut self, event_id: u64, waiter: Waiter, now: Now, out: &mut Outputs) {
         let known = self.outbox.numbers.contains_key(&event_id);
         let subscribed = self.outbox.subscribers.iter().any(|(subscriber, _)| {
             subscriber.connection == waiter.connection && subscriber.stream == waiter.stream

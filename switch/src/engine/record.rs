@@ -11,9 +11,7 @@ use protocol::code::{Method, Reason, Scene};
 use protocol::id::{MchId, OutRefundNo, OutTradeNo, ShortText};
 use protocol::money::{Amount, Currency};
 
-use super::merchant::{
-    AddressRange, KeyKind, Limits, Merchant, MerchantKey, MerchantStatus,
-};
+use super::merchant::{AddressRange, KeyKind, Limits, Merchant, MerchantKey, MerchantStatus};
 
 const BLOCK_HEADER: usize = 8;
 const RECORD_HEADER: usize = 8;
@@ -361,12 +359,9 @@ impl End {
 }
 
 fn limits_body(limits: &Limits, out: &mut Vec<u8>) {
-    for rate in [
-        limits.pay_per_minute,
-        limits.query_per_minute,
-        limits.refund_per_minute,
-        limits.burst,
-    ] {
+    for rate in
+        [limits.pay_per_minute, limits.query_per_minute, limits.refund_per_minute, limits.burst]
+    {
         out.extend_from_slice(&rate.to_le_bytes());
     }
     for bound in [limits.daily_cap, limits.single_max, limits.second_signature_from] {
@@ -598,9 +593,8 @@ impl<'a> Body<'a> {
         let limits = self.limits()?;
         let keys = (0..self.u8()?).map(|_| self.key()).collect::<Option<_>>()?;
         let gateways = (0..self.u8()?).map(|_| self.text()).collect::<Option<_>>()?;
-        let range = |body: &mut Self| {
-            Some(AddressRange { address: body.array()?, prefix_len: body.u8()? })
-        };
+        let range =
+            |body: &mut Self| Some(AddressRange { address: body.array()?, prefix_len: body.u8()? });
         let addresses = (0..self.u8()?).map(|_| range(self)).collect::<Option<_>>()?;
         Some(Merchant { mch_id, status, keys, gateways, addresses, limits })
     }
@@ -668,10 +662,9 @@ impl Stamped<'_> {
                 write!(out, ",\"kind\":\"refund_end\",\"ordinal\":{}", end.ordinal)?;
                 end.write_json(out)?;
             }
-            Record::Delivered { event_id, taken } => write!(
-                out,
-                ",\"kind\":\"delivered\",\"event_id\":{event_id},\"taken\":{taken}"
-            )?,
+            Record::Delivered { event_id, taken } => {
+                write!(out, ",\"kind\":\"delivered\",\"event_id\":{event_id},\"taken\":{taken}")?
+            }
             Record::Decided(decision) => write!(
                 out,
                 ",\"kind\":\"decided\",\"sequence\":{},\"ordinal\":{},\"refund\":{},\"success\":{},\"operator\":\"{}\",\"second\":\"{}\",\"note\":\"{}\"",

@@ -112,13 +112,8 @@ impl Engine {
         now: Now,
         out: &mut Outputs,
     ) -> u32 {
-        let begin = RefundBegin {
-            sequence: u64::from(at) + 1,
-            ordinal,
-            attempt,
-            amount,
-            out_refund_no,
-        };
+        let begin =
+            RefundBegin { sequence: u64::from(at) + 1, ordinal, attempt, amount, out_refund_no };
         let place = self.add_refund(at, &begin);
         if let Some(order) = self.order_mut(at) {
             if ordinal <= ORPHAN_ORDINAL {

@@ -87,9 +87,7 @@ impl Engine {
     pub(super) fn can_take(&self, channel: u16) -> bool {
         let state = usize::from(channel).checked_sub(1).and_then(|at| self.channels.get(at));
         match (state, self.contract(channel)) {
-            (Some(state), Some(contract)) => {
-                state.up && state.in_flight < contract.in_flight_max
-            }
+            (Some(state), Some(contract)) => state.up && state.in_flight < contract.in_flight_max,
             _ => false,
         }
     }
@@ -406,7 +404,8 @@ impl Engine {
 
     fn step_attempt(&mut self, at: u32, now: Now, out: &mut Outputs) {
         let Some(order) = self.order(at) else { return };
-        let (channel, state, deciding) = (order.channel(), order.current(), order.volatile.deciding);
+        let (channel, state, deciding) =
+            (order.channel(), order.current(), order.volatile.deciding);
         let expired = order.time_expire_ms <= now.wall_us / 1000;
         let cancelled = order.cancelled;
         if deciding {
@@ -478,8 +477,7 @@ impl Engine {
         if !self.take_budget(channel, now) {
             return self.doubt(at, ordinal, now, BUDGET_PAUSE_US);
         }
-        let operation =
-            if contract.queryable { Operation::QueryRefund } else { Operation::Refund };
+        let operation = if contract.queryable { Operation::QueryRefund } else { Operation::Refund };
         self.ask_refund(place, operation, out);
         self.next_step(at, ordinal, channel, now);
     }

@@ -26,9 +26,7 @@ impl Engine {
 
     /// The place of a sequence number, if it can be one.
     pub(super) fn place(&self, sequence: u64) -> Option<u32> {
-        u32::try_from(sequence.checked_sub(1)?)
-            .ok()
-            .filter(|at| (*at as usize) < self.orders.len())
+        u32::try_from(sequence.checked_sub(1)?).ok().filter(|at| (*at as usize) < self.orders.len())
     }
 
     pub(super) fn merchant(&self, at: u32) -> Option<&MerchantState> {
@@ -50,8 +48,7 @@ impl Engine {
         order: &OrderRef,
         digest: &[u8; 16],
     ) -> Result<(u32, u32), Code> {
-        let merchant =
-            *self.merchant_ids.get(&origin.mch_id).ok_or(Code::UnknownMerchant)?;
+        let merchant = *self.merchant_ids.get(&origin.mch_id).ok_or(Code::UnknownMerchant)?;
         let at = match order {
             OrderRef::OutTradeNo(no) => self.find(digest, merchant, no),
             OrderRef::TransactionId(id) => (id.shard() == self.config.shard)
@@ -75,7 +72,13 @@ impl Engine {
         out.replies.push(Reply { waiter, body: ReplyBody::Refund(reply) });
     }
 
-    pub(super) fn refuse(&self, waiter: Waiter, code: Code, retry_after_ms: u32, out: &mut Outputs) {
+    pub(super) fn refuse(
+        &self,
+        waiter: Waiter,
+        code: Code,
+        retry_after_ms: u32,
+        out: &mut Outputs,
+    ) {
         out.replies.push(Reply::refusal(waiter, code, retry_after_ms));
     }
 
@@ -86,7 +89,12 @@ impl Engine {
     }
 
     /// The stored answer to a pay, query, close or reverse.
-    pub(super) fn order_reply(&self, at: u32, waiter: &Waiter, replayed: bool) -> Option<OrderReply> {
+    pub(super) fn order_reply(
+        &self,
+        at: u32,
+        waiter: &Waiter,
+        replayed: bool,
+    ) -> Option<OrderReply> {
         let order = self.order(at)?;
         let mut reply = order.reply(self.transaction_id(at), replayed);
         if waiter.kind != kind::PAY {

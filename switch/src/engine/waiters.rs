@@ -61,27 +61,6 @@ impl Waiters {
         Some(node.waiter)
     }
 
-    /// Takes one waiter out of a list; false when it is not there any more.
-    pub(super) fn remove(&mut self, head: &mut u32, waiter: &Waiter) -> bool {
-        let mut before = NONE;
-        let mut at = *head;
-        while at != NONE {
-            let node = self.nodes[at as usize];
-            if node.waiter == *waiter {
-                if before == NONE {
-                    *head = node.next;
-                } else {
-                    self.nodes[before as usize].next = node.next;
-                }
-                self.free.push(at);
-                return true;
-            }
-            before = at;
-            at = node.next;
-        }
-        false
-    }
-
     /// Forgets all, keeping the memory.
     pub(super) fn clear(&mut self) {
         self.nodes.clear();
@@ -101,11 +80,10 @@ mod tests {
         assert!(pool.attach(&mut head, waiter(1), 2));
         assert!(pool.attach(&mut head, waiter(2), 2));
         assert!(!pool.attach(&mut head, waiter(3), 2));
-        assert!(pool.remove(&mut head, &waiter(1)));
-        assert!(!pool.remove(&mut head, &waiter(1)));
+        assert_eq!(pool.pop(&mut head).map(|waiter| waiter.correlation), Some(2));
         assert!(pool.attach(&mut head, waiter(4), 2));
         assert_eq!(pool.pop(&mut head).map(|waiter| waiter.correlation), Some(4));
-        assert_eq!(pool.pop(&mut head).map(|waiter| waiter.correlation), Some(2));
+        assert_eq!(pool.pop(&mut head).map(|waiter| waiter.correlation), Some(1));
         assert!(pool.pop(&mut head).is_none());
         assert_eq!((pool.len(), pool.nodes.len()), (0, 2));
     }

@@ -267,7 +267,8 @@ impl Control for NodeControl {
     fn explain(&self, mch_id: MchId, out_trade_no: OutTradeNo) -> Answer<Explain> {
         let shard = mch_id.shard(self.shards);
         let (part, answer) = oneshot::channel();
-        let look = move |engine: &Engine| drop(part.send(explain::view(engine, &mch_id, &out_trade_no)));
+        let look =
+            move |engine: &Engine| drop(part.send(explain::view(engine, &mch_id, &out_trade_no)));
         if !self.inspect(shard, look) {
             return refused(ControlError::Busy);
         }
@@ -279,7 +280,8 @@ impl Control for NodeControl {
                 return;
             };
             // Reads the whole log: on a thread that may block.
-            let read = tokio::task::spawn_blocking(move || explain::time_line(&log_dir, view)).await;
+            let read =
+                tokio::task::spawn_blocking(move || explain::time_line(&log_dir, view)).await;
             let result = match read {
                 Ok(result) => result.map_err(ControlError::Refused),
                 Err(_) => Err(ControlError::Refused("the log reader failed".into())),

@@ -81,11 +81,6 @@ impl Directory {
         left_out
     }
 
-    /// Number of merchants.
-    pub fn len(&self) -> usize {
-        self.entries.len()
-    }
-
     /// Judges a request: gateway, address, timestamp, signature over
     /// `canonical`, in this order.
     ///

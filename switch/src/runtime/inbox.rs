@@ -12,8 +12,8 @@ use crate::engine::Engine;
 use crate::engine::input::{
     AdminInput, Evidence, OperationId, OrderInput, PayInput, QueryRefundInput, RefundInput, Waiter,
 };
-use crate::engine::output::{Reply, Send};
 use crate::engine::merchant::Merchant;
+use crate::engine::output::{Reply, Send};
 use protocol::message::Event;
 
 /// One thing for the worker to do, with its shard.
@@ -163,11 +163,6 @@ impl Exchange {
     /// Worker: the next batch.
     pub fn pop(&self) -> Option<Box<Batch>> {
         self.inbox.pop()
-    }
-
-    /// Number of batches waiting.
-    pub fn inbox_len(&self) -> usize {
-        self.inbox.len()
     }
 
     /// Worker: gives an emptied batch back.

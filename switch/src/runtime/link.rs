@@ -125,7 +125,12 @@ impl Link {
     }
 
     /// Keeps every connection of the link up, until the process ends.
-    pub fn run(self: &Rc<Self>, net: &Rc<Net>, endpoint: &quinn::Endpoint, client: &quinn::ClientConfig) {
+    pub fn run(
+        self: &Rc<Self>,
+        net: &Rc<Net>,
+        endpoint: &quinn::Endpoint,
+        client: &quinn::ClientConfig,
+    ) {
         for index in 0..self.paths.len() {
             let (link, net) = (Rc::clone(self), Rc::clone(net));
             let (endpoint, client) = (endpoint.clone(), client.clone());

@@ -54,7 +54,10 @@ pub enum ServeError {
     /// The environment refuses: a port taken, a directory not writable.
     #[error("{0}")]
     Environment(String),
-    /// The log cannot be opened or is damaged.
+    /// The log is damaged or belongs elsewhere.
+    #[error("{0}")]
+    Damaged(String),
+    /// The log cannot be opened.
     #[error("{0}")]
     Log(String),
     /// The worker failed while serving.
@@ -79,8 +82,10 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     let config_error = |error: &dyn std::fmt::Display| ServeError::Config(error.to_string());
     std::fs::create_dir_all(&config.data_dir)
         .map_err(|error| environment(&config.data_dir, &error))?;
-    let keys = EndpointKeys::load_or_create(&config.data_dir).map_err(|error| config_error(&error))?;
-    let server = tls::gateway_server(&config.gateway, &keys).map_err(|error| config_error(&error))?;
+    let keys =
+        EndpointKeys::load_or_create(&config.data_dir).map_err(|error| config_error(&error))?;
+    let server =
+        tls::gateway_server(&config.gateway, &keys).map_err(|error| config_error(&error))?;
     let kek = Kek::load(&config.keys.kek).map_err(|error| config_error(&error)).map(Arc::new)?;
     let bootstrap = bootstrap::load(&config, &kek).map_err(ServeError::Config)?;
     let socket = bind_udp(config.gateway.listen, config.gateway.udp_buffer_kib)?;
@@ -90,11 +95,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     let net_wake = Arc::new(tokio::sync::Notify::new());
     let batches = config.worker.inbox_batches as usize;
     let exchange = Arc::new(Exchange::new(batches, notify.clone(), Arc::clone(&net_wake)));
-    let metrics = Arc::new(Metrics::new(
-        config.site,
-        config.shards,
-        config.channels.iter().map(|channel| channel.name.clone()),
-    ));
+    let metrics = Arc::new(Metrics::new(&config));
     let shared = Arc::new(Shared {
         exchange: Arc::clone(&exchange),
         metrics: Arc::clone(&metrics),
@@ -111,13 +112,23 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     }
 
     let control = Arc::new(NodeControl::new(&config, Arc::clone(&shared), started));
-    spawn_net(&config, server, keys, socket, Arc::clone(&kek), bootstrap, net_wake, &control, events)?;
+    spawn_net(
+        &config,
+        server,
+        keys,
+        socket,
+        Arc::clone(&kek),
+        bootstrap,
+        net_wake,
+        &control,
+        events,
+    )?;
     let admin = crate::admin::server::AdminServer::start(
         &config.admin,
         Arc::clone(&control) as Arc<dyn crate::admin::control::Control>,
         Arc::clone(&kek),
     )
-        .map_err(|error| ServeError::Environment(error.to_string()))?;
+    .map_err(|error| ServeError::Environment(error.to_string()))?;
     println!(
         "payswitch site {} serves gateways on {}, admin on {}",
         config.site, config.gateway.listen, config.admin.listen
@@ -153,7 +164,9 @@ fn environment(path: &Path, error: &dyn std::fmt::Display) -> ServeError {
 }
 
 fn bind_udp(address: SocketAddr, buffer_kib: u32) -> Result<UdpSocket, ServeError> {
-    let failed = |error: std::io::Error| ServeError::Environment(format!("gateway.listen {address}: {error}"));
+    let failed = |error: std::io::Error| {
+        ServeError::Environment(format!("gateway.listen {address}: {error}"))
+    };
     let socket = UdpSocket::bind(address).map_err(failed)?;
     let state = quinn::udp::UdpSocketState::new((&socket).into()).map_err(failed)?;
     let bytes = buffer_kib as usize * 1024;
@@ -221,18 +234,16 @@ fn recover(
     events: &mpsc::Sender<Event>,
 ) -> Result<Worker, ServeError> {
     let mut recovering = Recovering::new(&settings);
-    let mut misfit = None;
     let mut replay = |frame: storage::Frame<'_>| {
-        recovering.frame(&frame).map_err(|error| {
-            let text = error.to_string();
-            misfit = Some(error);
-            storage::ReplayError::new(text)
-        })
+        recovering.frame(&frame).map_err(|error| storage::ReplayError::new(error.to_string()))
     };
     let opened = Log::open(log_config, notify, &mut replay);
-    let (log, recovery) = match (opened, misfit) {
-        (Ok(opened), _) => opened,
-        (Err(error), _) => return Err(ServeError::Log(error.to_string())),
+    let (log, recovery) = match opened {
+        Ok(opened) => opened,
+        Err(error @ (storage::LogError::Damaged(_) | storage::LogError::Replay(_))) => {
+            return Err(ServeError::Damaged(error.to_string()));
+        }
+        Err(error) => return Err(ServeError::Log(error.to_string())),
     };
     drop(events.send(Event::Recovered(Box::new(recovery))));
     Ok(Worker::new(recovering, log, Arc::clone(shared), settings))

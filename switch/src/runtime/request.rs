@@ -12,8 +12,7 @@ use protocol::code::Code;
 use protocol::frame::Header;
 use protocol::id::{MchId, TransactionId};
 use protocol::message::{
-    Ack, Auth, ErrorFrame, OrderRef, OrderRequest, Pay, Ping, QueryRefund, Refund,
-    Subscribe, kind,
+    Ack, Auth, ErrorFrame, OrderRef, OrderRequest, Pay, Ping, QueryRefund, Refund, Subscribe, kind,
 };
 use sha2::{Digest, Sha256};
 
@@ -21,10 +20,8 @@ use super::gateway::{Connection, Stream};
 use super::inbox::Item;
 use super::net::{Net, stamp_stream};
 use crate::engine::Now;
+use crate::engine::input::{OrderInput, Origin, PayInput, QueryRefundInput, RefundInput, Waiter};
 use crate::metrics::Op;
-use crate::engine::input::{
-    OrderInput, Origin, PayInput, QueryRefundInput, RefundInput, Waiter,
-};
 
 thread_local! {
     static CANONICAL: RefCell<(Vec<u8>, Vec<u8>)> = const { RefCell::new((Vec::new(), Vec::new())) };
@@ -58,7 +55,11 @@ pub fn frame(
         net.metrics.requests.of(op).add(1);
     }
     match header.kind {
-        kind::PAY | kind::QUERY | kind::REFUND | kind::QUERY_REFUND | kind::CLOSE
+        kind::PAY
+        | kind::QUERY
+        | kind::REFUND
+        | kind::QUERY_REFUND
+        | kind::CLOSE
         | kind::REVERSE => match context.request(body) {
             Ok(()) => false,
             Err(code) => context.refuse(code),

@@ -80,8 +80,6 @@ pub struct Shared {
 pub struct Report {
     /// Per shard.
     pub shards: Vec<ShardReport>,
-    /// Which disk backend writes the log, and why.
-    pub backend: String,
     /// Log figures.
     pub log: storage::LogStats,
 }
@@ -485,15 +483,11 @@ fn handle(shard: &mut Shard, item: &Item, arena: &[u8], now: Now) {
         Item::Evidence(operation, evidence) => {
             Input::Evidence { operation: *operation, evidence: *evidence }
         }
-        Item::Subscribe(waiter, gateway) => {
-            Input::Subscribe { waiter: *waiter, gateway: *gateway }
-        }
+        Item::Subscribe(waiter, gateway) => Input::Subscribe { waiter: *waiter, gateway: *gateway },
         Item::EventAck(event_id, waiter) => {
             Input::EventAck { event_id: *event_id, waiter: *waiter }
         }
-        Item::ConnectionClosed(connection) => {
-            Input::ConnectionClosed { connection: *connection }
-        }
+        Item::ConnectionClosed(connection) => Input::ConnectionClosed { connection: *connection },
         Item::ChannelUp(channel, up) => Input::ChannelUp { channel: *channel, up: *up },
         Item::LinkLost(channel) => Input::LinkLost { channel: *channel },
         Item::Admin(admin) => Input::Admin((**admin).clone()),
@@ -509,4 +503,3 @@ fn handle(shard: &mut Shard, item: &Item, arena: &[u8], now: Now) {
     debug_assert!(handled.is_ok());
     shard.due_us = shard.engine.next_due();
 }
-
