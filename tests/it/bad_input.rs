@@ -30,11 +30,9 @@ fn bad_requests_get_their_code_and_the_connection_lives_on() {
     let _channel = deployment.channel(&[]);
     let _switch = deployment.serve();
     let (m, other) = (merchant(&deployment, 0), merchant(&deployment, 1));
-    let stranger = Merchant {
-        id: protocol::id::MchId::parse(b"nobody").unwrap(),
-        ..m.clone()
-    };
-    let amount = |minor: i64| tampered(&m, move |b| b[16..24].copy_from_slice(&minor.to_le_bytes()));
+    let stranger = Merchant { id: protocol::id::MchId::parse(b"nobody").unwrap(), ..m.clone() };
+    let amount =
+        |minor: i64| tampered(&m, move |b| b[16..24].copy_from_slice(&minor.to_le_bytes()));
     let signed = |change: &dyn Fn(&mut Pay<'static>)| {
         let mut order = pay(&m, "bad", 100);
         change(&mut order);
@@ -52,8 +50,20 @@ fn bad_requests_get_their_code_and_the_connection_lives_on() {
         ("too far", signed(&|p| p.time_expire_ms = now_ms() + 30 * 86_400_000), Code::InvalidField),
         ("stale", signed(&|p| p.auth.timestamp_ms = now_ms() - 3_600_000), Code::StaleTimestamp),
         ("unknown key", signed(&|p| p.auth.key_id = 99), Code::UnknownKey),
-        ("unsigned", { let mut f = Vec::new(); Pay { auth: Auth::NONE, ..pay(&m, "bad", 1) }.encode_frame(7, &mut f); f }, Code::StaleTimestamp),
-        ("unknown merchant", signed_pay(&stranger, &pay(&stranger, "bad", 1), 7), Code::UnknownMerchant),
+        (
+            "unsigned",
+            {
+                let mut f = Vec::new();
+                Pay { auth: Auth::NONE, ..pay(&m, "bad", 1) }.encode_frame(7, &mut f);
+                f
+            },
+            Code::StaleTimestamp,
+        ),
+        (
+            "unknown merchant",
+            signed_pay(&stranger, &pay(&stranger, "bad", 1), 7),
+            Code::UnknownMerchant,
+        ),
         ("another's key", signed_pay(&other, &pay(&m, "bad", 1), 7), Code::BadSignature),
     ];
     run(async {
@@ -122,7 +132,8 @@ fn ten_thousand_streams_do_not_hurt_anybody() {
         let mut opened = Vec::new();
         // The limit makes opening wait; it never fails the connection.
         for _ in 0..10_000 {
-            let open = tokio::time::timeout(std::time::Duration::from_millis(20), flood.quic.open_bi());
+            let open =
+                tokio::time::timeout(std::time::Duration::from_millis(20), flood.quic.open_bi());
             match open.await {
                 Ok(Ok(mut stream)) => {
                     stream.0.write_all(&[0; 3]).await.unwrap();
@@ -157,9 +168,21 @@ fn strangers_are_not_greeted() {
     run(async {
         let cases: [(&str, Credentials<'_>, &str); 4] = [
             ("no certificate", Credentials { alpn: b"payswitch/1", identity: None }, "certificate"),
-            ("another CA", Credentials { alpn: b"payswitch/1", identity: Some((&alien, &alien_key)) }, ""),
-            ("another role", Credentials { alpn: b"payswitch/1", identity: Some((&admin, &admin_key)) }, "gateway"),
-            ("wrong ALPN", Credentials { alpn: b"payswitch/9", identity: Some((&cert, &key)) }, "application protocol"),
+            (
+                "another CA",
+                Credentials { alpn: b"payswitch/1", identity: Some((&alien, &alien_key)) },
+                "",
+            ),
+            (
+                "another role",
+                Credentials { alpn: b"payswitch/1", identity: Some((&admin, &admin_key)) },
+                "gateway",
+            ),
+            (
+                "wrong ALPN",
+                Credentials { alpn: b"payswitch/9", identity: Some((&cert, &key)) },
+                "application protocol",
+            ),
         ];
         for (name, credentials, text) in cases {
             let refused = greeted(&deployment, &credentials).await;

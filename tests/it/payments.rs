@@ -40,7 +40,10 @@ fn a_payment_is_paid_queried_refunded_and_explained() {
 
         for order in [by_no("order-1"), OrderRef::TransactionId(id)] {
             let found = gateway.order(&signed_order(&m, kind::QUERY, order, 4)).await;
-            assert_eq!((found.code, found.state, found.amount), (Code::Ok, OrderState::Paid, 12_345));
+            assert_eq!(
+                (found.code, found.state, found.amount),
+                (Code::Ok, OrderState::Paid, 12_345)
+            );
             assert_eq!(found.out_trade_no.as_str(), "order-1");
         }
 
@@ -49,7 +52,10 @@ fn a_payment_is_paid_queried_refunded_and_explained() {
         assert_eq!((refunded.code, refunded.state), (Code::Ok, RefundState::Success));
         assert_eq!((refunded.refunded, refunded.refunding), (12_000, 0));
         let again = gateway.refund(&refund).await;
-        assert_eq!((again.state, again.replayed, again.refunded), (RefundState::Success, true, 12_000));
+        assert_eq!(
+            (again.state, again.replayed, again.refunded),
+            (RefundState::Success, true, 12_000)
+        );
         let too_much = signed_refund(&m, by_no("order-1"), "r-2", 346, 6);
         assert_eq!(gateway.refund(&too_much).await.code, Code::RefundExceedsPaid);
         let rest = signed_refund(&m, OrderRef::TransactionId(id), "r-3", 345, 7);
@@ -132,8 +138,16 @@ fn limits_hold_over_a_restart() {
     let switch = deployment.serve();
     let config = deployment.file("site-1.toml");
     let limited = deployment.payswitch(&[
-        "admin", "--config", config.to_str().unwrap(), "limit", "set", "M000003",
-        "--pay-per-minute", "1", "--burst", "3",
+        "admin",
+        "--config",
+        config.to_str().unwrap(),
+        "limit",
+        "set",
+        "M000003",
+        "--pay-per-minute",
+        "1",
+        "--burst",
+        "3",
     ]);
     assert!(limited.status.success(), "{}", tests::text(&limited));
     let m = merchant(&deployment, 2);

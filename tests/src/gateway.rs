@@ -80,7 +80,8 @@ pub struct Merchant {
 
 /// The deployment's merchant at a place of `gateway-merchants.toml`.
 pub fn merchant(deployment: &Deployment, at: usize) -> Merchant {
-    let text = std::fs::read_to_string(deployment.file("gateway-merchants.toml")).expect("the file");
+    let text =
+        std::fs::read_to_string(deployment.file("gateway-merchants.toml")).expect("the file");
     let table: toml::Table = text.parse().expect("TOML");
     let entry = &table["merchants"].as_array().expect("a list")[at];
     let key = &entry["keys"].as_array().expect("keys")[0];
@@ -207,8 +208,7 @@ impl Gateway {
     /// Connects with the deployment's gateway certificate and waits for HELLO.
     pub async fn open(deployment: &Deployment) -> Self {
         let (cert, key) = (deployment.file("certs/gw-1.pem"), deployment.file("certs/gw-1.key"));
-        let credentials =
-            Credentials { alpn: b"payswitch/1", identity: Some((&cert, &key)) };
+        let credentials = Credentials { alpn: b"payswitch/1", identity: Some((&cert, &key)) };
         let quic = connect(deployment, &credentials).await.expect("a connection");
         let mut control = quic.accept_uni().await.expect("the control stream");
         let (header, body) = frame(&mut control).await.expect("HELLO");

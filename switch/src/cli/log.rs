@@ -10,7 +10,7 @@ use serde_json::json;
 use std::fmt::Write as _;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use storage::{Frame, FrameAt, FrameKind, LogError, ReplayError, VerifyReport};
+use storage::{Frame, FrameAt, FrameKind, VerifyError, VerifyReport};
 
 #[derive(Subcommand, Debug)]
 pub(super) enum LogCommand {
@@ -36,11 +36,11 @@ pub(super) enum LogCommand {
     },
 }
 
-impl From<LogError> for Failure {
-    fn from(error: LogError) -> Self {
+impl From<VerifyError> for Failure {
+    fn from(error: VerifyError) -> Self {
         let exit = match error {
-            LogError::Damaged(_) | LogError::Config(_) | LogError::Replay(_) => Exit::Usage,
-            _ => Exit::Environment,
+            VerifyError::Damage(_) | VerifyError::NoLog(_) => Exit::Usage,
+            VerifyError::Disk(_) => Exit::Environment,
         };
         Self::new(exit, error)
     }
@@ -85,8 +85,7 @@ fn logs(dir: &Path) -> Result<Vec<PathBuf>, Failure> {
 fn verify(out: &mut impl Write, dir: &Path) -> Result<(), Failure> {
     let report = storage::verify(dir)?;
     let records = count_records(dir)?;
-    let VerifyReport { cluster, worker, recovery, blocks, last_index } = &report;
-    let (segments, batches, frames) = (recovery.segments, recovery.batches, recovery.frames);
+    let VerifyReport { cluster, worker, segments, batches, frames, blocks, .. } = &report;
     print(
         out,
         format_args!(
@@ -95,10 +94,11 @@ fn verify(out: &mut impl Write, dir: &Path) -> Result<(), Failure> {
             dir.display()
         ),
     )?;
-    for (shard, index) in last_index {
+    for end in &report.shards {
+        let (shard, index) = (end.shard, end.index);
         print(out, format_args!("shard {shard} last_index {index}\n"))?;
     }
-    if let Some(torn) = &recovery.torn {
+    if let Some(torn) = &report.torn {
         let (file, offset, bytes) = (torn.file.display(), torn.offset, torn.bytes);
         let text = format_args!(
             "torn tail: {bytes} bytes in {file} at offset {offset}, never acknowledged; cut at the next start\n"
@@ -112,24 +112,37 @@ fn verify(out: &mut impl Write, dir: &Path) -> Result<(), Failure> {
 /// written by another version of the engine.
 fn count_records(dir: &Path) -> Result<u64, Failure> {
     let mut records = 0;
+    let mut unreadable = None;
     storage::read(dir, &mut |at| {
-        if at.frame.kind == FrameKind::Block {
-            for record in Records::new(at.frame.payload).map_err(|error| at_block(&at, error))? {
-                record.map_err(|error| at_block(&at, error))?;
-                records += 1;
+        if at.frame.kind == FrameKind::Block && unreadable.is_none() {
+            match count_block(&at) {
+                Ok(count) => records += count,
+                Err(failure) => unreadable = Some(failure),
             }
         }
-        Ok(())
     })?;
-    Ok(records)
+    match unreadable {
+        Some(failure) => Err(failure),
+        None => Ok(records),
+    }
 }
 
-fn at_block(at: &FrameAt<'_>, error: impl std::fmt::Display) -> ReplayError {
+fn count_block(at: &FrameAt<'_>) -> Result<u64, Failure> {
+    let mut count = 0;
+    for record in Records::new(at.frame.payload).map_err(|error| at_block(at, error))? {
+        record.map_err(|error| at_block(at, error))?;
+        count += 1;
+    }
+    Ok(count)
+}
+
+fn at_block(at: &FrameAt<'_>, error: impl std::fmt::Display) -> Failure {
     let (shard, index) = (at.frame.shard, at.frame.index);
-    let (segment, offset) = (at.segment, at.offset);
-    ReplayError::new(format!(
-        "{segment:016x}.wal at offset {offset}: block {index} of shard {shard}: {error}"
-    ))
+    let (segment, offset) = (at.at.segment, at.at.offset);
+    Failure::new(
+        Exit::Usage,
+        format_args!("{segment:016x}.wal offset {offset}: block {index} of shard {shard}: {error}"),
+    )
 }
 
 /// What `log dump` shows.
@@ -149,33 +162,34 @@ impl Filter {
 }
 
 fn dump(out: &mut impl Write, dir: &Path, filter: &Filter) -> Result<(), Failure> {
-    let mut failed = None;
-    let read = storage::read(dir, &mut |at| {
-        if !filter.shows(&at.frame) {
-            return Ok(());
+    let mut ended: Option<Result<(), Failure>> = None;
+    storage::read(dir, &mut |at| {
+        if ended.is_none() && filter.shows(&at.frame) {
+            ended = dump_frame(out, &at, filter).err();
         }
-        let lines = match filter.frames {
-            true => format!("{}\n", frame(&at)),
-            false => records(&at)?,
-        };
-        // A reader that has gone away ends the walk; only other errors count.
-        out.write_all(lines.as_bytes()).map_err(|error| {
-            let text = error.to_string();
-            failed = Some(error);
-            ReplayError::new(text)
-        })
-    });
-    match failed {
-        Some(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        Some(error) => {
-            Err(Failure::new(Exit::Environment, format_args!("cannot write the output: {error}")))
-        }
-        None => Ok(read.map(drop)?),
-    }
+    })?;
+    ended.unwrap_or(Ok(()))
+}
+
+/// Prints one frame. `Err` ends the walk: with a failure, or without one when
+/// the reader of our output has gone away.
+fn dump_frame(
+    out: &mut impl Write,
+    at: &FrameAt<'_>,
+    filter: &Filter,
+) -> Result<(), Result<(), Failure>> {
+    let lines = match filter.frames {
+        true => format!("{}\n", frame(at)),
+        false => records(at).map_err(Err)?,
+    };
+    out.write_all(lines.as_bytes()).map_err(|error| match error.kind() {
+        std::io::ErrorKind::BrokenPipe => Ok(()),
+        _ => Err(Failure::new(Exit::Environment, format_args!("cannot write the output: {error}"))),
+    })
 }
 
 /// The block's records, each as one object that begins with its place.
-fn records(at: &FrameAt<'_>) -> Result<String, ReplayError> {
+fn records(at: &FrameAt<'_>) -> Result<String, Failure> {
     let Frame { shard, term, index, payload, .. } = at.frame;
     let mut lines = String::new();
     let mut record_json = String::new();
@@ -196,8 +210,8 @@ fn records(at: &FrameAt<'_>) -> Result<String, ReplayError> {
 fn frame(at: &FrameAt<'_>) -> serde_json::Value {
     let frame = &at.frame;
     let mut line = json!({
-        "segment": at.segment,
-        "offset": at.offset,
+        "segment": at.at.segment,
+        "offset": at.at.offset,
         "batch": at.batch,
         "shard": frame.shard,
     });
@@ -215,6 +229,7 @@ fn frame(at: &FrameAt<'_>) -> serde_json::Value {
             }
             None => json!({ "kind": "hard_state", "unreadable": hex::encode(frame.payload) }),
         },
+        _ => json!({ "kind": format!("{:?}", frame.kind), "index": frame.index }),
     };
     if let (Some(line), serde_json::Value::Object(content)) = (line.as_object_mut(), content) {
         line.extend(content);

@@ -200,10 +200,13 @@ impl Control for NodeControl {
             shards: shards.collect(),
             channels: channels.collect(),
             log: LogStatus {
-                backend: report.log.backend.clone(),
-                segments: report.log.segment + 1,
-                bytes: report.log.log_bytes,
-                disk_free_bytes: report.log.free_bytes,
+                backend: report
+                    .log
+                    .map(|log| format!("{:?}", log.disk.backend))
+                    .unwrap_or_default(),
+                segments: report.log.map_or(0, |log| log.segment),
+                bytes: report.log.map_or(0, |log| log.written_bytes),
+                disk_free_bytes: metrics.disk_free_bytes.value(),
                 fsync_us_p50: metrics.fsync.quantile(0.5),
                 fsync_us_p99: metrics.fsync.quantile(0.99),
             },

@@ -240,7 +240,7 @@ fn recover(
     let opened = Log::open(log_config, notify, &mut replay);
     let (log, recovery) = match opened {
         Ok(opened) => opened,
-        Err(error @ (storage::LogError::Damaged(_) | storage::LogError::Replay(_))) => {
+        Err(error @ (storage::LogError::Damage(_) | storage::LogError::Replay { .. })) => {
             return Err(ServeError::Damaged(error.to_string()));
         }
         Err(error) => return Err(ServeError::Log(error.to_string())),
@@ -250,7 +250,20 @@ fn recover(
 }
 
 fn report_recovery(recovery: &Recovery, started: Instant) {
-    println!("log: {recovery} ({} ms after start)", started.elapsed().as_millis());
+    let Recovery { frames, batches, disk, .. } = recovery;
+    match &recovery.cut {
+        Some(cut) => println!(
+            "log: a torn tail of {} bytes in {} at offset {} was cut (never acknowledged)",
+            cut.bytes,
+            cut.file.display(),
+            cut.offset
+        ),
+        None => println!("log: the end is clean"),
+    }
+    println!(
+        "log: {frames} frames in {batches} batches recovered {} ms after start; {disk:?}",
+        started.elapsed().as_millis()
+    );
 }
 
 #[expect(clippy::too_many_arguments, reason = "the parts of one node, handed over once")]

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use protocol::code::Code;
-use storage::{Frame, FrameKind, Log, LogError, Space};
+use storage::{Frame, FrameKind, Log, LogError, LogStats, Lsn, Space};
 
 use super::clock;
 use super::inbox::{Batch, Exchange, Item, OutBatch};
@@ -81,7 +81,7 @@ pub struct Report {
     /// Per shard.
     pub shards: Vec<ShardReport>,
     /// Log figures.
-    pub log: storage::LogStats,
+    pub log: Option<LogStats>,
 }
 
 /// One shard.
@@ -108,7 +108,6 @@ pub struct Worker {
     shared: Arc<Shared>,
     settings: WorkerSettings,
     out: Box<OutBatch>,
-    durable: u64,
     last_submit_us: u64,
     busy: bool,
     report_due_us: u64,
@@ -150,6 +149,7 @@ impl Recovering {
                     .map_err(|error| WorkerError::Apply(error.to_string()))
             }
             FrameKind::HardState => Ok(shard.replica.replay_hard_state(frame.payload)?),
+            other => Err(WorkerError::Apply(format!("a frame of kind {other:?}"))),
         }
     }
 }
@@ -168,7 +168,6 @@ impl Worker {
             out: shared.exchange.out_batch(),
             shared,
             settings,
-            durable: 0,
             last_submit_us: 0,
             busy: false,
             report_due_us: 0,
@@ -211,7 +210,7 @@ impl Worker {
                 chain: [0; 32],
                 payload: &state.encode(),
             })?;
-            shard.replica.opening_appended(lsn);
+            shard.replica.opening_appended(lsn.0);
         }
         self.log.submit()?;
         Ok(())
@@ -219,8 +218,7 @@ impl Worker {
 
     /// Applies what became durable, oldest first.
     fn take_durable(&mut self, now: Now) -> Result<(), WorkerError> {
-        let Some(lsn) = self.log.poll()? else { return Ok(()) };
-        self.durable = lsn;
+        let Some(Lsn(lsn)) = self.log.poll()? else { return Ok(()) };
         let metrics = &self.shared.metrics;
         for shard in &mut self.shards {
             let starts = shard.replica.persisted(lsn);
@@ -340,7 +338,7 @@ impl Worker {
                     chain: entry.chain,
                     payload: &entry.payload,
                 })?;
-                shard.replica.block_appended(lsn);
+                shard.replica.block_appended(lsn.0);
             }
         }
         let started = self.log.submit()?;
@@ -436,7 +434,7 @@ impl Worker {
         let full = self.log.space() == Space::Reserve;
         self.shared.storage_full.store(full, Ordering::Relaxed);
         let Ok(mut report) = self.shared.report.lock() else { return };
-        report.log = self.log.stats();
+        report.log = Some(self.log.stats());
         report.shards.clear();
         report.shards.extend(self.shards.iter().map(|shard| ShardReport {
             shard: shard.engine.shard(),
