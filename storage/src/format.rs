@@ -1,305 +1,423 @@
-//! The bytes of segments, batches and frames (`docs/LOG.md`). Pure.
+//! The bytes on disk: identity, segment header, batch header, frame header.
+//!
+//! Pure encoding and decoding of byte slices, little endian, every length
+//! checked. Knows no file and no order of things; `scan.rs` does. The tables
+//! are in `docs/LOG.md`. Tested by round trips and by decoding noise.
 
 use sha2::{Digest, Sha256};
 
-/// Unit of writing and of recovery: batches start and end on it.
-pub(crate) const BLOCK: usize = 4096;
-pub(crate) const VERSION: u16 = 1;
-pub(crate) const BATCH_HEADER: usize = 128;
-pub(crate) const FRAME_HEADER: usize = 64;
-const SEGMENT_MAGIC: [u8; 8] = *b"PSWALSEG";
-const BATCH_MAGIC: [u8; 4] = *b"PSBT";
+use crate::frame::{Frame, FrameKind};
 
-/// What a frame holds. Storage does not look into it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
-#[repr(u8)]
-pub enum FrameKind {
-    /// A block of records; carries its shard's chain value.
-    Block = 1,
-    /// Term, vote and commit of a shard.
-    HardState = 2,
+/// Unit of writing: no block is ever shared by two batches.
+pub const BLOCK_BYTES: usize = 4096;
+/// Version written into every header.
+pub const FORMAT_VERSION: u16 = 1;
+/// Bytes of a batch header.
+pub const BATCH_HEADER_BYTES: usize = 128;
+/// Bytes of a frame header.
+pub const FRAME_HEADER_BYTES: usize = 64;
+/// Bytes of a segment header; the rest of its block is zero.
+pub(crate) const SEGMENT_HEADER_BYTES: usize = 128;
+
+const IDENTITY_MAGIC: [u8; 4] = *b"PSWI";
+const SEGMENT_MAGIC: [u8; 4] = *b"PSWS";
+const BATCH_MAGIC: [u8; 4] = *b"PSWB";
+/// Where magic, version and checksum stand in all three headers, in every
+/// format version, so that an old program can tell "newer" from "damaged".
+const VERSION_AT: usize = 4;
+const CHECKSUM_AT: usize = 124;
+
+/// Flag of a batch without frames that only carries the watermark.
+pub(crate) const FLAG_SEAL: u16 = 1;
+
+/// Why a header cannot be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum HeaderFault {
+    /// No header, or one that does not match its checksum.
+    Damaged,
+    /// A sound header of a version that this program does not know.
+    Version(u16),
 }
 
-impl FrameKind {
-    fn from_wire(raw: u8) -> Option<Self> {
-        match raw {
-            1 => Some(Self::Block),
-            2 => Some(Self::HardState),
-            _ => None,
-        }
-    }
+/// Who a log belongs to. Stored in the identity file and checked everywhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub(crate) log: u64,
+    pub(crate) cluster: u64,
+    pub(crate) worker: u16,
 }
 
-/// One frame.
-#[derive(Clone, Copy, Debug)]
-pub struct Frame<'a> {
-    /// What it holds.
-    pub kind: FrameKind,
-    /// Whose.
-    pub shard: u16,
-    /// Term it was proposed in.
-    pub term: u64,
-    /// Position in the shard's log; 0 for hard states.
-    pub index: u64,
-    /// Chain value of the shard at this block; zero for hard states.
-    pub chain: [u8; 32],
-    /// Content.
-    pub payload: &'a [u8],
-}
-
-/// The chain value after `payload`: SHA-256(`prev` || `payload`).
-pub fn chain_next(prev: &[u8; 32], payload: &[u8]) -> [u8; 32] {
-    Sha256::new().chain_update(prev).chain_update(payload).finalize().into()
-}
-
-impl Frame<'_> {
-    pub(crate) fn encoded_len(&self) -> usize {
-        FRAME_HEADER + self.payload.len()
-    }
-
-    /// Writes the frame to the front of `out`.
-    pub(crate) fn encode(&self, out: &mut [u8]) {
-        let (head, rest) = out.split_at_mut(FRAME_HEADER);
-        head[0..4].copy_from_slice(&(self.payload.len() as u32).to_le_bytes());
-        head[8] = self.kind as u8;
-        head[9] = 0;
-        head[10..12].copy_from_slice(&self.shard.to_le_bytes());
-        head[12..16].fill(0);
-        head[16..24].copy_from_slice(&self.term.to_le_bytes());
-        head[24..32].copy_from_slice(&self.index.to_le_bytes());
-        head[32..64].copy_from_slice(&self.chain);
-        rest[..self.payload.len()].copy_from_slice(self.payload);
-        let crc = frame_crc(head, self.payload);
-        head[4..8].copy_from_slice(&crc.to_le_bytes());
-    }
-}
-
-/// Over the length and everything behind the checksum field.
-fn frame_crc(head: &[u8], payload: &[u8]) -> u32 {
-    let crc = crc32c::crc32c(&head[0..4]);
-    let crc = crc32c::crc32c_append(crc, &head[8..FRAME_HEADER]);
-    crc32c::crc32c_append(crc, payload)
-}
-
-/// Reads the frame at the front of `bytes` and tells its length.
-pub(crate) fn decode_frame(bytes: &[u8]) -> Option<(Frame<'_>, usize)> {
-    let (head, rest) = bytes.split_at_checked(FRAME_HEADER)?;
-    let payload = rest.get(..u32_at(head, 0) as usize)?;
-    if frame_crc(head, payload) != u32_at(head, 4) || head[9] != 0 {
-        return None;
-    }
-    let mut chain = [0; 32];
-    chain.copy_from_slice(&head[32..64]);
-    let frame = Frame {
-        kind: FrameKind::from_wire(head[8])?,
-        shard: u16_at(head, 10),
-        term: u64_at(head, 16),
-        index: u64_at(head, 24),
-        chain,
-        payload,
-    };
-    Some((frame, FRAME_HEADER + payload.len()))
+/// First block of a used segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SegmentHeader {
+    pub(crate) identity: Identity,
+    pub(crate) segment: u64,
+    pub(crate) segment_bytes: u64,
+    pub(crate) first_batch: u64,
+    pub(crate) first_lsn: u64,
+    /// Where the batches of the previous segment ended.
+    pub(crate) prev_end: u64,
+    /// Hash of the last batch before this segment.
+    pub(crate) prev_hash: [u8; 32],
 }
 
 /// Header of a batch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct BatchHeader {
-    pub(crate) cluster: u64,
-    pub(crate) worker: u16,
-    /// Number of the open that wrote it.
+    pub(crate) flags: u16,
+    pub(crate) log: u64,
     pub(crate) epoch: u64,
-    /// Sequence in the log, from 1.
     pub(crate) batch: u64,
-    /// Ordinal of its first frame.
     pub(crate) first_lsn: u64,
-    pub(crate) frames: u32,
-    /// Bytes of frames behind the header.
-    pub(crate) body: u32,
+    /// The last batch known durable when this one was submitted.
+    pub(crate) watermark: u64,
     pub(crate) segment: u64,
     pub(crate) offset: u64,
-    /// Highest batch known durable when this one was started.
-    pub(crate) durable: u64,
-    /// SHA-256 of the previous batch's header.
-    pub(crate) prev: [u8; 32],
+    pub(crate) body_bytes: u32,
+    pub(crate) frames: u32,
+    pub(crate) prev_hash: [u8; 16],
+    pub(crate) body_crc: u32,
+    /// Largest write of this epoch: bounds how far a torn write can reach.
+    pub(crate) write_max: u32,
 }
 
 impl BatchHeader {
-    pub(crate) fn encode(&self) -> [u8; BATCH_HEADER] {
-        let mut out = [0; BATCH_HEADER];
-        out[0..4].copy_from_slice(&BATCH_MAGIC);
-        out[4..6].copy_from_slice(&VERSION.to_le_bytes());
-        out[6..8].copy_from_slice(&self.worker.to_le_bytes());
-        out[8..16].copy_from_slice(&self.cluster.to_le_bytes());
-        out[16..24].copy_from_slice(&self.epoch.to_le_bytes());
-        out[24..32].copy_from_slice(&self.batch.to_le_bytes());
-        out[32..40].copy_from_slice(&self.first_lsn.to_le_bytes());
-        out[40..44].copy_from_slice(&self.frames.to_le_bytes());
-        out[44..48].copy_from_slice(&self.body.to_le_bytes());
-        out[48..56].copy_from_slice(&self.segment.to_le_bytes());
-        out[56..64].copy_from_slice(&self.offset.to_le_bytes());
-        out[64..72].copy_from_slice(&self.durable.to_le_bytes());
-        out[72..104].copy_from_slice(&self.prev);
-        let crc = crc32c::crc32c(&out[..124]);
-        out[124..128].copy_from_slice(&crc.to_le_bytes());
-        out
+    pub(crate) fn is_seal(&self) -> bool {
+        self.flags & FLAG_SEAL != 0
     }
 
-    /// `None` when the bytes are no batch header. An unknown version is told apart.
-    pub(crate) fn decode(bytes: &[u8]) -> Option<Result<Self, u16>> {
-        let bytes = bytes.get(..BATCH_HEADER)?;
-        if bytes[0..4] != BATCH_MAGIC || crc32c::crc32c(&bytes[..124]) != u32_at(bytes, 124) {
-            return None;
-        }
-        let version = u16_at(bytes, 4);
-        if version != VERSION {
-            return Some(Err(version));
-        }
-        let mut prev = [0; 32];
-        prev.copy_from_slice(&bytes[72..104]);
-        Some(Ok(Self {
-            worker: u16_at(bytes, 6),
-            cluster: u64_at(bytes, 8),
-            epoch: u64_at(bytes, 16),
-            batch: u64_at(bytes, 24),
-            first_lsn: u64_at(bytes, 32),
-            frames: u32_at(bytes, 40),
-            body: u32_at(bytes, 44),
-            segment: u64_at(bytes, 48),
-            offset: u64_at(bytes, 56),
-            durable: u64_at(bytes, 64),
-            prev,
-        }))
-    }
-
-    /// Bytes of the batch on disk, padding included.
-    pub(crate) fn disk_len(&self) -> usize {
-        (BATCH_HEADER + self.body as usize).next_multiple_of(BLOCK)
+    /// Bytes on disk including header and padding.
+    pub(crate) fn disk_bytes(&self) -> u64 {
+        (BATCH_HEADER_BYTES as u64 + u64::from(self.body_bytes))
+            .next_multiple_of(BLOCK_BYTES as u64)
     }
 }
 
-/// SHA-256 of an encoded batch header: what the next batch carries as `prev`.
-pub(crate) fn header_hash(header: &[u8; BATCH_HEADER]) -> [u8; 32] {
-    Sha256::digest(header).into()
+/// Hash of a batch: of its header, which holds the checksum of the body and the
+/// hash of the batch before.
+pub(crate) fn batch_hash(header: &[u8]) -> [u8; 32] {
+    Sha256::digest(&header[..BATCH_HEADER_BYTES]).into()
 }
 
-/// First block of a segment, written together with its first batch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct SegmentHeader {
-    pub(crate) cluster: u64,
-    pub(crate) worker: u16,
-    pub(crate) segment: u64,
-    /// Sequence of its first batch.
-    pub(crate) first_batch: u64,
-    pub(crate) segment_bytes: u64,
-    /// Hash of the last batch header of the segment before.
-    pub(crate) prev: [u8; 32],
+struct Writer<'a> {
+    bytes: &'a mut [u8],
+    at: usize,
+}
+
+impl Writer<'_> {
+    fn put(&mut self, value: &[u8]) {
+        self.bytes[self.at..self.at + value.len()].copy_from_slice(value);
+        self.at += value.len();
+    }
+}
+
+struct Reader<'a> {
+    bytes: &'a [u8; 128],
+    at: usize,
+}
+
+impl Reader<'_> {
+    fn take<const N: usize>(&mut self) -> [u8; N] {
+        let mut value = [0; N];
+        value.copy_from_slice(&self.bytes[self.at..self.at + N]);
+        self.at += N;
+        value
+    }
+    fn u16(&mut self) -> u16 {
+        u16::from_le_bytes(self.take())
+    }
+    fn u32(&mut self) -> u32 {
+        u32::from_le_bytes(self.take())
+    }
+    fn u64(&mut self) -> u64 {
+        u64::from_le_bytes(self.take())
+    }
+}
+
+/// Starts a 128-byte header: zeros, magic, version.
+fn begin(bytes: &mut [u8], magic: [u8; 4]) -> Writer<'_> {
+    bytes[..128].fill(0);
+    let mut out = Writer { bytes, at: 0 };
+    out.put(&magic);
+    out.put(&FORMAT_VERSION.to_le_bytes());
+    out
+}
+
+fn seal_checksum(bytes: &mut [u8]) {
+    let crc = crc32c::crc32c(&bytes[..CHECKSUM_AT]);
+    bytes[CHECKSUM_AT..CHECKSUM_AT + 4].copy_from_slice(&crc.to_le_bytes());
+}
+
+/// Checks magic, checksum and version; leaves the reader behind the version.
+fn open(bytes: &[u8], magic: [u8; 4]) -> Result<Reader<'_>, HeaderFault> {
+    let Some(bytes) = bytes.first_chunk::<128>() else { return Err(HeaderFault::Damaged) };
+    if bytes[..4] != magic {
+        return Err(HeaderFault::Damaged);
+    }
+    let mut tail = Reader { bytes, at: CHECKSUM_AT };
+    if tail.u32() != crc32c::crc32c(&bytes[..CHECKSUM_AT]) {
+        return Err(HeaderFault::Damaged);
+    }
+    let mut reader = Reader { bytes, at: VERSION_AT };
+    match reader.u16() {
+        FORMAT_VERSION => Ok(reader),
+        other => Err(HeaderFault::Version(other)),
+    }
+}
+
+impl Identity {
+    pub(crate) fn encode(&self, block: &mut [u8]) {
+        block.fill(0);
+        let mut out = begin(block, IDENTITY_MAGIC);
+        out.put(&self.worker.to_le_bytes());
+        out.put(&self.log.to_le_bytes());
+        out.put(&self.cluster.to_le_bytes());
+        seal_checksum(block);
+    }
+
+    pub(crate) fn decode(block: &[u8]) -> Result<Identity, HeaderFault> {
+        let mut from = open(block, IDENTITY_MAGIC)?;
+        let worker = from.u16();
+        Ok(Identity { log: from.u64(), cluster: from.u64(), worker })
+    }
 }
 
 impl SegmentHeader {
-    /// Writes the header into the first block.
-    pub(crate) fn encode(&self, out: &mut [u8]) {
-        let out = &mut out[..BLOCK];
-        out.fill(0);
-        out[0..8].copy_from_slice(&SEGMENT_MAGIC);
-        out[8..10].copy_from_slice(&VERSION.to_le_bytes());
-        out[10..12].copy_from_slice(&self.worker.to_le_bytes());
-        out[16..24].copy_from_slice(&self.cluster.to_le_bytes());
-        out[24..32].copy_from_slice(&self.segment.to_le_bytes());
-        out[32..40].copy_from_slice(&self.first_batch.to_le_bytes());
-        out[40..48].copy_from_slice(&self.segment_bytes.to_le_bytes());
-        out[48..80].copy_from_slice(&self.prev);
-        let crc = crc32c::crc32c(&out[..BLOCK - 4]);
-        out[BLOCK - 4..].copy_from_slice(&crc.to_le_bytes());
+    pub(crate) fn encode(&self, block: &mut [u8]) {
+        block[..BLOCK_BYTES].fill(0);
+        let mut out = begin(block, SEGMENT_MAGIC);
+        out.put(&self.identity.worker.to_le_bytes());
+        out.put(&self.identity.log.to_le_bytes());
+        out.put(&self.identity.cluster.to_le_bytes());
+        out.put(&self.segment.to_le_bytes());
+        out.put(&self.segment_bytes.to_le_bytes());
+        out.put(&self.first_batch.to_le_bytes());
+        out.put(&self.first_lsn.to_le_bytes());
+        out.put(&self.prev_end.to_le_bytes());
+        out.put(&self.prev_hash);
+        seal_checksum(block);
     }
 
-    /// `None` when the block is no segment header. An unknown version is told apart.
-    pub(crate) fn decode(block: &[u8]) -> Option<Result<Self, u16>> {
-        let block = block.get(..BLOCK)?;
-        if block[0..8] != SEGMENT_MAGIC
-            || crc32c::crc32c(&block[..BLOCK - 4]) != u32_at(block, BLOCK - 4)
-        {
-            return None;
-        }
-        let version = u16_at(block, 8);
-        if version != VERSION {
-            return Some(Err(version));
-        }
-        let mut prev = [0; 32];
-        prev.copy_from_slice(&block[48..80]);
-        Some(Ok(Self {
-            worker: u16_at(block, 10),
-            cluster: u64_at(block, 16),
-            segment: u64_at(block, 24),
-            first_batch: u64_at(block, 32),
-            segment_bytes: u64_at(block, 40),
-            prev,
-        }))
+    pub(crate) fn decode(block: &[u8]) -> Result<SegmentHeader, HeaderFault> {
+        let mut from = open(block, SEGMENT_MAGIC)?;
+        let worker = from.u16();
+        let identity = Identity { log: from.u64(), cluster: from.u64(), worker };
+        Ok(SegmentHeader {
+            identity,
+            segment: from.u64(),
+            segment_bytes: from.u64(),
+            first_batch: from.u64(),
+            first_lsn: from.u64(),
+            prev_end: from.u64(),
+            prev_hash: from.take(),
+        })
     }
 }
 
-fn u16_at(bytes: &[u8], at: usize) -> u16 {
-    u16::from_le_bytes([bytes[at], bytes[at + 1]])
+impl BatchHeader {
+    pub(crate) fn encode(&self, bytes: &mut [u8]) {
+        let mut out = begin(bytes, BATCH_MAGIC);
+        out.put(&self.flags.to_le_bytes());
+        out.put(&self.log.to_le_bytes());
+        out.put(&self.epoch.to_le_bytes());
+        out.put(&self.batch.to_le_bytes());
+        out.put(&self.first_lsn.to_le_bytes());
+        out.put(&self.watermark.to_le_bytes());
+        out.put(&self.segment.to_le_bytes());
+        out.put(&self.offset.to_le_bytes());
+        out.put(&self.body_bytes.to_le_bytes());
+        out.put(&self.frames.to_le_bytes());
+        out.put(&self.prev_hash);
+        out.put(&self.body_crc.to_le_bytes());
+        out.put(&self.write_max.to_le_bytes());
+        seal_checksum(bytes);
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Result<BatchHeader, HeaderFault> {
+        let mut from = open(bytes, BATCH_MAGIC)?;
+        Ok(BatchHeader {
+            flags: from.u16(),
+            log: from.u64(),
+            epoch: from.u64(),
+            batch: from.u64(),
+            first_lsn: from.u64(),
+            watermark: from.u64(),
+            segment: from.u64(),
+            offset: from.u64(),
+            body_bytes: from.u32(),
+            frames: from.u32(),
+            prev_hash: from.take(),
+            body_crc: from.u32(),
+            write_max: from.u32(),
+        })
+    }
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+/// Writes `frame` at the start of `out`, which is long enough, and returns the
+/// bytes used.
+pub(crate) fn encode_frame(frame: &Frame<'_>, out: &mut [u8]) -> usize {
+    let total = FRAME_HEADER_BYTES + frame.payload.len();
+    let out = &mut out[..total];
+    out[4..8].copy_from_slice(&(frame.payload.len() as u32).to_le_bytes());
+    out[8] = frame.kind as u8;
+    out[9] = 0;
+    out[10..12].copy_from_slice(&frame.shard.to_le_bytes());
+    out[12..16].fill(0);
+    out[16..24].copy_from_slice(&frame.term.to_le_bytes());
+    out[24..32].copy_from_slice(&frame.index.to_le_bytes());
+    out[32..64].copy_from_slice(&frame.chain);
+    out[64..].copy_from_slice(frame.payload);
+    let crc = crc32c::crc32c(&out[4..]);
+    out[..4].copy_from_slice(&crc.to_le_bytes());
+    total
 }
 
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
+/// A frame could not be decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FrameFault;
+
+/// Reads the frame at the start of `bytes`; returns it with the bytes used.
+/// The checksum is compared only when `check` is set: inside a batch whose body
+/// checksum holds it says nothing new.
+pub(crate) fn decode_frame(bytes: &[u8], check: bool) -> Result<(Frame<'_>, usize), FrameFault> {
+    let (header, rest) = bytes.split_first_chunk::<FRAME_HEADER_BYTES>().ok_or(FrameFault)?;
+    let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| header[at + i]));
+    let half = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| header[at + i]));
+    let payload = rest.get(..half(4) as usize).ok_or(FrameFault)?;
+    let total = FRAME_HEADER_BYTES + payload.len();
+    if check && half(0) != crc32c::crc32c(&bytes[4..total]) {
+        return Err(FrameFault);
+    }
+    let reserved_is_zero = header[9] == 0 && half(12) == 0;
+    let kind = FrameKind::from_number(header[8]).filter(|_| reserved_is_zero).ok_or(FrameFault)?;
+    let frame = Frame {
+        kind,
+        shard: u16::from_le_bytes([header[10], header[11]]),
+        term: word(16),
+        index: word(24),
+        chain: std::array::from_fn(|i| header[32 + i]),
+        payload,
+    };
+    Ok((frame, total))
+}
+
+/// Whether all bytes are zero.
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
+    bytes.chunks(64).all(|chunk| chunk.iter().fold(0, |all, byte| all | byte) == 0)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
+
+    fn batch() -> impl Strategy<Value = BatchHeader> {
+        (any::<[u64; 7]>(), any::<[u32; 4]>(), any::<[u8; 16]>(), any::<u16>()).prop_map(
+            |(w, h, prev_hash, flags)| BatchHeader {
+                flags,
+                log: w[0],
+                epoch: w[1],
+                batch: w[2],
+                first_lsn: w[3],
+                watermark: w[4],
+                segment: w[5],
+                offset: w[6],
+                body_bytes: h[0],
+                frames: h[1],
+                prev_hash,
+                body_crc: h[2],
+                write_max: h[3],
+            },
+        )
+    }
 
     proptest! {
         #[test]
-        fn a_frame_survives_and_any_flipped_bit_is_noticed(
-            shard: u16, term: u64, index: u64, chain: [u8; 32],
-            payload in proptest::collection::vec(any::<u8>(), 0..300), bit: usize,
-        ) {
-            let frame = Frame { kind: FrameKind::Block, shard, term, index, chain, payload: &payload };
-            let mut bytes = vec![0; frame.encoded_len()];
-            frame.encode(&mut bytes);
-            let (read, len) = decode_frame(&bytes).unwrap();
-            prop_assert_eq!(len, bytes.len());
-            prop_assert_eq!((read.shard, read.term, read.index), (shard, term, index));
-            prop_assert_eq!(read.payload, &payload[..]);
-            let at = bit % (bytes.len() * 8);
-            bytes[at / 8] ^= 1 << (at % 8);
-            prop_assert!(decode_frame(&bytes).is_none());
+        fn batch_header_round_trip(header in batch()) {
+            let mut bytes = [0xaa; 128];
+            header.encode(&mut bytes);
+            prop_assert_eq!(BatchHeader::decode(&bytes), Ok(header));
         }
 
         #[test]
-        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..5000)) {
-            prop_assert!(decode_frame(&bytes).is_none());
-            prop_assert!(BatchHeader::decode(&bytes).is_none());
-            prop_assert!(SegmentHeader::decode(&bytes).is_none());
+        fn any_flipped_bit_of_a_header_is_noticed(header in batch(), bit in 0usize..1024) {
+            let mut bytes = [0; 128];
+            header.encode(&mut bytes);
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            prop_assert_eq!(BatchHeader::decode(&bytes), Err(HeaderFault::Damaged));
+        }
+
+        #[test]
+        fn segment_header_round_trip(words in any::<[u64; 7]>(), worker: u16, prev_hash: [u8; 32]) {
+            let identity = Identity { log: words[0], cluster: words[1], worker };
+            let header = SegmentHeader {
+                identity, segment: words[2], segment_bytes: words[3], first_batch: words[4],
+                first_lsn: words[5], prev_end: words[6], prev_hash,
+            };
+            let mut block = [0xaa; BLOCK_BYTES];
+            header.encode(&mut block);
+            prop_assert_eq!(SegmentHeader::decode(&block), Ok(header));
+            identity.encode(&mut block);
+            prop_assert_eq!(Identity::decode(&block), Ok(identity));
+        }
+
+        #[test]
+        fn frame_round_trip(
+            kind in 1u8..=4, shard: u16, term: u64, index: u64, chain: [u8; 32],
+            payload in prop::collection::vec(any::<u8>(), 0..600),
+        ) {
+            let kind = FrameKind::from_number(kind).unwrap();
+            let frame = Frame { kind, shard, term, index, chain, payload: &payload };
+            let mut bytes = vec![0xaa; FRAME_HEADER_BYTES + payload.len() + 9];
+            let used = encode_frame(&frame, &mut bytes);
+            prop_assert_eq!(used, FRAME_HEADER_BYTES + payload.len());
+            prop_assert_eq!(decode_frame(&bytes, true), Ok((frame, used)));
+            prop_assert_eq!(decode_frame(&bytes[..used - 1], true), Err(FrameFault));
+        }
+
+        #[test]
+        fn noise_never_panics(noise in prop::collection::vec(any::<u8>(), 0..300)) {
+            let _ = decode_frame(&noise, false);
+            prop_assert_eq!(BatchHeader::decode(&noise), Err(HeaderFault::Damaged));
+            prop_assert_eq!(SegmentHeader::decode(&noise), Err(HeaderFault::Damaged));
+            prop_assert_eq!(Identity::decode(&noise), Err(HeaderFault::Damaged));
         }
     }
 
     #[test]
-    fn headers_survive_and_another_version_is_told_apart() {
-        let batch = BatchHeader {
-            cluster: 1, worker: 2, epoch: 3, batch: 4, first_lsn: 5, frames: 6, body: 7,
-            segment: 8, offset: 9, durable: 3, prev: [10; 32],
-        };
-        let mut bytes = batch.encode();
-        assert_eq!(BatchHeader::decode(&bytes), Some(Ok(batch)));
-        bytes[4] = 9;
-        let crc = crc32c::crc32c(&bytes[..124]);
-        bytes[124..].copy_from_slice(&crc.to_le_bytes());
-        assert_eq!(BatchHeader::decode(&bytes), Some(Err(9)));
+    fn a_newer_version_is_told_from_damage() {
+        let mut bytes = [0; 128];
+        let identity = Identity { log: 1, cluster: 2, worker: 3 };
+        identity.encode(&mut bytes);
+        bytes[VERSION_AT] = 9;
+        seal_checksum(&mut bytes);
+        assert_eq!(Identity::decode(&bytes), Err(HeaderFault::Version(9)));
+    }
 
-        let segment = SegmentHeader {
-            cluster: 1, worker: 2, segment: 3, first_batch: 4, segment_bytes: 5, prev: [6; 32],
+    /// The layout is a promise: these bytes may only change with the version.
+    #[test]
+    fn golden_batch_header() {
+        let header = BatchHeader {
+            flags: FLAG_SEAL,
+            log: 2,
+            epoch: 3,
+            batch: 4,
+            first_lsn: 5,
+            watermark: 6,
+            segment: 7,
+            offset: 8,
+            body_bytes: 9,
+            frames: 10,
+            prev_hash: [11; 16],
+            body_crc: 12,
+            write_max: 13,
         };
-        let mut block = vec![7; BLOCK];
-        segment.encode(&mut block);
-        assert_eq!(SegmentHeader::decode(&block), Some(Ok(segment)));
-        block[100] ^= 1;
-        assert_eq!(SegmentHeader::decode(&block), None);
+        let mut bytes = [0; 128];
+        header.encode(&mut bytes);
+        let at = |from: usize| bytes[from];
+        assert_eq!(&bytes[..8], b"PSWB\x01\x00\x01\x00");
+        let places = [8, 16, 24, 32, 40, 48, 56, 64, 68, 72, 88, 92];
+        assert_eq!(places.map(at), [2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13]);
     }
 }

@@ -11,6 +11,7 @@ mod tests;
 
 pub use histogram::Histogram;
 
+use crate::config::Config;
 use protocol::code::{Code, OrderState, RefundState};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -298,8 +299,14 @@ pub struct Metrics {
 }
 
 impl Metrics {
+    /// Zeros, for the shards and channels of a site's configuration.
+    pub fn new(config: &Config) -> Self {
+        let channels = config.channels.iter().map(|channel| channel.name.clone());
+        Self::sized(config.site, config.shards, channels)
+    }
+
     /// Zeros, for `shards` shards and channels 1 to n in the order of `channels`.
-    pub fn new(site: u16, shards: u16, channels: impl IntoIterator<Item = String>) -> Self {
+    pub fn sized(site: u16, shards: u16, channels: impl IntoIterator<Item = String>) -> Self {
         let channels = channels.into_iter().map(ChannelMetrics::new).collect();
         Self {
             site,

@@ -4,16 +4,21 @@
 //! TLS 1.3 only, the aws-lc-rs provider named explicitly, client certificates
 //! always demanded, no tickets and no early data (a resumed session would
 //! outlive a withdrawn authority; a replayed early request would be a second
-//! pay). Knows no socket. Tested with certificates made by `init`.
+//! pay). Knows no socket. Tested with certificates made by `init`, over
+//! loopback.
 
-use crate::config::{ChannelSection, GatewayConfig};
-use crate::secret::{SecretError, read_private};
-use aws_lc_rs::{hkdf, hmac, rand};
-use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::{
-    AckFrequencyConfig, ConnectionId, ConnectionIdGenerator, IdleTimeout, MtuDiscoveryConfig,
-    TransportConfig, VarInt,
+mod identity;
+#[cfg(test)]
+mod tests;
+mod transport;
+
+pub use identity::{Identity, IdentityError, Role, identity, peer_identity};
+pub use transport::{
+    EndpointKeys, channel_client, channel_transport, gateway_endpoint, gateway_server,
+    gateway_transport,
 };
+
+use crate::secret::{SecretError, read_private};
 use rustls::crypto::{CryptoProvider, aws_lc_rs as provider};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -21,7 +26,6 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 /// ALPN of the gateway protocol: its version.
 pub const ALPN_GATEWAY: &[u8] = b"payswitch/1";
@@ -219,264 +223,4 @@ pub fn crypto_provider() -> CryptoProvider {
 pub fn refuse_early_data(config: &ServerConfig) -> Result<(), TlsError> {
     let off = config.max_early_data_size == 0 && config.send_tls13_tickets == 0;
     if off { Ok(()) } else { Err(TlsError::EarlyData) }
-}
-
-/// The gateway front's QUIC server settings.
-///
-/// # Errors
-/// [`TlsError`]: files, certificate, or early data.
-pub fn gateway_server(
-    gateway: &GatewayConfig,
-    keys: &EndpointKeys,
-) -> Result<quinn::ServerConfig, TlsError> {
-    let credentials = Credentials::load(&gateway.cert, &gateway.key, &gateway.ca)?;
-    let tls = credentials.server(ALPN_GATEWAY)?;
-    refuse_early_data(&tls)?;
-    let crypto = Arc::new(QuicServerConfig::try_from(tls).map_err(|_| TlsError::InitialSuite)?);
-    let mut config = quinn::ServerConfig::new(crypto, keys.token_key());
-    config
-        .transport_config(Arc::new(gateway_transport(gateway)))
-        .retry_token_lifetime(Duration::from_secs(15))
-        .max_incoming(gateway.handshakes_max.saturating_mul(4) as usize)
-        .incoming_buffer_size(64 << 10)
-        .incoming_buffer_size_total(16 << 20);
-    Ok(config)
-}
-
-/// The link's QUIC client settings towards a native channel.
-///
-/// # Errors
-/// [`TlsError`]: files or certificate.
-pub fn channel_client(channel: &ChannelSection) -> Result<quinn::ClientConfig, TlsError> {
-    let credentials = Credentials::load(&channel.cert, &channel.key, &channel.ca)?;
-    let crypto = QuicClientConfig::try_from(credentials.client(ALPN_CHANNEL)?)
-        .map_err(|_| TlsError::InitialSuite)?;
-    let mut config = quinn::ClientConfig::new(Arc::new(crypto));
-    config.transport_config(Arc::new(channel_transport(channel)));
-    Ok(config)
-}
-
-/// Transport parameters of gateway connections.
-pub fn gateway_transport(gateway: &GatewayConfig) -> TransportConfig {
-    let mut transport = base_transport(gateway.initial_mtu);
-    let keep_alive =
-        (gateway.keep_alive_ms > 0).then(|| Duration::from_millis(gateway.keep_alive_ms));
-    transport
-        .max_concurrent_bidi_streams(VarInt::from_u32(gateway.streams_max))
-        .stream_receive_window(kib(gateway.stream_receive_window_kib))
-        .receive_window(kib(gateway.receive_window_kib))
-        .send_window(u64::from(gateway.send_window_kib) << 10)
-        .max_idle_timeout(idle_timeout(gateway.idle_timeout_ms))
-        .keep_alive_interval(keep_alive)
-        .ack_frequency_config(ack_frequency(
-            gateway.ack_eliciting_threshold,
-            Duration::from_millis(gateway.max_ack_delay_ms),
-        ));
-    transport
-}
-
-/// Transport parameters of a native channel's connections. We are the client:
-/// we keep the connection alive and notice its silence long before the
-/// channel's reply time-out.
-pub fn channel_transport(channel: &ChannelSection) -> TransportConfig {
-    let idle_ms = channel.reply_timeout_ms.clamp(1_000, 3_000);
-    let mut transport = base_transport(1452);
-    transport
-        .max_concurrent_bidi_streams(VarInt::from_u32(0))
-        .stream_receive_window(kib(1024))
-        .receive_window(kib(8 * 1024))
-        .send_window(8 << 20)
-        .max_idle_timeout(idle_timeout(idle_ms))
-        .keep_alive_interval(Some(Duration::from_millis(idle_ms / 4)))
-        .ack_frequency_config(ack_frequency(10, Duration::from_millis(5)));
-    transport
-}
-
-/// What all our links share: no unidirectional streams, no datagrams, first
-/// come first sent, and a first round-trip guess of a local network (quinn's
-/// 333 ms would make one lost first packet cost a second).
-fn base_transport(initial_mtu: u16) -> TransportConfig {
-    let mut discovery = MtuDiscoveryConfig::default();
-    discovery.upper_bound(initial_mtu.max(1452));
-    let mut transport = TransportConfig::default();
-    transport
-        .max_concurrent_uni_streams(VarInt::from_u32(0))
-        .datagram_receive_buffer_size(None)
-        .send_fairness(false)
-        .allow_spin(false)
-        .initial_rtt(Duration::from_millis(5))
-        .initial_mtu(initial_mtu)
-        .mtu_discovery_config(Some(discovery));
-    transport
-}
-
-fn kib(value: u32) -> VarInt {
-    // Windows are bounded to 1 GiB by the configuration: far below 2^32.
-    VarInt::from_u32(value.saturating_mul(1024))
-}
-
-fn idle_timeout(ms: u64) -> Option<IdleTimeout> {
-    // The configuration bounds it to ten minutes: always a legal VarInt.
-    IdleTimeout::try_from(Duration::from_millis(ms)).ok()
-}
-
-fn ack_frequency(threshold: u32, delay: Duration) -> Option<AckFrequencyConfig> {
-    (threshold > 0).then(|| {
-        let mut config = AckFrequencyConfig::default();
-        config.ack_eliciting_threshold(VarInt::from_u32(threshold)).max_ack_delay(Some(delay));
-        config
-    })
-}
-
-/// Keys of a QUIC endpoint that must outlive the process: with them a client
-/// learns of a restart at its first packet instead of by time-out.
-pub struct EndpointKeys {
-    reset: [u8; 64],
-    token: [u8; 64],
-}
-
-const ENDPOINT_KEYS_LEN: usize = 64 + 64;
-
-impl EndpointKeys {
-    /// Reads `data_dir/endpoint.key`, creating it (mode 0600) when absent.
-    ///
-    /// # Errors
-    /// [`TlsError::EndpointKeys`], [`TlsError::EndpointKeysDamaged`],
-    /// [`TlsError::Key`] when others may read it.
-    pub fn load_or_create(data_dir: &Path) -> Result<Self, TlsError> {
-        let path = data_dir.join("endpoint.key");
-        if !path.exists() {
-            Self::create(data_dir, &path)?;
-        }
-        let bytes = read_private(&path)?;
-        Self::parse(bytes.expose()).ok_or(TlsError::EndpointKeysDamaged { path })
-    }
-
-    fn create(data_dir: &Path, path: &Path) -> Result<(), TlsError> {
-        let mut bytes = [0; ENDPOINT_KEYS_LEN];
-        rand::fill(&mut bytes).map_err(|_| TlsError::Random)?;
-        let written = std::fs::create_dir_all(data_dir)
-            .and_then(|()| crate::secret::write_private(path, &bytes));
-        written.map_err(|source| TlsError::EndpointKeys { path: path.to_owned(), source })
-    }
-
-    fn parse(bytes: &[u8]) -> Option<Self> {
-        let (reset, token) = bytes.split_first_chunk::<64>()?;
-        Some(Self { reset: *reset, token: token.try_into().ok()? })
-    }
-
-    /// Endpoint settings with these keys.
-    pub fn endpoint(&self) -> quinn::EndpointConfig {
-        let reset = hmac::Key::new(hmac::HMAC_SHA256, &self.reset);
-        let mut config = quinn::EndpointConfig::new(Arc::new(reset));
-        config.cid_generator(|| Box::new(RandomCids));
-        config
-    }
-
-    fn token_key(&self) -> Arc<hkdf::Prk> {
-        Arc::new(hkdf::Salt::new(hkdf::HKDF_SHA256, b"payswitch retry").extract(&self.token))
-    }
-}
-
-/// Random connection ids of which none is ruled out as foreign: quinn's default
-/// generator knows only ids of its own process and drops packets of an earlier
-/// one silently, where we want to answer them with a stateless reset. (quinn
-/// bounds the rate of resets per endpoint by itself.)
-struct RandomCids;
-
-const CID_LEN: usize = 8;
-
-impl ConnectionIdGenerator for RandomCids {
-    fn generate_cid(&mut self) -> ConnectionId {
-        let mut bytes = [0; CID_LEN];
-        // Without randomness no handshake could have come this far.
-        rand::fill(&mut bytes).expect("system randomness");
-        ConnectionId::new(&bytes)
-    }
-
-    fn cid_len(&self) -> usize {
-        CID_LEN
-    }
-
-    fn cid_lifetime(&self) -> Option<Duration> {
-        None
-    }
-}
-
-/// Who may do what: the role is in the certificate's DNS name,
-/// `NAME.ROLE.payswitch`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Role {
-    /// A site of the cluster.
-    Site,
-    /// A caller.
-    Gateway,
-    /// An operator.
-    Admin,
-    /// A payment service, or our client certificate towards one.
-    Channel,
-}
-
-impl Role {
-    /// The part of the DNS name.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Site => "site",
-            Self::Gateway => "gateway",
-            Self::Admin => "admin",
-            Self::Channel => "channel",
-        }
-    }
-
-    fn from_label(label: &str) -> Option<Self> {
-        [Self::Site, Self::Gateway, Self::Admin, Self::Channel]
-            .into_iter()
-            .find(|role| role.label() == label)
-    }
-}
-
-/// Who a verified certificate belongs to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity {
-    /// What it may be used for.
-    pub role: Role,
-    /// Name within the role, at most 32 bytes.
-    pub name: String,
-}
-
-/// Why a certificate gives no identity.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum IdentityError {
-    /// Not an X.509 certificate.
-    #[error("the certificate cannot be parsed")]
-    Malformed,
-    /// No DNS name of the form `NAME.ROLE.payswitch`.
-    #[error("the certificate has no name of the form NAME.ROLE.payswitch")]
-    NoRole,
-    /// Several names with a role.
-    #[error("the certificate has more than one name of the form NAME.ROLE.payswitch")]
-    Ambiguous,
-}
-
-/// Reads the identity from a certificate whose chain TLS has verified.
-///
-/// # Errors
-/// [`IdentityError`]: exactly one name must carry a role.
-pub fn identity(certificate: &CertificateDer<'_>) -> Result<Identity, IdentityError> {
-    let parsed =
-        webpki::EndEntityCert::try_from(certificate).map_err(|_| IdentityError::Malformed)?;
-    let mut identities = parsed.valid_dns_names().filter_map(parse_identity);
-    let identity = identities.next().ok_or(IdentityError::NoRole)?;
-    if identities.next().is_some() {
-        return Err(IdentityError::Ambiguous);
-    }
-    Ok(identity)
-}
-
-fn parse_identity(dns_name: &str) -> Option<Identity> {
-    let dns_name = dns_name.to_ascii_lowercase();
-    let (name, role) = dns_name.strip_suffix(".payswitch")?.rsplit_once('.')?;
-    let role = Role::from_label(role)?;
-    let plain = !name.contains(['.', '*']) && (1..=32).contains(&name.len());
-    plain.then(|| Identity { role, name: name.to_owned() })
 }

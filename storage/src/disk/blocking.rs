@@ -1,75 +1,55 @@
-//! Durable writes on a thread of their own: `pwrite` on an `O_DIRECT|O_DSYNC`
-//! descriptor. The flush runs in the caller's context, so the thread's priority
-//! counts: with both cores busy it stays near its idle latency where io_uring's
-//! kernel worker waits for its turn (docs/LOG.md has the figures).
-#![allow(unsafe_code, reason = "the scheduling class has no safe form in std")]
+//! The writer thread: blocking direct writes with real-time priority.
+//!
+//! The flush runs in the calling thread's own context, so its priority counts
+//! even when every core is busy; an io_uring flush ends in a kernel worker of
+//! normal priority. Measured in `docs/LOG.md`.
 
 use std::fs::File;
-use std::io;
+use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
+use std::sync::mpsc;
 use std::thread::JoinHandle;
+use std::time::Instant;
 
-use super::aligned::AlignedBuf;
-use crate::Notify;
+use super::{DiskError, DiskOp, Write, Written, sys};
+use crate::notify::Notify;
 
-struct Job {
-    file: Arc<File>,
-    offset: u64,
-    buffer: AlignedBuf,
-    len: usize,
-}
-
-/// The writer thread's handle.
-pub struct BlockingWriter {
-    jobs: Option<SyncSender<Job>>,
-    done: Receiver<(AlignedBuf, io::Result<()>)>,
+#[derive(Debug)]
+pub(super) struct BlockingWriter {
+    jobs: Option<mpsc::SyncSender<(Arc<File>, Write)>>,
+    done: mpsc::Receiver<Written>,
     thread: Option<JoinHandle<()>>,
-    /// Whether the thread got real-time priority.
-    pub real_time: bool,
+    realtime: bool,
 }
 
 impl BlockingWriter {
-    /// Starts the thread; it wakes `notify` after each write.
-    ///
-    /// # Errors
-    /// When no thread can be started.
-    pub fn start(notify: Notify) -> io::Result<Self> {
-        let (jobs, inbox) = sync_channel::<Job>(1);
-        let (outbox, done) = sync_channel(1);
-        let (said, priority) = sync_channel(1);
-        let thread = std::thread::Builder::new().name("log-writer".into()).spawn(move || {
-            drop(said.send(raise_priority()));
-            for job in inbox {
-                let result = job.file.write_all_at(&job.buffer[..job.len], job.offset);
-                if outbox.send((job.buffer, result)).is_err() {
-                    return;
-                }
-                notify.wake();
-            }
-        })?;
-        let real_time = priority.recv().unwrap_or(false);
-        Ok(Self { jobs: Some(jobs), done, thread: Some(thread), real_time })
+    pub(super) fn start(notify: Notify) -> Result<BlockingWriter, DiskError> {
+        let (jobs, inbox) = mpsc::sync_channel::<(Arc<File>, Write)>(1);
+        let (outbox, done) = mpsc::sync_channel(1);
+        let (ready, started) = mpsc::sync_channel(1);
+        let thread = std::thread::Builder::new()
+            .name("log-writer".into())
+            .spawn(move || {
+                let _ = ready.send(sys::become_realtime().is_ok());
+                run(&inbox, &outbox, &notify);
+            })
+            .map_err(|error| DiskError::io(DiskOp::Start, &error))?;
+        let realtime = started.recv().unwrap_or(false);
+        Ok(BlockingWriter { jobs: Some(jobs), done, thread: Some(thread), realtime })
     }
 
-    /// Starts a write.
-    pub fn write(&mut self, file: Arc<File>, offset: u64, buffer: AlignedBuf, len: usize) {
-        if let Some(jobs) = &self.jobs {
-            // The thread only ends after this handle; one write is in flight.
-            drop(jobs.send(Job { file, offset, buffer, len }));
-        }
+    pub(super) fn realtime(&self) -> bool {
+        self.realtime
     }
 
-    /// The end of the write in flight.
-    pub fn poll(&mut self) -> Option<(AlignedBuf, io::Result<()>)> {
-        match self.done.try_recv() {
-            Ok(done) => Some(done),
-            Err(TryRecvError::Empty) => None,
-            Err(TryRecvError::Disconnected) => {
-                Some((AlignedBuf::zeroed(1), Err(io::Error::other("the log writer ended"))))
-            }
-        }
+    pub(super) fn write(&mut self, file: &Arc<File>, write: Write) -> Result<(), DiskError> {
+        let gone = DiskError::short(DiskOp::Write);
+        self.jobs.as_ref().ok_or(gone)?.try_send((Arc::clone(file), write)).map_err(|_| gone)
+    }
+
+    pub(super) fn poll(&mut self) -> Option<Written> {
+        self.done.try_recv().ok()
     }
 }
 
@@ -77,16 +57,37 @@ impl Drop for BlockingWriter {
     fn drop(&mut self) {
         self.jobs = None;
         if let Some(thread) = self.thread.take() {
-            drop(thread.join());
+            let _ = thread.join();
         }
     }
 }
 
-/// Asks for the lowest real-time priority: enough to run as soon as the disk
-/// answers. Needs CAP_SYS_NICE or an rtprio limit; without it all works, with
-/// a longer tail when the cores are busy.
-fn raise_priority() -> bool {
-    let param = libc::sched_param { sched_priority: 1 };
-    // SAFETY: 0 names the calling thread; `param` is a live local.
-    unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const param) == 0 }
+fn run(
+    inbox: &mpsc::Receiver<(Arc<File>, Write)>,
+    outbox: &mpsc::SyncSender<Written>,
+    notify: &Notify,
+) {
+    while let Ok((file, write)) = inbox.recv() {
+        let started = Instant::now();
+        let result = write_once(&file, &write);
+        let elapsed_us = started.elapsed().as_micros() as u64;
+        drop(file);
+        if outbox.send(Written { buffer: write.buffer, result, elapsed_us }).is_err() {
+            return;
+        }
+        notify.wake();
+    }
+}
+
+/// One write; only an interruption before the first byte is repeated.
+fn write_once(file: &File, write: &Write) -> Result<(), DiskError> {
+    let bytes = &write.buffer[write.from..write.from + write.bytes];
+    loop {
+        match file.write_at(bytes, write.offset) {
+            Ok(written) if written == bytes.len() => return Ok(()),
+            Ok(_) => return Err(DiskError::short(DiskOp::Write)),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(DiskError::io(DiskOp::Write, &error)),
+        }
+    }
 }

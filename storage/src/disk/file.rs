@@ -1,357 +1,283 @@
-//! Segments as files of one folder, prepared by a thread in the background.
-#![allow(unsafe_code, reason = "flock and statvfs have no safe form in std")]
+//! A log directory on a real file system.
+//!
+//! Holds the lock, the current segment and the background thread, and writes
+//! through one of two backends. Tested by `tests/files.rs` with both.
 
-use std::collections::BTreeMap;
-use std::ffi::CString;
-use std::fs::{File, OpenOptions};
-use std::io;
-use std::os::fd::AsRawFd;
-use std::os::unix::ffi::OsStrExt;
+use std::collections::VecDeque;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::Read;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
-use std::thread::JoinHandle;
-use std::time::Duration;
 
-use super::aligned::AlignedBuf;
 use super::blocking::BlockingWriter;
+use super::directory::Directory;
+use super::prepare::{Plan, Prepared, Preparer, open_for_writing};
 use super::uring::UringWriter;
-use super::{Backend, Disk, ReadAhead, SegmentFile};
-use crate::Notify;
-use crate::format::BLOCK;
+use super::{
+    BackendKind, Buffer, Disk, DiskError, DiskFacts, DiskOp, Fallback, SegmentFile, Source, Space,
+    VisitPiece, Write, Written, segment_path,
+};
+use crate::config::{Backend, LogConfig};
+use crate::error::LogError;
+use crate::format::BLOCK_BYTES;
+use crate::notify::Notify;
+use crate::scan::Position;
 
-/// Bytes of one read or zero-fill.
-const CHUNK: usize = 1 << 20;
-/// Pause before a full disk is tried again.
-const FULL_PAUSE: Duration = Duration::from_millis(200);
-
+#[derive(Debug)]
 enum Writer {
-    Uring(UringWriter),
+    Uring(Box<UringWriter>),
     Blocking(BlockingWriter),
-    /// A start that failed is reported by the next poll.
-    Failed(Option<(AlignedBuf, io::Error)>),
 }
 
-/// The folder of one worker's log.
+/// A log directory, locked for this process.
+#[derive(Debug)]
 pub struct FileDisk {
-    dir: PathBuf,
+    // Order matters: the writer ends before the lock is released.
     writer: Writer,
-    open: BTreeMap<u64, Arc<File>>,
-    wanted: Option<Sender<u64>>,
-    prepared: Receiver<(u64, io::Result<File>)>,
-    preparer: Option<JoinHandle<()>>,
-    note: String,
+    preparer: Option<Preparer>,
+    directory: Directory,
+    notify: Notify,
+    current: Option<Arc<File>>,
+    /// Empty segments that an earlier run prepared.
+    existing: VecDeque<SegmentFile>,
+    segment_bytes: u64,
+    reserve_bytes: u64,
+    direct: bool,
+    fallback: Option<Fallback>,
     _lock: File,
 }
 
 impl FileDisk {
-    /// Opens a folder for writing, creating it if needed.
-    ///
-    /// # Errors
-    /// `WouldBlock` when another process has it open; else what the system says.
-    pub fn open(
-        dir: &Path,
-        segment_bytes: u64,
-        backend: Backend,
-        notify: &Notify,
-    ) -> io::Result<Self> {
-        std::fs::create_dir_all(dir)?;
-        let lock = lock(dir)?;
-        remove_unfinished(dir)?;
-        let (writer, note) = start_writer(backend, notify)?;
-        let (wanted, inbox) = channel();
-        let (outbox, prepared) = channel();
-        let folder = dir.to_owned();
-        let notify = notify.clone();
-        let preparer = std::thread::Builder::new().name("log-segments".into()).spawn(move || {
-            for segment in inbox {
-                let made = prepare(&folder, segment, segment_bytes);
-                if outbox.send((segment, made)).is_err() {
-                    return;
-                }
-                notify.wake();
-            }
-        })?;
-        Ok(Self {
-            dir: dir.to_owned(),
+    /// Creates the directory when missing and locks it. `notify` is woken when
+    /// a write completes and when a segment becomes ready.
+    pub fn open(config: &LogConfig, notify: Notify) -> Result<FileDisk, LogError> {
+        let failed =
+            |error: std::io::Error| LogError::Disk(DiskError::io(DiskOp::Directory, &error));
+        std::fs::create_dir_all(&config.dir).map_err(failed)?;
+        let lock = lock(config)?;
+        let directory = Directory::new(&config.dir);
+        let direct = remove_leftovers_and_probe(&config.dir).map_err(failed)?;
+        let (writer, fallback) = start_writer(config.backend, &notify).map_err(LogError::Disk)?;
+        let unprivileged = matches!(&writer, Writer::Blocking(thread) if !thread.realtime());
+        let fallback = fallback
+            .or((!direct).then_some(Fallback::Buffered))
+            .or(unprivileged.then_some(Fallback::NoPriority));
+        Ok(FileDisk {
             writer,
-            open: BTreeMap::new(),
-            wanted: Some(wanted),
-            prepared,
-            preparer: Some(preparer),
-            note,
+            preparer: None,
+            directory,
+            notify,
+            current: None,
+            existing: VecDeque::new(),
+            segment_bytes: config.segment_bytes,
+            reserve_bytes: config.reserve_bytes,
+            direct,
+            fallback,
             _lock: lock,
         })
     }
 
-    fn file(&mut self, segment: u64) -> io::Result<Arc<File>> {
-        if let Some(file) = self.open.get(&segment) {
-            return Ok(Arc::clone(file));
-        }
-        let file = Arc::new(open_durable(&segment_path(&self.dir, segment))?);
-        self.open.insert(segment, Arc::clone(&file));
-        Ok(file)
-    }
-
-    fn take_prepared(&mut self) -> io::Result<()> {
-        while let Ok((segment, made)) = self.prepared.try_recv() {
-            match made {
-                Ok(file) => {
-                    self.open.insert(segment, Arc::new(file));
-                }
-                Err(error) if is_full(&error) => self.prepare(segment),
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
+    fn open_segment(&self, segment: u64) -> Result<File, DiskError> {
+        open_for_writing(&segment_path(self.directory.path(), segment), self.direct)
+            .map_err(|error| DiskError::io(DiskOp::Open, &error))
     }
 }
 
-fn start_writer(backend: Backend, notify: &Notify) -> io::Result<(Writer, String)> {
-    let blocking = |why: &str| {
-        let writer = BlockingWriter::start(notify.clone())?;
-        let priority = if writer.real_time { "real-time" } else { "normal (no CAP_SYS_NICE)" };
-        let note = format!("blocking thread, {priority} priority{why}");
-        Ok((Writer::Blocking(writer), note))
+fn lock(config: &LogConfig) -> Result<File, LogError> {
+    let failed = |error: std::io::Error| LogError::Disk(DiskError::io(DiskOp::Directory, &error));
+    let path = config.dir.join("LOCK");
+    let file =
+        OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(LogError::Locked(config.dir.clone())),
+        Err(TryLockError::Error(error)) => Err(failed(error)),
+    }
+}
+
+/// Removes half-prepared files of an earlier run and tries direct I/O.
+fn remove_leftovers_and_probe(dir: &std::path::Path) -> std::io::Result<bool> {
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "tmp") {
+            std::fs::remove_file(path)?;
+        }
+    }
+    let path = dir.join("probe.tmp");
+    let opened = OpenOptions::new()
+        .create(true)
+        .truncate(true)
+        .write(true)
+        .custom_flags(libc::O_DIRECT)
+        .open(&path);
+    let direct = match opened {
+        Ok(file) => match file.write_at(&Buffer::new(BLOCK_BYTES), 0) {
+            Ok(_) => true,
+            Err(error) => error.raw_os_error() != Some(libc::EINVAL),
+        },
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => false,
+        Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => true,
+        Err(error) => return Err(error),
     };
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(direct),
+    }
+}
+
+/// The writer thread is the better one when the cores are busy; the ring steps
+/// in when no thread can be had, and the other way round.
+fn start_writer(
+    backend: Backend,
+    notify: &Notify,
+) -> Result<(Writer, Option<Fallback>), DiskError> {
+    let ring = || UringWriter::start(notify).map(|ring| Writer::Uring(Box::new(ring)));
+    let thread = || BlockingWriter::start(notify.clone()).map(Writer::Blocking);
     match backend {
-        Backend::Auto => blocking(""),
-        Backend::Blocking => blocking(" (configured)"),
-        Backend::Uring => match UringWriter::start(notify) {
-            Ok(writer) => Ok((Writer::Uring(writer), "io_uring".into())),
-            Err(error) => blocking(&format!("; io_uring cannot be used here: {error}")),
+        Backend::Uring => Ok((ring()?, None)),
+        Backend::Blocking => Ok((thread()?, None)),
+        Backend::Auto => match thread() {
+            Ok(writer) => Ok((writer, None)),
+            Err(error) => Ok((ring()?, Some(Fallback::Backend(error)))),
         },
     }
 }
 
+impl Source for FileDisk {
+    fn dir(&self) -> PathBuf {
+        self.directory.dir()
+    }
+
+    fn load_identity(&mut self) -> Result<Option<Vec<u8>>, DiskError> {
+        self.directory.load_identity()
+    }
+
+    fn segments(&mut self) -> Result<Vec<SegmentFile>, DiskError> {
+        self.directory.segments()
+    }
+
+    fn scan(
+        &mut self,
+        from: Position,
+        segments: &[SegmentFile],
+        visit: &mut VisitPiece<'_>,
+    ) -> Result<(), DiskError> {
+        self.directory.scan(from, segments, visit)
+    }
+}
+
 impl Disk for FileDisk {
-    fn list(&mut self) -> io::Result<Vec<SegmentFile>> {
-        list(&self.dir)
+    fn random(&mut self) -> Result<u64, DiskError> {
+        let mut bytes = [0; 8];
+        File::open("/dev/urandom")
+            .and_then(|mut file| file.read_exact(&mut bytes))
+            .map_err(|error| DiskError::io(DiskOp::Start, &error))?;
+        Ok(u64::from_le_bytes(bytes))
     }
 
-    fn read_ahead(&mut self, segments: Vec<SegmentFile>) -> ReadAhead {
-        read_ahead(&self.dir, segments)
+    fn store_identity(&mut self, block: &[u8]) -> Result<(), DiskError> {
+        self.directory
+            .store_identity(block)
+            .map_err(|error| DiskError::io(DiskOp::Directory, &error))
     }
 
-    fn prepare(&mut self, segment: u64) {
-        if let Some(wanted) = &self.wanted {
-            // The thread lives as long as this sender.
-            drop(wanted.send(segment));
+    fn erase(&mut self, segment: u64, from: u64, to: u64) -> Result<(), DiskError> {
+        let file = self.open_segment(segment)?;
+        let zeros = Buffer::new(BLOCK_BYTES * 64);
+        let mut at = from;
+        while at < to {
+            let part = (to - at).min(zeros.len() as u64) as usize;
+            file.write_all_at(&zeros[..part], at)
+                .map_err(|error| DiskError::io(DiskOp::Write, &error))?;
+            at += part as u64;
         }
+        Ok(())
     }
 
-    fn ready(&mut self, segment: u64) -> io::Result<bool> {
-        self.take_prepared()?;
-        Ok(self.open.contains_key(&segment))
-    }
-
-    fn start(&mut self, segment: u64, offset: u64, buffer: AlignedBuf, len: usize) {
-        let file = match self.file(segment) {
-            Ok(file) => file,
-            Err(error) => {
-                self.writer = Writer::Failed(Some((buffer, error)));
-                return;
-            }
+    fn begin(
+        &mut self,
+        current: Option<SegmentFile>,
+        spares: &[SegmentFile],
+    ) -> Result<(), DiskError> {
+        if let Some(segment) = current {
+            let file = self.open_segment(segment.id)?;
+            // What was just read may have been in a cache only: never decide on
+            // data that is not durable.
+            file.sync_all().map_err(|error| DiskError::io(DiskOp::Sync, &error))?;
+            self.current = Some(Arc::new(file));
+        }
+        self.directory.sync().map_err(|error| DiskError::io(DiskOp::Sync, &error))?;
+        self.existing = spares.iter().copied().collect();
+        let last = spares.last().or(current.as_ref()).map_or(0, |segment| segment.id);
+        let plan = Plan {
+            dir: self.directory.dir(),
+            segment_bytes: self.segment_bytes,
+            reserve_bytes: self.reserve_bytes,
+            direct: self.direct,
+            next_id: last + 1,
+            existing: spares.len(),
         };
-        // Earlier segments are written to their end.
-        while let Some(first) = self.open.first_entry().filter(|first| *first.key() < segment) {
-            first.remove();
-        }
-        match &mut self.writer {
-            Writer::Uring(writer) => {
-                if let Err(error) = writer.write(file, offset, buffer, len) {
-                    self.writer = Writer::Failed(Some((AlignedBuf::zeroed(1), error)));
-                }
+        self.preparer = Some(Preparer::start(plan, self.notify.clone())?);
+        Ok(())
+    }
+
+    fn next_segment(&mut self) -> Result<Option<SegmentFile>, DiskError> {
+        let Some(preparer) = &self.preparer else { return Ok(None) };
+        let prepared = match self.existing.pop_front() {
+            Some(segment) => {
+                let file = self.open_segment(segment.id)?;
+                preparer.taken();
+                Some(Prepared { segment, file })
             }
-            Writer::Blocking(writer) => writer.write(file, offset, buffer, len),
-            Writer::Failed(_) => {}
-        }
-    }
-
-    fn poll(&mut self) -> Option<(AlignedBuf, io::Result<()>)> {
-        match &mut self.writer {
-            Writer::Uring(writer) => writer.poll(),
-            Writer::Blocking(writer) => writer.poll(),
-            Writer::Failed(failed) => failed.take().map(|(buffer, error)| (buffer, Err(error))),
-        }
-    }
-
-    fn zero(&mut self, segment: u64, offset: u64, len: usize) -> io::Result<()> {
-        let file = self.file(segment)?;
-        file.write_all_at(&AlignedBuf::zeroed(len)[..len], offset)
-    }
-
-    fn free_bytes(&mut self) -> io::Result<u64> {
-        free_bytes(&self.dir)
-    }
-
-    fn describe(&self) -> String {
-        self.note.clone()
-    }
-}
-
-impl Drop for FileDisk {
-    fn drop(&mut self) {
-        self.wanted = None;
-        if let Some(preparer) = self.preparer.take() {
-            drop(preparer.join());
-        }
-    }
-}
-
-/// The path of a segment's file.
-pub(crate) fn segment_path(dir: &Path, segment: u64) -> PathBuf {
-    dir.join(format!("{segment:016x}.wal"))
-}
-
-/// Segments of a folder in rising order of number.
-pub(crate) fn list(dir: &Path) -> io::Result<Vec<SegmentFile>> {
-    let mut segments = Vec::new();
-    for entry in std::fs::read_dir(dir)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        let Some(number) = name.to_str().and_then(|name| name.strip_suffix(".wal")) else {
-            continue;
+            None => preparer.take()?,
         };
-        if let (16, Ok(segment)) = (number.len(), u64::from_str_radix(number, 16)) {
-            segments.push(SegmentFile { segment, bytes: entry.metadata()?.len() });
+        Ok(prepared.map(|prepared| {
+            self.current = Some(Arc::new(prepared.file));
+            prepared.segment
+        }))
+    }
+
+    fn register(&mut self, buffers: [&Buffer; 2]) {
+        if let Writer::Uring(ring) = &mut self.writer {
+            ring.register(buffers);
         }
     }
-    segments.sort_by_key(|file| file.segment);
-    Ok(segments)
-}
 
-/// Reads segments on a thread, two ahead of the caller.
-pub(crate) fn read_ahead(dir: &Path, segments: Vec<SegmentFile>) -> ReadAhead {
-    let (outbox, inbox) = sync_channel(2);
-    let dir = dir.to_owned();
-    let reading = std::thread::Builder::new().name("log-reader".into()).spawn(move || {
-        for SegmentFile { segment, bytes } in segments {
-            let read = read_segment(&segment_path(&dir, segment), bytes as usize);
-            if outbox.send((segment, read)).is_err() {
-                return;
-            }
-        }
-    });
-    match reading {
-        Ok(_) => Box::new(inbox.into_iter()),
-        Err(error) => Box::new(std::iter::once((0, Err(error)))),
-    }
-}
-
-fn read_segment(path: &Path, bytes: usize) -> io::Result<AlignedBuf> {
-    let file = open_direct(path, OpenOptions::new().read(true), 0)?;
-    let mut buffer = AlignedBuf::zeroed(bytes);
-    let mut at = 0;
-    while at < bytes {
-        let end = (at + CHUNK).min(buffer.len());
-        at += read_blocks(&file, &mut buffer[at..end], at as u64)?;
-    }
-    Ok(buffer)
-}
-
-/// Reads a range; a block that the disk cannot read is filled with a pattern
-/// that no checksum accepts, so that the rules for damage decide.
-fn read_blocks(file: &File, out: &mut [u8], offset: u64) -> io::Result<usize> {
-    match file.read_at(out, offset) {
-        Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
-        Ok(count) => Ok(count),
-        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
-        Err(error) if error.raw_os_error() == Some(libc::EIO) => {
-            if out.len() <= BLOCK {
-                out.fill(0xa5);
-                return Ok(out.len());
-            }
-            let half = (out.len() / 2).next_multiple_of(BLOCK).min(out.len() - BLOCK);
-            read_blocks(file, &mut out[..half.max(BLOCK)], offset)
-        }
-        Err(error) => Err(error),
-    }
-}
-
-fn open_durable(path: &Path) -> io::Result<File> {
-    open_direct(path, OpenOptions::new().write(true), libc::O_DSYNC)
-}
-
-/// With direct I/O where the file system has it (tmpfs does not).
-fn open_direct(path: &Path, options: &OpenOptions, flags: i32) -> io::Result<File> {
-    let mut direct = options.clone();
-    match direct.custom_flags(flags | libc::O_DIRECT).open(path) {
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-            direct.custom_flags(flags).open(path)
-        }
-        other => other,
-    }
-}
-
-/// Makes a segment of zeros under a temporary name, then gives it its own.
-fn prepare(dir: &Path, segment: u64, bytes: u64) -> io::Result<File> {
-    let path = segment_path(dir, segment);
-    let temporary = path.with_extension("new");
-    let made = (|| {
-        let file = open_direct(
-            &temporary,
-            OpenOptions::new().write(true).create(true).truncate(true),
-            0,
-        )?;
-        let zeros = AlignedBuf::zeroed(CHUNK.min(bytes as usize));
-        let mut at = 0;
-        while at < bytes {
-            let len = (zeros.len() as u64).min(bytes - at) as usize;
-            file.write_all_at(&zeros[..len], at)?;
-            at += len as u64;
-        }
-        file.sync_all()?;
-        std::fs::rename(&temporary, &path)?;
-        File::open(dir)?.sync_all()?;
-        open_durable(&path)
-    })();
-    if made.as_ref().is_err_and(is_full) {
-        // Give the space back before the next try.
-        drop(std::fs::remove_file(&temporary));
-        std::thread::sleep(FULL_PAUSE);
-    }
-    made
-}
-
-fn is_full(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG)
-    )
-}
-
-fn remove_unfinished(dir: &Path) -> io::Result<()> {
-    for entry in std::fs::read_dir(dir)? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "new") {
-            std::fs::remove_file(path)?;
+    fn write(&mut self, write: Write) -> Result<(), DiskError> {
+        let file = self.current.as_ref().ok_or(DiskError::short(DiskOp::Write))?;
+        match &mut self.writer {
+            Writer::Uring(ring) => ring.write(file, write),
+            Writer::Blocking(thread) => thread.write(file, write),
         }
     }
-    Ok(())
-}
 
-fn lock(dir: &Path) -> io::Result<File> {
-    let file = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(dir.join("LOCK"))?;
-    // SAFETY: a live descriptor; the lock ends with it.
-    if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } != 0 {
-        return Err(io::Error::last_os_error());
+    fn poll(&mut self) -> Option<Written> {
+        match &mut self.writer {
+            Writer::Uring(ring) => ring.poll(),
+            Writer::Blocking(thread) => thread.poll(),
+        }
     }
-    Ok(file)
-}
 
-fn free_bytes(dir: &Path) -> io::Result<u64> {
-    let path = CString::new(dir.as_os_str().as_bytes())?;
-    // SAFETY: all-zero bytes are a valid `statvfs`.
-    let mut stat: libc::statvfs = unsafe { std::mem::zeroed() };
-    // SAFETY: a NUL-terminated path and a live local.
-    if unsafe { libc::statvfs(path.as_ptr(), &raw mut stat) } != 0 {
-        return Err(io::Error::last_os_error());
+    fn wait(&mut self, timeout_us: u64) {
+        self.notify.wait(timeout_us);
     }
-    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+
+    fn space(&self) -> Space {
+        self.preparer.as_ref().map_or(Space::Ok, Preparer::space)
+    }
+
+    fn facts(&self) -> DiskFacts {
+        let (backend, realtime) = match &self.writer {
+            Writer::Uring(_) => (BackendKind::Uring, false),
+            Writer::Blocking(thread) => (BackendKind::Blocking, thread.realtime()),
+        };
+        DiskFacts {
+            backend,
+            direct: self.direct,
+            realtime,
+            fallback: self.fallback,
+            spares: self.preparer.as_ref().map_or(0, Preparer::ready),
+        }
+    }
 }

@@ -248,7 +248,8 @@ impl LimitRequest {
     }
 }
 
-/// `POST /v1/decide`.
+/// `POST /v1/decide`. The first operator's request is a proposal (status 202);
+/// it is carried out when another operator sends the same decision.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DecideRequest {
@@ -261,8 +262,6 @@ pub struct DecideRequest {
     pub out_refund_no: Option<String>,
     /// Whether the money moved.
     pub success: bool,
-    /// The second operator.
-    pub second: String,
     /// Evidence, at most 32 characters (a ticket or file number).
     pub note: String,
 }

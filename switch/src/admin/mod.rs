@@ -10,7 +10,8 @@
 pub mod api;
 pub mod client;
 pub mod control;
-mod routes;
+mod decisions;
+pub(crate) mod routes;
 pub mod server;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

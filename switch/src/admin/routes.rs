@@ -2,6 +2,7 @@
 
 use super::api::{DecideRequest, Done, ErrorBody, ErrorDetail, LimitRequest, MerchantView};
 use super::control::{Answer, Control, ControlError};
+use super::decisions::{Decision, PROPOSAL_LIFE, Proposals, Verdict};
 use crate::config::Problem;
 use crate::config::merchants::MerchantSpec;
 use crate::engine::input::AdminCommand;
@@ -14,8 +15,8 @@ use hyper::{Method, Request, Response, StatusCode};
 use protocol::id::{MchId, OutRefundNo, OutTradeNo, ShortText};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Largest request body, bytes.
 pub(super) const BODY_MAX: usize = 64 << 10;
@@ -39,6 +40,13 @@ pub(super) enum Peer {
 pub(super) struct Context {
     pub(super) control: Arc<dyn Control>,
     pub(super) kek: Arc<Kek>,
+    pub(super) proposals: Mutex<Proposals>,
+}
+
+impl Context {
+    pub(super) fn new(control: Arc<dyn Control>, kek: Arc<Kek>) -> Self {
+        Self { control, kek, proposals: Mutex::default() }
+    }
 }
 
 /// A refusal on its way to JSON.
@@ -117,10 +125,13 @@ where
         ("/v1/explain", ..) => explain(control, &query).await,
         (path, _, Some(operator)) => {
             let body = read_body(body).await?;
-            let command = match path {
-                "/v1/merchant" => put_merchant(context, &query, &body)?,
-                "/v1/limit" => put_limits(control, &body)?,
-                _ => decide(operator, &body)?,
+            let (operator, command) = match path {
+                "/v1/merchant" => (operator, put_merchant(context, &query, &body)?),
+                "/v1/limit" => (operator, put_limits(control, &body)?),
+                _ => match decide(context, operator, &body)? {
+                    Decided::Proposed(page) => return Ok(page),
+                    Decided::Agreed(first, command) => (first, command),
+                },
             };
             let done = wait(control.command(operator, command)).await?;
             json(StatusCode::OK, &Done { done })
@@ -225,23 +236,59 @@ fn put_limits(control: &dyn Control, body: &Secret) -> Result<AdminCommand, Refu
     Ok(AdminCommand::PutLimits { mch_id: merchant.mch_id, limits, until_ms: request.until_ms })
 }
 
-fn decide(operator: ShortText, body: &Secret) -> Result<AdminCommand, Refusal> {
+enum Decided {
+    /// The first word: an answer, no command yet.
+    Proposed(Page),
+    /// The second word: the first operator and the command.
+    Agreed(ShortText, AdminCommand),
+}
+
+fn decide(context: &Context, operator: ShortText, body: &Secret) -> Result<Decided, Refusal> {
     let request: DecideRequest = parse(body)?;
-    let second = text("second", &request.second)?;
-    if second == operator {
-        return Err(Refusal::bad_request("second: another operator than the one who asks"));
-    }
-    let out_refund_no = request.out_refund_no.as_deref().map(|number| {
-        OutRefundNo::parse(number.as_bytes())
-            .map_err(|_| Refusal::bad_request(format!("out_refund_no: {number:?} is not a number")))
-    });
-    Ok(AdminCommand::Decide {
+    let out_refund_no = request.out_refund_no.as_deref().map(out_refund_no).transpose()?;
+    let decision = Decision {
         mch_id: mch_id(&request.mch)?,
         out_trade_no: out_trade_no(&request.out_trade_no)?,
-        out_refund_no: out_refund_no.transpose()?,
+        out_refund_no,
         success: request.success,
-        second,
-        note: text("note", &request.note)?,
+    };
+    let note = text("note", &request.note)?;
+    // A panic while it was held cannot have left half a proposal.
+    let mut proposals = context.proposals.lock().unwrap_or_else(PoisonError::into_inner);
+    match proposals.say(decision, operator, note, Instant::now()) {
+        Verdict::Agreed { first, note } => Ok(Decided::Agreed(first, decision.by(operator, note))),
+        Verdict::Proposed => {
+            let minutes = PROPOSAL_LIFE.as_secs() / 60;
+            let done = format!(
+                "proposed by {operator}: another operator must send the same decision within {minutes} minutes"
+            );
+            json(StatusCode::ACCEPTED, &Done { done }).map(Decided::Proposed)
+        }
+        Verdict::Contradicted { first } => Err(Refusal::new(
+            StatusCode::CONFLICT,
+            "contradicted",
+            format!("{first} proposed the opposite: agree first"),
+        )),
+        Verdict::Full => Err(Refusal::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "busy",
+            "too many open proposals: confirm some, or wait until they expire",
+        )),
+    }
+}
+
+impl Decision {
+    fn by(self, second: ShortText, note: ShortText) -> AdminCommand {
+        let Self { mch_id, out_trade_no, out_refund_no, success } = self;
+        AdminCommand::Decide { mch_id, out_trade_no, out_refund_no, success, second, note }
+    }
+}
+
+fn out_refund_no(text: &str) -> Result<OutRefundNo, Refusal> {
+    OutRefundNo::parse(text.as_bytes()).map_err(|_| {
+        Refusal::bad_request(format!(
+            "out_refund_no: {text:?}; allowed: 1 to 32 of 0-9 A-Z a-z _ | * -"
+        ))
     })
 }
 
@@ -348,7 +395,7 @@ impl Query<'_> {
     }
 }
 
-fn percent_decode(text: &str) -> Option<String> {
+pub(crate) fn percent_decode(text: &str) -> Option<String> {
     let mut bytes = text.bytes();
     let mut decoded = Vec::with_capacity(text.len());
     while let Some(byte) = bytes.next() {

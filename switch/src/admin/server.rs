@@ -3,8 +3,8 @@
 
 use super::control::Control;
 use super::routes::{Context, Peer, answer};
-use crate::config::AdminConfig;
-use crate::secret::Kek;
+use crate::config::{AdminConfig, Config};
+use crate::secret::{Kek, SecretError};
 use crate::tls::{self, Credentials, Role, TlsError};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -46,9 +46,21 @@ pub enum AdminError {
     /// Certificates or keys.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The key-encryption key.
+    #[error(transparent)]
+    Kek(#[from] SecretError),
     /// The thread or its runtime does not start.
     #[error("cannot start the admin thread: {0}")]
     Thread(#[from] std::io::Error),
+}
+
+/// Starts the admin server of a site's configuration.
+///
+/// # Errors
+/// [`AdminError`].
+pub fn start(config: &Config, control: Arc<dyn Control>) -> Result<AdminServer, AdminError> {
+    let kek = Arc::new(Kek::load(&config.keys.kek)?);
+    AdminServer::start(&config.admin, control, kek)
 }
 
 /// A running admin server; stops when dropped.
@@ -78,7 +90,7 @@ impl AdminServer {
         let (plain_at, secure_at) =
             (plain.local_addr()?, secure.as_ref().map(|s| s.local_addr()).transpose()?);
         let (stop, stopped) = watch::channel(false);
-        let context = Arc::new(Context { control, kek });
+        let context = Arc::new(Context::new(control, kek));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let thread = std::thread::Builder::new().name("admin".to_owned()).spawn(move || {
             let acceptor = secure.map(|listener| (listener, TlsAcceptor::from(server_tls)));

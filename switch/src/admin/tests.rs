@@ -47,7 +47,7 @@ impl Control for MadeUp {
     }
 
     fn command(&self, operator: ShortText, command: AdminCommand) -> Answer<String> {
-        if let AdminCommand::Decide { .. } = command {
+        if let AdminCommand::Decide { success: false, .. } = command {
             return now(Err(ControlError::Refused("the attempt is not in doubt".to_owned())));
         }
         if let AdminCommand::PutMerchant { merchant, .. } = &command {
@@ -73,14 +73,14 @@ impl Control for MadeUp {
     }
 }
 
-struct Site {
-    dir: tempfile::TempDir,
+pub(crate) struct Site {
+    pub(crate) dir: tempfile::TempDir,
     config: Config,
     control: Arc<MadeUp>,
     server: AdminServer,
 }
 
-fn site() -> Site {
+pub(crate) fn site() -> Site {
     let dir = tempfile::tempdir().unwrap();
     let options = InitOptions {
         dir: dir.path().to_owned(),
@@ -94,13 +94,22 @@ fn site() -> Site {
     let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
     (config.admin.listen, config.admin.tls_listen) = (any, Some(any));
     let control = Arc::new(MadeUp::default());
-    let kek = Arc::new(Kek::load(&config.keys.kek).unwrap());
-    let server = AdminServer::start(&config.admin, control.clone(), kek).unwrap();
+    let server = super::server::start(&config, control.clone()).unwrap();
     config.admin.tls_listen = server.tls_address();
     Site { dir, config, control, server }
 }
 
 impl Site {
+    /// A configuration file that leads the command line to this server.
+    pub(crate) fn config_file(&self) -> String {
+        let path = self.dir.path().join("site-1.toml");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let address = self.server.tls_address().unwrap();
+        let line = format!("tls_listen = \"{address}\"");
+        std::fs::write(&path, text.replace("tls_listen = \"127.0.0.1:7403\"", &line)).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+
     fn operator(&self) -> Client {
         Client::new(&self.config).unwrap()
     }
@@ -239,19 +248,42 @@ fn operators_ask_and_decide() {
     assert_eq!(list.len(), 3);
     let explain: Explain = operator.get("/v1/explain?mch=M1&out_trade_no=A%7C1").unwrap();
     assert_eq!((explain.mch_id.as_str(), explain.out_trade_no.as_str()), ("M1", "A|1"));
+}
+
+#[test]
+fn decisions_about_money_need_two_operators() {
+    let site = site();
+    let (ann, lee) = (site.operator(), site.with_certificate("admin-2"));
     let mut request = DecideRequest {
         mch: "M1".to_owned(),
         out_trade_no: "1".to_owned(),
         out_refund_no: None,
         success: true,
-        second: "admin".to_owned(),
         note: "ticket 5".to_owned(),
     };
-    let (status, _, message) = refusal(operator.post::<Done>("/v1/decide", &request));
-    assert_eq!(status, 400);
-    assert!(message.contains("another operator"), "{message}");
-    request.second = "lee".to_owned();
-    let refused = refusal(operator.post::<Done>("/v1/decide", &request));
+    for _ in 0..2 {
+        let proposed: Done = ann.post("/v1/decide", &request).unwrap();
+        assert!(proposed.done.contains("another operator"), "{}", proposed.done);
+    }
+    assert!(site.control.commands.lock().unwrap().is_empty());
+    request.success = false;
+    let (status, code, _) = refusal(lee.post::<Done>("/v1/decide", &request));
+    assert_eq!((status, code.as_str()), (409, "contradicted"));
+    request.success = true;
+    request.note = "I looked".to_owned();
+    let done: Done = lee.post("/v1/decide", &request).unwrap();
+    assert_eq!(done.done, "done so");
+    let commands = site.control.commands.lock().unwrap();
+    let (first, AdminCommand::Decide { second, note, success: true, .. }) = &commands[0] else {
+        panic!("{commands:?}")
+    };
+    assert_eq!((first.as_str(), second.as_str(), note.as_str()), ("admin", "admin-2", "ticket 5"));
+    drop(commands);
+
+    // The node has the last word.
+    request.success = false;
+    let _: Done = ann.post("/v1/decide", &request).unwrap();
+    let refused = refusal(lee.post::<Done>("/v1/decide", &request));
     assert_eq!(refused, (409, "refused".to_owned(), "the attempt is not in doubt".to_owned()));
 }
 

@@ -191,12 +191,16 @@ impl Check<'_> {
         self.range("log.idle_seal_ms", log.idle_seal_ms, 1, 60_000);
         self.range("worker.inbox_batches", worker.inbox_batches, 16, 1 << 20);
         self.range("worker.queue_delay_max_ms", worker.queue_delay_max_ms, 1, 60_000);
-        let batch_bytes = log.batch_max_kib.saturating_mul(1024);
+        if !log.batch_max_kib.is_multiple_of(4) {
+            self.refuse("log.batch_max_kib", log.batch_max_kib, "a multiple of 4");
+        }
+        // A block must fit into a batch beside the headers of both.
+        let block_max = log.batch_max_kib.saturating_mul(1024).saturating_sub(4096);
         self.range(
             "worker.block_max_bytes",
             worker.block_max_bytes,
-            64 << 10,
-            batch_bytes.max(64 << 10),
+            32 << 10,
+            block_max.max(32 << 10),
         );
         if let Some(cpu) = worker.cpu {
             self.range("worker.cpu", cpu, 0, 1_023);

@@ -3,7 +3,7 @@
 use super::{ChannelSection, Config, RouteSection};
 use crate::engine::config::{ChannelConfig, EngineConfig, RouteRule};
 use protocol::code::Method;
-use protocol::id::MchId;
+use protocol::id::{MchId, ShortText};
 use protocol::money::Currency;
 
 const MS: u64 = 1_000;
@@ -25,6 +25,11 @@ impl Config {
             outbox_max: engine.outbox_max_per_shard as usize,
             event_retry_us: engine.event_retry_ms * MS,
             event_tries_max: engine.event_tries_max,
+            gateways: self
+                .gateways
+                .iter()
+                .map(|gateway| ShortText::new(gateway.name.as_bytes()).unwrap_or_default())
+                .collect(),
             channels: self.channels.iter().map(channel).collect(),
             routes: self.routes.iter().map(route).collect(),
             default_route: self.default_route.clone(),

@@ -118,17 +118,10 @@ impl Default for LimitsSpec {
 /// # Errors
 /// [`ConfigError`], with every problem of every merchant.
 pub fn load(path: &Path, kek: &Kek) -> Result<Vec<Merchant>, ConfigError> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-    let mut document = Document::parse(path, &text)?;
-    let specs = document.list::<MerchantSpec>("merchants").unwrap_or_default();
-    let mut problems = document.finish();
-    let mut seen = std::collections::HashSet::new();
+    let mut problems = Vec::new();
+    let specs = read(path, &mut problems)?;
     let mut merchants = Vec::with_capacity(specs.len());
     for (at, spec) in specs.iter().enumerate() {
-        if !seen.insert(spec.id.as_str()) {
-            problems.push(problem(format!("merchants[{at}].id"), &spec.id, "each id once"));
-        }
         match spec.seal(kek) {
             Ok(merchant) => merchants.push(merchant),
             Err(found) => problems.extend(found.into_iter().map(|found| Problem {
@@ -141,6 +134,34 @@ pub fn load(path: &Path, kek: &Kek) -> Result<Vec<Merchant>, ConfigError> {
         return Ok(merchants);
     }
     Err(ConfigError::Invalid { path: path.to_owned(), problems })
+}
+
+/// Reads a merchants file without judging its values.
+///
+/// # Errors
+/// [`ConfigError`]: unreadable, not TOML, unknown keys, wrong types, an id twice.
+pub fn specs(path: &Path) -> Result<Vec<MerchantSpec>, ConfigError> {
+    let mut problems = Vec::new();
+    let specs = read(path, &mut problems)?;
+    if problems.is_empty() {
+        return Ok(specs);
+    }
+    Err(ConfigError::Invalid { path: path.to_owned(), problems })
+}
+
+fn read(path: &Path, problems: &mut Vec<Problem>) -> Result<Vec<MerchantSpec>, ConfigError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    let mut document = Document::parse(path, &text)?;
+    let specs = document.list::<MerchantSpec>("merchants").unwrap_or_default();
+    *problems = document.finish();
+    let mut seen = std::collections::HashSet::new();
+    for (at, spec) in specs.iter().enumerate() {
+        if !seen.insert(spec.id.as_str()) {
+            problems.push(problem(format!("merchants[{at}].id"), &spec.id, "each id once"));
+        }
+    }
+    Ok(specs)
 }
 
 fn problem(key: impl Into<String>, value: impl std::fmt::Debug, allowed: &str) -> Problem {
@@ -451,6 +472,22 @@ mod tests {
         }
         let twice = parse("[[merchants]]\nid = \"M\"\n[[merchants]]\nid = \"M\"\n").unwrap_err();
         assert!(twice.contains("each id once"), "{twice}");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_range_prints_as_it_reads(address: u128, bits in 0_u8..=128, v4: bool) {
+            let address = if v4 { 0xffff_0000_0000 | (address & 0xffff_ffff) } else { address };
+            let bits = if v4 { 96 + bits / 4 } else { bits };
+            let kept = address & !u128::MAX.checked_shr(bits.into()).unwrap_or(0);
+            let range = AddressRange { address: kept.to_be_bytes(), prefix_len: bits };
+            proptest::prop_assert_eq!(parse_range(&format_range(&range)), Some(range));
+        }
+
+        #[test]
+        fn no_text_breaks_the_range_parser(text in ".{0,50}") {
+            let _ = parse_range(&text);
+        }
     }
 
     #[test]

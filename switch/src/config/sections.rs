@@ -184,11 +184,19 @@ pub struct WorkerConfig {
     pub block_max_bytes: u32,
     /// Processor the worker is pinned to; absent: not pinned.
     pub cpu: Option<u16>,
+    /// Unanswered requests of all connections before new ones are shed.
+    pub outstanding_max: u32,
 }
 
 impl Default for WorkerConfig {
     fn default() -> Self {
-        Self { inbox_batches: 1024, queue_delay_max_ms: 20, block_max_bytes: 1 << 20, cpu: None }
+        Self {
+            inbox_batches: 1024,
+            queue_delay_max_ms: 20,
+            block_max_bytes: 1 << 20,
+            cpu: None,
+            outstanding_max: 65_536,
+        }
     }
 }
 

@@ -89,6 +89,16 @@ fn every_bad_value_is_named_with_what_is_allowed() {
             "log.batch_max_kib: 65536; allowed: at most half",
         ),
         ("[log]", "[log]\nbackend = \"fast\"", "log: unknown variant `fast`"),
+        (
+            "[log]",
+            "[log]\nbatch_max_kib = 1026",
+            "log.batch_max_kib: 1026; allowed: a multiple of 4",
+        ),
+        (
+            "[worker]",
+            "[worker]\nblock_max_bytes = 4194304",
+            "worker.block_max_bytes: 4194304; allowed: 32768 to 4190208",
+        ),
         ("[worker]", "[worker]\nblock_max_bytes = 1", "worker.block_max_bytes: 1"),
         ("[worker]", "[worker]\nqueue_delay_max_ms = 0", "worker.queue_delay_max_ms: 0"),
         ("[engine]", "[engine]\nsync_wait_ms = 1", "engine.sync_wait_ms: 1"),

@@ -25,7 +25,9 @@ pub(super) fn make(sites: u16) -> Result<Vec<NewFile>, InitError> {
     }
     let client = [ExtendedKeyUsagePurpose::ClientAuth];
     new.extend(party(&authority, "gw-1", "gateway", &client)?);
+    // Two operators: decisions about money need both.
     new.extend(party(&authority, "admin", "admin", &client)?);
+    new.extend(party(&authority, "admin-2", "admin", &client)?);
     let server = [ExtendedKeyUsagePurpose::ServerAuth];
     new.extend(party(&authority, "native-1", "channel", &server)?);
     Ok(new)

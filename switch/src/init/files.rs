@@ -103,7 +103,8 @@ tls_listen = "127.0.0.1:{admin_tls}"
 cert = "certs/site-{site}.pem"
 key = "certs/site-{site}.key"
 ca = "certs/ca.pem"
-# What `payswitch admin` shows to the server.
+# What `payswitch admin` shows to the server; --cert and --key replace it, as
+# for the second operator (certs/admin-2) that a decision about money needs.
 admin_cert = "certs/admin.pem"
 admin_key = "certs/admin.key"
 

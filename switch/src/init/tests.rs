@@ -83,6 +83,7 @@ fn certificates_verify_against_the_authority_and_tell_their_role() {
         ("site-2", Role::Site, vec![server, client]),
         ("gw-1", Role::Gateway, vec![client]),
         ("admin", Role::Admin, vec![client]),
+        ("admin-2", Role::Admin, vec![client]),
         ("native-1", Role::Channel, vec![server]),
     ];
     for (name, role, usages) in parties {

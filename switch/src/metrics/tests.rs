@@ -47,7 +47,7 @@ fn value(samples: &[Sample], name: &str, label: (&str, &str)) -> f64 {
 
 #[test]
 fn renders_what_prometheus_reads() {
-    let metrics = Metrics::new(3, 2, ["bank".to_owned()]);
+    let metrics = Metrics::sized(3, 2, ["bank".to_owned()]);
     metrics.requests.of(Op::Pay).add(5);
     metrics.refusals.of(Code::RateLimited).add(2);
     metrics.refusals.of(Code::Internal).add(1);
@@ -78,7 +78,7 @@ fn renders_what_prometheus_reads() {
 
 #[test]
 fn histograms_are_cumulative_and_end_with_their_count() {
-    let metrics = Metrics::new(1, 1, []);
+    let metrics = Metrics::sized(1, 1, []);
     for us in [1, 20, 300, 4_000, 50_000, 600_000, 99_000_000] {
         metrics.fsync.record(us);
     }
@@ -97,7 +97,7 @@ fn histograms_are_cumulative_and_end_with_their_count() {
 
 #[test]
 fn every_code_and_kind_has_its_own_counter() {
-    let metrics = Metrics::new(1, 0, []);
+    let metrics = Metrics::sized(1, 0, []);
     for (n, code) in Code::ALL.iter().enumerate() {
         metrics.refusals.of(*code).add(n as u64 + 1);
     }

@@ -161,8 +161,7 @@ impl SingleReplica {
     /// # Errors
     /// [`ReplayError::HardState`] when it cannot be read.
     pub fn replay_hard_state(&mut self, bytes: &[u8]) -> Result<(), ReplayError> {
-        let state =
-            HardState::decode(bytes).ok_or(ReplayError::HardState { shard: self.shard })?;
+        let state = HardState::decode(bytes).ok_or(ReplayError::HardState { shard: self.shard })?;
         self.term = self.term.max(state.term);
         Ok(())
     }

@@ -14,16 +14,11 @@ pub fn mono_us() -> u64 {
 
 /// Both clocks. The wall clock is read once at start and then carried forward
 /// by the monotonic one, so that it neither runs back nor jumps under a
-/// running node; `drift_us` tells how far the system's clock has moved since.
+/// running node.
 pub fn now() -> Now {
     let (instant, wall_us) = start();
     let mono_us = instant.elapsed().as_micros() as u64;
     Now { mono_us, wall_us: wall_us + mono_us }
-}
-
-/// How far the system clock is ahead of the node's, microseconds.
-pub fn drift_us() -> i64 {
-    system_us() as i64 - now().wall_us as i64
 }
 
 fn start() -> &'static (Instant, u64) {

@@ -22,7 +22,7 @@ struct Entry {
 /// Merchants by id.
 pub struct Directory {
     entries: HashMap<MchId, Entry>,
-    kek: Kek,
+    kek: std::sync::Arc<Kek>,
     /// Largest distance of a request's timestamp from our clock, milliseconds.
     window_ms: u64,
 }
@@ -48,7 +48,7 @@ pub fn mapped(address: IpAddr) -> [u8; 16] {
 
 impl Directory {
     /// An empty directory that unwraps keys with `kek`.
-    pub fn new(kek: Kek, window_ms: u64) -> Self {
+    pub fn new(kek: std::sync::Arc<Kek>, window_ms: u64) -> Self {
         Self { entries: HashMap::new(), kek, window_ms }
     }
 
@@ -60,10 +60,14 @@ impl Directory {
             let live = match key.kind {
                 KeyKind::HmacSha256 => self
                     .kek
-                    .unwrap(&key.material, merchant.mch_id.as_bytes())
+                    .unwrap(&merchant.mch_id, key)
                     .ok()
                     .map(|secret| MerchantKey::hmac(secret.expose())),
-                KeyKind::Ed25519 => MerchantKey::ed25519(&key.material),
+                KeyKind::Ed25519 => self
+                    .kek
+                    .unwrap(&merchant.mch_id, key)
+                    .ok()
+                    .and_then(|public| MerchantKey::ed25519(public.expose())),
             };
             keys.extend(live.map(|live| (key.key_id, live)));
         }
@@ -75,11 +79,6 @@ impl Directory {
         };
         self.entries.insert(merchant.mch_id, entry);
         left_out
-    }
-
-    /// Number of merchants.
-    pub fn len(&self) -> usize {
-        self.entries.len()
     }
 
     /// Judges a request: gateway, address, timestamp, signature over

@@ -111,12 +111,7 @@ impl Connection {
     }
 
     /// Encodes an event into its subscriber's buffer.
-    pub fn event(
-        self: &Rc<Self>,
-        waiter: &Waiter,
-        event: &Event,
-        dirty: &mut Vec<Rc<Connection>>,
-    ) {
+    pub fn event(self: &Rc<Self>, waiter: &Waiter, event: &Event, dirty: &mut Vec<Rc<Connection>>) {
         let Some(stream) = self.stream(stream_slot(waiter.stream)) else { return };
         event.encode_frame(waiter.correlation, &mut stream.buffer.borrow_mut());
         self.touch(&stream, dirty);
@@ -157,11 +152,16 @@ impl Connection {
     }
 }
 
-fn encode_reply(reply: &Reply, out: &mut Vec<u8>) {
+/// Appends the answer's frame.
+pub fn encode_reply(reply: &Reply, out: &mut Vec<u8>) {
     let waiter = &reply.waiter;
     match &reply.body {
-        ReplyBody::Order(body) => body.encode_frame(waiter.kind | kind::REPLY, waiter.correlation, out),
-        ReplyBody::Refund(body) => body.encode_frame(waiter.kind | kind::REPLY, waiter.correlation, out),
+        ReplyBody::Order(body) => {
+            body.encode_frame(waiter.kind | kind::REPLY, waiter.correlation, out)
+        }
+        ReplyBody::Refund(body) => {
+            body.encode_frame(waiter.kind | kind::REPLY, waiter.correlation, out)
+        }
     }
 }
 
@@ -261,12 +261,8 @@ impl Front {
             .iter()
             .find(|gateway| gateway.name == identity.name)
             .ok_or((CloseCode::NotAuthorised, "the gateway is not configured"))?;
-        let same = self
-            .net
-            .connections()
-            .iter()
-            .filter(|other| other.gateway == gateway.number)
-            .count();
+        let same =
+            self.net.connections().iter().filter(|other| other.gateway == gateway.number).count();
         if same >= self.config.gateway.connections_per_identity_max as usize {
             return Err((CloseCode::TooManyConnections, "too many connections of this gateway"));
         }

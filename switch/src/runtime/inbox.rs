@@ -8,11 +8,12 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering, fence};
 use crossbeam::queue::ArrayQueue;
 use storage::Notify;
 
+use crate::engine::Engine;
 use crate::engine::input::{
     AdminInput, Evidence, OperationId, OrderInput, PayInput, QueryRefundInput, RefundInput, Waiter,
 };
-use crate::engine::output::{Reply, Send};
 use crate::engine::merchant::Merchant;
+use crate::engine::output::{Reply, Send};
 use protocol::message::Event;
 
 /// One thing for the worker to do, with its shard.
@@ -43,7 +44,12 @@ pub enum Item {
     LinkLost(u16),
     /// An operator's command.
     Admin(Box<AdminInput>),
+    /// A look at the engine, for the admin interface; taken once.
+    Inspect(std::cell::Cell<Option<Look>>),
 }
+
+/// What the admin interface does with an engine.
+pub type Look = Box<dyn FnOnce(&Engine) + std::marker::Send>;
 
 /// Items of one turn of the network thread.
 #[derive(Default)]
@@ -157,11 +163,6 @@ impl Exchange {
     /// Worker: the next batch.
     pub fn pop(&self) -> Option<Box<Batch>> {
         self.inbox.pop()
-    }
-
-    /// Number of batches waiting.
-    pub fn inbox_len(&self) -> usize {
-        self.inbox.len()
     }
 
     /// Worker: gives an emptied batch back.

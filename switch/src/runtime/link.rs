@@ -125,7 +125,12 @@ impl Link {
     }
 
     /// Keeps every connection of the link up, until the process ends.
-    pub fn run(self: &Rc<Self>, net: &Rc<Net>, endpoint: &quinn::Endpoint, client: &quinn::ClientConfig) {
+    pub fn run(
+        self: &Rc<Self>,
+        net: &Rc<Net>,
+        endpoint: &quinn::Endpoint,
+        client: &quinn::ClientConfig,
+    ) {
         for index in 0..self.paths.len() {
             let (link, net) = (Rc::clone(self), Rc::clone(net));
             let (endpoint, client) = (endpoint.clone(), client.clone());
@@ -235,7 +240,7 @@ impl Link {
         while let Ok(Some(count)) = recv.read_chunks(&mut chunks).await {
             for chunk in &chunks[..count] {
                 let split = splitter.push(chunk, |header, body| {
-                    self.answer(net, header.correlation, body);
+                    self.answer(net, header.kind, header.correlation, body);
                 });
                 if let Err(error) = split {
                     quic.close(error.close_code().wire().into(), b"not a frame of this protocol");
@@ -254,7 +259,7 @@ impl Link {
         }
     }
 
-    fn answer(&self, net: &Rc<Net>, correlation: u64, body: &[u8]) {
+    fn answer(&self, net: &Rc<Net>, kind: u8, correlation: u64, body: &[u8]) {
         let operation = OperationId::unpack(correlation);
         let Some(operation) = operation.filter(|id| id.shard < net.settings.shards) else {
             self.count(net, |channel| channel.unmatched.add(1));
@@ -266,7 +271,7 @@ impl Link {
             }
         }
         self.count(net, |channel| channel.answered.add(1));
-        let evidence = match ChannelReply::decode(body) {
+        let evidence = match ChannelReply::decode(kind, body) {
             Ok(reply) => Evidence::Answered {
                 status: reply.status,
                 detail: reply.detail,

@@ -9,11 +9,11 @@ mod bootstrap;
 mod clock;
 mod control;
 mod directory;
+mod explain;
 mod gateway;
 mod inbox;
 mod link;
 mod net;
-mod refuse;
 mod request;
 mod worker;
 
@@ -54,7 +54,10 @@ pub enum ServeError {
     /// The environment refuses: a port taken, a directory not writable.
     #[error("{0}")]
     Environment(String),
-    /// The log cannot be opened or is damaged.
+    /// The log is damaged or belongs elsewhere.
+    #[error("{0}")]
+    Damaged(String),
+    /// The log cannot be opened.
     #[error("{0}")]
     Log(String),
     /// The worker failed while serving.
@@ -79,9 +82,11 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     let config_error = |error: &dyn std::fmt::Display| ServeError::Config(error.to_string());
     std::fs::create_dir_all(&config.data_dir)
         .map_err(|error| environment(&config.data_dir, &error))?;
-    let keys = EndpointKeys::load_or_create(&config.data_dir).map_err(|error| config_error(&error))?;
-    let server = tls::gateway_server(&config.gateway, &keys).map_err(|error| config_error(&error))?;
-    let kek = Kek::load(&config.keys.kek).map_err(|error| config_error(&error))?;
+    let keys =
+        EndpointKeys::load_or_create(&config.data_dir).map_err(|error| config_error(&error))?;
+    let server =
+        tls::gateway_server(&config.gateway, &keys).map_err(|error| config_error(&error))?;
+    let kek = Kek::load(&config.keys.kek).map_err(|error| config_error(&error)).map(Arc::new)?;
     let bootstrap = bootstrap::load(&config, &kek).map_err(ServeError::Config)?;
     let socket = bind_udp(config.gateway.listen, config.gateway.udp_buffer_kib)?;
 
@@ -107,9 +112,23 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     }
 
     let control = Arc::new(NodeControl::new(&config, Arc::clone(&shared), started));
-    spawn_net(&config, server, keys, socket, kek, bootstrap, net_wake, &control, events)?;
-    let admin = crate::admin::server::start(&config, Arc::clone(&control) as Arc<_>)
-        .map_err(|error| ServeError::Environment(error.to_string()))?;
+    spawn_net(
+        &config,
+        server,
+        keys,
+        socket,
+        Arc::clone(&kek),
+        bootstrap,
+        net_wake,
+        &control,
+        events,
+    )?;
+    let admin = crate::admin::server::AdminServer::start(
+        &config.admin,
+        Arc::clone(&control) as Arc<dyn crate::admin::control::Control>,
+        Arc::clone(&kek),
+    )
+    .map_err(|error| ServeError::Environment(error.to_string()))?;
     println!(
         "payswitch site {} serves gateways on {}, admin on {}",
         config.site, config.gateway.listen, config.admin.listen
@@ -145,7 +164,9 @@ fn environment(path: &Path, error: &dyn std::fmt::Display) -> ServeError {
 }
 
 fn bind_udp(address: SocketAddr, buffer_kib: u32) -> Result<UdpSocket, ServeError> {
-    let failed = |error: std::io::Error| ServeError::Environment(format!("gateway.listen {address}: {error}"));
+    let failed = |error: std::io::Error| {
+        ServeError::Environment(format!("gateway.listen {address}: {error}"))
+    };
     let socket = UdpSocket::bind(address).map_err(failed)?;
     let state = quinn::udp::UdpSocketState::new((&socket).into()).map_err(failed)?;
     let bytes = buffer_kib as usize * 1024;
@@ -213,25 +234,36 @@ fn recover(
     events: &mpsc::Sender<Event>,
 ) -> Result<Worker, ServeError> {
     let mut recovering = Recovering::new(&settings);
-    let mut misfit = None;
     let mut replay = |frame: storage::Frame<'_>| {
-        recovering.frame(&frame).map_err(|error| {
-            let text = error.to_string();
-            misfit = Some(error);
-            storage::ReplayError::new(text)
-        })
+        recovering.frame(&frame).map_err(|error| storage::ReplayError::new(error.to_string()))
     };
     let opened = Log::open(log_config, notify, &mut replay);
-    let (log, recovery) = match (opened, misfit) {
-        (Ok(opened), _) => opened,
-        (Err(error), _) => return Err(ServeError::Log(error.to_string())),
+    let (log, recovery) = match opened {
+        Ok(opened) => opened,
+        Err(error @ (storage::LogError::Damage(_) | storage::LogError::Replay { .. })) => {
+            return Err(ServeError::Damaged(error.to_string()));
+        }
+        Err(error) => return Err(ServeError::Log(error.to_string())),
     };
     drop(events.send(Event::Recovered(Box::new(recovery))));
     Ok(Worker::new(recovering, log, Arc::clone(shared), settings))
 }
 
 fn report_recovery(recovery: &Recovery, started: Instant) {
-    println!("log: {recovery} ({} ms after start)", started.elapsed().as_millis());
+    let Recovery { frames, batches, disk, .. } = recovery;
+    match &recovery.cut {
+        Some(cut) => println!(
+            "log: a torn tail of {} bytes in {} at offset {} was cut (never acknowledged)",
+            cut.bytes,
+            cut.file.display(),
+            cut.offset
+        ),
+        None => println!("log: the end is clean"),
+    }
+    println!(
+        "log: {frames} frames in {batches} batches recovered {} ms after start; {disk:?}",
+        started.elapsed().as_millis()
+    );
 }
 
 #[expect(clippy::too_many_arguments, reason = "the parts of one node, handed over once")]
@@ -240,7 +272,7 @@ fn spawn_net(
     server: quinn::ServerConfig,
     keys: EndpointKeys,
     socket: UdpSocket,
-    kek: Kek,
+    kek: Arc<Kek>,
     bootstrap: bootstrap::Bootstrap,
     net_wake: Arc<tokio::sync::Notify>,
     control: &Arc<NodeControl>,
@@ -282,14 +314,13 @@ fn spawn_net(
 async fn net_main(
     config: Config,
     endpoint: quinn::Endpoint,
-    kek: Kek,
+    kek: Arc<Kek>,
     bootstrap: bootstrap::Bootstrap,
     net_wake: Arc<tokio::sync::Notify>,
     control: Arc<NodeControl>,
     events: &mpsc::Sender<Event>,
 ) -> Result<(), ServeError> {
     let directory = Directory::new(kek, config.gateway.timestamp_window_s * 1000);
-    let sink = Arc::clone(&control);
     let net = Net::new(
         NetSettings {
             shards: config.shards,
@@ -304,7 +335,7 @@ async fn net_main(
         vec![Arc::clone(control.exchange())],
         directory,
         Arc::clone(control.metrics()),
-        Box::new(move |ticket, result| sink.answer(ticket, result)),
+        Arc::clone(&control),
     );
     tokio::task::spawn_local(Rc::clone(&net).run_flusher());
     tokio::task::spawn_local(Rc::clone(&net).run_dispatcher(net_wake));

@@ -16,12 +16,11 @@ use protocol::message::kind;
 use tokio::sync::Notify;
 
 use super::clock;
+use super::control::NodeControl;
 use super::directory::Directory;
 use super::gateway::Connection;
 use super::inbox::{Batch, Exchange, Item, OutBatch};
 use super::link::Link;
-use super::refuse;
-use super::worker::is_refund_kind;
 use crate::engine::input::{Evidence, Waiter};
 use crate::engine::output::{Reply, ReplyBody};
 use crate::metrics::{Metrics, Op};
@@ -76,8 +75,8 @@ pub struct Net {
     pub draining: Cell<bool>,
     /// How long the last out-batch waited for its turn, microseconds.
     turn_delay_us: Cell<u64>,
-    /// Out-batches and tickets of operators' commands.
-    pub admin_sink: Box<dyn Fn(u64, Result<String, String>)>,
+    /// The admin interface's ear: answers to commands, merchants that changed.
+    pub control: Arc<NodeControl>,
 }
 
 struct Slot {
@@ -92,7 +91,7 @@ impl Net {
         exchanges: Vec<Arc<Exchange>>,
         directory: Directory,
         metrics: Arc<Metrics>,
-        admin_sink: Box<dyn Fn(u64, Result<String, String>)>,
+        control: Arc<NodeControl>,
     ) -> Rc<Self> {
         let lane = |exchange: Arc<Exchange>| Lane {
             batch: RefCell::new(exchange.batch()),
@@ -111,7 +110,7 @@ impl Net {
             outstanding: Cell::new(0),
             draining: Cell::new(false),
             turn_delay_us: Cell::new(0),
-            admin_sink,
+            control,
         })
     }
 
@@ -249,6 +248,7 @@ impl Net {
 
     fn dispatch(self: &Rc<Self>, out: &OutBatch, dirty: &mut Vec<Rc<Connection>>) {
         for merchant in &out.merchants {
+            self.control.put_merchant(merchant);
             let left_out = self.directory.borrow_mut().put(merchant);
             if left_out > 0 {
                 eprintln!("merchant {}: {left_out} key(s) cannot be unwrapped", merchant.mch_id);
@@ -285,7 +285,7 @@ impl Net {
             }
         }
         for (ticket, result) in &out.admin {
-            (self.admin_sink)(*ticket, result.clone());
+            self.control.answer(*ticket, result.clone());
         }
     }
 
@@ -334,13 +334,8 @@ impl Net {
     /// A refusal that needs no worker, in the layout of the request's kind.
     pub fn refusal(&self, waiter: Waiter, code: Code) -> Reply {
         let retry = if code.retryable() { self.retry_after_ms() } else { 0 };
-        let body = if is_refund_kind(waiter.kind) {
-            ReplyBody::Refund(refuse::refund(code, retry))
-        } else {
-            ReplyBody::Order(refuse::order(code, retry))
-        };
         self.metrics.refusals.of(code).add(1);
-        Reply { waiter, body }
+        Reply::refusal(waiter, code, retry)
     }
 }
 

@@ -8,24 +8,20 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use protocol::channel::order_digest;
-use protocol::code::{CloseCode, Code};
+use protocol::code::Code;
 use protocol::frame::Header;
 use protocol::id::{MchId, TransactionId};
 use protocol::message::{
-    Ack, Auth, DecodeError, ErrorFrame, OrderRef, OrderRequest, Pay, Ping, QueryRefund, Refund,
-    Subscribe, kind,
+    Ack, Auth, ErrorFrame, OrderRef, OrderRequest, Pay, Ping, QueryRefund, Refund, Subscribe, kind,
 };
 use sha2::{Digest, Sha256};
 
-use super::clock;
 use super::gateway::{Connection, Stream};
 use super::inbox::Item;
 use super::net::{Net, stamp_stream};
 use crate::engine::Now;
+use crate::engine::input::{OrderInput, Origin, PayInput, QueryRefundInput, RefundInput, Waiter};
 use crate::metrics::Op;
-use crate::engine::input::{
-    OrderInput, Origin, PayInput, QueryRefundInput, RefundInput, Waiter,
-};
 
 thread_local! {
     static CANONICAL: RefCell<(Vec<u8>, Vec<u8>)> = const { RefCell::new((Vec::new(), Vec::new())) };
@@ -59,7 +55,11 @@ pub fn frame(
         net.metrics.requests.of(op).add(1);
     }
     match header.kind {
-        kind::PAY | kind::QUERY | kind::REFUND | kind::QUERY_REFUND | kind::CLOSE
+        kind::PAY
+        | kind::QUERY
+        | kind::REFUND
+        | kind::QUERY_REFUND
+        | kind::CLOSE
         | kind::REVERSE => match context.request(body) {
             Ok(()) => false,
             Err(code) => context.refuse(code),
@@ -311,15 +311,6 @@ fn encode_content(pay: &Pay<'_>, out: &mut Vec<u8>) {
     out.extend_from_slice(pay.tags.encoded);
 }
 
-/// Close code for a stream whose bytes are no frames.
-pub fn close_code(error: &DecodeError) -> CloseCode {
-    match error.code() {
-        Code::FrameTooLarge => CloseCode::FrameTooLarge,
-        _ => CloseCode::ProtocolError,
-    }
-}
-
-/// Age of the node's clock, for tests of the timestamp window.
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -328,6 +319,5 @@ mod tests {
     fn an_absent_text_hashes_to_zero_and_texts_differ() {
         assert_eq!(short_hash(b""), 0);
         assert_ne!(short_hash(b"a"), short_hash(b"b"));
-        assert!(clock::mono_us() < u64::MAX);
     }
 }

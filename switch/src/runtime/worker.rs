@@ -10,14 +10,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use protocol::code::Code;
-use protocol::message::kind;
-use storage::{Frame, FrameKind, Log, LogError, Space};
+use storage::{Frame, FrameKind, Log, LogError, LogStats, Lsn, Space};
 
 use super::clock;
 use super::inbox::{Batch, Exchange, Item, OutBatch};
-use super::refuse;
 use crate::engine::input::{PayInput, Waiter};
-use crate::engine::output::Outputs;
+use crate::engine::output::{Outputs, Reply};
 use crate::engine::{Engine, EngineConfig, Input, Now};
 use crate::metrics::Metrics;
 use crate::replica::{Entry, HardState, ReplayError, SingleReplica};
@@ -82,10 +80,8 @@ pub struct Shared {
 pub struct Report {
     /// Per shard.
     pub shards: Vec<ShardReport>,
-    /// Which disk backend writes the log, and why.
-    pub backend: String,
     /// Log figures.
-    pub log: storage::LogStats,
+    pub log: Option<LogStats>,
 }
 
 /// One shard.
@@ -112,7 +108,6 @@ pub struct Worker {
     shared: Arc<Shared>,
     settings: WorkerSettings,
     out: Box<OutBatch>,
-    durable: u64,
     last_submit_us: u64,
     busy: bool,
     report_due_us: u64,
@@ -154,7 +149,7 @@ impl Recovering {
                     .map_err(|error| WorkerError::Apply(error.to_string()))
             }
             FrameKind::HardState => Ok(shard.replica.replay_hard_state(frame.payload)?),
-            _ => Ok(()),
+            other => Err(WorkerError::Apply(format!("a frame of kind {other:?}"))),
         }
     }
 }
@@ -173,7 +168,6 @@ impl Worker {
             out: shared.exchange.out_batch(),
             shared,
             settings,
-            durable: 0,
             last_submit_us: 0,
             busy: false,
             report_due_us: 0,
@@ -216,7 +210,7 @@ impl Worker {
                 chain: [0; 32],
                 payload: &state.encode(),
             })?;
-            shard.replica.opening_appended(lsn);
+            shard.replica.opening_appended(lsn.0);
         }
         self.log.submit()?;
         Ok(())
@@ -224,8 +218,7 @@ impl Worker {
 
     /// Applies what became durable, oldest first.
     fn take_durable(&mut self, now: Now) -> Result<(), WorkerError> {
-        let Some(lsn) = self.log.poll()? else { return Ok(()) };
-        self.durable = lsn;
+        let Some(Lsn(lsn)) = self.log.poll()? else { return Ok(()) };
         let metrics = &self.shared.metrics;
         for shard in &mut self.shards {
             let starts = shard.replica.persisted(lsn);
@@ -276,7 +269,7 @@ impl Worker {
         let full = self.shared.storage_full.load(Ordering::Relaxed);
         for (shard, item) in &batch.items {
             if let Some((waiter, code)) = shed(item, late, full) {
-                self.out.replies.push(refuse::reply(waiter, code, self.retry_after_ms()));
+                self.out.replies.push(Reply::refusal(waiter, code, self.retry_after_ms()));
                 continue;
             }
             match item {
@@ -345,7 +338,7 @@ impl Worker {
                     chain: entry.chain,
                     payload: &entry.payload,
                 })?;
-                shard.replica.block_appended(lsn);
+                shard.replica.block_appended(lsn.0);
             }
         }
         let started = self.log.submit()?;
@@ -441,7 +434,7 @@ impl Worker {
         let full = self.log.space() == Space::Reserve;
         self.shared.storage_full.store(full, Ordering::Relaxed);
         let Ok(mut report) = self.shared.report.lock() else { return };
-        report.log = self.log.stats();
+        report.log = Some(self.log.stats());
         report.shards.clear();
         report.shards.extend(self.shards.iter().map(|shard| ShardReport {
             shard: shard.engine.shard(),
@@ -488,26 +481,23 @@ fn handle(shard: &mut Shard, item: &Item, arena: &[u8], now: Now) {
         Item::Evidence(operation, evidence) => {
             Input::Evidence { operation: *operation, evidence: *evidence }
         }
-        Item::Subscribe(waiter, gateway) => {
-            Input::Subscribe { waiter: *waiter, gateway: *gateway }
-        }
+        Item::Subscribe(waiter, gateway) => Input::Subscribe { waiter: *waiter, gateway: *gateway },
         Item::EventAck(event_id, waiter) => {
             Input::EventAck { event_id: *event_id, waiter: *waiter }
         }
-        Item::ConnectionClosed(connection) => {
-            Input::ConnectionClosed { connection: *connection }
-        }
+        Item::ConnectionClosed(connection) => Input::ConnectionClosed { connection: *connection },
         Item::ChannelUp(channel, up) => Input::ChannelUp { channel: *channel, up: *up },
         Item::LinkLost(channel) => Input::LinkLost { channel: *channel },
         Item::Admin(admin) => Input::Admin((**admin).clone()),
+        Item::Inspect(look) => {
+            if let Some(look) = look.take() {
+                look(&shard.engine);
+            }
+            return;
+        }
     };
     // Only a committed block can fail to apply.
     let handled = shard.engine.handle(input, now, &mut shard.out);
     debug_assert!(handled.is_ok());
     shard.due_us = shard.engine.next_due();
-}
-
-/// Kinds of requests whose reply has the refund layout.
-pub fn is_refund_kind(request: u8) -> bool {
-    matches!(request, kind::REFUND | kind::QUERY_REFUND)
 }
