@@ -1,5 +1,6 @@
 //! The command line: arguments, dispatch, and how a failure ends the process.
 
+use crate::audit::{self, AuditArgs};
 use crate::channel::{self, ChannelArgs};
 use crate::config::SiteFile;
 use crate::exit::{Exit, Failure};
@@ -29,6 +30,8 @@ enum Command {
     Run(Box<RunArgs>),
     /// Play the payment service that the switch charges at.
     Channel(Box<ChannelArgs>),
+    /// Compare acknowledgements, channel ledger and log with the rules of money.
+    Audit(Box<AuditArgs>),
     /// Answer everything at once in place of a site: the generator's ceiling.
     Null {
         /// The site's configuration, site-1.toml.
@@ -55,6 +58,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
             report.verdict()
         }),
         Command::Channel(args) => on_runtime(async { channel::run(&args, &interrupts()).await }),
+        Command::Audit(args) => on_runtime(async { audit::run(&args, &interrupts()).await }),
         Command::Null { config } => {
             let site = SiteFile::load(&config)?;
             on_runtime(async {

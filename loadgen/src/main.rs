@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod acks;
+mod audit;
 mod channel;
 mod cli;
 mod config;
