@@ -1,9 +1,11 @@
 //! The command line: arguments, dispatch, and how a failure ends the process.
 
+use crate::audit::{self, AuditArgs};
 use crate::channel::{self, ChannelArgs};
 use crate::config::SiteFile;
 use crate::exit::{Exit, Failure};
 use crate::run::RunArgs;
+use crate::soak::{self, DemoArgs, SoakArgs};
 use crate::{null, run};
 use clap::{Parser, Subcommand};
 use std::future::Future;
@@ -29,6 +31,12 @@ enum Command {
     Run(Box<RunArgs>),
     /// Play the payment service that the switch charges at.
     Channel(Box<ChannelArgs>),
+    /// Compare acknowledgements, channel ledger and log with the rules of money.
+    Audit(Box<AuditArgs>),
+    /// The whole story in one command: load, a killed switch, the audit.
+    Demo(Box<DemoArgs>),
+    /// Kill the switch again and again under load, and audit every time.
+    Soak(Box<SoakArgs>),
     /// Answer everything at once in place of a site: the generator's ceiling.
     Null {
         /// The site's configuration, site-1.toml.
@@ -55,6 +63,9 @@ fn dispatch(command: Command) -> Result<(), Failure> {
             report.verdict()
         }),
         Command::Channel(args) => on_runtime(async { channel::run(&args, &interrupts()).await }),
+        Command::Audit(args) => on_runtime(async { audit::run(&args, &interrupts()).await }),
+        Command::Demo(args) => on_runtime(async { soak::demo(&args, &interrupts()).await }),
+        Command::Soak(args) => on_runtime(async { soak::soak(&args, &interrupts()).await }),
         Command::Null { config } => {
             let site = SiteFile::load(&config)?;
             on_runtime(async {

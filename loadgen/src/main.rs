@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod acks;
+mod audit;
 mod channel;
 mod cli;
 mod config;
@@ -19,7 +20,9 @@ mod plan;
 mod report;
 mod rng;
 mod run;
+mod scenario;
 mod schedule;
+mod soak;
 mod socket;
 mod tls;
 mod zipf;

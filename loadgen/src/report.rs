@@ -13,8 +13,10 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Above this the generator was late by its own fault too often.
-const OWN_LATENESS_P99_MAX_NS: u64 = 10_000_000;
+/// Up to this the generator's own lateness (99th percentile) is noise.
+const OWN_LATENESS_FINE_NS: u64 = 5_000_000;
+/// Above this the run is invalid, however slow the switch.
+const OWN_LATENESS_MAX_NS: u64 = 100_000_000;
 
 /// Percentiles in microseconds; `null` is infinite or without data.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -155,7 +157,7 @@ impl Report {
             operations: Op::ALL.into_iter().filter(used).map(operation).collect(),
             cpu_s: outcome.cpu_s,
             cpu_us_per_request: outcome.cpu_s * 1e6 / measure.all_sent().max(1) as f64,
-            generator: health(measure),
+            generator: health(measure, &raw),
             goals: goals.iter().map(|goal| goal.judge(&figures)).collect(),
             interrupted: outcome.interrupted,
             seconds: measure.seconds.clone(),
@@ -278,12 +280,15 @@ impl Report {
     }
 }
 
-fn health(measure: &Measure) -> Health {
-    let late = measure.own_lateness.quantile(0.99);
+/// The generator is the bottleneck when its own lateness outweighs what the
+/// switch took.
+fn health(measure: &Measure, raw: &Latency) -> Health {
+    let late = measure.own_lateness.quantile(0.99).unwrap_or(0);
+    let raw = raw.quantile(0.99).unwrap_or(u64::MAX);
     let reason = if measure.ok == 0 {
         Some("no data: nothing was answered as asked".to_owned())
-    } else if late.is_some_and(|ns| ns > OWN_LATENESS_P99_MAX_NS) {
-        let ms = late.unwrap_or(0) / 1_000_000;
+    } else if late > OWN_LATENESS_MAX_NS || late > raw.max(OWN_LATENESS_FINE_NS) {
+        let ms = late / 1_000_000;
         Some(format!("the generator was the bottleneck: 1 % of sends at least {ms} ms late"))
     } else {
         None

@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 pub(crate) use slots::IN_FLIGHT_LIMIT;
-pub(crate) use state::DURATION_MAX;
+pub(crate) use state::{DURATION_MAX, Known};
 
 /// How to drive.
 #[derive(Clone, Copy, Debug)]
@@ -82,6 +82,11 @@ const KEEP_ALIVE: Duration = Duration::from_millis(100);
 const CONNECT_MAX: Duration = Duration::from_secs(10);
 /// Interval of everything that is not per request.
 const HOUSEKEEPING: Duration = Duration::from_millis(20);
+
+/// Queries in flight at once when many payments are asked for.
+const QUERIES_AT_ONCE: usize = 1_000;
+/// Pause before payments that are still open are asked for again.
+const SETTLE_PAUSE: Duration = Duration::from_millis(200);
 
 /// Connected gateway; runs phases one after the other.
 pub(crate) struct Session {
@@ -192,6 +197,44 @@ impl Session {
         drop(pacer);
         let measure = self.state.borrow_mut().finish()?;
         Ok(Outcome { measure, cpu_s: cpu_seconds() - cpu_before, interrupted })
+    }
+
+    /// Payments of the session in this state of knowledge.
+    pub(crate) fn payments(&self, wanted: impl Fn(Known) -> bool) -> Vec<u64> {
+        self.state.borrow().payments(wanted)
+    }
+
+    /// Tells the session about payments of an earlier run.
+    pub(crate) fn remember(&self, payments: impl Iterator<Item = u64>) {
+        self.state.borrow_mut().remember(payments);
+    }
+
+    /// Asks for the state of these payments, once each.
+    pub(crate) async fn query(&self, payments: &[u64], stop: &Notify) -> Result<Measure, Failure> {
+        self.state.borrow_mut().begin_queries(payments, QUERIES_AT_ONCE);
+        self.state.borrow_mut().pump()?;
+        let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
+        while !self.state.borrow().is_done() {
+            tokio::select! {
+                _ = housekeeping.tick() => self.state.borrow_mut().sweep()?,
+                () = stop.notified() => self.state.borrow_mut().stop(),
+            }
+        }
+        self.state.borrow_mut().finish()
+    }
+
+    /// Asks for every payment without a final answer until it has one, at most
+    /// for `bound`; returns how many are left.
+    pub(crate) async fn settle(&self, bound: Duration, stop: &Notify) -> Result<usize, Failure> {
+        let started = Instant::now();
+        loop {
+            let open = self.payments(|known| known == Known::Open);
+            if open.is_empty() || started.elapsed() > bound {
+                return Ok(open.len());
+            }
+            self.query(&open, stop).await?;
+            tokio::time::sleep(SETTLE_PAUSE).await;
+        }
     }
 
     /// Closes the connections.

@@ -29,9 +29,15 @@ const REDIRECT_NS: u64 = 5_000_000;
 
 /// What is remembered of every request of the session, for references.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Known {
+pub(crate) enum Known {
+    /// Not sent, or not about a payment of its own.
     Nothing,
+    /// A payment whose outcome is not known: sent, and not answered finally.
+    Open,
+    /// A payment that was acknowledged as paid.
     Paid,
+    /// A payment with another final answer, or refused before it existed.
+    Over,
 }
 
 /// Fields of an answer that matter here.
@@ -62,6 +68,8 @@ pub(super) struct State {
     closed: Option<usize>,
     closed_until_ns: u64,
     backlog: VecDeque<(u64, u64)>,
+    /// Payments to be queried, in place of a schedule.
+    queries: VecDeque<u64>,
     resend: VecDeque<(u64, u32, u64)>,
     /// Per shard: the site that leads it, 0 when not known.
     leaders: Vec<u8>,
@@ -98,6 +106,7 @@ impl State {
             closed: None,
             closed_until_ns: 0,
             backlog: VecDeque::new(),
+            queries: VecDeque::new(),
             resend: VecDeque::new(),
             leaders: vec![0; usize::from(shards)],
             turn: 0,
@@ -134,10 +143,37 @@ impl State {
         self.known.reserve(expected as usize);
     }
 
+    /// Asks for the state of these payments, at most `at_once` at a time.
+    pub(super) fn begin_queries(&mut self, payments: &[u64], at_once: usize) {
+        let now_ns = self.now_ns();
+        self.measure = Measure::new(now_ns, u64::MAX);
+        self.schedule = None;
+        self.closed = Some(at_once);
+        self.closed_until_ns = 0;
+        self.queries = payments.iter().copied().collect();
+    }
+
+    /// Tells the state about payments of an earlier run.
+    pub(super) fn remember(&mut self, payments: impl Iterator<Item = u64>) {
+        for k in payments {
+            if self.known.len() as u64 <= k {
+                self.known.resize(k as usize + 1, Known::Nothing);
+            }
+            self.known[k as usize] = Known::Open;
+        }
+    }
+
+    /// Payments of the session in this state of knowledge.
+    pub(super) fn payments(&self, wanted: impl Fn(Known) -> bool) -> Vec<u64> {
+        let known = self.known.iter().enumerate();
+        known.filter(|(_, known)| wanted(**known)).map(|(k, _)| k as u64).collect()
+    }
+
     /// Plans no more requests.
     pub(super) fn stop(&mut self) {
         self.schedule = None;
         self.closed = None;
+        self.queries.clear();
         while let Some((_, planned_ns)) = self.backlog.pop_front() {
             self.measure.not_sent(planned_ns);
         }
@@ -147,7 +183,7 @@ impl State {
     pub(super) fn is_done(&self) -> bool {
         let ended = self.schedule.as_ref().is_none_or(|schedule| schedule.peek().is_none())
             && self.closed.is_none_or(|_| self.now_ns() >= self.closed_until_ns);
-        ended && self.backlog.is_empty() && self.slots.len() == 0
+        ended && self.backlog.is_empty() && self.queries.is_empty() && self.slots.len() == 0
     }
 
     /// The phase's figures.
@@ -163,6 +199,7 @@ impl State {
         self.send_again(now_ns);
         self.send_backlog(now_ns);
         self.send_closed(now_ns);
+        self.send_queries(now_ns);
         self.wake_streams();
         self.flush()
     }
@@ -227,6 +264,16 @@ impl State {
         }
     }
 
+    fn send_queries(&mut self, now_ns: u64) {
+        let at_once = self.closed.unwrap_or(0);
+        while let Some(&k) = self.queries.front() {
+            if self.slots.len() >= at_once || !self.transmit(k, Op::Query, k, now_ns, now_ns) {
+                return;
+            }
+            self.queries.pop_front();
+        }
+    }
+
     /// Sends or skips request `n`. False: no room, try again later.
     fn send(&mut self, n: u64, planned_ns: u64, now_ns: u64) -> bool {
         let op = self.plan.op(n);
@@ -236,6 +283,17 @@ impl State {
             self.measure.skipped(planned_ns);
             return true;
         }
+        if !self.transmit(n, op, k, planned_ns, now_ns) {
+            return false;
+        }
+        if let Some(known) = self.known.get_mut(n as usize).filter(|_| op == Op::Pay) {
+            *known = Known::Open;
+        }
+        true
+    }
+
+    /// Sends a request. False: no room.
+    fn transmit(&mut self, n: u64, op: Op, k: u64, planned_ns: u64, now_ns: u64) -> bool {
         if self.slots.is_full() {
             return false;
         }
@@ -333,15 +391,28 @@ impl State {
             self.redirect(index, &slot, answer.leader_hint, now_ns);
             return;
         }
-        self.record(n, &answer, now_ns, 0);
-        let paid = answer.code == Code::Ok && answer.state == Business::Order(OrderState::Paid);
-        if slot.op == Op::Pay && paid {
-            if let Some(known) = self.known.get_mut(n as usize) {
-                *known = Known::Paid;
-            }
+        // In a plan only a pay is about the payment of its own number.
+        let requery = slot.n == slot.k && slot.op == Op::Query;
+        self.record(n, &answer, now_ns, if requery { flag::REQUERY } else { 0 });
+        if slot.n == slot.k {
+            self.learn(slot.k, &answer, requery);
         }
         self.measure.answered(slot.sample(), answer.code, answer.state, now_ns);
         self.slots.remove(index);
+    }
+
+    fn learn(&mut self, k: u64, answer: &Answer, requery: bool) {
+        let Some(known) = self.known.get_mut(k as usize) else { return };
+        match (answer.code, answer.state) {
+            (Code::Ok, Business::Order(OrderState::Paid)) => *known = Known::Paid,
+            (Code::Ok, Business::Order(state)) if state.is_final() => *known = Known::Over,
+            (Code::Ok, _) => {}
+            // A refusal of the pay is final, one of the query only when it says
+            // that the payment never came to be.
+            (Code::OrderNotFound, _) => *known = Known::Over,
+            (code, _) if !requery && !code.retryable() => *known = Known::Over,
+            _ => {}
+        }
     }
 
     fn redirect(&mut self, index: u32, slot: &Slot, hint: u8, now_ns: u64) {
@@ -374,7 +445,11 @@ impl State {
 
     /// A batch of answers was taken: there may be room for what waits.
     pub(super) fn answers_taken(&mut self) {
-        if self.closed.is_some() || !self.backlog.is_empty() || !self.resend.is_empty() {
+        if self.closed.is_some()
+            || !self.queries.is_empty()
+            || !self.backlog.is_empty()
+            || !self.resend.is_empty()
+        {
             self.keep(|state| state.pump());
         }
     }
@@ -439,6 +514,8 @@ impl State {
             link.in_flight.set(link.in_flight.get().saturating_sub(1));
         }
         self.measure.unanswered(slot.sample());
+        let requery = slot.n == slot.k && slot.op == Op::Query;
+        let flags = flag::UNKNOWN | if requery { flag::REQUERY } else { 0 };
         let unknown = Answer {
             code: Code::Ok,
             state: Business::Order(OrderState::None),
@@ -448,7 +525,7 @@ impl State {
             replayed: false,
             leader_hint: 0,
         };
-        self.record(slot.n, &unknown, now_ns, flag::UNKNOWN);
+        self.record(slot.n, &unknown, now_ns, flags);
         self.slots.remove(index);
     }
 
