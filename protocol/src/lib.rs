@@ -10,6 +10,7 @@ pub mod channel;
 pub mod code;
 pub mod frame;
 pub mod id;
+mod layout;
 pub mod message;
 pub mod money;
 pub mod sign;
