@@ -6,15 +6,16 @@
 //! another question is noticed.
 //!
 //! Also the deterministic numbers of attempts and refunds at a channel. Knows
-//! no payment state. Tested by round trips, arbitrary bytes and an injectivity
-//! check of the numbers.
+//! no payment state. Tested by round trips, arbitrary bytes, an injectivity
+//! check of the numbers and the golden vectors.
 
-use crate::frame::{begin_frame, end_frame};
-use crate::id::{ChannelNo, MchId, OutTradeNo, ShortText};
-use crate::layout::{Cursor, Fixed, put_short};
-use crate::message::{DecodeError, first_half};
-use crate::money::{Amount, Currency};
 use sha2::{Digest, Sha256};
+
+use crate::code::Code;
+use crate::frame;
+use crate::id::{ChannelNo, MchId, OutTradeNo, ShortText};
+use crate::money::{Amount, Currency};
+use crate::wire::{DecodeError, Reader, amount, currency, put_text, short_text};
 
 /// Message kinds of the native channel.
 pub mod kind {
@@ -86,168 +87,45 @@ pub struct ChannelReply {
     pub channel_ref: ShortText,
 }
 
-impl ChannelRequest {
-    const FIXED: usize = 20;
-
-    /// Whether operations of this kind name a refund.
-    fn names_refund(kind: u8) -> bool {
-        matches!(kind, kind::REFUND | kind::QUERY_REFUND)
-    }
-
-    /// Decodes the body of a channel request of `kind`.
-    ///
-    /// # Errors
-    /// [`DecodeError`] when the kind is no channel request or a field is not
-    /// allowed; a refund number must be there exactly for refund operations.
-    #[inline]
-    pub fn decode(kind: u8, body: &[u8]) -> Result<Self, DecodeError> {
-        if !(kind::CHARGE..=kind::QUERY_REFUND).contains(&kind) {
-            return Err(DecodeError::Kind);
-        }
-        let (mut fixed, mut fields) = Cursor::split::<{ Self::FIXED }>(body)?;
-        let time_expire_ms = fixed.u64()?;
-        let amount = Amount::new(fixed.i64()?).ok_or(DecodeError::Amount)?;
-        let currency = Currency::new(fixed.array()?).ok_or(DecodeError::Field("currency"))?;
-        let charge_no = number(fields.short()?, "charge_no")?;
-        let refund_no = match (fields.short()?, Self::names_refund(kind)) {
-            ([], false) => None,
-            (raw, true) => Some(number(raw, "refund_no")?),
-            _ => return Err(DecodeError::Field("refund_no")),
-        };
-        Ok(Self { kind, charge_no, refund_no, amount, currency, time_expire_ms })
-    }
-
-    /// Appends the body.
-    #[inline]
-    pub fn encode(&self, out: &mut Vec<u8>) {
-        let fixed = Fixed::<{ Self::FIXED }>::new()
-            .u64(self.time_expire_ms)
-            .i64(self.amount.minor())
-            .put(self.currency.bytes());
-        out.extend_from_slice(&fixed.bytes());
-        put_short(out, self.charge_no.as_bytes());
-        put_short(out, self.refund_no.as_ref().map_or(&[], ChannelNo::as_bytes));
-    }
-
-    /// Appends the frame.
-    #[inline]
-    pub fn encode_frame(&self, correlation: u64, out: &mut Vec<u8>) {
-        let start = begin_frame(out, self.kind, 0, correlation);
-        self.encode(out);
-        end_frame(out, start);
-    }
+/// First 16 bytes of SHA-256(mch_id, 0x00, out_trade_no): the payment's index
+/// key and the root of its channel numbers.
+pub fn order_digest(mch_id: &MchId, out_trade_no: &OutTradeNo) -> [u8; 16] {
+    let (mch, no) = (mch_id.as_bytes(), out_trade_no.as_bytes());
+    let mut text = [0; 65];
+    text[..mch.len()].copy_from_slice(mch);
+    text[mch.len() + 1..mch.len() + 1 + no.len()].copy_from_slice(no);
+    let hash = Sha256::digest(&text[..mch.len() + 1 + no.len()]);
+    let mut digest = [0; 16];
+    digest.copy_from_slice(&hash[..16]);
+    digest
 }
 
-impl ChannelReply {
-    const FIXED: usize = 16;
-
-    /// Decodes the body of a channel reply of `kind` (top bit set).
-    ///
-    /// # Errors
-    /// [`DecodeError`] when the kind is no channel reply or a field is not
-    /// allowed: the switch takes that as no answer.
-    #[inline]
-    pub fn decode(kind: u8, body: &[u8]) -> Result<Self, DecodeError> {
-        let replies = kind::CHARGE | kind::REPLY..=kind::QUERY_REFUND | kind::REPLY;
-        if !replies.contains(&kind) {
-            return Err(DecodeError::Kind);
-        }
-        let (mut fixed, mut fields) = Cursor::split::<{ Self::FIXED }>(body)?;
-        Ok(Self {
-            kind,
-            amount: fixed.i64()?,
-            detail: fixed.u16()?,
-            status: ChannelStatus::from_wire(fixed.u8()?).ok_or(DecodeError::Field("status"))?,
-            currency: Currency::new(fixed.array()?).ok_or(DecodeError::Field("currency"))?,
-            charge_no: number(fields.short()?, "charge_no")?,
-            channel_ref: ShortText::new(fields.short()?)
-                .ok_or(DecodeError::Field("channel_ref"))?,
-        })
-    }
-
-    /// Appends the body.
-    #[inline]
-    pub fn encode(&self, out: &mut Vec<u8>) {
-        let fixed = Fixed::<{ Self::FIXED }>::new()
-            .i64(self.amount)
-            .u16(self.detail)
-            .u8(self.status.wire())
-            .put(self.currency.bytes());
-        out.extend_from_slice(&fixed.bytes());
-        put_short(out, self.charge_no.as_bytes());
-        put_short(out, self.channel_ref.as_bytes());
-    }
-
-    /// Appends the frame.
-    #[inline]
-    pub fn encode_frame(&self, correlation: u64, out: &mut Vec<u8>) {
-        let start = begin_frame(out, self.kind, 0, correlation);
-        self.encode(out);
-        end_frame(out, start);
-    }
-}
-
-#[inline]
-fn number(raw: &[u8], name: &'static str) -> Result<ChannelNo, DecodeError> {
-    ChannelNo::parse(raw).map_err(|_| DecodeError::Field(name))
-}
-
-/// The payment's digest: first 16 bytes of SHA-256(mch_id, 0x00, out_trade_no).
-/// Index key of the payment and root of its channel numbers.
-#[inline]
-pub fn order_digest(mch_id: &MchId, number: &OutTradeNo) -> [u8; 16] {
-    let (mch_id, number) = (mch_id.as_bytes(), number.as_bytes());
-    // The separator is in neither alphabet, so no two keys share an input.
-    let mut input = [0; 2 * ShortText::MAX + 1];
-    let end = mch_id.len() + 1 + number.len();
-    input[..mch_id.len()].copy_from_slice(mch_id);
-    input[mch_id.len() + 1..end].copy_from_slice(number);
-    first_half(&Sha256::digest(&input[..end]).into())
-}
-
-/// What a channel number stands for; its letter is the number's 27th character.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+/// What a channel number stands for: its 27th character.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum NumberKind {
-    /// Attempt `ordinal` to charge.
+    /// A charge attempt.
     Charge = b'P',
-    /// Refund `ordinal` that the merchant asked for.
+    /// A merchant's refund.
     Refund = b'R',
-    /// Refund that undoes a paid payment by the merchant's reverse.
+    /// The full refund that a reverse of a paid payment makes.
     Reversal = b'V',
-    /// Refund of a charge that appeared after its attempt was given up;
-    /// `ordinal` is the attempt's.
+    /// The refund of a charge that appeared after its attempt was given up.
     Orphan = b'X',
 }
 
-/// Number of charge attempt `attempt` of the payment with this digest.
-#[inline]
-pub fn charge_number(digest: &[u8; 16], attempt: u8) -> ChannelNo {
-    channel_number(digest, NumberKind::Charge, attempt)
-}
+const CROCKFORD: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
 
-/// Number of a refund of the payment with this digest.
-#[inline]
-pub fn refund_number(digest: &[u8; 16], kind: NumberKind, ordinal: u8) -> ChannelNo {
-    channel_number(digest, kind, ordinal)
-}
-
-/// Crockford's base 32: no I, L, O, U.
-const BASE32: [u8; 32] = *b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
-
-/// Bytes of a channel number.
-pub const NUMBER_LEN: usize = 29;
-
-/// 26 characters of the digest as a 128-bit big-endian number, most significant
-/// first; the kind's letter; the ordinal in two characters. Each part has a
-/// fixed place and its own inverse: the mapping is injective.
-#[inline]
-fn channel_number(digest: &[u8; 16], kind: NumberKind, ordinal: u8) -> ChannelNo {
-    let character = |value: u64| BASE32[(value & 31) as usize];
+/// Our number of an operation at a channel: 26 characters of Crockford base32
+/// (the digest, most significant bits first), the kind, and the ordinal as two
+/// more base32 characters. One number names one operation for ever.
+pub fn channel_number(digest: &[u8; 16], kind: NumberKind, ordinal: u8) -> ChannelNo {
+    let mut text = [0; 29];
     let value = u128::from_be_bytes(*digest);
-    // 8 + 60 + 60 bits: 2, 12 and 12 characters.
+    // 26 characters hold 130 bits: the first carries only three. Cut into
+    // 8 + 60 + 60 bits so that the shifts stay within 64.
     let (top, middle, low) = ((value >> 120) as u64, (value >> 60) as u64, value as u64);
-    let mut text = [0; NUMBER_LEN];
+    let character = |bits: u64| CROCKFORD[(bits & 31) as usize];
     text[0] = character(top >> 5);
     text[1] = character(top);
     for at in 0..12 {
@@ -255,9 +133,105 @@ fn channel_number(digest: &[u8; 16], kind: NumberKind, ordinal: u8) -> ChannelNo
         text[14 + at] = character(low >> (55 - 5 * at));
     }
     text[26] = kind as u8;
-    text[27] = character(u64::from(ordinal >> 5));
-    text[28] = character(u64::from(ordinal));
-    ChannelNo::from_number(&text)
+    text[27] = CROCKFORD[usize::from(ordinal >> 5)];
+    text[28] = CROCKFORD[usize::from(ordinal & 31)];
+    ChannelNo::from_base32(&text)
+}
+
+/// The number of charge attempt `attempt` (from 1).
+pub fn charge_number(digest: &[u8; 16], attempt: u8) -> ChannelNo {
+    channel_number(digest, NumberKind::Charge, attempt)
+}
+
+/// The number of the payment's refund `ordinal` (from 1).
+pub fn refund_number(digest: &[u8; 16], kind: NumberKind, ordinal: u8) -> ChannelNo {
+    channel_number(digest, kind, ordinal)
+}
+
+fn channel_no(reader: &mut Reader<'_>, field: &'static str) -> Result<ChannelNo, DecodeError> {
+    ChannelNo::parse(reader.text(32, field)?).map_err(|_| DecodeError::invalid(field))
+}
+
+impl ChannelRequest {
+    /// Reads a body; `kind` is the frame's.
+    ///
+    /// # Errors
+    /// [`DecodeError`] naming the field at fault.
+    pub fn decode(kind: u8, body: &[u8]) -> Result<Self, DecodeError> {
+        if !(kind::CHARGE..=kind::QUERY_REFUND).contains(&kind) {
+            return Err(DecodeError::new(Code::UnknownKind, "kind"));
+        }
+        let reader = &mut Reader::new(body);
+        let amount = amount(reader)?;
+        let time_expire_ms = reader.u64("time_expire")?;
+        let currency = currency(reader)?;
+        let charge_no = channel_no(reader, "charge_no")?;
+        let refund_no = match reader.text(32, "refund_no")? {
+            [] => None,
+            text => Some(ChannelNo::parse(text).map_err(|_| DecodeError::invalid("refund_no"))?),
+        };
+        if refund_no.is_some() != matches!(kind, kind::REFUND | kind::QUERY_REFUND) {
+            return Err(DecodeError::invalid("refund_no"));
+        }
+        Ok(Self { kind, charge_no, refund_no, amount, currency, time_expire_ms })
+    }
+
+    /// Appends the body.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.amount.minor().to_le_bytes());
+        out.extend_from_slice(&self.time_expire_ms.to_le_bytes());
+        out.extend_from_slice(&self.currency.bytes());
+        put_text(out, self.charge_no.as_bytes());
+        put_text(out, self.refund_no.as_ref().map_or(&[], |no| no.as_bytes()));
+    }
+
+    /// Appends the whole frame.
+    pub fn encode_frame(&self, correlation: u64, out: &mut Vec<u8>) {
+        let start = frame::begin(out, self.kind, correlation);
+        self.encode(out);
+        frame::end(out, start);
+    }
+}
+
+impl ChannelReply {
+    /// Reads a body; `kind` is the frame's.
+    ///
+    /// # Errors
+    /// [`DecodeError`] naming the field at fault.
+    pub fn decode(kind: u8, body: &[u8]) -> Result<Self, DecodeError> {
+        let request = kind & !kind::REPLY;
+        if kind & kind::REPLY == 0 || !(kind::CHARGE..=kind::QUERY_REFUND).contains(&request) {
+            return Err(DecodeError::new(Code::UnknownKind, "kind"));
+        }
+        let reader = &mut Reader::new(body);
+        Ok(Self {
+            kind,
+            amount: reader.i64("amount")?,
+            detail: reader.u16("detail")?,
+            status: ChannelStatus::from_wire(reader.u8("status")?)
+                .ok_or(DecodeError::invalid("status"))?,
+            currency: currency(reader)?,
+            charge_no: channel_no(reader, "charge_no")?,
+            channel_ref: short_text(reader, "channel_ref")?,
+        })
+    }
+
+    /// Appends the body.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.amount.to_le_bytes());
+        out.extend_from_slice(&self.detail.to_le_bytes());
+        out.push(self.status.wire());
+        out.extend_from_slice(&self.currency.bytes());
+        put_text(out, self.charge_no.as_bytes());
+        put_text(out, self.channel_ref.as_bytes());
+    }
+
+    /// Appends the whole frame.
+    pub fn encode_frame(&self, correlation: u64, out: &mut Vec<u8>) {
+        let start = frame::begin(out, self.kind, correlation);
+        self.encode(out);
+        frame::end(out, start);
+    }
 }
 
 #[cfg(test)]

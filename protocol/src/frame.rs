@@ -8,10 +8,10 @@
 //! | 6 | reserved, zero | u16 |
 //! | 8 | correlation id | u64 |
 //!
-//! Knows nothing of what a body means. Tested by splitting random frame
-//! sequences at random chunk boundaries and by feeding arbitrary bytes.
+//! Knows nothing of what a body means. Tested by splitting random frames at
+//! random chunk boundaries and by arbitrary bytes.
 
-use crate::code::Code;
+use crate::code::CloseCode;
 
 /// Bytes of a frame header.
 pub const HEADER_LEN: usize = 16;
@@ -32,61 +32,49 @@ pub struct Header {
 }
 
 impl Header {
+    /// The header's bytes.
+    pub fn encode(&self) -> [u8; HEADER_LEN] {
+        let mut bytes = [0; HEADER_LEN];
+        bytes[..4].copy_from_slice(&self.length.to_le_bytes());
+        (bytes[4], bytes[5]) = (self.kind, self.flags);
+        bytes[8..].copy_from_slice(&self.correlation.to_le_bytes());
+        bytes
+    }
+
     /// Reads a header.
     ///
     /// # Errors
-    /// [`FrameError`] when the length is above [`BODY_MAX`] or the reserved
-    /// bytes are not zero: the stream cannot be read any further.
-    #[inline]
+    /// [`FrameError`] when reserved bits are set or the body is too long.
     pub fn decode(bytes: &[u8; HEADER_LEN]) -> Result<Self, FrameError> {
-        let [l0, l1, l2, l3, kind, flags, r0, r1, correlation @ ..] = *bytes;
-        let header = Self {
-            length: u32::from_le_bytes([l0, l1, l2, l3]),
-            kind,
-            flags,
-            correlation: u64::from_le_bytes(correlation),
-        };
-        if header.length as usize > BODY_MAX {
-            return Err(FrameError::TooLarge(header));
+        let length = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        if length as usize > BODY_MAX {
+            return Err(FrameError::TooLarge(length));
         }
-        if (r0, r1) != (0, 0) {
-            return Err(FrameError::Reserved(header));
+        if bytes[6] != 0 || bytes[7] != 0 {
+            return Err(FrameError::Reserved);
         }
-        Ok(header)
-    }
-
-    /// The header's bytes.
-    #[inline]
-    pub fn encode(&self) -> [u8; HEADER_LEN] {
-        let [l0, l1, l2, l3] = self.length.to_le_bytes();
-        let [c0, c1, c2, c3, c4, c5, c6, c7] = self.correlation.to_le_bytes();
-        [l0, l1, l2, l3, self.kind, self.flags, 0, 0, c0, c1, c2, c3, c4, c5, c6, c7]
+        let mut correlation = [0; 8];
+        correlation.copy_from_slice(&bytes[8..]);
+        let correlation = u64::from_le_bytes(correlation);
+        Ok(Self { length, kind: bytes[4], flags: bytes[5], correlation })
     }
 }
 
-/// Why a stream of frames cannot be read any further. Carries the header as it
-/// came, so that an error frame can name the correlation id.
+/// Why bytes are not frames of this protocol. The stream cannot be resynchronised.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FrameError {
-    /// The announced body is larger than [`BODY_MAX`].
-    TooLarge(Header),
-    /// The reserved header bytes are not zero: not a frame of this protocol.
-    Reserved(Header),
+    /// The body is announced longer than [`BODY_MAX`].
+    TooLarge(u32),
+    /// Reserved header bits are set.
+    Reserved,
 }
 
 impl FrameError {
-    /// The code of the error frame.
-    pub fn code(self) -> Code {
+    /// The code to close the connection with.
+    pub fn close_code(self) -> CloseCode {
         match self {
-            Self::TooLarge(_) => Code::FrameTooLarge,
-            Self::Reserved(_) => Code::MalformedFrame,
-        }
-    }
-
-    /// The header that was refused.
-    pub fn header(self) -> Header {
-        match self {
-            Self::TooLarge(header) | Self::Reserved(header) => header,
+            Self::TooLarge(_) => CloseCode::FrameTooLarge,
+            Self::Reserved => CloseCode::ProtocolError,
         }
     }
 }
@@ -94,184 +82,92 @@ impl FrameError {
 impl std::fmt::Display for FrameError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::TooLarge(header) => {
-                write!(f, "frame body of {} bytes, at most {BODY_MAX} allowed", header.length)
+            Self::TooLarge(length) => {
+                write!(f, "frame body of {length} bytes, at most {BODY_MAX} allowed")
             }
-            Self::Reserved(_) => f.write_str("reserved bytes of the frame header are not zero"),
+            Self::Reserved => f.write_str("reserved bytes of the frame header are not zero"),
         }
     }
 }
 
 impl std::error::Error for FrameError {}
 
-/// A complete frame, borrowed from the chunk it came in.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Frame<'a> {
-    /// Header.
-    pub header: Header,
-    /// Body, `header.length` bytes.
-    pub body: &'a [u8],
-}
-
-impl<'a> Frame<'a> {
-    /// Takes the first frame off `bytes`: the frame and what follows it, or
-    /// `None` when the frame is not complete.
-    ///
-    /// # Errors
-    /// [`FrameError`] as soon as the header is there.
-    #[inline]
-    pub fn split(bytes: &'a [u8]) -> Result<Option<(Self, &'a [u8])>, FrameError> {
-        let Some((header, rest)) = bytes.split_first_chunk::<HEADER_LEN>() else {
-            return Ok(None);
-        };
-        let header = Header::decode(header)?;
-        match rest.split_at_checked(header.length as usize) {
-            Some((body, rest)) => Ok(Some((Self { header, body }, rest))),
-            None => Ok(None),
-        }
-    }
-}
-
-/// Cuts the chunks of one stream into frames. Frames that lie within a chunk
-/// are borrowed from it; only a frame that spans chunks is copied. Holds at
-/// most two frames of memory; they are reused.
+/// Splits the chunks of one stream into frames. Frames that lie whole in a
+/// chunk are lent from it; only a frame cut by a chunk's end is copied.
 #[derive(Default)]
 pub struct Splitter {
-    /// The frame that spanned chunks and was completed by the current one.
-    head: Vec<u8>,
-    /// The partial frame at the end of the current chunk.
-    tail: Vec<u8>,
-    /// A stream that broke stays broken.
-    failed: Option<FrameError>,
+    partial: Vec<u8>,
 }
 
 impl Splitter {
-    /// An empty splitter; it allocates when the first frame spans chunks.
+    /// An empty splitter.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Feeds the stream's next chunk and yields the frames that it completes,
-    /// in order. An error comes after the frames before it, and again on every
-    /// further call. The whole chunk is consumed whether or not the iterator
-    /// is run to its end.
-    pub fn feed<'a>(&'a mut self, chunk: &'a [u8]) -> Frames<'a> {
-        if let Some(error) = self.failed {
-            return Frames { head: &[], whole: &[], error: Some(error) };
-        }
-        self.head.clear();
-        let mut rest = chunk;
-        if !self.tail.is_empty() {
-            match self.complete_tail(chunk) {
-                Ok(Some(after)) => rest = after,
-                Ok(None) => return Frames { head: &[], whole: &[], error: None },
-                Err(error) => {
-                    self.failed = Some(error);
-                    return Frames { head: &[], whole: &[], error: Some(error) };
-                }
-            }
-        }
-        let (whole, error) = match complete_len(rest) {
-            Ok(len) => (len, None),
-            Err((len, error)) => (len, Some(error)),
-        };
-        let (whole, partial) = rest.split_at(whole);
-        if error.is_none() {
-            self.tail.extend_from_slice(partial);
-        }
-        self.failed = error;
-        Frames { head: &self.head, whole, error }
-    }
-
-    /// Bytes of an unfinished frame. Not zero at the end of a stream means that
-    /// the stream was cut within a frame.
+    /// Bytes held of an unfinished frame: below `HEADER_LEN + BODY_MAX`.
     pub fn pending(&self) -> usize {
-        self.tail.len()
+        self.partial.len()
     }
 
-    /// Moves the partial frame to `head` when `chunk` completes it, and gives
-    /// the rest of the chunk; `None` when all of the chunk went into the tail.
-    fn complete_tail<'c>(&mut self, chunk: &'c [u8]) -> Result<Option<&'c [u8]>, FrameError> {
-        let mut rest = chunk;
-        if self.tail.len() < HEADER_LEN && !self.fill_tail(HEADER_LEN, &mut rest) {
-            return Ok(None);
-        }
-        let Some(header) = self.tail.first_chunk::<HEADER_LEN>() else {
-            return Ok(None);
-        };
-        let total = HEADER_LEN + Header::decode(header)?.length as usize;
-        if !self.fill_tail(total, &mut rest) {
-            return Ok(None);
-        }
-        std::mem::swap(&mut self.head, &mut self.tail);
-        self.tail.clear();
-        Ok(Some(rest))
+    /// Whether no unfinished frame is held.
+    pub fn is_empty(&self) -> bool {
+        self.partial.is_empty()
     }
 
-    /// Fills the tail up to `total` bytes from the front of `rest`; tells
-    /// whether it got there.
-    fn fill_tail(&mut self, total: usize, rest: &mut &[u8]) -> bool {
-        let missing = total.saturating_sub(self.tail.len());
-        let (taken, after) = rest.split_at(missing.min(rest.len()));
-        self.tail.extend_from_slice(taken);
-        *rest = after;
-        taken.len() == missing
-    }
-}
-
-/// Length of the run of complete frames at the start of `bytes`.
-fn complete_len(bytes: &[u8]) -> Result<usize, (usize, FrameError)> {
-    let mut rest = bytes;
-    loop {
-        match Frame::split(rest) {
-            Ok(Some((_, after))) => rest = after,
-            Ok(None) => return Ok(bytes.len() - rest.len()),
-            Err(error) => return Err((bytes.len() - rest.len(), error)),
-        }
-    }
-}
-
-/// The frames completed by one chunk, see [`Splitter::feed`].
-pub struct Frames<'a> {
-    head: &'a [u8],
-    whole: &'a [u8],
-    error: Option<FrameError>,
-}
-
-impl<'a> Iterator for Frames<'a> {
-    type Item = Result<Frame<'a>, FrameError>;
-
-    #[inline]
-    fn next(&mut self) -> Option<Self::Item> {
-        // Both parts hold whole, checked frames: `split` finds nothing else.
-        for part in [&mut self.head, &mut self.whole] {
-            if let Ok(Some((frame, rest))) = Frame::split(part) {
-                *part = rest;
-                return Some(Ok(frame));
+    /// Feeds the stream's next bytes; `take` gets every frame that is complete.
+    ///
+    /// # Errors
+    /// [`FrameError`]; the stream is then unusable.
+    pub fn push(
+        &mut self,
+        mut chunk: &[u8],
+        mut take: impl FnMut(Header, &[u8]),
+    ) -> Result<(), FrameError> {
+        while !self.partial.is_empty() {
+            let wanted = match self.partial.first_chunk::<HEADER_LEN>() {
+                Some(header) => HEADER_LEN + Header::decode(header)?.length as usize,
+                None => HEADER_LEN,
+            };
+            let more = (wanted - self.partial.len()).min(chunk.len());
+            self.partial.extend_from_slice(&chunk[..more]);
+            chunk = &chunk[more..];
+            if self.partial.len() < wanted {
+                return Ok(());
+            }
+            let Some((head, body)) = self.partial.split_first_chunk::<HEADER_LEN>() else {
+                return Ok(());
+            };
+            let header = Header::decode(head)?;
+            if body.len() == header.length as usize {
+                take(header, body);
+                self.partial.clear();
             }
         }
-        self.error.take().map(Err)
+        while let Some((head, rest)) = chunk.split_first_chunk::<HEADER_LEN>() {
+            let header = Header::decode(head)?;
+            let Some((body, rest)) = rest.split_at_checked(header.length as usize) else { break };
+            take(header, body);
+            chunk = rest;
+        }
+        self.partial.extend_from_slice(chunk);
+        Ok(())
     }
 }
 
-/// Position of a frame under construction.
-#[must_use = "the frame's length is written by end_frame"]
-pub struct FrameStart(usize);
-
-/// Appends a header whose length [`end_frame`] fills in; append the body next.
-#[inline]
-pub fn begin_frame(out: &mut Vec<u8>, kind: u8, flags: u8, correlation: u64) -> FrameStart {
+/// Starts a frame at the end of `out`; [`end`] completes it.
+pub fn begin(out: &mut Vec<u8>, kind: u8, correlation: u64) -> usize {
     let start = out.len();
-    out.extend_from_slice(&Header { length: 0, kind, flags, correlation }.encode());
-    FrameStart(start)
+    out.extend_from_slice(&[0, 0, 0, 0, kind, 0, 0, 0]);
+    out.extend_from_slice(&correlation.to_le_bytes());
+    start
 }
 
-/// Writes the length of the body appended since `begin_frame`.
-#[inline]
-pub fn end_frame(out: &mut [u8], start: FrameStart) {
-    let length = (out.len() - start.0 - HEADER_LEN) as u32;
-    debug_assert!(length as usize <= BODY_MAX, "body of {length} bytes");
-    out[start.0..start.0 + 4].copy_from_slice(&length.to_le_bytes());
+/// Writes the length of the frame that [`begin`] started at `start`.
+pub fn end(out: &mut [u8], start: usize) {
+    let length = out.len() - start - HEADER_LEN;
+    debug_assert!(length <= BODY_MAX, "encoders stay below the body limit");
+    out[start..start + 4].copy_from_slice(&(length as u32).to_le_bytes());
 }
 
 #[cfg(test)]

@@ -166,16 +166,15 @@ text_id!(
 );
 text_id!(
     /// Our deterministic number of an attempt or refund at a channel:
-    /// 29 characters, see [`crate::channel`]. Channels' doubles may use other
-    /// alphanumeric numbers of up to 32.
+    /// 29 characters (see [`crate::channel::channel_number`]).
     ChannelNo,
     ALPHANUMERIC
 );
 
 impl ChannelNo {
-    /// A number made by [`crate::channel`], which writes base 32 only.
+    /// Takes text that `channel_number` built from the base32 alphabet.
     #[inline]
-    pub(crate) fn from_number(text: &[u8; crate::channel::NUMBER_LEN]) -> Self {
+    pub(crate) fn from_base32(text: &[u8; 29]) -> Self {
         debug_assert!(Self::parse(text).is_ok());
         Self(ShortText::copied(text))
     }

@@ -10,7 +10,9 @@ pub mod channel;
 pub mod code;
 pub mod frame;
 pub mod id;
-mod layout;
 pub mod message;
 pub mod money;
 pub mod sign;
+mod wire;
+
+pub use wire::DecodeError;

@@ -1,231 +1,340 @@
-//! The replies to signed requests: fixed layouts, two levels (code, state).
+//! Bodies of replies, events and the control messages.
 
-use super::kind;
-use super::{DecodeError, currency_or_none, flag, short_text, transaction_or_none};
-use crate::code::{Code, OrderState, Reason, RefundState};
-use crate::frame::{begin_frame, end_frame};
-use crate::id::{ShortText, TransactionId};
-use crate::layout::{Cursor, Fixed, put_short};
-use crate::money::Currency;
+use super::{
+    Ack, DecodeError, ErrorFrame, Event, GoAway, Hello, OrderReply, Ping, Pong, RefundReply,
+    Subscribe, kind,
+};
+use crate::code::{CloseCode, Code, OrderState, Reason, RefundState};
+use crate::frame;
+use crate::id::{OutTradeNo, TransactionId};
+use crate::wire::{
+    Reader, currency, mch_id, optional_currency, put_text, short_text, wire_bool, wire_value,
+};
 
-/// Reply to pay, query, close and reverse.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OrderReply {
-    /// First level.
-    pub code: Code,
-    /// When to come back, milliseconds; 0 when it does not apply.
-    pub retry_after_ms: u32,
-    /// Stored outcome of an earlier identical request.
-    pub replayed: bool,
-    /// Second level.
-    pub state: OrderState,
-    /// Why.
-    pub reason: Reason,
-    /// Our number; `None` when refused before a payment existed.
-    pub transaction_id: Option<TransactionId>,
-    /// Amount of the payment in minor units; 0 when refused.
-    pub amount: i64,
-    /// Currency of the payment; `None` when refused.
-    pub currency: Option<Currency>,
-    /// Given back so far, minor units.
-    pub refunded: i64,
-    /// Reserved by refunds in progress, minor units.
-    pub refunding: i64,
-    /// Channel of the counting attempt; 0 when none.
-    pub channel: u16,
-    /// When the state became final, Unix milliseconds; 0 when it is not.
-    pub finished_at_ms: u64,
-    /// The site (1-based) that leads the shard; 0: unknown or this one.
-    pub leader_hint: u8,
-    /// Merchant's number; empty in replies to pay.
-    pub out_trade_no: ShortText,
-    /// The channel's own number of the charge; may be empty.
-    pub channel_ref: ShortText,
+/// 0 stands for no transaction.
+fn optional_transaction(reader: &mut Reader<'_>) -> Result<Option<TransactionId>, DecodeError> {
+    match reader.u64("transaction_id")? {
+        0 => Ok(None),
+        raw => TransactionId::from_u64(raw).map(Some).ok_or(DecodeError::invalid("transaction_id")),
+    }
 }
 
-/// Reply to refund and query-refund.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RefundReply {
-    /// First level.
-    pub code: Code,
-    /// When to come back, milliseconds; 0 when it does not apply.
-    pub retry_after_ms: u32,
-    /// Stored outcome of an earlier identical request.
-    pub replayed: bool,
-    /// Second level.
-    pub state: RefundState,
-    /// Why.
-    pub reason: Reason,
-    /// Our number of the payment.
-    pub transaction_id: Option<TransactionId>,
-    /// Amount of this refund, minor units; 0 when refused.
-    pub amount: i64,
-    /// Currency of the payment; `None` when refused.
-    pub currency: Option<Currency>,
-    /// Given back so far over all refunds, minor units.
-    pub refunded: i64,
-    /// Reserved by refunds in progress, minor units.
-    pub refunding: i64,
-    /// When the state became final, Unix milliseconds; 0 when it is not.
-    pub finished_at_ms: u64,
-    /// The site (1-based) that leads the shard; 0: unknown or this one.
-    pub leader_hint: u8,
-    /// The channel's own number of the refund; may be empty.
-    pub channel_ref: ShortText,
+fn put_transaction(out: &mut Vec<u8>, id: Option<TransactionId>) {
+    out.extend_from_slice(&id.map_or(0, TransactionId::as_u64).to_le_bytes());
 }
 
-/// Reserved bytes of an absent currency.
-const NO_CURRENCY: [u8; 3] = [0; 3];
+fn put_currency(out: &mut Vec<u8>, code: Option<crate::money::Currency>) {
+    out.extend_from_slice(&code.map_or([0; 3], crate::money::Currency::bytes));
+}
+
+/// Frame encoding of bodies that have one kind only.
+macro_rules! framed {
+    ($type:ty, $kind:expr) => {
+        impl $type {
+            /// Appends the whole frame.
+            pub fn encode_frame(&self, correlation: u64, out: &mut Vec<u8>) {
+                let start = frame::begin(out, $kind, correlation);
+                self.encode(out);
+                frame::end(out, start);
+            }
+        }
+    };
+}
 
 impl OrderReply {
-    const FIXED: usize = 56;
-
-    /// A refusal: no payment existed for this request.
-    pub const fn refused(code: Code, retry_after_ms: u32) -> Self {
-        Self {
-            code,
-            retry_after_ms,
-            replayed: false,
-            state: OrderState::None,
-            reason: Reason::None,
-            transaction_id: None,
-            amount: 0,
-            currency: None,
-            refunded: 0,
-            refunding: 0,
-            channel: 0,
-            finished_at_ms: 0,
-            leader_hint: 0,
-            out_trade_no: ShortText::EMPTY,
-            channel_ref: ShortText::EMPTY,
-        }
-    }
-
-    /// Decodes the body of a reply to pay, query, close or reverse.
+    /// Reads a body.
     ///
     /// # Errors
-    /// [`DecodeError`] with the first field that is not in its table.
-    #[inline]
+    /// [`DecodeError`] naming the field at fault.
     pub fn decode(body: &[u8]) -> Result<Self, DecodeError> {
-        let (mut fixed, mut fields) = Cursor::split::<{ Self::FIXED }>(body)?;
+        let reader = &mut Reader::new(body);
         Ok(Self {
-            code: Code::from_wire(fixed.u16()?).ok_or(DecodeError::Field("code"))?,
-            reason: Reason::from_wire(fixed.u16()?).ok_or(DecodeError::Field("reason"))?,
-            retry_after_ms: fixed.u32()?,
-            transaction_id: transaction_or_none(fixed.u64()?)?,
-            amount: fixed.i64()?,
-            refunded: fixed.i64()?,
-            refunding: fixed.i64()?,
-            finished_at_ms: fixed.u64()?,
-            channel: fixed.u16()?,
-            state: OrderState::from_wire(fixed.u8()?).ok_or(DecodeError::Field("state"))?,
-            replayed: flag(fixed.u8()?, "replayed")?,
-            leader_hint: fixed.u8()?,
-            currency: currency_or_none(fixed.array()?)?,
-            out_trade_no: short_text(fields.short()?, "out_trade_no")?,
-            channel_ref: short_text(fields.short()?, "channel_ref")?,
+            code: wire_value!(reader, Code, u16, "code")?,
+            state: wire_value!(reader, OrderState, u8, "state")?,
+            replayed: wire_bool(reader, "replayed")?,
+            retry_after_ms: reader.u32("retry_after")?,
+            transaction_id: optional_transaction(reader)?,
+            amount: reader.i64("amount")?,
+            refunded: reader.i64("refunded")?,
+            refunding: reader.i64("refunding")?,
+            finished_at_ms: reader.u64("finished_at")?,
+            reason: wire_value!(reader, Reason, u16, "reason")?,
+            channel: reader.u16("channel")?,
+            currency: optional_currency(reader)?,
+            leader_hint: reader.u8("leader_hint")?,
+            out_trade_no: short_text(reader, "out_trade_no")?,
+            channel_ref: short_text(reader, "channel_ref")?,
         })
     }
 
     /// Appends the body.
-    #[inline]
     pub fn encode(&self, out: &mut Vec<u8>) {
-        let fixed = Fixed::<{ Self::FIXED }>::new()
-            .u16(self.code.wire())
-            .u16(self.reason.wire())
-            .u32(self.retry_after_ms)
-            .u64(self.transaction_id.map_or(0, TransactionId::as_u64))
-            .i64(self.amount)
-            .i64(self.refunded)
-            .i64(self.refunding)
-            .u64(self.finished_at_ms)
-            .u16(self.channel)
-            .u8(self.state.wire())
-            .u8(u8::from(self.replayed))
-            .u8(self.leader_hint)
-            .put(self.currency.map_or(NO_CURRENCY, Currency::bytes));
-        out.extend_from_slice(&fixed.bytes());
-        put_short(out, self.out_trade_no.as_bytes());
-        put_short(out, self.channel_ref.as_bytes());
+        out.extend_from_slice(&self.code.wire().to_le_bytes());
+        out.push(self.state.wire());
+        out.push(self.replayed.into());
+        out.extend_from_slice(&self.retry_after_ms.to_le_bytes());
+        put_transaction(out, self.transaction_id);
+        out.extend_from_slice(&self.amount.to_le_bytes());
+        out.extend_from_slice(&self.refunded.to_le_bytes());
+        out.extend_from_slice(&self.refunding.to_le_bytes());
+        out.extend_from_slice(&self.finished_at_ms.to_le_bytes());
+        out.extend_from_slice(&self.reason.wire().to_le_bytes());
+        out.extend_from_slice(&self.channel.to_le_bytes());
+        put_currency(out, self.currency);
+        out.push(self.leader_hint);
+        put_text(out, self.out_trade_no.as_bytes());
+        put_text(out, self.channel_ref.as_bytes());
     }
 
-    /// Appends the frame that answers a request of `request_kind`.
-    #[inline]
-    pub fn encode_frame(&self, request_kind: u8, correlation: u64, out: &mut Vec<u8>) {
-        let start = begin_frame(out, request_kind | kind::REPLY, 0, correlation);
+    /// Appends the whole frame; `kind` is the request's with the top bit set.
+    pub fn encode_frame(&self, kind: u8, correlation: u64, out: &mut Vec<u8>) {
+        let start = frame::begin(out, kind, correlation);
         self.encode(out);
-        end_frame(out, start);
+        frame::end(out, start);
     }
 }
 
 impl RefundReply {
-    const FIXED: usize = 56;
-
-    /// A refusal: no refund existed for this request.
-    pub const fn refused(code: Code, retry_after_ms: u32) -> Self {
-        Self {
-            code,
-            retry_after_ms,
-            replayed: false,
-            state: RefundState::None,
-            reason: Reason::None,
-            transaction_id: None,
-            amount: 0,
-            currency: None,
-            refunded: 0,
-            refunding: 0,
-            finished_at_ms: 0,
-            leader_hint: 0,
-            channel_ref: ShortText::EMPTY,
-        }
-    }
-
-    /// Decodes the body of a reply to refund or query-refund.
+    /// Reads a body.
     ///
     /// # Errors
-    /// [`DecodeError`] with the first field that is not in its table.
+    /// [`DecodeError`] naming the field at fault.
     pub fn decode(body: &[u8]) -> Result<Self, DecodeError> {
-        let (mut fixed, mut fields) = Cursor::split::<{ Self::FIXED }>(body)?;
+        let reader = &mut Reader::new(body);
         Ok(Self {
-            code: Code::from_wire(fixed.u16()?).ok_or(DecodeError::Field("code"))?,
-            reason: Reason::from_wire(fixed.u16()?).ok_or(DecodeError::Field("reason"))?,
-            retry_after_ms: fixed.u32()?,
-            transaction_id: transaction_or_none(fixed.u64()?)?,
-            amount: fixed.i64()?,
-            refunded: fixed.i64()?,
-            refunding: fixed.i64()?,
-            finished_at_ms: fixed.u64()?,
-            state: RefundState::from_wire(fixed.u8()?).ok_or(DecodeError::Field("state"))?,
-            replayed: flag(fixed.u8()?, "replayed")?,
-            leader_hint: fixed.u8()?,
-            currency: currency_or_none(fixed.array()?)?,
-            channel_ref: short_text(fields.short()?, "channel_ref")?,
+            code: wire_value!(reader, Code, u16, "code")?,
+            state: wire_value!(reader, RefundState, u8, "state")?,
+            replayed: wire_bool(reader, "replayed")?,
+            retry_after_ms: reader.u32("retry_after")?,
+            transaction_id: optional_transaction(reader)?,
+            amount: reader.i64("amount")?,
+            refunded: reader.i64("refunded")?,
+            refunding: reader.i64("refunding")?,
+            finished_at_ms: reader.u64("finished_at")?,
+            reason: wire_value!(reader, Reason, u16, "reason")?,
+            currency: optional_currency(reader)?,
+            leader_hint: reader.u8("leader_hint")?,
+            channel_ref: short_text(reader, "channel_ref")?,
         })
     }
 
     /// Appends the body.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        let fixed = Fixed::<{ Self::FIXED }>::new()
-            .u16(self.code.wire())
-            .u16(self.reason.wire())
-            .u32(self.retry_after_ms)
-            .u64(self.transaction_id.map_or(0, TransactionId::as_u64))
-            .i64(self.amount)
-            .i64(self.refunded)
-            .i64(self.refunding)
-            .u64(self.finished_at_ms)
-            .u8(self.state.wire())
-            .u8(u8::from(self.replayed))
-            .u8(self.leader_hint)
-            .put(self.currency.map_or(NO_CURRENCY, Currency::bytes));
-        out.extend_from_slice(&fixed.bytes());
-        put_short(out, self.channel_ref.as_bytes());
+        out.extend_from_slice(&self.code.wire().to_le_bytes());
+        out.push(self.state.wire());
+        out.push(self.replayed.into());
+        out.extend_from_slice(&self.retry_after_ms.to_le_bytes());
+        put_transaction(out, self.transaction_id);
+        out.extend_from_slice(&self.amount.to_le_bytes());
+        out.extend_from_slice(&self.refunded.to_le_bytes());
+        out.extend_from_slice(&self.refunding.to_le_bytes());
+        out.extend_from_slice(&self.finished_at_ms.to_le_bytes());
+        out.extend_from_slice(&self.reason.wire().to_le_bytes());
+        put_currency(out, self.currency);
+        out.push(self.leader_hint);
+        put_text(out, self.channel_ref.as_bytes());
     }
 
-    /// Appends the frame that answers a request of `request_kind`.
-    pub fn encode_frame(&self, request_kind: u8, correlation: u64, out: &mut Vec<u8>) {
-        let start = begin_frame(out, request_kind | kind::REPLY, 0, correlation);
+    /// Appends the whole frame; `kind` is the request's with the top bit set.
+    pub fn encode_frame(&self, kind: u8, correlation: u64, out: &mut Vec<u8>) {
+        let start = frame::begin(out, kind, correlation);
         self.encode(out);
-        end_frame(out, start);
+        frame::end(out, start);
+    }
+}
+
+framed!(Hello, kind::HELLO);
+impl Hello {
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// [`DecodeError`] naming the field at fault.
+    pub fn decode(body: &[u8]) -> Result<Self, DecodeError> {
+        let reader = &mut Reader::new(body);
+        Ok(Self {
+            in_flight_max: reader.u32("in_flight_max")?,
+            shards: reader.u16("shards")?,
+            site: reader.u8("site")?,
+            sites: reader.u8("sites")?,
+            time_ms: reader.u64("time")?,
+            cluster: reader.u64("cluster")?,
+        })
+    }
+
+    /// Appends the body.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.in_flight_max.to_le_bytes());
+        out.extend_from_slice(&self.shards.to_le_bytes());
+        out.push(self.site);
+        out.push(self.sites);
+        out.extend_from_slice(&self.time_ms.to_le_bytes());
+        out.extend_from_slice(&self.cluster.to_le_bytes());
+    }
+}
+
+framed!(GoAway, kind::GOAWAY);
+impl GoAway {
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// [`DecodeError`] naming the field at fault.
+    pub fn decode(body: &[u8]) -> Result<Self, DecodeError> {
+        let reader = &mut Reader::new(body);
+        let code = wire_value!(reader, CloseCode, u32, "code")?;
+        Ok(Self { code, deadline_ms: reader.u32("deadline")? })
+    }
+
+    /// Appends the body.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.code.wire().to_le_bytes());
+        out.extend_from_slice(&self.deadline_ms.to_le_bytes());
+    }
+}
+
+framed!(Ping, kind::PING);
+impl Ping {
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// [`DecodeError`] naming the field at fault.
+    pub fn decode(body: &[u8]) -> Result<Self, DecodeError> {
+        Ok(Self { token: Reader::new(body).u64("token")? })
+    }
+
+    /// Appends the body.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.token.to_le_bytes());
+    }
+
+    /// The answer.
+    pub fn pong(&self, time_ms: u64) -> Pong {
+        Pong { token: self.token, time_ms }
+    }
+}
+
+framed!(Pong, kind::PING | kind::REPLY);
+impl Pong {
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// [`DecodeError`] naming the field at fault.
+    pub fn decode(body: &[u8]) -> Result<Self, DecodeError> {
+        let reader = &mut Reader::new(body);
+        Ok(Self { token: reader.u64("token")?, time_ms: reader.u64("time")? })
+    }
+
+    /// Appends the body.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.token.to_le_bytes());
+        out.extend_from_slice(&self.time_ms.to_le_bytes());
+    }
+}
+
+framed!(Subscribe, kind::SUBSCRIBE);
+impl Subscribe {
+    /// Reads a body: empty, later versions may add fields.
+    ///
+    /// # Errors
+    /// None today.
+    pub fn decode(_body: &[u8]) -> Result<Self, DecodeError> {
+        Ok(Self)
+    }
+
+    /// Appends the body.
+    pub fn encode(&self, _out: &mut Vec<u8>) {}
+
+    /// Appends the reply frame: code OK.
+    pub fn reply_frame(correlation: u64, out: &mut Vec<u8>) {
+        let start = frame::begin(out, kind::SUBSCRIBE | kind::REPLY, correlation);
+        out.extend_from_slice(&Code::Ok.wire().to_le_bytes());
+        frame::end(out, start);
+    }
+}
+
+framed!(Ack, kind::ACK);
+impl Ack {
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// [`DecodeError`] naming the field at fault.
+    pub fn decode(body: &[u8]) -> Result<Self, DecodeError> {
+        Ok(Self { event_id: Reader::new(body).u64("event_id")? })
+    }
+
+    /// Appends the body.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.event_id.to_le_bytes());
+    }
+}
+
+framed!(Event, kind::EVENT);
+impl Event {
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// [`DecodeError`] naming the field at fault.
+    pub fn decode(body: &[u8]) -> Result<Self, DecodeError> {
+        let reader = &mut Reader::new(body);
+        Ok(Self {
+            event_id: reader.u64("event_id")?,
+            sequence: reader.u32("sequence")?,
+            state: wire_value!(reader, OrderState, u8, "state")?,
+            refund_state: wire_value!(reader, RefundState, u8, "refund_state")?,
+            reason: wire_value!(reader, Reason, u16, "reason")?,
+            transaction_id: TransactionId::from_u64(reader.u64("transaction_id")?)
+                .ok_or(DecodeError::invalid("transaction_id"))?,
+            amount: reader.i64("amount")?,
+            at_ms: reader.u64("at")?,
+            currency: currency(reader)?,
+            mch_id: mch_id(reader)?,
+            out_trade_no: OutTradeNo::parse(reader.text(32, "out_trade_no")?)
+                .map_err(|_| DecodeError::invalid("out_trade_no"))?,
+            out_refund_no: short_text(reader, "out_refund_no")?,
+        })
+    }
+
+    /// Appends the body.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.event_id.to_le_bytes());
+        out.extend_from_slice(&self.sequence.to_le_bytes());
+        out.push(self.state.wire());
+        out.push(self.refund_state.wire());
+        out.extend_from_slice(&self.reason.wire().to_le_bytes());
+        out.extend_from_slice(&self.transaction_id.as_u64().to_le_bytes());
+        out.extend_from_slice(&self.amount.to_le_bytes());
+        out.extend_from_slice(&self.at_ms.to_le_bytes());
+        out.extend_from_slice(&self.currency.bytes());
+        put_text(out, self.mch_id.as_bytes());
+        put_text(out, self.out_trade_no.as_bytes());
+        put_text(out, self.out_refund_no.as_bytes());
+    }
+}
+
+impl<'a> ErrorFrame<'a> {
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// [`DecodeError`] naming the field at fault.
+    pub fn decode(body: &'a [u8]) -> Result<Self, DecodeError> {
+        let reader = &mut Reader::new(body);
+        Ok(Self {
+            code: wire_value!(reader, Code, u16, "code")?,
+            retry_after_ms: reader.u32("retry_after")?,
+            detail: reader.text(128, "detail")?,
+        })
+    }
+
+    /// Appends the body.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.code.wire().to_le_bytes());
+        out.extend_from_slice(&self.retry_after_ms.to_le_bytes());
+        put_text(out, &self.detail[..self.detail.len().min(128)]);
+    }
+
+    /// Appends the whole frame.
+    pub fn encode_frame(&self, correlation: u64, out: &mut Vec<u8>) {
+        let start = frame::begin(out, kind::ERROR, correlation);
+        self.encode(out);
+        frame::end(out, start);
     }
 }

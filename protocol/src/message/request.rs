@@ -1,560 +1,463 @@
-//! The signed requests of a gateway.
+//! Bodies and canonical forms of the gateway's requests.
+//!
+//! Decoding borrows from the frame and allocates nothing; encoding appends to
+//! the caller's buffer.
 
-use super::transaction_or_none;
-use super::{DecodeError, Tags, kind};
-use super::{amount, currency, flag, free_text, mch_id, out_refund_no, out_trade_no};
-use crate::code::{Method, Scene};
-use crate::frame::{begin_frame, end_frame};
-use crate::id::{MchId, OutRefundNo, OutTradeNo, TransactionId};
-use crate::layout::{Cursor, Fixed, put_long, put_short};
-use crate::money::{Amount, Currency};
 use sha2::{Digest, Sha256};
 
-/// What every signed request carries.
-#[derive(Clone, Copy, Debug)]
-pub struct Auth<'a> {
-    /// Which of the merchant's keys signed; 0 when the deployment trusts the
-    /// gateway's certificate and the request is unsigned.
-    pub key_id: u32,
-    /// When the request was signed, Unix milliseconds.
-    pub timestamp_ms: u64,
-    /// Chosen at random by the signer.
-    pub nonce: u64,
-    /// 32 bytes (HMAC-SHA256), 64 bytes (Ed25519) or none.
-    pub signature: &'a [u8],
+use super::{Auth, DecodeError, OrderRef, OrderRequest, Pay, QueryRefund, Refund, Tags, kind};
+use crate::code::{Method, Scene};
+use crate::frame;
+use crate::id::{OutTradeNo, TransactionId};
+use crate::wire::{Reader, amount, currency, mch_id, put_text, refund_no, wire_bool, wire_value};
+
+impl<'a> Auth<'a> {
+    /// The unsigned request.
+    pub const NONE: Auth<'static> = Auth { key_id: 0, timestamp_ms: 0, nonce: 0, signature: &[] };
+
+    fn decode(reader: &mut Reader<'a>) -> Result<Self, DecodeError> {
+        let key_id = reader.u32("key_id")?;
+        let timestamp_ms = reader.u64("timestamp")?;
+        let nonce = reader.u64("nonce")?;
+        let signature = reader.text(64, "signature")?;
+        if !matches!(signature.len(), 0 | 32 | 64) {
+            return Err(DecodeError::invalid("signature"));
+        }
+        Ok(Self { key_id, timestamp_ms, nonce, signature })
+    }
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.key_id.to_le_bytes());
+        out.extend_from_slice(&self.timestamp_ms.to_le_bytes());
+        out.extend_from_slice(&self.nonce.to_le_bytes());
+        put_text(out, self.signature);
+    }
 }
 
-/// Charge a payer.
-#[derive(Clone, Copy, Debug)]
-pub struct Pay<'a> {
-    /// The merchant.
-    pub mch_id: MchId,
-    /// The merchant's number: the idempotency key together with `mch_id`.
-    pub out_trade_no: OutTradeNo,
-    /// Amount.
-    pub amount: Amount,
-    /// Currency.
-    pub currency: Currency,
-    /// How the payer pays.
-    pub method: Method,
-    /// Where.
-    pub scene: Scene,
-    /// The payer as a token, never card data; at most 128 bytes.
-    pub payer_token: &'a [u8],
-    /// The paying device, at most 64 bytes; may be empty.
-    pub device_id: &'a [u8],
-    /// The payer's address, IPv4 mapped into IPv6; all zero when unknown.
-    pub client_ip: [u8; 16],
-    /// After this no new attempt starts, Unix milliseconds.
-    pub time_expire_ms: u64,
-    /// Where outcome events go (a subscription name), at most 64 bytes; empty: none wanted.
-    pub notify: &'a [u8],
-    /// How long the asker waits for an answer, milliseconds; 0: the server's bound.
-    pub wait_ms: u32,
-    /// At most 12 pairs.
-    pub tags: Tags<'a>,
-    /// Signature data.
-    pub auth: Auth<'a>,
-    /// Second signature for large amounts; `key_id` 0 when absent.
-    pub second: Auth<'a>,
+impl OrderRef {
+    fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let transaction = reader.u64("transaction_id")?;
+        let text = reader.text(32, "out_trade_no")?;
+        match (transaction, text) {
+            (0, text) => OutTradeNo::parse(text)
+                .map(Self::OutTradeNo)
+                .map_err(|_| DecodeError::invalid("out_trade_no")),
+            (raw, []) => TransactionId::from_u64(raw)
+                .map(Self::TransactionId)
+                .ok_or(DecodeError::invalid("transaction_id")),
+            _ => Err(DecodeError::invalid("out_trade_no")),
+        }
+    }
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::OutTradeNo(no) => {
+                out.extend_from_slice(&[0; 8]);
+                put_text(out, no.as_bytes());
+            }
+            Self::TransactionId(id) => {
+                out.extend_from_slice(&id.as_u64().to_le_bytes());
+                out.push(0);
+            }
+        }
+    }
 }
 
-/// How a query, close or reverse names its payment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OrderRef {
-    /// By the merchant's number.
-    OutTradeNo(OutTradeNo),
-    /// By ours.
-    TransactionId(TransactionId),
-}
+/// Most tags of a payment.
+pub const TAGS_MAX: u8 = 12;
 
-/// Body shared by query, close and reverse.
-#[derive(Clone, Copy, Debug)]
-pub struct OrderRequest<'a> {
-    /// The merchant.
-    pub mch_id: MchId,
-    /// Which payment.
-    pub order: OrderRef,
-    /// Query only: ask the channel when the payment is in doubt, within its budget.
-    pub refresh: bool,
-    /// How long the asker waits, milliseconds; 0: the server's bound.
-    pub wait_ms: u32,
-    /// Signature data.
-    pub auth: Auth<'a>,
-}
+impl<'a> Tags<'a> {
+    /// Reads and checks `count` pairs: names of 1-32 bytes in strictly rising
+    /// order, values of at most 128, all printable ASCII without `&` and `=`.
+    fn decode(reader: &mut Reader<'a>) -> Result<Self, DecodeError> {
+        let count = reader.u8("tags")?;
+        if count > TAGS_MAX {
+            return Err(DecodeError::invalid("tags"));
+        }
+        let all = reader.remaining();
+        let mut last: &[u8] = &[];
+        for _ in 0..count {
+            let name = reader.text(32, "tags")?;
+            let value = reader.text(128, "tags")?;
+            if name <= last || !signable(name) || !signable(value) {
+                return Err(DecodeError::invalid("tags"));
+            }
+            last = name;
+        }
+        let encoded = &all[..all.len() - reader.remaining().len()];
+        Ok(Self { count, encoded })
+    }
 
-/// Give back a part or all of a paid payment.
-#[derive(Clone, Copy, Debug)]
-pub struct Refund<'a> {
-    /// The merchant.
-    pub mch_id: MchId,
-    /// Which payment.
-    pub order: OrderRef,
-    /// The merchant's number of the refund.
-    pub out_refund_no: OutRefundNo,
-    /// Amount to give back.
-    pub amount: Amount,
-    /// Must be the payment's.
-    pub currency: Currency,
-    /// Free text, at most 80 bytes.
-    pub reason: &'a [u8],
-    /// How long the asker waits, milliseconds; 0: the server's bound.
-    pub wait_ms: u32,
-    /// Signature data.
-    pub auth: Auth<'a>,
-}
+    /// Encodes pairs for [`Pay::tags`]; `None` when there are too many, they
+    /// are not in rising order of name, or a text is not allowed.
+    pub fn build(pairs: &[(&str, &str)], buffer: &'a mut Vec<u8>) -> Option<Self> {
+        let count = u8::try_from(pairs.len()).ok()?;
+        buffer.clear();
+        buffer.push(count);
+        for (name, value) in pairs {
+            if name.len() > 32 || value.len() > 128 {
+                return None;
+            }
+            put_text(buffer, name.as_bytes());
+            put_text(buffer, value.as_bytes());
+        }
+        Self::decode(&mut Reader::new(buffer)).ok()
+    }
 
-/// State of a refund.
-#[derive(Clone, Copy, Debug)]
-pub struct QueryRefund<'a> {
-    /// The merchant.
-    pub mch_id: MchId,
-    /// Which payment.
-    pub order: OrderRef,
-    /// Which refund of it.
-    pub out_refund_no: OutRefundNo,
-    /// Signature data.
-    pub auth: Auth<'a>,
-}
-
-/// Bytes of the bodies' fixed parts.
-const PAY_FIXED: usize = 64;
-const ORDER_FIXED: usize = 40;
-const REFUND_FIXED: usize = 48;
-const QUERY_REFUND_FIXED: usize = 32;
-
-/// Any request a gateway may send on a bidirectional stream, for dispatch.
-#[derive(Clone, Copy, Debug)]
-pub enum Request<'a> {
-    /// Liveness.
-    Ping(super::Ping),
-    /// Charge a payer.
-    Pay(Pay<'a>),
-    /// State of a payment.
-    Query(OrderRequest<'a>),
-    /// Cancel an unpaid payment.
-    Close(OrderRequest<'a>),
-    /// Undo a payment.
-    Reverse(OrderRequest<'a>),
-    /// Give money back.
-    Refund(Refund<'a>),
-    /// State of a refund.
-    QueryRefund(QueryRefund<'a>),
-    /// Ask for outcome events.
-    Subscribe(super::Subscribe),
-    /// An event was taken over.
-    Ack(super::Ack),
-}
-
-impl<'a> Request<'a> {
-    /// Decodes the body of a frame of `kind`.
-    ///
-    /// # Errors
-    /// [`DecodeError`]; its [`reply`](DecodeError::reply) answers the request.
-    pub fn decode(kind: u8, body: &'a [u8]) -> Result<Self, DecodeError> {
-        Ok(match kind {
-            kind::PAY => Self::Pay(Pay::decode(body)?),
-            kind::QUERY => Self::Query(OrderRequest::decode(body)?),
-            kind::REFUND => Self::Refund(Refund::decode(body)?),
-            kind::QUERY_REFUND => Self::QueryRefund(QueryRefund::decode(body)?),
-            kind::CLOSE => Self::Close(OrderRequest::decode(body)?),
-            kind::REVERSE => Self::Reverse(OrderRequest::decode(body)?),
-            kind::PING => Self::Ping(super::Ping::decode(body)?),
-            kind::SUBSCRIBE => Self::Subscribe(super::Subscribe::decode(body)?),
-            kind::ACK => Self::Ack(super::Ack::decode(body)?),
-            _ => return Err(DecodeError::Kind),
+    /// The pairs, in rising order of name.
+    pub fn pairs(&self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> + use<'a> {
+        let mut reader = Reader::new(self.encoded);
+        std::iter::from_fn(move || {
+            Some((reader.text(32, "tags").ok()?, reader.text(128, "tags").ok()?))
         })
     }
 }
 
-impl Auth<'_> {
-    /// No signature.
-    pub const NONE: Self = Self { key_id: 0, timestamp_ms: 0, nonce: 0, signature: &[] };
+/// Texts that may stand in a canonical form: printable ASCII without the
+/// separators.
+fn signable(text: &[u8]) -> bool {
+    text.iter().all(|b| (0x20..0x7f).contains(b) && *b != b'&' && *b != b'=')
+}
 
-    /// An unsigned request has key id 0 and no signature; a signed one has a
-    /// signature of 32 or 64 bytes.
-    fn check(&self, name: &'static str) -> Result<(), DecodeError> {
-        match (self.key_id, self.signature.len()) {
-            (0, 0) => Ok(()),
-            (1.., 32 | 64) => Ok(()),
-            _ => Err(DecodeError::Field(name)),
-        }
-    }
+fn signable_text<'a>(
+    reader: &mut Reader<'a>,
+    max: usize,
+    field: &'static str,
+) -> Result<&'a [u8], DecodeError> {
+    let text = reader.text(max, field)?;
+    if signable(text) { Ok(text) } else { Err(DecodeError::invalid(field)) }
 }
 
 impl<'a> Pay<'a> {
-    /// Decodes the body of a [`kind::PAY`] frame.
+    /// Reads a body.
     ///
     /// # Errors
-    /// [`DecodeError`] with the first field that is not allowed.
-    #[inline]
+    /// [`DecodeError`] with the code to answer and the field at fault.
     pub fn decode(body: &'a [u8]) -> Result<Self, DecodeError> {
-        let (mut fixed, mut fields) = Cursor::split::<PAY_FIXED>(body)?;
-        let raw_amount = fixed.i64()?;
-        let time_expire_ms = fixed.u64()?;
-        let timestamp_ms = fixed.u64()?;
-        let nonce = fixed.u64()?;
-        let client_ip = fixed.array()?;
-        let key_id = fixed.u32()?;
-        let wait_ms = fixed.u32()?;
-        let raw_currency = fixed.array()?;
-        let method = Method::from_wire(fixed.u8()?).ok_or(DecodeError::Field("method"))?;
-        let scene = Scene::from_wire(fixed.u8()?).ok_or(DecodeError::Field("scene"))?;
-        let count = fixed.u8()?;
-        let pay = Self {
-            amount: amount(raw_amount)?,
-            currency: currency(raw_currency)?,
-            method,
-            scene,
-            client_ip,
-            time_expire_ms,
-            wait_ms,
-            mch_id: mch_id(fields.short()?)?,
-            out_trade_no: out_trade_no(fields.short()?)?,
-            payer_token: fields.short()?,
-            device_id: fields.short()?,
-            notify: fields.short()?,
-            tags: Tags { count, encoded: fields.long()? },
-            auth: Auth { key_id, timestamp_ms, nonce, signature: fields.short()? },
-            second: second(fields.short()?)?,
-        };
-        pay.check()?;
-        Ok(pay)
-    }
-
-    /// Checks what the types cannot hold: lengths, alphabets, order of tags,
-    /// shape of the signatures. `decode` has done it; who builds a `Pay` does
-    /// it once before encoding.
-    ///
-    /// # Errors
-    /// [`DecodeError::Field`] with the first field that is not allowed.
-    #[inline]
-    pub fn check(&self) -> Result<(), DecodeError> {
-        self.check_content()?;
-        self.auth.check("signature")?;
-        self.second.check("second_signature")?;
-        // Two signatures by one key are one signature.
-        if self.second.key_id != 0 && self.second.key_id == self.auth.key_id {
-            return Err(DecodeError::Field("second_signature"));
-        }
-        Ok(())
-    }
-
-    /// [`check`](Self::check) without the signatures: for a signer.
-    ///
-    /// # Errors
-    /// [`DecodeError::Field`] with the first field that is not allowed.
-    pub fn check_content(&self) -> Result<(), DecodeError> {
-        if !free_text(self.payer_token, 128) {
-            return Err(DecodeError::Field("payer_token"));
-        }
-        if !free_text(self.device_id, 64) {
-            return Err(DecodeError::Field("device_id"));
-        }
-        if !free_text(self.notify, 64) {
-            return Err(DecodeError::Field("notify"));
-        }
-        self.tags.check()
+        let reader = &mut Reader::new(body);
+        Ok(Self {
+            amount: amount(reader)?,
+            time_expire_ms: reader.u64("time_expire")?,
+            wait_ms: reader.u32("wait")?,
+            currency: currency(reader)?,
+            method: wire_value!(reader, Method, u8, "method")?,
+            scene: wire_value!(reader, Scene, u8, "scene")?,
+            client_ip: reader.array("client_ip")?,
+            mch_id: mch_id(reader)?,
+            out_trade_no: OutTradeNo::parse(reader.text(32, "out_trade_no")?)
+                .map_err(|_| DecodeError::invalid("out_trade_no"))?,
+            payer_token: signable_text(reader, 128, "payer_token")?,
+            device_id: signable_text(reader, 64, "device_id")?,
+            notify: signable_text(reader, 64, "notify")?,
+            tags: Tags::decode(reader)?,
+            auth: Auth::decode(reader)?,
+            second: Auth::decode(reader)?,
+        })
     }
 
     /// Appends the body.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        let fixed = Fixed::<PAY_FIXED>::new()
-            .i64(self.amount.minor())
-            .u64(self.time_expire_ms)
-            .u64(self.auth.timestamp_ms)
-            .u64(self.auth.nonce)
-            .put(self.client_ip)
-            .u32(self.auth.key_id)
-            .u32(self.wait_ms)
-            .put(self.currency.bytes())
-            .u8(self.method.wire())
-            .u8(self.scene.wire())
-            .u8(self.tags.count);
-        out.extend_from_slice(&fixed.bytes());
-        put_short(out, self.mch_id.as_bytes());
-        put_short(out, self.out_trade_no.as_bytes());
-        put_short(out, self.payer_token);
-        put_short(out, self.device_id);
-        put_short(out, self.notify);
-        put_long(out, self.tags.encoded);
-        put_short(out, self.auth.signature);
-        put_second(out, &self.second);
+        out.extend_from_slice(&self.amount.minor().to_le_bytes());
+        out.extend_from_slice(&self.time_expire_ms.to_le_bytes());
+        out.extend_from_slice(&self.wait_ms.to_le_bytes());
+        out.extend_from_slice(&self.currency.bytes());
+        out.push(self.method.wire());
+        out.push(self.scene.wire());
+        out.extend_from_slice(&self.client_ip);
+        put_text(out, self.mch_id.as_bytes());
+        put_text(out, self.out_trade_no.as_bytes());
+        put_text(out, self.payer_token);
+        put_text(out, self.device_id);
+        put_text(out, self.notify);
+        out.push(self.tags.count);
+        out.extend_from_slice(self.tags.encoded);
+        self.auth.encode(out);
+        self.second.encode(out);
     }
 
-    /// Appends the frame.
+    /// Appends the whole frame.
     pub fn encode_frame(&self, correlation: u64, out: &mut Vec<u8>) {
-        let start = begin_frame(out, kind::PAY, 0, correlation);
+        let start = frame::begin(out, kind::PAY, correlation);
         self.encode(out);
-        end_frame(out, start);
+        frame::end(out, start);
     }
 
-    /// SHA-256 of the payer token: enters the fingerprint in the token's place.
-    pub fn payer_digest(&self) -> [u8; 32] {
-        Sha256::digest(self.payer_token).into()
+    /// Appends the canonical form that `auth` signs; `second` signs the same.
+    pub fn canonical(&self, out: &mut Vec<u8>) {
+        let mut form = Form::new(out);
+        form.number("amount", self.amount.minor().unsigned_abs());
+        if self.client_ip != [0; 16] {
+            form.hex("client_ip", &self.client_ip);
+        }
+        form.text("currency", &self.currency.bytes());
+        form.text("device_id", self.device_id);
+        form.number("key_id", self.auth.key_id.into());
+        form.text("mch_id", self.mch_id.as_bytes());
+        form.text("method", self.method.name().as_bytes());
+        form.number("nonce", self.auth.nonce);
+        form.text("notify", self.notify);
+        form.text("op", b"pay");
+        form.text("out_trade_no", self.out_trade_no.as_bytes());
+        form.text("payer_token", self.payer_token);
+        form.text("scene", self.scene.name().as_bytes());
+        for (name, value) in self.tags.pairs() {
+            form.tag(name, value);
+        }
+        form.number("time_expire", self.time_expire_ms);
+        form.number("timestamp", self.auth.timestamp_ms);
     }
 
-    /// Fingerprint of the immutable content: two pays with one number and one
-    /// fingerprint are the same payment. First 16 bytes of SHA-256 over the
-    /// encoding in `docs/WIRE.md`; never over nonce, timestamp, signature,
-    /// client address, device or wait.
+    /// Fingerprint of the immutable content: first 16 bytes of SHA-256 over its
+    /// encoding in a fixed order. Never covers nonce, timestamp, signature,
+    /// address or device.
     pub fn fingerprint(&self) -> [u8; 16] {
-        self.fingerprint_with(&self.payer_digest())
-    }
-
-    /// [`fingerprint`](Self::fingerprint) for a caller that needs the payer's
-    /// digest anyway and computes it once.
-    pub fn fingerprint_with(&self, payer_digest: &[u8; 32]) -> [u8; 16] {
-        // 53 fixed bytes, ids of at most 33 and a notify of at most 65 with
-        // their lengths, and the number of tags.
-        let mut head = Head::<{ 53 + 33 + 33 + 256 + 3 }>::default();
-        head.put(&self.amount.minor().to_le_bytes());
-        head.put(&self.time_expire_ms.to_le_bytes());
-        head.put(payer_digest);
-        head.put(&self.currency.bytes());
-        head.put(&[self.method.wire(), self.scene.wire()]);
-        for field in [self.mch_id.as_bytes(), self.out_trade_no.as_bytes(), self.notify] {
-            head.put(&[field.len().min(255) as u8]);
-            head.put(&field[..field.len().min(255)]);
-        }
-        head.put(&[self.tags.count]);
-        head.put(&(self.tags.encoded.len() as u16).to_le_bytes());
         let mut hash = Sha256::new();
-        hash.update(head.bytes());
+        let mut fixed = [0; 21];
+        fixed[..8].copy_from_slice(&self.amount.minor().to_le_bytes());
+        fixed[8..16].copy_from_slice(&self.time_expire_ms.to_le_bytes());
+        fixed[16..19].copy_from_slice(&self.currency.bytes());
+        fixed[19] = self.method.wire();
+        fixed[20] = self.scene.wire();
+        hash.update(fixed);
+        for field in
+            [self.mch_id.as_bytes(), self.out_trade_no.as_bytes(), self.payer_token, self.notify]
+        {
+            hash.update([field.len() as u8]);
+            hash.update(field);
+        }
+        hash.update([self.tags.count]);
         hash.update(self.tags.encoded);
-        first_half(&hash.finalize().into())
+        first_half(hash)
     }
 }
 
-/// First 16 of 32 bytes.
-#[inline]
-pub(crate) fn first_half(digest: &[u8; 32]) -> [u8; 16] {
-    std::array::from_fn(|at| digest[at])
+fn first_half(hash: Sha256) -> [u8; 16] {
+    let digest = hash.finalize();
+    let mut half = [0; 16];
+    half.copy_from_slice(&digest[..16]);
+    half
 }
 
-/// A short run of bytes on the stack, so that the hash sees one update.
-struct Head<const N: usize> {
-    bytes: [u8; N],
-    len: usize,
+/// Writes `name=value` pairs joined by `&`; empty values are left out. Callers
+/// name the fields in dictionary order.
+struct Form<'a> {
+    out: &'a mut Vec<u8>,
+    first: bool,
 }
 
-impl<const N: usize> Default for Head<N> {
-    #[inline(always)]
-    fn default() -> Self {
-        Self { bytes: [0; N], len: 0 }
-    }
-}
-
-impl<const N: usize> Head<N> {
-    /// The callers' fields are bounded so that their sum is at most `N`.
-    #[inline(always)]
-    fn put(&mut self, bytes: &[u8]) {
-        self.bytes[self.len..self.len + bytes.len()].copy_from_slice(bytes);
-        self.len += bytes.len();
+impl<'a> Form<'a> {
+    fn new(out: &'a mut Vec<u8>) -> Self {
+        Self { out, first: true }
     }
 
-    #[inline(always)]
-    fn bytes(&self) -> &[u8] {
-        &self.bytes[..self.len]
+    fn name(&mut self, prefix: &str, name: &[u8]) {
+        if !std::mem::take(&mut self.first) {
+            self.out.push(b'&');
+        }
+        self.out.extend_from_slice(prefix.as_bytes());
+        self.out.extend_from_slice(name);
+        self.out.push(b'=');
     }
-}
 
-/// The second signature: empty, or 20 fixed bytes and the signature.
-fn second(raw: &[u8]) -> Result<Auth<'_>, DecodeError> {
-    if raw.is_empty() {
-        return Ok(Auth::NONE);
-    }
-    let refused = |_| DecodeError::Field("second_signature");
-    let (mut fixed, signature) = Cursor::split::<20>(raw).map_err(refused)?;
-    let auth = Auth {
-        timestamp_ms: fixed.u64()?,
-        nonce: fixed.u64()?,
-        key_id: fixed.u32()?,
-        signature: signature.rest(),
-    };
-    // Absent has one form only.
-    if auth.key_id == 0 { Err(DecodeError::Field("second_signature")) } else { Ok(auth) }
-}
-
-fn put_second(out: &mut Vec<u8>, second: &Auth<'_>) {
-    if second.key_id == 0 {
-        out.push(0);
-        return;
-    }
-    let signature = &second.signature[..second.signature.len().min(64)];
-    out.push(20 + signature.len() as u8);
-    let fixed = Fixed::<20>::new().u64(second.timestamp_ms).u64(second.nonce).u32(second.key_id);
-    out.extend_from_slice(&fixed.bytes());
-    out.extend_from_slice(signature);
-}
-
-impl OrderRef {
-    /// Exactly one of the two names must be there.
-    #[inline]
-    fn from_wire(transaction_id: u64, number: &[u8]) -> Result<Self, DecodeError> {
-        match (transaction_or_none(transaction_id)?, number) {
-            (Some(id), []) => Ok(Self::TransactionId(id)),
-            (Some(_), _) => Err(DecodeError::Field("transaction_id")),
-            (None, number) => out_trade_no(number).map(Self::OutTradeNo),
+    fn text(&mut self, name: &str, value: &[u8]) {
+        if !value.is_empty() {
+            self.name("", name.as_bytes());
+            self.out.extend_from_slice(value);
         }
     }
 
-    fn transaction_wire(&self) -> u64 {
-        match self {
-            Self::OutTradeNo(_) => 0,
-            Self::TransactionId(id) => id.as_u64(),
+    fn tag(&mut self, name: &[u8], value: &[u8]) {
+        self.name("tag.", name);
+        self.out.extend_from_slice(value);
+    }
+
+    fn number(&mut self, name: &str, value: u64) {
+        self.name("", name.as_bytes());
+        let mut digits = [0; 20];
+        let mut at = digits.len();
+        let mut rest = value;
+        loop {
+            at -= 1;
+            digits[at] = b'0' + (rest % 10) as u8;
+            rest /= 10;
+            if rest == 0 {
+                break;
+            }
+        }
+        self.out.extend_from_slice(&digits[at..]);
+    }
+
+    fn hex(&mut self, name: &str, value: &[u8]) {
+        self.name("", name.as_bytes());
+        for byte in value {
+            self.out.push(HEX[usize::from(byte >> 4)]);
+            self.out.push(HEX[usize::from(byte & 15)]);
         }
     }
 
-    fn number_wire(&self) -> &[u8] {
-        match self {
-            Self::OutTradeNo(number) => number.as_bytes(),
-            Self::TransactionId(_) => &[],
+    fn order(&mut self, order: &OrderRef) {
+        if let OrderRef::OutTradeNo(no) = order {
+            self.text("out_trade_no", no.as_bytes());
+        }
+    }
+
+    fn transaction(&mut self, order: &OrderRef) {
+        if let OrderRef::TransactionId(id) = order {
+            self.number("transaction_id", id.as_u64());
         }
     }
 }
+
+const HEX: &[u8; 16] = b"0123456789abcdef";
 
 impl<'a> OrderRequest<'a> {
-    /// Decodes the body of a query, close or reverse.
+    /// Reads a body.
     ///
     /// # Errors
-    /// [`DecodeError`] with the first field that is not allowed.
+    /// [`DecodeError`] with the code to answer and the field at fault.
     pub fn decode(body: &'a [u8]) -> Result<Self, DecodeError> {
-        let (mut fixed, mut fields) = Cursor::split::<ORDER_FIXED>(body)?;
-        let (timestamp_ms, nonce, transaction_id) = (fixed.u64()?, fixed.u64()?, fixed.u64()?);
-        let (key_id, wait_ms) = (fixed.u32()?, fixed.u32()?);
-        let request = Self {
-            refresh: flag(fixed.u8()?, "refresh")?,
-            wait_ms,
-            mch_id: mch_id(fields.short()?)?,
-            order: OrderRef::from_wire(transaction_id, fields.short()?)?,
-            auth: Auth { key_id, timestamp_ms, nonce, signature: fields.short()? },
-        };
-        request.auth.check("signature")?;
-        Ok(request)
+        let reader = &mut Reader::new(body);
+        Ok(Self {
+            wait_ms: reader.u32("wait")?,
+            refresh: wire_bool(reader, "refresh")?,
+            order: OrderRef::decode(reader)?,
+            mch_id: mch_id(reader)?,
+            auth: Auth::decode(reader)?,
+        })
     }
 
     /// Appends the body.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        let fixed = Fixed::<ORDER_FIXED>::new()
-            .u64(self.auth.timestamp_ms)
-            .u64(self.auth.nonce)
-            .u64(self.order.transaction_wire())
-            .u32(self.auth.key_id)
-            .u32(self.wait_ms)
-            .u8(u8::from(self.refresh));
-        out.extend_from_slice(&fixed.bytes());
-        put_short(out, self.mch_id.as_bytes());
-        put_short(out, self.order.number_wire());
-        put_short(out, self.auth.signature);
+        out.extend_from_slice(&self.wait_ms.to_le_bytes());
+        out.push(self.refresh.into());
+        self.order.encode(out);
+        put_text(out, self.mch_id.as_bytes());
+        self.auth.encode(out);
     }
 
-    /// Appends the frame; `kind` is [`kind::QUERY`], [`kind::CLOSE`] or [`kind::REVERSE`].
+    /// Appends the whole frame; `kind` is QUERY, CLOSE or REVERSE.
     pub fn encode_frame(&self, kind: u8, correlation: u64, out: &mut Vec<u8>) {
-        let start = begin_frame(out, kind, 0, correlation);
+        let start = frame::begin(out, kind, correlation);
         self.encode(out);
-        end_frame(out, start);
+        frame::end(out, start);
+    }
+
+    /// Appends the canonical form; `kind` is QUERY, CLOSE or REVERSE.
+    pub fn canonical(&self, kind: u8, out: &mut Vec<u8>) {
+        let mut form = Form::new(out);
+        form.number("key_id", self.auth.key_id.into());
+        form.text("mch_id", self.mch_id.as_bytes());
+        form.number("nonce", self.auth.nonce);
+        let op: &[u8] = match kind {
+            kind::CLOSE => b"close",
+            kind::REVERSE => b"reverse",
+            _ => b"query",
+        };
+        form.text("op", op);
+        form.order(&self.order);
+        if self.refresh {
+            form.text("refresh", b"1");
+        }
+        form.number("timestamp", self.auth.timestamp_ms);
+        form.transaction(&self.order);
     }
 }
 
 impl<'a> Refund<'a> {
-    /// Decodes the body of a [`kind::REFUND`] frame.
+    /// Reads a body.
     ///
     /// # Errors
-    /// [`DecodeError`] with the first field that is not allowed.
+    /// [`DecodeError`] with the code to answer and the field at fault.
     pub fn decode(body: &'a [u8]) -> Result<Self, DecodeError> {
-        let (mut fixed, mut fields) = Cursor::split::<REFUND_FIXED>(body)?;
-        let raw_amount = fixed.i64()?;
-        let (timestamp_ms, nonce, transaction_id) = (fixed.u64()?, fixed.u64()?, fixed.u64()?);
-        let (key_id, wait_ms) = (fixed.u32()?, fixed.u32()?);
-        let refund = Self {
-            amount: amount(raw_amount)?,
-            currency: currency(fixed.array()?)?,
-            wait_ms,
-            mch_id: mch_id(fields.short()?)?,
-            order: OrderRef::from_wire(transaction_id, fields.short()?)?,
-            out_refund_no: out_refund_no(fields.short()?)?,
-            reason: fields.short()?,
-            auth: Auth { key_id, timestamp_ms, nonce, signature: fields.short()? },
-        };
-        refund.check()?;
-        Ok(refund)
-    }
-
-    /// Checks what the types cannot hold, see [`Pay::check`].
-    ///
-    /// # Errors
-    /// [`DecodeError::Field`] with the first field that is not allowed.
-    pub fn check(&self) -> Result<(), DecodeError> {
-        if !free_text(self.reason, 80) {
-            return Err(DecodeError::Field("reason"));
-        }
-        self.auth.check("signature")
+        let reader = &mut Reader::new(body);
+        Ok(Self {
+            amount: amount(reader)?,
+            wait_ms: reader.u32("wait")?,
+            currency: currency(reader)?,
+            order: OrderRef::decode(reader)?,
+            mch_id: mch_id(reader)?,
+            out_refund_no: refund_no(reader)?,
+            reason: signable_text(reader, 80, "reason")?,
+            auth: Auth::decode(reader)?,
+        })
     }
 
     /// Appends the body.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        let fixed = Fixed::<REFUND_FIXED>::new()
-            .i64(self.amount.minor())
-            .u64(self.auth.timestamp_ms)
-            .u64(self.auth.nonce)
-            .u64(self.order.transaction_wire())
-            .u32(self.auth.key_id)
-            .u32(self.wait_ms)
-            .put(self.currency.bytes());
-        out.extend_from_slice(&fixed.bytes());
-        put_short(out, self.mch_id.as_bytes());
-        put_short(out, self.order.number_wire());
-        put_short(out, self.out_refund_no.as_bytes());
-        put_short(out, self.reason);
-        put_short(out, self.auth.signature);
+        out.extend_from_slice(&self.amount.minor().to_le_bytes());
+        out.extend_from_slice(&self.wait_ms.to_le_bytes());
+        out.extend_from_slice(&self.currency.bytes());
+        self.order.encode(out);
+        put_text(out, self.mch_id.as_bytes());
+        put_text(out, self.out_refund_no.as_bytes());
+        put_text(out, self.reason);
+        self.auth.encode(out);
     }
 
-    /// Appends the frame.
+    /// Appends the whole frame.
     pub fn encode_frame(&self, correlation: u64, out: &mut Vec<u8>) {
-        let start = begin_frame(out, kind::REFUND, 0, correlation);
+        let start = frame::begin(out, kind::REFUND, correlation);
         self.encode(out);
-        end_frame(out, start);
+        frame::end(out, start);
+    }
+
+    /// Appends the canonical form.
+    pub fn canonical(&self, out: &mut Vec<u8>) {
+        let mut form = Form::new(out);
+        form.number("amount", self.amount.minor().unsigned_abs());
+        form.text("currency", &self.currency.bytes());
+        form.number("key_id", self.auth.key_id.into());
+        form.text("mch_id", self.mch_id.as_bytes());
+        form.number("nonce", self.auth.nonce);
+        form.text("op", b"refund");
+        form.text("out_refund_no", self.out_refund_no.as_bytes());
+        form.order(&self.order);
+        form.text("reason", self.reason);
+        form.number("timestamp", self.auth.timestamp_ms);
+        form.transaction(&self.order);
     }
 }
 
 impl<'a> QueryRefund<'a> {
-    /// Decodes the body of a [`kind::QUERY_REFUND`] frame.
+    /// Reads a body.
     ///
     /// # Errors
-    /// [`DecodeError`] with the first field that is not allowed.
+    /// [`DecodeError`] with the code to answer and the field at fault.
     pub fn decode(body: &'a [u8]) -> Result<Self, DecodeError> {
-        let (mut fixed, mut fields) = Cursor::split::<QUERY_REFUND_FIXED>(body)?;
-        let (timestamp_ms, nonce, transaction_id) = (fixed.u64()?, fixed.u64()?, fixed.u64()?);
-        let key_id = fixed.u32()?;
-        let request = Self {
-            mch_id: mch_id(fields.short()?)?,
-            order: OrderRef::from_wire(transaction_id, fields.short()?)?,
-            out_refund_no: out_refund_no(fields.short()?)?,
-            auth: Auth { key_id, timestamp_ms, nonce, signature: fields.short()? },
-        };
-        request.auth.check("signature")?;
-        Ok(request)
+        let reader = &mut Reader::new(body);
+        Ok(Self {
+            order: OrderRef::decode(reader)?,
+            mch_id: mch_id(reader)?,
+            out_refund_no: refund_no(reader)?,
+            auth: Auth::decode(reader)?,
+        })
     }
 
     /// Appends the body.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        let fixed = Fixed::<QUERY_REFUND_FIXED>::new()
-            .u64(self.auth.timestamp_ms)
-            .u64(self.auth.nonce)
-            .u64(self.order.transaction_wire())
-            .u32(self.auth.key_id);
-        out.extend_from_slice(&fixed.bytes());
-        put_short(out, self.mch_id.as_bytes());
-        put_short(out, self.order.number_wire());
-        put_short(out, self.out_refund_no.as_bytes());
-        put_short(out, self.auth.signature);
+        self.order.encode(out);
+        put_text(out, self.mch_id.as_bytes());
+        put_text(out, self.out_refund_no.as_bytes());
+        self.auth.encode(out);
     }
 
-    /// Appends the frame.
+    /// Appends the whole frame.
     pub fn encode_frame(&self, correlation: u64, out: &mut Vec<u8>) {
-        let start = begin_frame(out, kind::QUERY_REFUND, 0, correlation);
+        let start = frame::begin(out, kind::QUERY_REFUND, correlation);
         self.encode(out);
-        end_frame(out, start);
+        frame::end(out, start);
+    }
+
+    /// Appends the canonical form.
+    pub fn canonical(&self, out: &mut Vec<u8>) {
+        let mut form = Form::new(out);
+        form.number("key_id", self.auth.key_id.into());
+        form.text("mch_id", self.mch_id.as_bytes());
+        form.number("nonce", self.auth.nonce);
+        form.text("op", b"query_refund");
+        form.text("out_refund_no", self.out_refund_no.as_bytes());
+        form.order(&self.order);
+        form.number("timestamp", self.auth.timestamp_ms);
+        form.transaction(&self.order);
     }
 }

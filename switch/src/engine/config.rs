@@ -29,6 +29,8 @@ pub struct EngineConfig {
     pub event_retry_us: u64,
     /// Deliveries before an event is dead-lettered.
     pub event_tries_max: u8,
+    /// Gateway names, indexed by number - 1: who gets whose events.
+    pub gateways: Vec<protocol::id::ShortText>,
     /// Channels, indexed by number - 1.
     pub channels: Vec<ChannelConfig>,
     /// Ordered rules; the first that matches gives the ordered channel list.
