@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 /// How the pacer waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Pace {
-    /// Every 250 us at most, all that is due at once: a few percent of a core.
+    /// Once a tick at most, all that is due at once: a few percent of a core.
     Tick,
     /// For every planned moment: a whole core at high rates.
     Sleep,
@@ -23,7 +23,8 @@ pub(crate) enum Pace {
     Spin,
 }
 
-const TICK_NS: u64 = 250_000;
+/// A good tick: short against a millisecond, long against a wake-up.
+pub(crate) const TICK: Duration = Duration::from_micros(250);
 const SPIN_NS: u64 = 50_000;
 /// Longest sleep, so that a stopped pacer ends soon.
 const SLEEP_MAX: Duration = Duration::from_millis(20);
@@ -39,14 +40,14 @@ impl Pacer {
     pub(crate) fn start(
         schedule: Schedule,
         start: Instant,
-        pace: Pace,
+        (pace, tick): (Pace, Duration),
         wake: Arc<Notify>,
     ) -> std::io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let thread = std::thread::Builder::new()
             .name("pacer".to_owned())
-            .spawn(move || run(schedule, start, pace, &wake, &stopped))?;
+            .spawn(move || run(schedule, start, (pace, tick), &wake, &stopped))?;
         Ok(Self { stop, thread: Some(thread) })
     }
 }
@@ -61,11 +62,18 @@ impl Drop for Pacer {
     }
 }
 
-fn run(mut schedule: Schedule, start: Instant, pace: Pace, wake: &Notify, stop: &AtomicBool) {
+fn run(
+    mut schedule: Schedule,
+    start: Instant,
+    (pace, tick): (Pace, Duration),
+    wake: &Notify,
+    stop: &AtomicBool,
+) {
+    let tick_ns = (tick.as_nanos() as u64).max(1);
     tighten_timer_slack();
     while let Some(planned) = schedule.peek() {
         let due = match pace {
-            Pace::Tick => planned.div_ceil(TICK_NS) * TICK_NS,
+            Pace::Tick => planned.div_ceil(tick_ns) * tick_ns,
             Pace::Sleep | Pace::Spin => planned,
         };
         if !wait_until(start, due, pace, stop) {
@@ -122,7 +130,8 @@ mod tests {
             let span = Duration::from_millis(100);
             let schedule = Schedule::new(Arrival::Constant, 1_000.0, span, 1);
             let (start, wake) = (Instant::now(), Arc::new(Notify::new()));
-            let pacer = Pacer::start(schedule.clone(), start, Pace::Tick, wake.clone()).unwrap();
+            let pacer =
+                Pacer::start(schedule.clone(), start, (Pace::Tick, TICK), wake.clone()).unwrap();
             let mut left = schedule;
             while left.peek().is_some() {
                 wake.notified().await;

@@ -61,6 +61,9 @@ pub(crate) struct LoadArgs {
     /// How the pacing thread waits.
     #[arg(long, value_enum, default_value_t = Pace::Tick)]
     pub(crate) pace: Pace,
+    /// Tick of the pacing, microseconds: longer is later and cheaper.
+    #[arg(long, default_value_t = 250, value_parser = clap::value_parser!(u64).range(10..=10_000))]
+    pub(crate) tick_us: u64,
     /// Write every acknowledgement to a log in this directory, for the audit.
     #[arg(long)]
     pub(crate) acks: Option<PathBuf>,
@@ -149,6 +152,7 @@ impl LoadArgs {
             in_flight_max: self.in_flight,
             deadline: seconds("deadline", self.deadline)?,
             pace: self.pace,
+            tick: Duration::from_micros(self.tick_us),
         })
     }
 

@@ -10,7 +10,7 @@ use crate::audit::{self, Audit, Evidence, Source};
 use crate::drive::{Options, Outcome, Phase, Session};
 use crate::encode::Encoder;
 use crate::exit::{Exit, Failure};
-use crate::pace::Pace;
+use crate::pace::{Pace, TICK};
 use crate::plan::{Mix, Params, Plan, RUN_ID_MAX};
 use crate::report::Report;
 use crate::rng::Stream;
@@ -220,6 +220,7 @@ impl Stage {
             in_flight_max: 100_000,
             deadline: Duration::from_secs(10),
             pace: Pace::Tick,
+            tick: TICK,
         };
         let session = Session::connect(
             gateway,

@@ -17,7 +17,7 @@ use crate::config::GatewayFile;
 use crate::drive::{Options, Session};
 use crate::encode::Encoder;
 use crate::exit::{Exit, Failure};
-use crate::pace::Pace;
+use crate::pace::{Pace, TICK};
 use crate::plan::{Op, Plan};
 pub(crate) use books::{Books, Checked, Run, Sums, Violation};
 use clap::Args;
@@ -267,6 +267,7 @@ async fn requery(config: &Path, dir: &Path, stop: &Notify) -> Result<(), Failure
             in_flight_max: 10_000,
             deadline: Duration::from_secs(20),
             pace: Pace::Tick,
+            tick: TICK,
         };
         let (plan, encoder) = (Rc::new(run.plan), Encoder::new(merchants));
         let session = Session::connect(&gateway, plan, encoder, Some(writer), options).await?;

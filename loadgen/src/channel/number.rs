@@ -18,7 +18,11 @@ pub(crate) struct Number {
 
 impl std::hash::Hash for Number {
     fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
-        state.write_u64(self.spread() ^ u64::from(self.kind) << 40 ^ u64::from(self.ordinal));
+        // Other bytes than `spread`, which may have chosen the table already.
+        let mut word = [0; 8];
+        word.copy_from_slice(&self.digest[..8]);
+        let own = u64::from(self.kind) << 8 | u64::from(self.ordinal);
+        state.write_u64(u64::from_le_bytes(word) ^ own.wrapping_mul(0x9e37_79b9_7f4a_7c15));
     }
 }
 

@@ -45,6 +45,8 @@ pub(crate) struct Options {
     pub(crate) deadline: Duration,
     /// How the pacer waits.
     pub(crate) pace: Pace,
+    /// Its tick.
+    pub(crate) tick: Duration,
 }
 
 /// One stretch of load.
@@ -163,9 +165,15 @@ impl Session {
         let pacer = match phase.closed {
             Some(_) => None,
             None => Some(
-                Pacer::start(schedule, start, self.options.pace, Arc::clone(&self.wake)).map_err(
-                    |error| Failure::environment(format_args!("cannot start a thread: {error}")),
-                )?,
+                Pacer::start(
+                    schedule,
+                    start,
+                    (self.options.pace, self.options.tick),
+                    Arc::clone(&self.wake),
+                )
+                .map_err(|error| {
+                    Failure::environment(format_args!("cannot start a thread: {error}"))
+                })?,
             ),
         };
         self.state.borrow_mut().pump()?;

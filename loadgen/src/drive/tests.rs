@@ -3,6 +3,7 @@
 use super::*;
 use crate::config::Merchant;
 use crate::null;
+use crate::pace::TICK;
 use crate::plan::Params;
 use crate::plan::tests::params;
 use protocol::frame::Splitter;
@@ -97,7 +98,8 @@ fn drive(dir: &Path, address: SocketAddr, phase: &Phase, deadline: Duration) -> 
     let encoder = Encoder::new(params.merchants.iter().map(merchant).collect());
     let plan = Rc::new(Plan::new(params).unwrap());
     let pace = Pace::Tick;
-    let options = Options { connections: 1, streams: 4, in_flight_max: 50_000, deadline, pace };
+    let options =
+        Options { connections: 1, streams: 4, in_flight_max: 50_000, deadline, pace, tick: TICK };
     crate::cli::on_runtime(async {
         let gateway = gateway(dir, address);
         let session = Session::connect(&gateway, plan, encoder, None, options).await?;
