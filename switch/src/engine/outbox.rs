@@ -1,0 +1,267 @@
+//! Outcome events on their way to subscribers: delivered at least once, in
+//! order of the payment's sequence, until taken over or given up.
+//!
+//! The events are replicated; who subscribed and what was delivered when is
+//! the leader's volatile view. Tested through the engine.
+
+use super::Engine;
+use super::input::{Now, Waiter};
+use super::output::Outputs;
+use super::record::Record;
+use super::timer::Fifo;
+use protocol::code::{OrderState, Reason, RefundState};
+use protocol::id::{ShortText, TransactionId};
+use protocol::message::Event;
+use sha2::{Digest, Sha256};
+use std::collections::{HashMap, VecDeque};
+
+/// An event as it stands in the log's state.
+#[derive(Clone, Copy)]
+struct Held {
+    /// Payment.
+    payment: u64,
+    /// Sequence within the payment.
+    number: u32,
+    state: OrderState,
+    reason: Reason,
+    /// Refund's place, if it is about one.
+    refund: Option<u32>,
+    refund_state: RefundState,
+    at_ms: u64,
+    /// Volatile: deliveries in this life.
+    tries: u8,
+    /// Volatile: its removal is proposed.
+    leaving: bool,
+}
+
+#[derive(Clone, Copy)]
+struct Subscriber {
+    waiter: Waiter,
+    gateway: u16,
+}
+
+pub(super) struct Outbox {
+    shard: u16,
+    events: HashMap<u64, Held>,
+    created: u64,
+    /// Created and not yet tried.
+    fresh: VecDeque<u64>,
+    /// Delivered, to be delivered again when not taken over.
+    again: Fifo<u64>,
+    /// Without a subscriber that may have them.
+    parked: VecDeque<u64>,
+    subscribers: Vec<Subscriber>,
+    /// Takes turns among subscribers.
+    turn: usize,
+}
+
+/// Events delivered per tick from the backlog: a new subscriber must not
+/// stall the shard.
+const BACKLOG_PER_TICK: usize = 1024;
+/// Most subscriptions of a shard.
+const SUBSCRIBERS_MAX: usize = 1024;
+
+impl Outbox {
+    pub(super) fn new(shard: u16) -> Self {
+        Self {
+            shard,
+            events: HashMap::new(),
+            created: 0,
+            fresh: VecDeque::new(),
+            again: Fifo::new(),
+            parked: VecDeque::new(),
+            subscribers: Vec::new(),
+            turn: 0,
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.events.len()
+    }
+
+    pub(super) fn delivered(&mut self, event_id: u64) {
+        self.events.remove(&event_id);
+    }
+
+    pub(super) fn next_due(&self) -> Option<u64> {
+        let backlog = !self.fresh.is_empty() && !self.subscribers.is_empty();
+        let backlog = backlog.then_some(0);
+        backlog.into_iter().chain(self.again.front().map(|(due, _)| due)).min()
+    }
+
+    pub(super) fn unsubscribe(&mut self, connection: u64) {
+        self.subscribers.retain(|subscriber| subscriber.waiter.connection != connection);
+    }
+
+    /// A new leader does not know what was delivered: all of it, again.
+    pub(super) fn redeliver_all(&mut self, _: Now) {
+        let mut ids: Vec<u64> = self.events.keys().copied().collect();
+        ids.sort_unstable();
+        self.fresh = ids.into();
+        self.parked.clear();
+        self.again.clear();
+    }
+
+    pub(super) fn forget_deliveries(&mut self) {
+        for held in self.events.values_mut() {
+            (held.tries, held.leaving) = (0, false);
+        }
+        self.fresh.clear();
+        self.parked.clear();
+        self.again.clear();
+        self.subscribers.clear();
+    }
+
+    pub(super) fn hash(&self, hash: &mut Sha256) {
+        let mut ids: Vec<u64> = self.events.keys().copied().collect();
+        ids.sort_unstable();
+        hash.update(self.created.to_le_bytes());
+        for id in ids {
+            let held = &self.events[&id];
+            hash.update(id.to_le_bytes());
+            hash.update(held.payment.to_le_bytes());
+            hash.update(held.number.to_le_bytes());
+            hash.update(held.at_ms.to_le_bytes());
+            hash.update([held.state.wire(), held.refund_state.wire()]);
+            hash.update(held.reason.wire().to_le_bytes());
+        }
+    }
+}
+
+impl Engine {
+    /// An outcome became final. On every replica.
+    pub(super) fn create_event(&mut self, sequence: u64, refund: Option<u32>, at_ms: u64) {
+        let order = &mut self.orders[sequence];
+        if !order.notify {
+            return;
+        }
+        order.events += 1;
+        let about = refund.and_then(|place| self.orders.refunds.get(place));
+        let order = &self.orders[sequence];
+        let held = Held {
+            payment: sequence,
+            number: order.events,
+            state: order.state,
+            reason: about.map_or(order.reason, |refund| refund.reason),
+            refund,
+            refund_state: about.map_or(RefundState::None, |refund| refund.state),
+            at_ms,
+            tries: 0,
+            leaving: false,
+        };
+        self.outbox.created += 1;
+        let id = u64::from(self.outbox.shard) << 54 | self.outbox.created;
+        self.outbox.events.insert(id, held);
+        if self.term.is_some() {
+            self.outbox.fresh.push_back(id);
+        }
+    }
+
+    pub(super) fn subscribe(&mut self, waiter: Waiter, gateway: u16, now: Now, out: &mut Outputs) {
+        if self.term.is_none() {
+            return;
+        }
+        let subscribers = &mut self.outbox.subscribers;
+        subscribers.retain(|known| {
+            (known.waiter.connection, known.waiter.stream) != (waiter.connection, waiter.stream)
+        });
+        if subscribers.len() >= SUBSCRIBERS_MAX {
+            return;
+        }
+        subscribers.push(Subscriber { waiter, gateway });
+        let parked = std::mem::take(&mut self.outbox.parked);
+        self.outbox.fresh.extend(parked);
+        self.deliver_new(now, out);
+    }
+
+    pub(super) fn event_ack(&mut self, event_id: u64, now: Now, out: &mut Outputs) {
+        if self.term.is_some() {
+            self.drop_event(event_id, false, now, out);
+        }
+    }
+
+    fn drop_event(&mut self, event_id: u64, dead: bool, now: Now, out: &mut Outputs) {
+        let Some(held) = self.outbox.events.get_mut(&event_id) else { return };
+        if !std::mem::replace(&mut held.leaving, true) {
+            self.propose(now, &Record::Delivered { event_id, dead }, out);
+        }
+    }
+
+    /// Delivers what is fresh, within the budget of one call.
+    pub(super) fn deliver_new(&mut self, now: Now, out: &mut Outputs) {
+        for _ in 0..BACKLOG_PER_TICK {
+            let Some(id) = self.outbox.fresh.pop_front() else { return };
+            self.deliver(id, now, out);
+        }
+    }
+
+    /// Delivers again what nobody took over in time.
+    pub(super) fn deliver_due(&mut self, now: Now, out: &mut Outputs) {
+        self.deliver_new(now, out);
+        for _ in 0..BACKLOG_PER_TICK {
+            let Some(id) = self.outbox.again.pop_due(now.mono_us) else { return };
+            let Some(held) = self.outbox.events.get(&id) else { continue };
+            if held.tries >= self.config.event_tries_max {
+                self.drop_event(id, true, now, out);
+            } else {
+                self.deliver(id, now, out);
+            }
+        }
+    }
+
+    fn deliver(&mut self, id: u64, now: Now, out: &mut Outputs) {
+        let Some(held) = self.outbox.events.get(&id).copied() else { return };
+        if held.leaving {
+            return;
+        }
+        let Some(waiter) = self.pick_subscriber(held.payment) else {
+            self.outbox.parked.push_back(id);
+            return;
+        };
+        if let Some(held) = self.outbox.events.get_mut(&id) {
+            held.tries = held.tries.saturating_add(1);
+        }
+        self.outbox.again.push(now.mono_us + self.config.event_retry_us, id);
+        let event = self.event_of(id, &held);
+        out.events.push((waiter, event));
+    }
+
+    /// A subscriber whose gateway may have the payment's events; they take turns.
+    fn pick_subscriber(&mut self, sequence: u64) -> Option<Waiter> {
+        let count = self.outbox.subscribers.len();
+        let merchant = &self.merchants.at(self.orders[sequence].merchant).merchant;
+        for offset in 0..count {
+            let at = (self.outbox.turn + offset) % count;
+            let subscriber = self.outbox.subscribers[at];
+            let name = self.config.gateways.get(usize::from(subscriber.gateway).wrapping_sub(1));
+            let allowed = merchant.gateways.is_empty()
+                || name.is_some_and(|name| merchant.gateways.contains(name));
+            if allowed {
+                self.outbox.turn = at + 1;
+                return Some(subscriber.waiter);
+            }
+        }
+        None
+    }
+
+    fn event_of(&self, id: u64, held: &Held) -> Event {
+        let order = &self.orders[held.payment];
+        let refund = held.refund.and_then(|place| self.orders.refunds.get(place));
+        Event {
+            event_id: id,
+            sequence: held.number,
+            mch_id: self.merchants.at(order.merchant).merchant.mch_id,
+            out_trade_no: order.out_trade_no,
+            transaction_id: TransactionId::new(self.config.shard, held.payment),
+            state: held.state,
+            reason: held.reason,
+            out_refund_no: refund
+                .and_then(|refund| ShortText::new(refund.out_refund_no.as_bytes()))
+                .unwrap_or_default(),
+            refund_state: held.refund_state,
+            amount: refund.map_or(order.amount, |refund| refund.amount),
+            currency: order.currency,
+            at_ms: held.at_ms,
+        }
+    }
+}

@@ -1,0 +1,389 @@
+//! What is shown of the state: reply bodies, statistics, the explain view and
+//! the state hash. Changes nothing.
+
+use super::directory::Entry;
+use super::input::Waiter;
+use super::order::{Attempt, AttemptState, Order, Refund, RefundKind};
+use super::output::{Reply, ReplyBody};
+use super::{Engine, number};
+use protocol::code::{Code, OrderState, Reason, RefundState};
+use protocol::id::{ChannelNo, MchId, OutRefundNo, OutTradeNo, ShortText, TransactionId};
+use protocol::message::{OrderReply, RefundReply, kind};
+use protocol::money::Currency;
+use sha2::{Digest, Sha256};
+
+/// Figures of one engine.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Payments held, committed.
+    pub orders: u64,
+    /// Payments proposed.
+    pub proposed: u64,
+    /// Payments that are not final or have an open refund.
+    pub open: u64,
+    /// Attempts and refunds in doubt, being undone or waiting for the payer.
+    pub in_doubt: u64,
+    /// Attempts and refunds in front of an operator.
+    pub manual: u64,
+    /// Askers waiting.
+    pub waiters: u64,
+    /// Events not delivered.
+    pub outbox: u64,
+    /// Refunds held.
+    pub refunds: u64,
+    /// Committed records that did not fit the state and changed nothing.
+    pub ignored_records: u64,
+    /// Channel statements about payments that do not exist here.
+    pub unmatched: u64,
+    /// By channel, in the order of the configuration.
+    pub channels: Vec<ChannelStats>,
+}
+
+/// Figures of one channel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ChannelStats {
+    /// Number.
+    pub number: u16,
+    /// Whether it takes requests.
+    pub up: bool,
+    /// Operations without answer.
+    pub in_flight: u32,
+}
+
+/// A payment for `explain`.
+#[derive(Clone, Debug)]
+pub struct OrderView {
+    /// Our number.
+    pub transaction_id: TransactionId,
+    /// State.
+    pub state: OrderState,
+    /// Why.
+    pub reason: Reason,
+    /// Amount, minor units.
+    pub amount: i64,
+    /// Currency.
+    pub currency: Currency,
+    /// Given back, minor units.
+    pub refunded: i64,
+    /// Reserved, minor units.
+    pub refunding: i64,
+    /// Accepted, Unix milliseconds.
+    pub created_at_ms: u64,
+    /// Final, Unix milliseconds; 0 when not.
+    pub finished_at_ms: u64,
+    /// Expiry, Unix milliseconds.
+    pub time_expire_ms: u64,
+    /// Attempts, oldest first.
+    pub attempts: Vec<AttemptView>,
+    /// Refunds, oldest first.
+    pub refunds: Vec<RefundView>,
+}
+
+/// An attempt for `explain`.
+#[derive(Clone, Debug)]
+pub struct AttemptView {
+    /// Ordinal.
+    pub ordinal: u8,
+    /// Channel.
+    pub channel: u16,
+    /// Number at the channel.
+    pub charge_no: ChannelNo,
+    /// State.
+    pub state: AttemptState,
+    /// Why.
+    pub reason: Reason,
+    /// The channel's own number.
+    pub channel_ref: ShortText,
+}
+
+/// A refund for `explain`.
+#[derive(Clone, Debug)]
+pub struct RefundView {
+    /// Ordinal.
+    pub ordinal: u8,
+    /// What it is for.
+    pub kind: RefundKind,
+    /// The merchant's number, or ours.
+    pub out_refund_no: OutRefundNo,
+    /// Number at the channel.
+    pub refund_no: ChannelNo,
+    /// State.
+    pub state: RefundState,
+    /// Why.
+    pub reason: Reason,
+    /// Amount, minor units.
+    pub amount: i64,
+    /// The attempt whose money goes back.
+    pub attempt: u8,
+}
+
+/// The answer to whoever waits when leadership ends.
+pub(super) fn not_leader(waiter: Waiter) -> Reply {
+    refusal(waiter, Code::NotLeader, 0)
+}
+
+/// A refusal: no order exists for it, or the order is not touched.
+pub(super) fn refusal(waiter: Waiter, code: Code, retry_after_ms: u32) -> Reply {
+    let body = match waiter.kind {
+        kind::REFUND | kind::QUERY_REFUND => ReplyBody::Refund(RefundReply {
+            code,
+            retry_after_ms,
+            replayed: false,
+            state: RefundState::None,
+            reason: Reason::None,
+            transaction_id: None,
+            amount: 0,
+            currency: None,
+            refunded: 0,
+            refunding: 0,
+            finished_at_ms: 0,
+            leader_hint: 0,
+            channel_ref: ShortText::EMPTY,
+        }),
+        _ => ReplyBody::Order(OrderReply {
+            code,
+            retry_after_ms,
+            replayed: false,
+            state: OrderState::None,
+            reason: Reason::None,
+            transaction_id: None,
+            amount: 0,
+            currency: None,
+            refunded: 0,
+            refunding: 0,
+            channel: 0,
+            finished_at_ms: 0,
+            leader_hint: 0,
+            out_trade_no: ShortText::EMPTY,
+            channel_ref: ShortText::EMPTY,
+        }),
+    };
+    Reply { waiter, body }
+}
+
+impl Engine {
+    /// Reply about a payment as it stands.
+    pub(super) fn order_body(&self, sequence: u64, code: Code, replayed: bool) -> ReplyBody {
+        let order = &self.orders[sequence];
+        ReplyBody::Order(OrderReply {
+            code,
+            retry_after_ms: 0,
+            replayed,
+            state: order.state,
+            reason: order.reason,
+            transaction_id: Some(TransactionId::new(self.config.shard, sequence)),
+            amount: order.amount,
+            currency: Some(order.currency),
+            refunded: order.refunded,
+            refunding: order.reserved,
+            channel: order.attempt.channel,
+            finished_at_ms: order.finished_ms,
+            leader_hint: 0,
+            out_trade_no: ShortText::new(order.out_trade_no.as_bytes()).unwrap_or_default(),
+            channel_ref: order.attempt.channel_ref,
+        })
+    }
+
+    /// Reply about a refund as it stands.
+    pub(super) fn refund_body(&self, place: u32, code: Code, replayed: bool) -> ReplyBody {
+        let Some(refund) = self.orders.refunds.get(place) else {
+            return refusal(Waiter { kind: kind::REFUND, ..Waiter::default() }, code, 0).body;
+        };
+        let order = &self.orders[refund.sequence];
+        ReplyBody::Refund(RefundReply {
+            code,
+            retry_after_ms: 0,
+            replayed,
+            state: refund.state,
+            reason: refund.reason,
+            transaction_id: Some(TransactionId::new(self.config.shard, refund.sequence)),
+            amount: refund.amount,
+            currency: Some(order.currency),
+            refunded: order.refunded,
+            refunding: order.reserved,
+            finished_at_ms: refund.finished_ms,
+            leader_hint: 0,
+            channel_ref: refund.channel_ref,
+        })
+    }
+
+    /// Figures for metrics and status.
+    pub fn stats(&self) -> Stats {
+        let channels = self.channels.iter().zip(&self.config.channels);
+        Stats {
+            orders: self.orders.committed,
+            proposed: self.orders.len() - self.orders.committed,
+            open: self.orders.busy.count(),
+            in_doubt: u64::from(self.resolver.count()),
+            manual: self.counters.manual_attempts + self.counters.manual_refunds,
+            waiters: u64::from(self.waiters.count()),
+            outbox: self.outbox.len() as u64,
+            refunds: u64::from(self.orders.refunds.used()),
+            ignored_records: self.counters.ignored_records,
+            unmatched: self.counters.unmatched,
+            channels: channels
+                .map(|(live, config)| ChannelStats {
+                    number: config.number,
+                    up: live.up,
+                    in_flight: live.in_flight,
+                })
+                .collect(),
+        }
+    }
+
+    /// A committed payment by the merchant's number.
+    pub fn order_view(&self, mch_id: &MchId, out_trade_no: &OutTradeNo) -> Option<OrderView> {
+        let merchant = self.merchants.find(mch_id)?;
+        let digest = number::order_digest(mch_id, out_trade_no);
+        let sequence = self.orders.find(&digest, merchant, out_trade_no)?;
+        let order = self.orders.committed(sequence)?;
+        let mut refunds: Vec<_> = self
+            .orders
+            .refunds_of(sequence)
+            .filter(|(_, refund)| !refund.proposed)
+            .map(|(_, refund)| self.refund_view(refund))
+            .collect();
+        refunds.reverse();
+        Some(OrderView {
+            transaction_id: TransactionId::new(self.config.shard, sequence),
+            state: order.state,
+            reason: order.reason,
+            amount: order.amount,
+            currency: order.currency,
+            refunded: order.refunded,
+            refunding: order.reserved,
+            created_at_ms: order.created_ms,
+            finished_at_ms: order.finished_ms,
+            time_expire_ms: order.time_expire_ms,
+            attempts: (1..=order.attempt.ordinal)
+                .filter_map(|ordinal| self.orders.attempt(sequence, ordinal))
+                .map(|attempt| attempt_view(order, attempt))
+                .collect(),
+            refunds,
+        })
+    }
+
+    fn refund_view(&self, refund: &Refund) -> RefundView {
+        RefundView {
+            ordinal: refund.ordinal,
+            kind: refund.kind,
+            out_refund_no: refund.out_refund_no,
+            refund_no: self.orders.refund_number(refund),
+            state: refund.state,
+            reason: refund.reason,
+            amount: refund.amount,
+            attempt: refund.attempt,
+        }
+    }
+
+    /// SHA-256 over the replicated state: equal on every replica that applied
+    /// the same records. Walks everything: for checks, not for the hot path.
+    pub fn state_hash(&self) -> [u8; 32] {
+        let mut hash = Sha256::new();
+        for entry in self.merchants.ordered() {
+            hash_merchant(&mut hash, entry);
+        }
+        hash.update(self.orders.committed.to_le_bytes());
+        for sequence in 0..self.orders.committed {
+            self.hash_order(&mut hash, sequence);
+        }
+        self.outbox.hash(&mut hash);
+        hash.finalize().into()
+    }
+
+    fn hash_order(&self, hash: &mut Sha256, sequence: u64) {
+        let order = &self.orders[sequence];
+        hash.update(order.digest);
+        hash.update(order.fingerprint);
+        hash.update(self.merchants.at(order.merchant).merchant.mch_id.as_bytes());
+        hash.update(order.out_trade_no.as_bytes());
+        for value in [
+            order.amount as u64,
+            order.refunded as u64,
+            order.reserved as u64,
+            order.time_expire_ms,
+            order.created_ms,
+            order.finished_ms,
+            u64::from(order.events),
+            u64::from(order.gateway),
+            u64::from(order.reason.wire()),
+        ] {
+            hash.update(value.to_le_bytes());
+        }
+        hash.update(order.currency.bytes());
+        hash.update([
+            order.method.wire(),
+            order.scene.wire(),
+            order.state.wire(),
+            order.cancel as u8,
+            u8::from(order.notify),
+        ]);
+        for ordinal in 1..=order.attempt.ordinal {
+            if let Some(attempt) = self.orders.attempt(sequence, ordinal) {
+                hash_attempt(hash, attempt);
+            }
+        }
+        for (_, refund) in self.orders.refunds_of(sequence).filter(|(_, r)| !r.proposed) {
+            hash_refund(hash, refund);
+        }
+    }
+}
+
+fn attempt_view(order: &Order, attempt: &Attempt) -> AttemptView {
+    AttemptView {
+        ordinal: attempt.ordinal,
+        channel: attempt.channel,
+        charge_no: number::charge_number(&order.digest, attempt.ordinal),
+        state: attempt.state,
+        reason: attempt.reason,
+        channel_ref: attempt.channel_ref,
+    }
+}
+
+fn hash_attempt(hash: &mut Sha256, attempt: &Attempt) {
+    hash.update([
+        attempt.ordinal,
+        attempt.state as u8,
+        attempt.class as u8,
+        u8::from(attempt.noted),
+    ]);
+    hash.update(attempt.channel.to_le_bytes());
+    hash.update(attempt.reason.wire().to_le_bytes());
+    hash.update(attempt.channel_ref.as_bytes());
+}
+
+fn hash_refund(hash: &mut Sha256, refund: &Refund) {
+    hash.update([refund.ordinal, refund.kind as u8, refund.state.wire(), refund.attempt]);
+    for value in [refund.amount as u64, refund.created_ms, refund.finished_ms] {
+        hash.update(value.to_le_bytes());
+    }
+    hash.update(refund.reason.wire().to_le_bytes());
+    hash.update(refund.out_refund_no.as_bytes());
+    hash.update(refund.channel_ref.as_bytes());
+}
+
+fn hash_merchant(hash: &mut Sha256, entry: &Entry) {
+    // The record's own encoding is a complete and canonical form.
+    let mut bytes = Vec::new();
+    let put =
+        super::record::MerchantPut { operator: ShortText::EMPTY, merchant: entry.merchant.clone() };
+    super::record::append(&mut bytes, 0, &super::record::Record::MerchantPut(Box::new(put)));
+    if let Some(temporary) = entry.temporary {
+        let put = super::record::LimitsPut {
+            operator: ShortText::EMPTY,
+            mch_id: entry.merchant.mch_id,
+            limits: temporary.before,
+            until_ms: temporary.until_ms,
+        };
+        super::record::append(&mut bytes, 0, &super::record::Record::LimitsPut(put));
+    }
+    hash.update(&bytes);
+    for value in [
+        entry.applied.pay.tat_ns,
+        entry.applied.refund.tat_ns,
+        entry.applied.daily.day,
+        entry.applied.daily.sum as u64,
+    ] {
+        hash.update(value.to_le_bytes());
+    }
+}
