@@ -300,6 +300,7 @@ pub(super) fn new_attempt(ordinal: u8, channel: u16) -> Attempt {
         state: AttemptState::Started,
         class: Class::Silent,
         noted: false,
+        reversal_started: false,
     }
 }
 

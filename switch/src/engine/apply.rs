@@ -203,6 +203,11 @@ impl Engine {
             && next.ordinal == before.ordinal + 1;
         if !fits {
             self.counters.ignored_records += 1;
+            if at.leads {
+                self.orders[next.sequence].live.starting = false;
+                self.release_in_flight(next.channel);
+                self.advance(next.sequence, now, out);
+            }
             return Ok(());
         }
         let rest = order.earlier;
@@ -211,6 +216,7 @@ impl Engine {
         order.earlier = place;
         order.attempt = new_attempt(next.ordinal, next.channel);
         order.live.starting = false;
+        order.live.in_flight = at.leads;
         if at.leads {
             self.start_attempt(next.sequence, now, out);
         }
@@ -355,7 +361,6 @@ impl Engine {
             && let Ok(channel) = self.next_channel(sequence)
         {
             self.orders[sequence].live.starting = true;
-            self.orders[sequence].live.in_flight = true;
             if let Some(live) = self.live_channel(channel) {
                 live.in_flight += 1;
             }
@@ -420,6 +425,7 @@ impl Engine {
         let reverses = cancel.reversing && open && order.attempt.ordinal == cancel.attempt;
         if reverses {
             order.attempt.state = AttemptState::Reversing;
+            order.attempt.reversal_started = true;
             order.state = OrderState::Processing;
         }
         if cancel.counted {

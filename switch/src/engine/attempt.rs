@@ -30,6 +30,8 @@ pub(super) struct Facts {
     pub(super) lifetime_over: bool,
     /// The channel refused the reversal so often that a success stands.
     pub(super) reversal_refused: bool,
+    /// A reversal was started in the attempt's life.
+    pub(super) reversal_started: bool,
     /// The attempt became void by a confirmed reversal.
     pub(super) void_by_reversal: bool,
 }
@@ -66,7 +68,7 @@ pub(super) fn step(state: AttemptState, asked: Asked, class: Class, facts: &Fact
     match state {
         S::Started | S::Unknown | S::Awaiting => open(state, asked, class, facts),
         S::Reversing => reversing(asked, class, facts),
-        S::Manual => manual(asked, class),
+        S::Manual => manual(asked, class, facts),
         S::Succeeded => match class {
             Class::Declined | Class::Reversed if asked != Asked::Reverse => Step::Conflict,
             Class::Integrity => Step::Conflict,
@@ -132,12 +134,15 @@ fn reversing(asked: Asked, class: Class, facts: &Facts) -> Step {
     }
 }
 
-fn manual(asked: Asked, class: Class) -> Step {
+fn manual(asked: Asked, class: Class, facts: &Facts) -> Step {
     use AttemptState as S;
     match class {
+        // A reversal that wanders may still undo what stands at the moment.
+        Class::Success if facts.reversal_started => Step::Ignore,
         Class::Success if asked != Asked::Reverse => Step::To(S::Succeeded),
         Class::Declined if asked != Asked::Reverse => Step::To(S::Declined),
-        Class::Reversed => Step::To(S::Void),
+        // Without a fence only time makes a reversal final, and nobody counts it here.
+        Class::Reversed if facts.fences => Step::To(S::Void),
         _ => Step::Ignore,
     }
 }

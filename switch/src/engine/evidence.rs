@@ -222,6 +222,7 @@ impl Engine {
             wanted: !order.cancel_wish().is_cancel() && !order.expired(now.wall_us),
             lifetime_over,
             reversal_refused,
+            reversal_started: order.attempt.reversal_started,
             void_by_reversal: false,
         }
     }

@@ -231,6 +231,8 @@ pub(super) struct Attempt {
     pub(super) class: Class,
     /// A contradiction was logged.
     pub(super) noted: bool,
+    /// A reversal was started: its request may wander for long.
+    pub(super) reversal_started: bool,
 }
 
 /// An attempt that a later one replaced.

@@ -249,7 +249,7 @@ impl Engine {
     /// First sends do not count in the resolver's budget.
     pub(super) fn start_now(&mut self, case: u32, now: Now, out: &mut Outputs) {
         let Some(open) = self.resolver.cases.get(case) else { return };
-        if open.asked.is_none() && self.has_room(open.channel) {
+        if self.has_room(open.channel) {
             self.ask(case, now, out);
         } else {
             self.queue(case, now);
@@ -467,6 +467,10 @@ impl Engine {
         let Some(open) = self.resolver.cases.get_mut(case) else { return };
         open.queued = false;
         let (subject, number) = (open.subject, open.channel);
+        // What was asked before is superseded; its late answer still counts.
+        if open.asked.take().is_some() {
+            self.release_in_flight(number);
+        }
         let Some(channel) = self.channel(number) else { return };
         let timeout = channel.reply_timeout_us;
         let Some(operation) = self.next_operation(case, channel, now) else {
@@ -599,11 +603,10 @@ impl Engine {
         if state == AttemptState::Reversing || !reversible {
             return true;
         }
+        let waited = reverse_after > 0 && age >= reverse_after && state != AttemptState::Awaiting;
         if expired && !self.orders[sequence].cancel.is_cancel() {
             self.start_cancel(sequence, CancelCause::Expired, false, now, out);
-        } else if expired || !queryable {
-            self.start_cancel(sequence, CancelCause::GaveUp, false, now, out);
-        } else if reverse_after > 0 && age >= reverse_after && state != AttemptState::Awaiting {
+        } else if expired || !queryable || waited {
             self.start_cancel(sequence, CancelCause::GaveUp, false, now, out);
         }
         true

@@ -345,7 +345,7 @@ fn hash_attempt(hash: &mut Sha256, attempt: &Attempt) {
         attempt.ordinal,
         attempt.state as u8,
         attempt.class as u8,
-        u8::from(attempt.noted),
+        u8::from(attempt.noted) | u8::from(attempt.reversal_started) << 1,
     ]);
     hash.update(attempt.channel.to_le_bytes());
     hash.update(attempt.reason.wire().to_le_bytes());

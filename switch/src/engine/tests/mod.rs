@@ -3,3 +3,4 @@
 
 mod driver;
 mod happy;
+mod model;
