@@ -401,11 +401,11 @@ impl Model {
             match reply.body {
                 ReplyBody::Order(body) => self.heard(reply.waiter, &body),
                 ReplyBody::Refund(body) => {
-                    if let Some(key) = self.asked_refunds.get(&reply.waiter.correlation) {
-                        if matches!(body.state, RefundState::Success | RefundState::Failed) {
-                            let before = self.refund_answers.insert(key.clone(), body.state);
-                            assert!(before.is_none_or(|b| b == body.state), "4: refund {key:?}");
-                        }
+                    let is_final = matches!(body.state, RefundState::Success | RefundState::Failed);
+                    let key = self.asked_refunds.get(&reply.waiter.correlation);
+                    if let (Some(key), true) = (key, is_final) {
+                        let before = self.refund_answers.insert(key.clone(), body.state);
+                        assert!(before.is_none_or(|b| b == body.state), "4: refund {key:?}");
                     }
                 }
             }
@@ -483,7 +483,8 @@ impl Model {
             Operation::Charge => {
                 assert!(self.began.contains(&number), "2: {number} has no durable BEGIN");
                 let again = charge.state.is_some() && idempotent;
-                if !again && !(charge.state == Some(ChannelStatus::Reversed) && fences) {
+                let fenced = charge.state == Some(ChannelStatus::Reversed) && fences;
+                if !again && !fenced {
                     charge.amount = minor;
                     charge.state = Some(match chance {
                         _ if wall >= send.request.time_expire_ms => ChannelStatus::Declined,
