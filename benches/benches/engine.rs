@@ -65,6 +65,7 @@ struct Bench {
     out: Outputs,
     now: Now,
     paid: u64,
+    index: u64,
     merchants: Vec<MchId>,
     /// Committed blocks, kept when asked.
     log: Option<Vec<Vec<u8>>>,
@@ -77,6 +78,7 @@ impl Bench {
             out: Outputs::default(),
             now: Now { mono_us: SECOND, wall_us: 1_764_000_000 * SECOND },
             paid: 0,
+            index: 0,
             merchants: (0..MERCHANTS).map(merchant).collect(),
             log: keep_log.then(Vec::new),
         };
@@ -95,7 +97,8 @@ impl Bench {
 
     fn commit(&mut self) {
         let mut block = std::mem::take(&mut self.out.block);
-        self.give(Input::Committed { index: 0, term: 1, block: &block });
+        self.index += 1;
+        self.give(Input::Committed { index: self.index, term: 1, block: &block });
         if let Some(log) = &mut self.log {
             log.push(block.clone());
         }
@@ -231,8 +234,8 @@ fn payments(criterion: &mut Criterion) {
         b.iter_batched(
             || (Engine::new(config()), Outputs::default()),
             |(mut engine, mut out)| {
-                for block in &log {
-                    engine.apply(1, block, Now::default(), &mut out).expect("sound");
+                for (at, block) in log.iter().enumerate() {
+                    engine.apply(at as u64 + 1, 1, block, Now::default(), &mut out).expect("sound");
                 }
                 engine
             },

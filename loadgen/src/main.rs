@@ -1,2 +1,37 @@
-//! x
-fn main() {}
+//! The binary `loadgen`: gateways, a simulated channel, drills and the audit.
+//!
+//! An outside witness: it knows the switch's wire, files and command line, and
+//! not a line of its code.
+#![forbid(unsafe_code)]
+
+mod acks;
+mod audit;
+mod channel;
+mod cli;
+mod config;
+mod drive;
+mod encode;
+mod exit;
+mod goal;
+mod measure;
+mod null;
+mod pace;
+mod plan;
+mod report;
+mod rng;
+mod run;
+mod scenario;
+mod schedule;
+mod soak;
+mod socket;
+mod tls;
+mod zipf;
+
+use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+fn main() -> ExitCode {
+    cli::main()
+}

@@ -5,8 +5,13 @@
 //! operation's channel number, amount and currency, so that an answer to
 //! another question is noticed.
 
-use crate::id::{ChannelNo, ShortText};
+use sha2::{Digest, Sha256};
+
+use crate::code::Code;
+use crate::frame;
+use crate::id::{ChannelNo, MchId, OutTradeNo, ShortText};
 use crate::money::{Amount, Currency};
+use crate::wire::{DecodeError, Reader, amount, currency, put_text, short_text};
 
 /// Message kinds of the native channel.
 pub mod kind {
@@ -76,4 +81,161 @@ pub struct ChannelReply {
     pub currency: Currency,
     /// The channel's own number; may be empty.
     pub channel_ref: ShortText,
+}
+
+impl ChannelStatus {
+    /// Reads the value from the wire; `None` when it is not in the table.
+    pub fn from_wire(raw: u8) -> Option<Self> {
+        match raw {
+            1 => Some(Self::Success),
+            2 => Some(Self::Declined),
+            3 => Some(Self::Pending),
+            4 => Some(Self::NotFound),
+            5 => Some(Self::Reversed),
+            6 => Some(Self::Unavailable),
+            _ => None,
+        }
+    }
+}
+
+/// First 16 bytes of SHA-256(mch_id, 0x00, out_trade_no): the payment's index
+/// key and the root of its channel numbers.
+pub fn order_digest(mch_id: &MchId, out_trade_no: &OutTradeNo) -> [u8; 16] {
+    let (mch, no) = (mch_id.as_bytes(), out_trade_no.as_bytes());
+    let mut text = [0; 65];
+    text[..mch.len()].copy_from_slice(mch);
+    text[mch.len() + 1..mch.len() + 1 + no.len()].copy_from_slice(no);
+    let hash = Sha256::digest(&text[..mch.len() + 1 + no.len()]);
+    let mut digest = [0; 16];
+    digest.copy_from_slice(&hash[..16]);
+    digest
+}
+
+/// What a channel number stands for: its 27th character.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum NumberKind {
+    /// A charge attempt.
+    Charge = b'P',
+    /// A merchant's refund.
+    Refund = b'R',
+    /// The full refund that a reverse of a paid payment makes.
+    Reversal = b'V',
+    /// The refund of a charge that appeared after its attempt was given up.
+    Orphan = b'X',
+}
+
+const CROCKFORD: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
+
+/// Our number of an operation at a channel: 26 characters of Crockford base32
+/// (the digest, most significant bits first), the kind, and the ordinal as two
+/// more base32 characters. One number names one operation for ever.
+pub fn channel_number(digest: &[u8; 16], kind: NumberKind, ordinal: u8) -> ChannelNo {
+    let mut text = [0; 29];
+    let value = u128::from_be_bytes(*digest);
+    for (at, slot) in text[..26].iter_mut().enumerate() {
+        // 26 characters hold 130 bits: the first carries only three.
+        let shift = 125 - 5 * at as u32;
+        *slot = CROCKFORD[(value >> shift & 31) as usize];
+    }
+    text[26] = kind as u8;
+    text[27] = CROCKFORD[usize::from(ordinal >> 5)];
+    text[28] = CROCKFORD[usize::from(ordinal & 31)];
+    ChannelNo::from_base32(&text)
+}
+
+/// The number of charge attempt `attempt` (from 1).
+pub fn charge_number(digest: &[u8; 16], attempt: u8) -> ChannelNo {
+    channel_number(digest, NumberKind::Charge, attempt)
+}
+
+/// The number of the payment's refund `ordinal` (from 1).
+pub fn refund_number(digest: &[u8; 16], kind: NumberKind, ordinal: u8) -> ChannelNo {
+    channel_number(digest, kind, ordinal)
+}
+
+fn channel_no(reader: &mut Reader<'_>, field: &'static str) -> Result<ChannelNo, DecodeError> {
+    ChannelNo::parse(reader.text(32, field)?).map_err(|_| DecodeError::invalid(field))
+}
+
+impl ChannelRequest {
+    /// Reads a body; `kind` is the frame's.
+    ///
+    /// # Errors
+    /// [`DecodeError`] naming the field at fault.
+    pub fn decode(kind: u8, body: &[u8]) -> Result<Self, DecodeError> {
+        if !(kind::CHARGE..=kind::QUERY_REFUND).contains(&kind) {
+            return Err(DecodeError::new(Code::UnknownKind, "kind"));
+        }
+        let reader = &mut Reader::new(body);
+        let amount = amount(reader)?;
+        let time_expire_ms = reader.u64("time_expire")?;
+        let currency = currency(reader)?;
+        let charge_no = channel_no(reader, "charge_no")?;
+        let refund_no = match reader.text(32, "refund_no")? {
+            [] => None,
+            text => Some(ChannelNo::parse(text).map_err(|_| DecodeError::invalid("refund_no"))?),
+        };
+        if refund_no.is_some() != matches!(kind, kind::REFUND | kind::QUERY_REFUND) {
+            return Err(DecodeError::invalid("refund_no"));
+        }
+        Ok(Self { kind, charge_no, refund_no, amount, currency, time_expire_ms })
+    }
+
+    /// Appends the body.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.amount.minor().to_le_bytes());
+        out.extend_from_slice(&self.time_expire_ms.to_le_bytes());
+        out.extend_from_slice(&self.currency.bytes());
+        put_text(out, self.charge_no.as_bytes());
+        put_text(out, self.refund_no.as_ref().map_or(&[], |no| no.as_bytes()));
+    }
+
+    /// Appends the whole frame.
+    pub fn encode_frame(&self, correlation: u64, out: &mut Vec<u8>) {
+        let start = frame::begin(out, self.kind, correlation);
+        self.encode(out);
+        frame::end(out, start);
+    }
+}
+
+impl ChannelReply {
+    /// Reads a body; `kind` is the frame's.
+    ///
+    /// # Errors
+    /// [`DecodeError`] naming the field at fault.
+    pub fn decode(kind: u8, body: &[u8]) -> Result<Self, DecodeError> {
+        let request = kind & !kind::REPLY;
+        if kind & kind::REPLY == 0 || !(kind::CHARGE..=kind::QUERY_REFUND).contains(&request) {
+            return Err(DecodeError::new(Code::UnknownKind, "kind"));
+        }
+        let reader = &mut Reader::new(body);
+        Ok(Self {
+            kind,
+            amount: reader.i64("amount")?,
+            detail: reader.u16("detail")?,
+            status: ChannelStatus::from_wire(reader.u8("status")?)
+                .ok_or(DecodeError::invalid("status"))?,
+            currency: currency(reader)?,
+            charge_no: channel_no(reader, "charge_no")?,
+            channel_ref: short_text(reader, "channel_ref")?,
+        })
+    }
+
+    /// Appends the body.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.amount.to_le_bytes());
+        out.extend_from_slice(&self.detail.to_le_bytes());
+        out.push(self.status as u8);
+        out.extend_from_slice(&self.currency.bytes());
+        put_text(out, self.charge_no.as_bytes());
+        put_text(out, self.channel_ref.as_bytes());
+    }
+
+    /// Appends the whole frame.
+    pub fn encode_frame(&self, correlation: u64, out: &mut Vec<u8>) {
+        let start = frame::begin(out, self.kind, correlation);
+        self.encode(out);
+        frame::end(out, start);
+    }
 }

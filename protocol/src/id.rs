@@ -132,10 +132,19 @@ text_id!(
 );
 text_id!(
     /// Our deterministic number of an attempt or refund at a channel:
-    /// 26 characters of Crockford base32 (see [`crate::channel`]).
+    /// 29 characters (see [`crate::channel::channel_number`]).
     ChannelNo,
     |b| b.is_ascii_alphanumeric()
 );
+
+impl ChannelNo {
+    /// Takes text that `channel_number` built from the base32 alphabet.
+    pub(crate) fn from_base32(text: &[u8; 29]) -> Self {
+        let mut bytes = [0; 32];
+        bytes[..29].copy_from_slice(text);
+        Self(ShortText { len: 29, bytes })
+    }
+}
 
 /// A slice of the merchants with one owner; see [`MchId::shard`].
 pub type ShardId = u16;

@@ -13,3 +13,6 @@ pub mod id;
 pub mod message;
 pub mod money;
 pub mod sign;
+mod wire;
+
+pub use wire::DecodeError;

@@ -1,9 +1,16 @@
 //! The gateway's messages: one struct per request, borrowed from the frame, and
 //! one per reply. Layouts are in `docs/WIRE.md`.
 
-use crate::code::{Code, Method, OrderState, Reason, RefundState, Scene};
+mod reply;
+mod request;
+#[cfg(test)]
+mod tests;
+
+use crate::code::{CloseCode, Code, Method, OrderState, Reason, RefundState, Scene};
 use crate::id::{MchId, OutRefundNo, OutTradeNo, ShortText, TransactionId};
 use crate::money::{Amount, Currency};
+pub use crate::wire::DecodeError;
+pub use request::TAGS_MAX;
 
 /// Message kinds. A reply's kind is its request's with the top bit set.
 pub mod kind {
@@ -264,4 +271,52 @@ pub struct Event {
     pub currency: Currency,
     /// When it happened, Unix milliseconds.
     pub at_ms: u64,
+}
+
+/// Server's request to finish and reconnect elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GoAway {
+    /// Why.
+    pub code: CloseCode,
+    /// How long the server waits for answers in flight, milliseconds.
+    pub deadline_ms: u32,
+}
+
+/// Liveness and round trip.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ping {
+    /// Anything; echoed.
+    pub token: u64,
+}
+
+/// The answer to a ping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pong {
+    /// The ping's token.
+    pub token: u64,
+    /// Server's clock, Unix milliseconds.
+    pub time_ms: u64,
+}
+
+/// Ask for outcome events of the merchants that this gateway may speak for.
+/// The body is empty; events follow on this stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Subscribe;
+
+/// An event was taken over and need not be delivered again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ack {
+    /// Which.
+    pub event_id: u64,
+}
+
+/// Answer to a frame that cannot be attributed to a request kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ErrorFrame<'a> {
+    /// What is wrong.
+    pub code: Code,
+    /// When to come back, milliseconds; 0 when it does not apply.
+    pub retry_after_ms: u32,
+    /// For people, at most 128 bytes of ASCII.
+    pub detail: &'a [u8],
 }

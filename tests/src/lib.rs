@@ -1,1 +1,261 @@
-//! x
+//! A whole deployment on loopback for the system tests: real binaries, real
+//! sockets, real files, all ended and removed when the test ends.
+//!
+//! Knows the product only from outside: its command lines, files and ports.
+
+use std::net::UdpSocket;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::{Duration, Instant};
+
+pub mod gateway;
+pub mod http;
+
+/// Longest wait for a process to become ready.
+const READY_MAX: Duration = Duration::from_secs(30);
+
+/// The folder of the built binaries, which are built first when they are not
+/// there or are older than their sources.
+pub fn binaries() -> &'static Path {
+    static DIR: OnceLock<PathBuf> = OnceLock::new();
+    DIR.get_or_init(|| {
+        // target/PROFILE/deps/it-HASH: the binaries lie two levels up.
+        let exe = std::env::current_exe().expect("the test knows its own path");
+        let dir = exe.parent().and_then(Path::parent).expect("a target folder").to_owned();
+        let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+        let mut build = Command::new(cargo);
+        build.args(["build", "--quiet", "-p", "switch", "-p", "loadgen", "--bins"]);
+        if dir.file_name().is_some_and(|name| name == "release") {
+            build.arg("--release");
+        }
+        build.current_dir(env!("CARGO_MANIFEST_DIR"));
+        let built = build.status().expect("cargo runs");
+        assert!(built.success(), "the binaries do not build");
+        dir
+    })
+}
+
+/// A port base whose next ports are free. Each deployment takes its own range.
+fn port_base() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    loop {
+        let step = NEXT.fetch_add(1, Ordering::Relaxed);
+        let base = 20_000 + (std::process::id() as u16 % 200) * 100 + step % 10 * 10;
+        let free = (base..base + 10).all(|port| {
+            UdpSocket::bind(("127.0.0.1", port)).is_ok()
+                && std::net::TcpListener::bind(("127.0.0.1", port)).is_ok()
+        });
+        if free {
+            return base;
+        }
+    }
+}
+
+/// A child process that never outlives its test.
+pub struct Process {
+    child: Child,
+    name: &'static str,
+    output: PathBuf,
+}
+
+impl Process {
+    fn spawn(name: &'static str, mut command: Command, output: PathBuf) -> Self {
+        let file = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(&output)
+            .expect("the output file opens");
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(file.try_clone().expect("a second handle"))
+            .stderr(file)
+            .spawn()
+            .unwrap_or_else(|error| panic!("{name} does not start: {error}"));
+        Self { child, name, output }
+    }
+
+    /// Everything it printed so far.
+    pub fn printed(&self) -> String {
+        std::fs::read_to_string(&self.output).unwrap_or_default()
+    }
+
+    /// kill -9, and waits for its end.
+    pub fn kill(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        // Fails only when it has already ended.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+
+    /// SIGTERM, then the exit status.
+    pub fn stop(mut self) -> ExitStatus {
+        let pid = self.child.id().to_string();
+        let sent = Command::new("kill").args(["-TERM", &pid]).status().expect("kill runs");
+        assert!(sent.success());
+        self.wait(Duration::from_secs(30))
+    }
+
+    /// Waits for it to end by itself.
+    pub fn wait(&mut self, bound: Duration) -> ExitStatus {
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().expect("the child can be waited for") {
+                return status;
+            }
+            assert!(started.elapsed() < bound, "{} does not end:\n{}", self.name, self.printed());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// One site with one native channel, in a temporary folder.
+pub struct Deployment {
+    dir: tempfile::TempDir,
+    base: u16,
+}
+
+impl Deployment {
+    /// `payswitch init` with `merchants` demo merchants.
+    pub fn init(merchants: u32) -> Self {
+        Self::init_in(tempfile::tempdir().expect("a temporary folder"), merchants)
+    }
+
+    fn init_in(dir: tempfile::TempDir, merchants: u32) -> Self {
+        let base = port_base();
+        let deployment = Self { dir, base };
+        let output = deployment.payswitch(&[
+            "init",
+            "--dir",
+            deployment.path().to_str().expect("a UTF-8 path"),
+            "--merchants",
+            &merchants.to_string(),
+            "--port-base",
+            &base.to_string(),
+        ]);
+        assert!(output.status.success(), "{}", text(&output));
+        deployment
+    }
+
+    /// The deployment's folder.
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The folder of the worker's log.
+    pub fn log_dir(&self) -> PathBuf {
+        self.path().join("data/site-1/worker-0")
+    }
+
+    /// A file of the deployment.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.path().join(name)
+    }
+
+    /// Its parsed site configuration.
+    pub fn config(&self) -> toml::Table {
+        let text = std::fs::read_to_string(self.file("site-1.toml")).expect("a configuration");
+        text.parse().expect("TOML")
+    }
+
+    /// Replaces one line of the site configuration.
+    pub fn edit(&self, from: &str, to: &str) {
+        let path = self.file("site-1.toml");
+        let text = std::fs::read_to_string(&path).expect("a configuration");
+        assert!(text.contains(from), "no {from:?} in the configuration");
+        std::fs::write(&path, text.replacen(from, to, 1)).expect("writable");
+    }
+
+    /// An address of the configuration, for example `("gateway", "listen")`.
+    pub fn address(&self, section: &str, key: &str) -> String {
+        self.config()[section][key].as_str().expect("an address").to_owned()
+    }
+
+    /// First port of the deployment.
+    pub fn port_base(&self) -> u16 {
+        self.base
+    }
+
+    /// Runs `payswitch` to its end.
+    pub fn payswitch(&self, args: &[&str]) -> Output {
+        run(&binaries().join("payswitch"), args)
+    }
+
+    /// Runs `loadgen` to its end.
+    pub fn loadgen(&self, args: &[&str]) -> Output {
+        run(&binaries().join("loadgen"), args)
+    }
+
+    /// Starts the switch and waits until it is ready.
+    pub fn serve(&self) -> Process {
+        let mut process = self.start_switch();
+        let started = Instant::now();
+        let admin = self.address("admin", "listen");
+        loop {
+            if http::get(&admin, "/ready").is_ok_and(|reply| reply.status == 200) {
+                return process;
+            }
+            let ended = process.child.try_wait().expect("the child can be waited for");
+            assert!(
+                ended.is_none() && started.elapsed() < READY_MAX,
+                "the switch is not ready:\n{}",
+                process.printed()
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Starts the switch without waiting.
+    pub fn start_switch(&self) -> Process {
+        let mut command = Command::new(binaries().join("payswitch"));
+        command.args(["serve", "--config"]).arg(self.file("site-1.toml"));
+        Process::spawn("payswitch serve", command, self.file("switch.out"))
+    }
+
+    /// Starts the simulated channel with extra arguments and waits until it is ready.
+    pub fn channel(&self, args: &[&str]) -> Process {
+        let mut command = Command::new(binaries().join("loadgen"));
+        command.args(["channel", "--config"]).arg(self.file("channel.toml")).args(args);
+        let output = self.file("channel.out");
+        drop(std::fs::remove_file(&output));
+        let mut process = Process::spawn("loadgen channel", command, output);
+        let started = Instant::now();
+        while !process.printed().contains("ready") {
+            let ended = process.child.try_wait().expect("the child can be waited for");
+            assert!(
+                ended.is_none() && started.elapsed() < READY_MAX,
+                "the channel is not ready:\n{}",
+                process.printed()
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        process
+    }
+}
+
+fn run(program: &Path, args: &[&str]) -> Output {
+    Command::new(program)
+        .args(args)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap_or_else(|error| panic!("{} does not start: {error}", program.display()))
+}
+
+/// Both streams of a finished process.
+pub fn text(output: &Output) -> String {
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
+}

@@ -49,12 +49,14 @@ impl Engine {
             }
             AdminCommand::Decide { mch_id, out_trade_no, out_refund_no, success, second, note } => {
                 let about = (&mch_id, &out_trade_no, out_refund_no.as_ref());
-                let (sequence, refund) = self.judge_decision(about)?;
+                let (sequence, ordinal, refund) = self.judge_decision(about)?;
                 if success && (second.is_empty() || second == operator) {
                     return Err("a result that moves money needs a second operator".into());
                 }
-                self.mark_decided(sequence, refund);
-                Record::Decision(Decision { sequence, refund, success, operator, second, note })
+                self.mark_decided(sequence, ordinal, refund);
+                let decision =
+                    Decision { sequence, ordinal, refund, success, operator, second, note };
+                Record::Decision(decision)
             }
         };
         self.tickets.push_back(admin.ticket);
@@ -66,9 +68,9 @@ impl Engine {
     fn judge_decision(
         &self,
         (mch_id, out_trade_no, out_refund_no): (&MchId, &OutTradeNo, Option<&OutRefundNo>),
-    ) -> Result<(u64, u8), String> {
+    ) -> Result<(u64, u8, bool), String> {
         let merchant = self.merchants.find(mch_id).ok_or("no such merchant")?;
-        let digest = super::number::order_digest(mch_id, out_trade_no);
+        let digest = protocol::channel::order_digest(mch_id, out_trade_no);
         let sequence = self
             .orders
             .find(&digest, merchant, out_trade_no)
@@ -85,24 +87,24 @@ impl Engine {
             .filter(|(_, refund)| refund.state == RefundState::Manual && !refund.ending)
             .find(|(_, refund)| wanted(refund));
         if let Some((_, refund)) = refund {
-            return Ok((sequence, refund.ordinal));
+            return Ok((sequence, refund.ordinal, true));
         }
         let decidable = out_refund_no.is_none()
             && order.attempt.state == AttemptState::Manual
             && !order.live.ending;
         if decidable {
-            Ok((sequence, 0))
+            Ok((sequence, order.attempt.ordinal, false))
         } else {
             Err("nothing of it waits for an operator".into())
         }
     }
 
-    fn mark_decided(&mut self, sequence: u64, refund: u8) {
-        if refund == 0 {
+    fn mark_decided(&mut self, sequence: u64, ordinal: u8, refund: bool) {
+        if !refund {
             self.orders[sequence].live.ending = true;
             return;
         }
-        let place = self.orders.refunds_of(sequence).find(|(_, r)| r.ordinal == refund);
+        let place = self.orders.refunds_of(sequence).find(|(_, r)| r.ordinal == ordinal);
         if let Some(place) = place.map(|(place, _)| place)
             && let Some(refund) = self.orders.refunds.get_mut(place)
         {

@@ -13,7 +13,6 @@ use super::order::{Attempt, AttemptState, CancelCause, Class, Live, Order};
 use super::output::{Outputs, Reply};
 use super::record::{Begin, Record};
 use super::slab::NIL;
-use super::view::refusal;
 use super::waiter::Owner;
 use super::weakness::Weakness;
 use protocol::code::{Code, Method, OrderState, Reason};
@@ -38,7 +37,7 @@ const BUSY_RETRY_MS: u32 = 200;
 impl Engine {
     pub(super) fn pay(&mut self, pay: &PayInput<'_>, now: Now, out: &mut Outputs) {
         if let Err(Refused(code, retry)) = self.try_pay(pay, now, out) {
-            out.replies.push(refusal(pay.origin.waiter, code, retry));
+            out.replies.push(Reply::refusal(pay.origin.waiter, code, retry));
         }
     }
 
@@ -136,7 +135,7 @@ impl Engine {
     }
 
     fn judge_space(&self, pay: &PayInput<'_>) -> Result<(), Refused> {
-        if self.orders.len() >= self.config.orders_max {
+        if self.orders.len() > self.config.orders_max {
             return Err(Code::CapacityReached.into());
         }
         if pay.notify && self.outbox.len() >= self.config.outbox_max {
@@ -224,7 +223,7 @@ impl Engine {
                 let body = self.order_body(sequence, Code::Ok, false);
                 out.replies.push(Reply { waiter, body });
             }
-            Err(Refused(code, retry)) => out.replies.push(refusal(waiter, code, retry)),
+            Err(Refused(code, retry)) => out.replies.push(Reply::refusal(waiter, code, retry)),
         }
     }
 

@@ -28,6 +28,14 @@ pub enum ApplyError {
     /// The block cannot be read.
     #[error(transparent)]
     Decode(#[from] DecodeError),
+    /// The block's index does not follow.
+    #[error("block {found} follows block {last}")]
+    BlockGap {
+        /// Last index applied.
+        last: u64,
+        /// Index found.
+        found: u64,
+    },
     /// A BEGIN record is not the next payment.
     #[error("payment {found} begins where payment {expected} must")]
     SequenceGap {
@@ -77,16 +85,21 @@ impl Engine {
     /// [`ApplyError`]: see there.
     pub fn apply(
         &mut self,
+        index: u64,
         term: u64,
         block: &[u8],
         now: Now,
         out: &mut Outputs,
     ) -> Result<(), ApplyError> {
+        if index != self.applied + 1 {
+            return Err(ApplyError::BlockGap { last: self.applied, found: index });
+        }
         let leads = self.term == Some(term);
         for stamped in Records::new(block)? {
             let Stamped { at_us, record } = stamped?;
             self.apply_record(&record, At { us: at_us, leads }, now, out)?;
         }
+        self.applied = index;
         if leads {
             self.hear_deferred(now, out);
             self.trim_replies();
@@ -352,6 +365,17 @@ impl Engine {
         }
     }
 
+    /// Proposes the next attempt; its channel's room is taken from now on.
+    pub(super) fn start_next(&mut self, sequence: u64, channel: u16, now: Now, out: &mut Outputs) {
+        let ordinal = self.orders[sequence].attempt.ordinal + 1;
+        self.orders[sequence].live.starting = true;
+        if let Some(live) = self.live_channel(channel) {
+            live.in_flight += 1;
+        }
+        let next = NextAttempt { sequence, ordinal, channel };
+        self.propose(now, &Record::NextAttempt(next), out);
+    }
+
     fn next_or_end(&mut self, sequence: u64, now: Now, out: &mut Outputs) {
         let order = &self.orders[sequence];
         let (attempt, wish) = (order.attempt, order.cancel_wish());
@@ -360,12 +384,7 @@ impl Engine {
             && !expired
             && let Ok(channel) = self.next_channel(sequence)
         {
-            self.orders[sequence].live.starting = true;
-            if let Some(live) = self.live_channel(channel) {
-                live.in_flight += 1;
-            }
-            let next = NextAttempt { sequence, ordinal: attempt.ordinal + 1, channel };
-            return self.propose(now, &Record::NextAttempt(next), out);
+            return self.start_next(sequence, channel, now, out);
         }
         let (order_state, reason) = if wish.is_cancel() {
             (OrderState::Closed, wish.reason())
@@ -600,12 +619,12 @@ impl Engine {
         out: &mut Outputs,
     ) -> Result<(), ApplyError> {
         let sequence = decision.sequence;
-        self.committed_mut(sequence, decision.refund)?;
-        if decision.refund > 0 {
-            let place = self.committed_refund(sequence, decision.refund)?;
+        self.committed_mut(sequence, decision.ordinal)?;
+        if decision.refund {
+            let place = self.committed_refund(sequence, decision.ordinal)?;
             let outcome = RefundOutcome {
                 sequence,
-                ordinal: decision.refund,
+                ordinal: decision.ordinal,
                 class: if decision.success { Class::Success } else { Class::Declined },
                 state: if decision.success { RefundState::Success } else { RefundState::Failed },
                 reason: Reason::Operator,

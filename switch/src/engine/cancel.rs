@@ -11,7 +11,6 @@ use super::order::{AttemptState, CancelCause, RefundKind};
 use super::output::{Outputs, Reply};
 use super::record::{CancelStart, Record};
 use super::slab::NIL;
-use super::view::refusal;
 use super::waiter::Owner;
 use super::weakness::Weakness;
 use protocol::code::{Code, OrderState, RefundState};
@@ -20,7 +19,7 @@ use protocol::message::kind;
 impl Engine {
     pub(super) fn close(&mut self, close: &OrderInput, now: Now, out: &mut Outputs) {
         if let Err(Refused(code, retry)) = self.try_cancel(close, now, out) {
-            out.replies.push(refusal(close.origin.waiter, code, retry));
+            out.replies.push(Reply::refusal(close.origin.waiter, code, retry));
         }
     }
 

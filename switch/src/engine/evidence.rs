@@ -7,12 +7,11 @@
 use super::Engine;
 use super::attempt::{Asked, Facts, Step, step};
 use super::input::{Evidence, Now, Operation, OperationId};
-use super::number::is_charge_number;
 use super::order::{AttemptState, CancelCause, Class, Order, RefundKind};
 use super::output::{Alarm, AlarmKind, Outputs, Send};
 use super::record::{Outcome, Record};
 use super::weakness::Weakness;
-use protocol::channel::{ChannelRequest, ChannelStatus, kind};
+use protocol::channel::{ChannelRequest, ChannelStatus, charge_number, kind};
 use protocol::code::{Code, OrderState, Reason};
 use protocol::id::ShortText;
 use protocol::money::Amount;
@@ -131,7 +130,7 @@ impl Engine {
                 (*status, *detail, charge_no, *amount, *currency, *channel_ref)
             }
         };
-        let number_fits = is_charge_number(charge_no, &order.digest, operation.ordinal);
+        let number_fits = *charge_no == charge_number(&order.digest, operation.ordinal);
         let money_fits = amount == order.amount && currency == order.currency;
         let (class, reason) = match status {
             // A confirmed reversal names no money that moved; the number decides.
@@ -256,6 +255,14 @@ impl Engine {
         }
         self.orders[sequence].live.ending = true;
         self.propose(now, &Record::Outcome(outcome), out);
+        let over = matches!(to, AttemptState::Declined | AttemptState::Void);
+        if over
+            && order_state == OrderState::Processing
+            && let Ok(channel) = self.next_channel(sequence)
+        {
+            // Behind its proof in the same block: one commit less to wait for.
+            self.start_next(sequence, channel, now, out);
+        }
         if self.weakened(Weakness::AnswerBeforeCommitted) {
             let before = (self.orders[sequence].state, self.orders[sequence].reason);
             (self.orders[sequence].state, self.orders[sequence].reason) = (order_state, reason);
@@ -444,7 +451,7 @@ impl Engine {
             operation: OperationId { shard: self.config.shard, sequence, operation, ordinal },
             request: ChannelRequest {
                 kind,
-                charge_no: super::number::charge_number(&order.digest, ordinal),
+                charge_no: charge_number(&order.digest, ordinal),
                 refund_no: None,
                 amount,
                 currency: order.currency,

@@ -39,7 +39,6 @@ mod directory;
 mod evidence;
 mod index;
 mod limit;
-mod number;
 mod outbox;
 mod refund;
 mod resolver;
@@ -54,8 +53,9 @@ mod weakness;
 pub use apply::ApplyError;
 pub use config::EngineConfig;
 pub use input::{Input, Now};
+pub use outbox::event_shard;
 pub use output::Outputs;
-pub use view::{AttemptView, ChannelStats, OrderView, RefundView, Stats};
+pub use view::{AttemptView, ChannelStats, DoubtView, OrderView, RefundView, Stats};
 
 use directory::Directory;
 use input::{Evidence, OperationId};
@@ -74,6 +74,8 @@ pub struct Engine {
     orders: Orders,
     outbox: Outbox,
     counters: Counters,
+    /// Index of the last block applied.
+    applied: u64,
     /// The term this replica leads in.
     term: Option<u64>,
     channels: Vec<Channel>,
@@ -129,6 +131,7 @@ impl Engine {
             orders: Orders::new(),
             outbox: Outbox::new(config.shard),
             counters: Counters::default(),
+            applied: 0,
             term: None,
             waiters: Waiters::new(),
             resolver: Resolver::new(),
@@ -171,11 +174,23 @@ impl Engine {
             Input::ChannelUp { channel, up } => self.channel_up(channel, up, now, out),
             Input::Admin(admin) => self.admin(admin, now, out),
             Input::Tick => self.tick(now, out),
-            Input::Committed { term, block, .. } => return self.apply(term, block, now, out),
+            Input::Committed { index, term, block } => {
+                return self.apply(index, term, block, now, out);
+            }
             Input::Lead { term } => self.lead(term, now, out),
             Input::StepDown => self.step_down(out),
         }
         Ok(())
+    }
+
+    /// The shard.
+    pub fn shard(&self) -> u16 {
+        self.config.shard
+    }
+
+    /// Index of the last block applied.
+    pub fn applied(&self) -> u64 {
+        self.applied
     }
 
     /// When [`Input::Tick`] is wanted next, monotonic microseconds.
@@ -249,14 +264,16 @@ impl Engine {
         if self.term.take().is_none() {
             return;
         }
-        self.waiters.drain_all(|waiter| out.replies.push(view::not_leader(waiter)));
+        self.waiters.drain_all(|waiter| {
+            out.replies.push(output::Reply::refusal(waiter, protocol::code::Code::NotLeader, 0))
+        });
         for (sequence, place) in self.proposed_refunds.drain(..).rev() {
             if let Some(refund) = self.orders.refunds.remove(place)
                 && let Some(order) = self.orders.get_mut(sequence)
             {
                 debug_assert_eq!(order.refunds, place);
                 order.refunds = refund.next;
-                order.refund_count -= 1;
+                order.refund_count -= u8::from(refund.kind == order::RefundKind::Merchant);
                 order.live.reserving = 0;
             }
         }

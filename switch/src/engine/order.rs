@@ -6,8 +6,8 @@
 //! are volatile, never hashed and never decide how a record is applied.
 
 use super::index::Index;
-use super::number::{NumberKind, number};
 use super::slab::{Bitmap, Chunked, NIL, Slab};
+use protocol::channel::{NumberKind, refund_number};
 use protocol::code::{Method, OrderState, Reason, RefundState, Scene};
 use protocol::id::{ChannelNo, OutRefundNo, OutTradeNo, ShortText};
 use protocol::money::Currency;
@@ -164,10 +164,10 @@ impl CancelCause {
     /// Name as logs and JSON print it.
     pub fn name(self) -> &'static str {
         match self {
-            Self::None => "NONE",
-            Self::Merchant => "MERCHANT",
-            Self::Expired => "EXPIRED",
-            Self::GaveUp => "GAVE_UP",
+            Self::None => "none",
+            Self::Merchant => "merchant",
+            Self::Expired => "expired",
+            Self::GaveUp => "gave_up",
         }
     }
 
@@ -210,6 +210,16 @@ impl RefundKind {
         }
     }
 
+    /// Ordinal of a refund of this kind: the merchant's count up from 1, ours
+    /// have places of their own, so that their numbers never meet.
+    pub(super) fn ordinal(self, merchants: u8, attempt: u8) -> u8 {
+        match self {
+            Self::Merchant => merchants + 1,
+            Self::Reversal => REVERSAL_ORDINAL,
+            Self::Orphan => ORPHAN_ORDINAL + attempt,
+        }
+    }
+
     pub(super) fn number_kind(self) -> NumberKind {
         match self {
             Self::Merchant => NumberKind::Refund,
@@ -218,6 +228,11 @@ impl RefundKind {
         }
     }
 }
+
+/// Ordinal of the reversal; the merchant's refunds stay below.
+pub(super) const REVERSAL_ORDINAL: u8 = 100;
+/// Orphan refunds follow: this plus the attempt.
+const ORPHAN_ORDINAL: u8 = 110;
 
 /// One attempt.
 #[derive(Clone, Copy)]
@@ -304,12 +319,46 @@ pub(super) struct Order {
     pub(super) state: OrderState,
     pub(super) cancel: CancelCause,
     pub(super) notify: bool,
+    /// Refunds that the merchant asked for.
     pub(super) refund_count: u8,
     pub(super) attempt: Attempt,
     pub(super) live: Live,
 }
 
 impl Order {
+    /// What fills place 0, which no payment has.
+    fn nothing() -> Self {
+        let text = |raw: &[u8]| OutTradeNo::parse(raw);
+        let Ok(out_trade_no) = text(b"-") else { unreachable!("a valid number") };
+        let Some(currency) = Currency::new(*b"XXX") else { unreachable!("three letters") };
+        Self {
+            digest: [0; 16],
+            fingerprint: [0; 16],
+            amount: 0,
+            refunded: 0,
+            reserved: 0,
+            time_expire_ms: 0,
+            created_ms: 0,
+            finished_ms: 0,
+            merchant: NIL,
+            earlier: NIL,
+            refunds: NIL,
+            events: 0,
+            gateway: 0,
+            reason: Reason::None,
+            out_trade_no,
+            currency,
+            method: Method::Wallet,
+            scene: Scene::Pos,
+            state: OrderState::None,
+            cancel: CancelCause::None,
+            notify: false,
+            refund_count: 0,
+            attempt: super::admit::new_attempt(0, 0),
+            live: Live::NONE,
+        }
+    }
+
     /// The cancel wish as it will stand once everything proposed is applied.
     pub(super) fn cancel_wish(&self) -> CancelCause {
         if self.cancel.is_cancel() { self.cancel } else { self.live.cancelling }
@@ -356,7 +405,8 @@ impl Refund {
 pub(super) struct Orders {
     slots: Chunked<Order>,
     pub(super) index: Index,
-    /// Orders whose B record is applied; later slots are proposals.
+    /// The next sequence whose B record is to be applied; slots from here on
+    /// are proposals.
     pub(super) committed: u64,
     /// Orders that are not final or have an open refund.
     pub(super) busy: Bitmap,
@@ -366,17 +416,20 @@ pub(super) struct Orders {
 
 impl Orders {
     pub(super) fn new() -> Self {
+        let mut slots = Chunked::new();
+        // Sequences begin at 1: 0 means "none" in dumps and reports.
+        slots.push(Order::nothing());
         Self {
-            slots: Chunked::new(),
+            slots,
             index: Index::new(),
-            committed: 0,
+            committed: 1,
             busy: Bitmap::default(),
             earlier: Slab::new(),
             refunds: Slab::new(),
         }
     }
 
-    /// Slots, proposals included: the next sequence.
+    /// The next free sequence, after all proposals.
     pub(super) fn len(&self) -> u64 {
         self.slots.len()
     }
@@ -416,7 +469,7 @@ impl Orders {
 
     /// The order, if its B record is applied.
     pub(super) fn committed(&self, sequence: u64) -> Option<&Order> {
-        if sequence < self.committed { self.slots.get(sequence) } else { None }
+        if (1..self.committed).contains(&sequence) { self.slots.get(sequence) } else { None }
     }
 
     /// Attempt `ordinal`, newest or earlier.
@@ -466,10 +519,11 @@ impl Orders {
     pub(super) fn add_refund(&mut self, mut refund: Refund) -> u32 {
         let sequence = refund.sequence;
         refund.next = self.slots[sequence].refunds;
+        let kind = refund.kind;
         let place = self.refunds.insert(refund);
         let order = &mut self.slots[sequence];
         order.refunds = place;
-        order.refund_count += 1;
+        order.refund_count += u8::from(kind == RefundKind::Merchant);
         place
     }
 
@@ -487,7 +541,7 @@ impl Orders {
     /// The channel's number of a refund.
     pub(super) fn refund_number(&self, refund: &Refund) -> ChannelNo {
         let order = &self.slots[refund.sequence];
-        number(&order.digest, refund.kind.number_kind(), refund.ordinal)
+        refund_number(&order.digest, refund.kind.number_kind(), refund.ordinal)
     }
 }
 

@@ -43,7 +43,6 @@ struct Subscriber {
 pub(super) struct Outbox {
     shard: u16,
     events: HashMap<u64, Held>,
-    created: u64,
     /// Created and not yet tried.
     fresh: VecDeque<u64>,
     /// Delivered, to be delivered again when not taken over.
@@ -66,7 +65,6 @@ impl Outbox {
         Self {
             shard,
             events: HashMap::new(),
-            created: 0,
             fresh: VecDeque::new(),
             again: Fifo::new(),
             parked: VecDeque::new(),
@@ -115,7 +113,6 @@ impl Outbox {
     pub(super) fn hash(&self, hash: &mut Sha256) {
         let mut ids: Vec<u64> = self.events.keys().copied().collect();
         ids.sort_unstable();
-        hash.update(self.created.to_le_bytes());
         for id in ids {
             let held = &self.events[&id];
             hash.update(id.to_le_bytes());
@@ -126,6 +123,21 @@ impl Outbox {
             hash.update(held.reason.wire().to_le_bytes());
         }
     }
+}
+
+/// The shard that an event id belongs to.
+pub fn event_shard(event_id: u64) -> u16 {
+    (event_id >> 54) as u16
+}
+
+/// Shard 10 bits, number within the payment 10, payment sequence 44.
+fn event_id(shard: u16, sequence: u64, number: u32) -> u64 {
+    u64::from(shard) << 54 | u64::from(number & 1023) << 44 | sequence
+}
+
+/// The payment that an event id belongs to.
+pub(super) fn event_payment(event_id: u64) -> u64 {
+    event_id & ((1 << 44) - 1)
 }
 
 impl Engine {
@@ -149,8 +161,7 @@ impl Engine {
             tries: 0,
             leaving: false,
         };
-        self.outbox.created += 1;
-        let id = u64::from(self.outbox.shard) << 54 | self.outbox.created;
+        let id = event_id(self.outbox.shard, sequence, order.events);
         self.outbox.events.insert(id, held);
         if self.term.is_some() {
             self.outbox.fresh.push_back(id);
@@ -183,7 +194,7 @@ impl Engine {
     fn drop_event(&mut self, event_id: u64, dead: bool, now: Now, out: &mut Outputs) {
         let Some(held) = self.outbox.events.get_mut(&event_id) else { return };
         if !std::mem::replace(&mut held.leaving, true) {
-            self.propose(now, &Record::Delivered { event_id, dead }, out);
+            self.propose(now, &Record::Delivered { event_id, taken: !dead }, out);
         }
     }
 

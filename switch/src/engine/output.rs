@@ -4,7 +4,9 @@
 use super::input::{OperationId, Waiter};
 use super::merchant::Merchant;
 use protocol::channel::ChannelRequest;
-use protocol::message::{Event, OrderReply, RefundReply};
+use protocol::code::{Code, OrderState, Reason, RefundState};
+use protocol::id::ShortText;
+use protocol::message::{Event, OrderReply, RefundReply, kind};
 
 /// Outputs of one or more `handle` calls.
 ///
@@ -39,6 +41,49 @@ pub struct Reply {
     pub waiter: Waiter,
     /// What.
     pub body: ReplyBody,
+}
+
+impl Reply {
+    /// An answer that says only why nothing was done, in the layout that the
+    /// request's kind asks for.
+    pub fn refusal(waiter: Waiter, code: Code, retry_after_ms: u32) -> Self {
+        let body = if matches!(waiter.kind, kind::REFUND | kind::QUERY_REFUND) {
+            ReplyBody::Refund(RefundReply {
+                code,
+                retry_after_ms,
+                replayed: false,
+                state: RefundState::None,
+                reason: Reason::None,
+                transaction_id: None,
+                amount: 0,
+                currency: None,
+                refunded: 0,
+                refunding: 0,
+                finished_at_ms: 0,
+                leader_hint: 0,
+                channel_ref: ShortText::EMPTY,
+            })
+        } else {
+            ReplyBody::Order(OrderReply {
+                code,
+                retry_after_ms,
+                replayed: false,
+                state: OrderState::None,
+                reason: Reason::None,
+                transaction_id: None,
+                amount: 0,
+                currency: None,
+                refunded: 0,
+                refunding: 0,
+                channel: 0,
+                finished_at_ms: 0,
+                leader_hint: 0,
+                out_trade_no: ShortText::EMPTY,
+                channel_ref: ShortText::EMPTY,
+            })
+        };
+        Self { waiter, body }
+    }
 }
 
 /// The two reply layouts.

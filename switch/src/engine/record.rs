@@ -17,7 +17,7 @@
 use super::merchant::{AddressRange, KeyKind, Limits, Merchant, MerchantKey, MerchantStatus};
 use super::order::{AttemptState, CancelCause, Class, RefundKind};
 use protocol::code::{Method, OrderState, Reason, RefundState, Scene};
-use protocol::id::{MchId, OutRefundNo, OutTradeNo, ShortText, TransactionId};
+use protocol::id::{MchId, OutRefundNo, OutTradeNo, ShortText};
 use protocol::money::{Amount, Currency};
 use std::fmt::Write;
 
@@ -178,8 +178,10 @@ pub struct RefundOutcome {
 pub struct Decision {
     /// Payment sequence.
     pub sequence: u64,
-    /// Refund ordinal; 0: the newest attempt.
-    pub refund: u8,
+    /// Attempt or refund ordinal.
+    pub ordinal: u8,
+    /// It is about a refund.
+    pub refund: bool,
     /// The money moved.
     pub success: bool,
     /// Operator.
@@ -238,8 +240,8 @@ pub enum Record<'a> {
     Delivered {
         /// Event.
         event_id: u64,
-        /// Given up.
-        dead: bool,
+        /// Taken over by a subscriber.
+        taken: bool,
     },
     /// M.
     Decision(Decision),
@@ -343,17 +345,17 @@ fn write_body(b: &mut Vec<u8>, record: &Record<'_>) -> (u8, u8) {
             b.push(*attempt);
             (kind::DOUBT, 0)
         }
-        Record::Delivered { event_id, dead } => {
+        Record::Delivered { event_id, taken } => {
             put_u64(b, *event_id);
-            (kind::DELIVERED, u8::from(*dead))
+            (kind::DELIVERED, u8::from(*taken))
         }
         Record::Decision(r) => {
             put_u64(b, r.sequence);
-            b.push(r.refund);
+            b.push(r.ordinal);
             for text in [&r.operator, &r.second, &r.note] {
                 put_text(b, text.as_bytes());
             }
-            (kind::DECISION, u8::from(r.success))
+            (kind::DECISION, u8::from(r.success) | u8::from(r.refund) << 1)
         }
         Record::MerchantPut(r) => {
             put_text(b, r.operator.as_bytes());
@@ -566,8 +568,8 @@ impl<'a> Body<'a> {
 fn read_body<'a>(kind: u8, flags: u8, mut b: Body<'a>) -> Option<Record<'a>> {
     // An unknown flag is a record of a later version: refuse rather than guess.
     let known = match kind {
-        kind::BEGIN | kind::CANCEL_START => 3,
-        kind::REFUND_START | kind::DELIVERED | kind::DECISION => 1,
+        kind::BEGIN | kind::CANCEL_START | kind::DECISION => 3,
+        kind::REFUND_START | kind::DELIVERED => 1,
         _ => 0,
     };
     if flags & !known != 0 {
@@ -616,10 +618,11 @@ fn read_body<'a>(kind: u8, flags: u8, mut b: Body<'a>) -> Option<Record<'a>> {
             channel_ref: b.short()?,
         }),
         kind::DOUBT => Record::Doubt { sequence: b.u64()?, attempt: b.u8()? },
-        kind::DELIVERED => Record::Delivered { event_id: b.u64()?, dead: flags & 1 != 0 },
+        kind::DELIVERED => Record::Delivered { event_id: b.u64()?, taken: flags & 1 != 0 },
         kind::DECISION => Record::Decision(Decision {
             sequence: b.u64()?,
-            refund: b.u8()?,
+            ordinal: b.u8()?,
+            refund: flags & 2 != 0,
             success: flags & 1 != 0,
             operator: b.short()?,
             second: b.short()?,
@@ -719,22 +722,28 @@ fn read_list<T>(
 }
 
 impl Record<'_> {
-    /// The kind letter of the state machine's table, `A` for a further
-    /// attempt, `P` and `L` for merchant and limits records.
-    pub fn letter(&self) -> char {
+    /// Appends the record, made at `wall_us`, to an open block.
+    pub fn append(&self, wall_us: u64, block: &mut Vec<u8>) {
+        append(block, wall_us, self);
+    }
+
+    /// The record's name in dumps and time lines.
+    pub fn name(&self) -> &'static str {
         match self {
-            Self::Begin(_) => 'B',
-            Self::NextAttempt(_) => 'A',
-            Self::Outcome(r) if r.cancel_result => 'Y',
-            Self::Outcome(_) => 'E',
-            Self::CancelStart(_) => 'X',
-            Self::RefundStart(_) => 'F',
-            Self::RefundOutcome(_) => 'G',
-            Self::Doubt { .. } => 'U',
-            Self::Delivered { .. } => 'N',
-            Self::Decision(_) => 'M',
-            Self::MerchantPut(_) => 'P',
-            Self::LimitsPut(_) => 'L',
+            Self::Begin(_) => "begin",
+            Self::NextAttempt(_) => "attempt",
+            Self::Outcome(r) if r.class == Class::Noted => "noted",
+            Self::Outcome(r) if r.attempt_state == AttemptState::Awaiting => "awaiting",
+            Self::Outcome(r) if r.class == Class::RouteEnded => "route_end",
+            Self::Outcome(_) => "end",
+            Self::CancelStart(_) => "cancel",
+            Self::RefundStart(_) => "refund",
+            Self::RefundOutcome(_) => "refund_end",
+            Self::Doubt { .. } => "doubt",
+            Self::Delivered { .. } => "delivered",
+            Self::Decision(_) => "decided",
+            Self::MerchantPut(_) => "merchant",
+            Self::LimitsPut(_) => "limits",
         }
     }
 
@@ -749,59 +758,32 @@ impl Record<'_> {
             Self::RefundOutcome(r) => Some(r.sequence),
             Self::Decision(r) => Some(r.sequence),
             Self::Doubt { sequence, .. } => Some(*sequence),
-            Self::Delivered { .. } | Self::MerchantPut(_) | Self::LimitsPut(_) => None,
+            Self::Delivered { event_id, .. } => Some(super::outbox::event_payment(*event_id)),
+            Self::MerchantPut(_) | Self::LimitsPut(_) => None,
         }
     }
 }
 
 impl Stamped<'_> {
-    /// Appends the record as one line of JSON without the line end. Payer
+    /// Appends the record as one JSON object for dumps and time lines. Payer
     /// token, content and key material never appear.
-    pub fn to_json(&self, shard: u16, out: &mut String) {
-        // Writing to a String cannot fail. Texts need no escapes but quote and
-        // backslash, which only operators' notes can hold.
-        let _ = write!(out, "{{\"at_us\":{},\"rec\":\"{}\"", self.at_us, self.record.letter());
+    pub fn to_json(&self, out: &mut String) {
+        // Writing to a String cannot fail.
+        let _ = write!(out, "{{\"at_us\":{},\"kind\":\"{}\"", self.at_us, self.record.name());
         if let Some(sequence) = self.record.sequence() {
-            let _ = write!(out, ",\"transaction_id\":\"{}\"", TransactionId::new(shard, sequence));
+            let _ = write!(out, ",\"sequence\":{sequence}");
         }
-        self.write_fields(out);
+        let _ = self.write_fields(out);
         out.push('}');
     }
 
-    fn write_fields(&self, out: &mut String) {
-        let _ = match &self.record {
-            Record::Begin(r) => write!(
-                out,
-                ",\"mch_id\":\"{}\",\"out_trade_no\":\"{}\",\"attempt\":1,\"ch_no\":\"{}\",\
-                 \"channel\":{},\"amount\":{},\"currency\":\"{}\",\"method\":\"{}\",\
-                 \"scene\":\"{}\",\"gateway\":{},\"time_expire_ms\":{},\"notify\":{}",
-                r.mch_id,
-                r.out_trade_no,
-                super::number::charge_number(&r.digest, 1),
-                r.channel,
-                r.amount.minor(),
-                r.currency,
-                r.method.name(),
-                r.scene.name(),
-                r.gateway,
-                r.time_expire_ms,
-                r.notify,
-            ),
+    fn write_fields(&self, out: &mut String) -> std::fmt::Result {
+        match &self.record {
+            Record::Begin(r) => write_begin_json(r, out),
             Record::NextAttempt(r) => {
                 write!(out, ",\"attempt\":{},\"channel\":{}", r.ordinal, r.channel)
             }
-            Record::Outcome(r) => write!(
-                out,
-                ",\"attempt\":{},\"class\":\"{}\",\"attempt_state\":\"{}\",\"order_state\":\"{}\",\
-                 \"reason\":\"{}\",\"amount\":{},\"channel_ref\":\"{}\"",
-                r.attempt,
-                r.class.name(),
-                r.attempt_state.name(),
-                r.order_state.name(),
-                r.reason.name(),
-                r.amount,
-                Escaped(&r.channel_ref),
-            ),
+            Record::Outcome(r) => write_outcome_json(r, out),
             Record::CancelStart(r) => write!(
                 out,
                 ",\"attempt\":{},\"cause\":\"{}\",\"reversing\":{}",
@@ -809,33 +791,38 @@ impl Stamped<'_> {
                 r.cause.name(),
                 r.reversing
             ),
-            Record::RefundStart(r) => write!(
-                out,
-                ",\"refund\":{},\"kind\":\"{}\",\"attempt\":{},\"amount\":{},\
-                 \"out_refund_no\":\"{}\"",
-                r.ordinal,
-                r.kind.name(),
-                r.attempt,
-                r.amount.minor(),
-                r.out_refund_no
-            ),
+            Record::RefundStart(r) => {
+                // A refund of our own has no number of the merchant's.
+                let number = match r.kind {
+                    RefundKind::Merchant => r.out_refund_no.as_str(),
+                    RefundKind::Reversal | RefundKind::Orphan => "",
+                };
+                write!(
+                    out,
+                    ",\"ordinal\":{},\"for\":\"{}\",\"attempt\":{},\"amount\":{},\"out_refund_no\":\"{number}\"",
+                    r.ordinal,
+                    r.kind.name(),
+                    r.attempt,
+                    r.amount.minor(),
+                )
+            }
             Record::RefundOutcome(r) => write!(
                 out,
-                ",\"refund\":{},\"class\":\"{}\",\"state\":\"{}\",\"reason\":\"{}\",\
-                 \"channel_ref\":\"{}\"",
+                ",\"ordinal\":{},\"class\":\"{}\",\"ending\":\"{}\",\"reason\":\"{}\",\"channel_ref\":\"{}\"",
                 r.ordinal,
                 r.class.name(),
-                r.state.name(),
+                refund_ending(r.state),
                 r.reason.name(),
                 Escaped(&r.channel_ref)
             ),
             Record::Doubt { attempt, .. } => write!(out, ",\"attempt\":{attempt}"),
-            Record::Delivered { event_id, dead } => {
-                write!(out, ",\"event_id\":{event_id},\"dead\":{dead}")
+            Record::Delivered { event_id, taken } => {
+                write!(out, ",\"event_id\":{event_id},\"taken\":{taken}")
             }
             Record::Decision(r) => write!(
                 out,
-                ",\"refund\":{},\"success\":{},\"operator\":\"{}\",\"second\":\"{}\",\"note\":\"{}\"",
+                ",\"ordinal\":{},\"refund\":{},\"success\":{},\"operator\":\"{}\",\"second\":\"{}\",\"note\":\"{}\"",
+                r.ordinal,
                 r.refund,
                 r.success,
                 Escaped(&r.operator),
@@ -844,7 +831,7 @@ impl Stamped<'_> {
             ),
             Record::MerchantPut(r) => write!(
                 out,
-                ",\"operator\":\"{}\",\"mch_id\":\"{}\",\"status\":\"{:?}\",\"keys\":{},{}",
+                ",\"operator\":\"{}\",\"mch_id\":\"{}\",\"status\":\"{:?}\",\"keys\":{},\"limits\":{{{}}}",
                 Escaped(&r.operator),
                 r.merchant.mch_id,
                 r.merchant.status,
@@ -853,13 +840,66 @@ impl Stamped<'_> {
             ),
             Record::LimitsPut(r) => write!(
                 out,
-                ",\"operator\":\"{}\",\"mch_id\":\"{}\",\"until_ms\":{},{}",
+                ",\"operator\":\"{}\",\"mch_id\":\"{}\",\"until_ms\":{},\"limits\":{{{}}}",
                 Escaped(&r.operator),
                 r.mch_id,
                 r.until_ms,
                 LimitsJson(&r.limits)
             ),
-        };
+        }
+    }
+}
+
+fn write_begin_json(r: &Begin<'_>, out: &mut String) -> std::fmt::Result {
+    write!(
+        out,
+        ",\"attempt\":1,\"channel\":{},\"mch_id\":\"{}\",\"out_trade_no\":\"{}\",\"charge_no\":\"{}\",\"amount\":{},\"currency\":\"{}\",\"method\":\"{}\",\"scene\":\"{}\",\"gateway\":{},\"time_expire_ms\":{},\"notify\":{}",
+        r.channel,
+        r.mch_id,
+        r.out_trade_no,
+        protocol::channel::charge_number(&r.digest, 1),
+        r.amount.minor(),
+        r.currency,
+        r.method.name(),
+        r.scene.name(),
+        r.gateway,
+        r.time_expire_ms,
+        r.notify,
+    )
+}
+
+fn write_outcome_json(r: &Outcome, out: &mut String) -> std::fmt::Result {
+    let over = matches!(r.attempt_state, AttemptState::Declined | AttemptState::Void);
+    write!(
+        out,
+        ",\"attempt\":{},\"class\":\"{}\",\"ending\":\"{}\",\"goes_on\":{},\"order_state\":\"{}\",\"reason\":\"{}\",\"amount\":{},\"channel_ref\":\"{}\"",
+        r.attempt,
+        r.class.name(),
+        attempt_ending(r),
+        over && r.order_state == OrderState::Processing,
+        r.order_state.name(),
+        r.reason.name(),
+        r.amount,
+        Escaped(&r.channel_ref),
+    )
+}
+
+/// How the attempt ended, as dumps and audits name it.
+fn attempt_ending(r: &Outcome) -> &'static str {
+    match r.attempt_state {
+        AttemptState::Succeeded => "succeeded",
+        AttemptState::Declined => "declined",
+        AttemptState::Void if r.class == Class::Reversed => "reversed",
+        AttemptState::Void => "void",
+        _ => "manual",
+    }
+}
+
+fn refund_ending(state: RefundState) -> &'static str {
+    match state {
+        RefundState::Success => "succeeded",
+        RefundState::Failed => "declined",
+        _ => "manual",
     }
 }
 

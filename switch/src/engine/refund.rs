@@ -6,26 +6,21 @@ use super::Engine;
 use super::admit::Refused;
 use super::evidence::{Statement, decline_reason, raise};
 use super::input::{Evidence, Now, Operation, OperationId, QueryRefundInput, RefundInput};
-use super::number::{charge_number, is_charge_number};
-use super::order::{CancelCause, Class, Refund, RefundKind};
+use super::order::{CancelCause, Class, REVERSAL_ORDINAL, Refund, RefundKind};
 use super::output::{AlarmKind, Outputs, Reply, Send};
 use super::record::{Record, RefundOutcome, RefundStart};
 use super::slab::NIL;
-use super::view::refusal;
 use super::waiter::Owner;
 use super::weakness::Weakness;
-use protocol::channel::{ChannelRequest, ChannelStatus, kind};
+use protocol::channel::{ChannelRequest, ChannelStatus, charge_number, kind, refund_number};
 use protocol::code::{Code, OrderState, Reason, RefundState};
 use protocol::id::{OutRefundNo, ShortText};
 use protocol::money::Amount;
 
-/// Most refunds of one order of all kinds: the ordinal has 7 bits.
-const ORDINALS_MAX: u8 = 127;
-
 impl Engine {
     pub(super) fn refund(&mut self, refund: &RefundInput, now: Now, out: &mut Outputs) {
         if let Err(Refused(code, retry)) = self.try_refund(refund, now, out) {
-            out.replies.push(refusal(refund.origin.waiter, code, retry));
+            out.replies.push(Reply::refusal(refund.origin.waiter, code, retry));
         }
     }
 
@@ -118,7 +113,7 @@ impl Engine {
         let merchants =
             self.orders.refunds_of(sequence).filter(|(_, r)| r.kind == RefundKind::Merchant);
         if merchants.count() >= usize::from(self.config.refunds_per_order_max)
-            || order.refund_count >= ORDINALS_MAX
+            || order.refund_count + 1 >= REVERSAL_ORDINAL
         {
             return Err(Code::RefundTooMany.into());
         }
@@ -143,8 +138,8 @@ impl Engine {
         out: &mut Outputs,
     ) -> u32 {
         let order = &self.orders[sequence];
-        let ordinal = order.refund_count + 1;
-        let own = || super::number::number(&order.digest, kind.number_kind(), ordinal);
+        let ordinal = kind.ordinal(order.refund_count, attempt);
+        let own = || refund_number(&order.digest, kind.number_kind(), ordinal);
         let out_refund_no = out_refund_no.unwrap_or_else(|| {
             OutRefundNo::parse(own().as_bytes())
                 .unwrap_or_else(|_| unreachable!("a channel number is a refund number"))
@@ -173,9 +168,7 @@ impl Engine {
         now: Now,
         out: &mut Outputs,
     ) {
-        if self.orders[sequence].refund_count < ORDINALS_MAX {
-            self.propose_refund((sequence, kind, attempt, amount), None, false, now, out);
-        }
+        self.propose_refund((sequence, kind, attempt, amount), None, false, now, out);
     }
 
     pub(super) fn query_refund(&mut self, query: &QueryRefundInput, now: Now, out: &mut Outputs) {
@@ -192,7 +185,7 @@ impl Engine {
                 let body = self.refund_body(place, Code::Ok, false);
                 out.replies.push(Reply { waiter, body });
             }
-            Err(Refused(code, retry)) => out.replies.push(refusal(waiter, code, retry)),
+            Err(Refused(code, retry)) => out.replies.push(Reply::refusal(waiter, code, retry)),
         }
     }
 
@@ -209,7 +202,7 @@ impl Engine {
         let mut refund_no = self.orders.refund_number(refund);
         if self.weakened(Weakness::NewNumberOnRefundRetry) && operation == Operation::Refund {
             let salt = self.next_salt();
-            refund_no = super::number::number(&order.digest, refund.kind.number_kind(), salt);
+            refund_no = refund_number(&order.digest, refund.kind.number_kind(), salt);
         }
         let kind = if operation == Operation::Refund { kind::REFUND } else { kind::QUERY_REFUND };
         out.sends.push(Send {
@@ -293,7 +286,7 @@ impl Engine {
         };
         let Some(refund) = self.orders.refunds.get(place) else { return silent };
         let order = &self.orders[refund.sequence];
-        let number_fits = is_charge_number(charge_no, &order.digest, refund.attempt);
+        let number_fits = *charge_no == charge_number(&order.digest, refund.attempt);
         let money_fits = *amount == refund.amount && *currency == order.currency;
         let (class, reason) = match status {
             ChannelStatus::Success if number_fits && money_fits => (Class::Success, Reason::None),

@@ -72,6 +72,11 @@ impl Resolver {
         self.due.first().map(|(due, _)| due)
     }
 
+    /// Since when a case is open, monotonic microseconds.
+    pub(super) fn since_us(&self, case: u32) -> Option<u64> {
+        self.cases.get(case).map(|open| open.since_us)
+    }
+
     fn schedule(&mut self, case: u32, due_us: u64) {
         let generation = self.cases.generation(case);
         if let Some(open) = self.cases.get_mut(case) {

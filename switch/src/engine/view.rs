@@ -1,11 +1,12 @@
 //! What is shown of the state: reply bodies, statistics, the explain view and
 //! the state hash. Changes nothing.
 
+use super::Engine;
 use super::directory::Entry;
 use super::input::Waiter;
 use super::order::{Attempt, AttemptState, Order, Refund, RefundKind};
 use super::output::{Reply, ReplyBody};
-use super::{Engine, number};
+use protocol::channel::{charge_number, order_digest};
 use protocol::code::{Code, OrderState, Reason, RefundState};
 use protocol::id::{ChannelNo, MchId, OutRefundNo, OutTradeNo, ShortText, TransactionId};
 use protocol::message::{OrderReply, RefundReply, kind};
@@ -55,6 +56,12 @@ pub struct ChannelStats {
 pub struct OrderView {
     /// Our number.
     pub transaction_id: TransactionId,
+    /// Merchant.
+    pub mch_id: MchId,
+    /// The merchant's number.
+    pub out_trade_no: OutTradeNo,
+    /// Sequence in the shard, from 1.
+    pub sequence: u64,
     /// State.
     pub state: OrderState,
     /// Why.
@@ -66,7 +73,7 @@ pub struct OrderView {
     /// Given back, minor units.
     pub refunded: i64,
     /// Reserved, minor units.
-    pub refunding: i64,
+    pub reserved: i64,
     /// Accepted, Unix milliseconds.
     pub created_at_ms: u64,
     /// Final, Unix milliseconds; 0 when not.
@@ -77,6 +84,23 @@ pub struct OrderView {
     pub attempts: Vec<AttemptView>,
     /// Refunds, oldest first.
     pub refunds: Vec<RefundView>,
+}
+
+/// Something in doubt or in front of an operator.
+#[derive(Clone, Debug)]
+pub struct DoubtView {
+    /// The payment.
+    pub order: OrderView,
+    /// Refund ordinal, or 0 for the payment's newest attempt.
+    pub ordinal: u8,
+    /// State of the attempt or refund.
+    pub state: &'static str,
+    /// Channel number.
+    pub channel: u16,
+    /// Since when, microseconds of the monotonic or the Unix clock.
+    pub since_us: u64,
+    /// Whether `since_us` is monotonic.
+    pub monotonic: bool,
 }
 
 /// An attempt for `explain`.
@@ -117,50 +141,6 @@ pub struct RefundView {
     pub attempt: u8,
 }
 
-/// The answer to whoever waits when leadership ends.
-pub(super) fn not_leader(waiter: Waiter) -> Reply {
-    refusal(waiter, Code::NotLeader, 0)
-}
-
-/// A refusal: no order exists for it, or the order is not touched.
-pub(super) fn refusal(waiter: Waiter, code: Code, retry_after_ms: u32) -> Reply {
-    let body = match waiter.kind {
-        kind::REFUND | kind::QUERY_REFUND => ReplyBody::Refund(RefundReply {
-            code,
-            retry_after_ms,
-            replayed: false,
-            state: RefundState::None,
-            reason: Reason::None,
-            transaction_id: None,
-            amount: 0,
-            currency: None,
-            refunded: 0,
-            refunding: 0,
-            finished_at_ms: 0,
-            leader_hint: 0,
-            channel_ref: ShortText::EMPTY,
-        }),
-        _ => ReplyBody::Order(OrderReply {
-            code,
-            retry_after_ms,
-            replayed: false,
-            state: OrderState::None,
-            reason: Reason::None,
-            transaction_id: None,
-            amount: 0,
-            currency: None,
-            refunded: 0,
-            refunding: 0,
-            channel: 0,
-            finished_at_ms: 0,
-            leader_hint: 0,
-            out_trade_no: ShortText::EMPTY,
-            channel_ref: ShortText::EMPTY,
-        }),
-    };
-    Reply { waiter, body }
-}
-
 impl Engine {
     /// Reply about a payment as it stands.
     pub(super) fn order_body(&self, sequence: u64, code: Code, replayed: bool) -> ReplyBody {
@@ -187,7 +167,8 @@ impl Engine {
     /// Reply about a refund as it stands.
     pub(super) fn refund_body(&self, place: u32, code: Code, replayed: bool) -> ReplyBody {
         let Some(refund) = self.orders.refunds.get(place) else {
-            return refusal(Waiter { kind: kind::REFUND, ..Waiter::default() }, code, 0).body;
+            let nobody = Waiter { kind: kind::REFUND, ..Waiter::default() };
+            return Reply::refusal(nobody, code, 0).body;
         };
         let order = &self.orders[refund.sequence];
         ReplyBody::Refund(RefundReply {
@@ -211,7 +192,7 @@ impl Engine {
     pub fn stats(&self) -> Stats {
         let channels = self.channels.iter().zip(&self.config.channels);
         Stats {
-            orders: self.orders.committed,
+            orders: self.orders.committed - 1,
             proposed: self.orders.len() - self.orders.committed,
             open: self.orders.busy.count(),
             in_doubt: u64::from(self.resolver.count()),
@@ -234,8 +215,11 @@ impl Engine {
     /// A committed payment by the merchant's number.
     pub fn order_view(&self, mch_id: &MchId, out_trade_no: &OutTradeNo) -> Option<OrderView> {
         let merchant = self.merchants.find(mch_id)?;
-        let digest = number::order_digest(mch_id, out_trade_no);
-        let sequence = self.orders.find(&digest, merchant, out_trade_no)?;
+        let digest = order_digest(mch_id, out_trade_no);
+        self.view(self.orders.find(&digest, merchant, out_trade_no)?)
+    }
+
+    fn view(&self, sequence: u64) -> Option<OrderView> {
         let order = self.orders.committed(sequence)?;
         let mut refunds: Vec<_> = self
             .orders
@@ -246,12 +230,15 @@ impl Engine {
         refunds.reverse();
         Some(OrderView {
             transaction_id: TransactionId::new(self.config.shard, sequence),
+            mch_id: self.merchants.at(order.merchant).merchant.mch_id,
+            out_trade_no: order.out_trade_no,
+            sequence,
             state: order.state,
             reason: order.reason,
             amount: order.amount,
             currency: order.currency,
             refunded: order.refunded,
-            refunding: order.reserved,
+            reserved: order.reserved,
             created_at_ms: order.created_ms,
             finished_at_ms: order.finished_ms,
             time_expire_ms: order.time_expire_ms,
@@ -260,6 +247,46 @@ impl Engine {
                 .map(|attempt| attempt_view(order, attempt))
                 .collect(),
             refunds,
+        })
+    }
+
+    /// What is in doubt, waits for the payer, is being undone or is in front of
+    /// an operator: oldest payment first, at most `limit`.
+    pub fn doubt_views(&self, limit: usize) -> Vec<DoubtView> {
+        let doubts = self.orders.busy.ones().flat_map(|sequence| {
+            let order = &self.orders[sequence];
+            let open = !order.attempt.state.is_definitive();
+            let attempt = open
+                .then(|| self.doubt_of(sequence, 0, order.attempt.state.name(), order.live.case));
+            let refunds =
+                self.orders.refunds_of(sequence).filter(|(_, r)| r.is_open() && !r.proposed);
+            let refunds = refunds
+                .map(move |(_, r)| self.doubt_of(sequence, r.ordinal, r.state.name(), r.case));
+            attempt.into_iter().chain(refunds).flatten()
+        });
+        doubts.take(limit).collect()
+    }
+
+    /// `None` for an attempt that simply waits for its first answer.
+    fn doubt_of(
+        &self,
+        sequence: u64,
+        ordinal: u8,
+        state: &'static str,
+        case: u32,
+    ) -> Option<DoubtView> {
+        let since = self.resolver.since_us(case);
+        if since.is_none() && self.term.is_some() && state == AttemptState::Started.name() {
+            return None;
+        }
+        let order = self.view(sequence)?;
+        Some(DoubtView {
+            ordinal,
+            state,
+            channel: self.orders[sequence].attempt.channel,
+            since_us: since.unwrap_or(order.created_at_ms.saturating_mul(1000)),
+            monotonic: since.is_some(),
+            order,
         })
     }
 
@@ -284,7 +311,7 @@ impl Engine {
             hash_merchant(&mut hash, entry);
         }
         hash.update(self.orders.committed.to_le_bytes());
-        for sequence in 0..self.orders.committed {
+        for sequence in 1..self.orders.committed {
             self.hash_order(&mut hash, sequence);
         }
         self.outbox.hash(&mut hash);
@@ -333,7 +360,7 @@ fn attempt_view(order: &Order, attempt: &Attempt) -> AttemptView {
     AttemptView {
         ordinal: attempt.ordinal,
         channel: attempt.channel,
-        charge_no: number::charge_number(&order.digest, attempt.ordinal),
+        charge_no: charge_number(&order.digest, attempt.ordinal),
         state: attempt.state,
         reason: attempt.reason,
         channel_ref: attempt.channel_ref,

@@ -7,11 +7,10 @@ use crate::engine::input::{
     PayInput, QueryRefundInput, RefundInput, Waiter,
 };
 use crate::engine::merchant::{Limits, Merchant, MerchantStatus};
-use crate::engine::number::{charge_number, order_digest};
 use crate::engine::output::{Outputs, ReplyBody, Send};
 use crate::engine::weakness::Weakness;
 use crate::engine::{Engine, OrderView};
-use protocol::channel::ChannelStatus;
+use protocol::channel::{ChannelStatus, charge_number, order_digest};
 use protocol::code::{Method, Scene};
 use protocol::id::{MchId, OutRefundNo, OutTradeNo, ShortText};
 use protocol::message::{OrderRef, OrderReply, RefundReply, kind};
@@ -378,8 +377,10 @@ impl World {
         let mut engine = Engine::new(self.config.clone());
         engine.weakness = self.engine.weakness;
         let mut out = Outputs::default();
-        for block in &self.log[..blocks] {
-            engine.apply(self.term, block, Now::default(), &mut out).expect("a sound block");
+        for (at, block) in self.log[..blocks].iter().enumerate() {
+            engine
+                .apply(at as u64 + 1, self.term, block, Now::default(), &mut out)
+                .expect("a sound block");
         }
         assert!(out.replies.is_empty() && out.sends.is_empty() && out.events.is_empty());
         assert!(out.block.is_empty() && out.alarms.is_empty() && out.admin.is_empty());

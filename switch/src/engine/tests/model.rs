@@ -135,8 +135,8 @@ impl Model {
         let mut shadow = Engine::new(config);
         shadow.weakness = weakness;
         let mut out = Outputs::default();
-        for block in &world.log {
-            shadow.apply(1, block, Now::default(), &mut out).expect("sound");
+        for (at, block) in world.log.iter().enumerate() {
+            shadow.apply(at as u64 + 1, 1, block, Now::default(), &mut out).expect("sound");
         }
         let keys = (0..KEYS).map(|at| format!("order-{at}")).collect();
         let mut model = Self {
@@ -324,7 +324,8 @@ impl Model {
         self.scan(block);
         let before: Vec<_> = self.keys.iter().map(|key| self.shadow_state(key)).collect();
         let mut out = Outputs::default();
-        self.shadow.apply(0, block, Now::default(), &mut out).expect("sound");
+        let index = self.world.log.len() as u64;
+        self.shadow.apply(index, 0, block, Now::default(), &mut out).expect("sound");
         for (key, before) in self.keys.clone().iter().zip(before) {
             if let Some((state, attempts)) = before {
                 let (now, attempts_now) = self.shadow_state(key).expect("orders stay");
@@ -343,23 +344,36 @@ impl Model {
 
     /// Invariants 7 and 10 on the log.
     fn scan(&mut self, block: &[u8]) {
+        // Attempts that end earlier in this very block.
+        let mut ended = BTreeSet::new();
         for stamped in Records::new(block).expect("stamp") {
             if self.trace {
                 let mut line = String::new();
-                stamped.clone().expect("sound").to_json(3, &mut line);
+                stamped.clone().expect("sound").to_json(&mut line);
                 println!("{:>12} log   {line}", self.world.now.mono_us);
             }
             match stamped.expect("sound").record {
                 Record::Begin(begin) => {
-                    let number = crate::engine::number::charge_number(&begin.digest, 1);
+                    let number = protocol::channel::charge_number(&begin.digest, 1);
                     self.began.insert(number.to_string());
+                }
+                Record::Outcome(outcome)
+                    if matches!(
+                        outcome.attempt_state,
+                        AttemptState::Declined | AttemptState::Void
+                    ) =>
+                {
+                    ended.insert((outcome.sequence, outcome.attempt));
                 }
                 Record::NextAttempt(next) => {
                     let key = self.key_of(next.sequence);
                     let (_, attempts) = self.shadow_state(&key).expect("exists");
                     let over =
                         |a: &AttemptState| matches!(a, AttemptState::Declined | AttemptState::Void);
-                    assert!(attempts.iter().all(over), "7: {key} starts before proof");
+                    let proven = attempts.iter().zip(1..).all(|(attempt, ordinal)| {
+                        over(attempt) || ended.contains(&(next.sequence, ordinal))
+                    });
+                    assert!(proven, "7: {key} starts before proof");
                     self.began.insert(charge_no(&key, next.ordinal).to_string());
                 }
                 _ => {}

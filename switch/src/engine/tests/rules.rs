@@ -264,7 +264,7 @@ fn c7_what_was_only_proposed_leaves_no_trace() {
     let again = world.pay("b", 100);
     world.settle();
     let send = world.sent(Operation::Charge);
-    assert_eq!(send.operation.sequence, 1, "sequences have no gap");
+    assert_eq!(send.operation.sequence, 2, "sequences have no gap");
     world.answer(&send, ChannelStatus::Success);
     assert_eq!(world.order_reply(again).expect("paid").state, OrderState::Paid);
     world.assert_follower_agrees();
@@ -422,10 +422,10 @@ fn c11_the_backlog_drains_oldest_first_within_its_budget() {
     world.settle();
     world.give(Input::Tick);
     let asked: Vec<_> = world.out.sends.drain(..).map(|s| s.operation.sequence).collect();
-    assert_eq!(asked, [0, 1], "the burst of one second");
+    assert_eq!(asked, [1, 2], "the burst of one second");
     world.pass(SECOND);
     let asked: Vec<_> = world.out.sends.drain(..).map(|s| s.operation.sequence).collect();
-    assert_eq!(asked, [2, 3]);
+    assert_eq!(asked, [3, 4]);
 }
 
 // C8: late statements.
@@ -540,7 +540,7 @@ fn c9_refunds_are_refused_by_state_and_sum() {
     let mut world = World::new();
     in_doubt(&mut world, "doubt");
     assert_eq!(refund_code(&mut world, "doubt", "r", 1), Code::OrderNotFinal);
-    assert_eq!(world.sent(Operation::Query).operation.sequence, 0, "asked on the fly");
+    assert_eq!(world.sent(Operation::Query).operation.sequence, 1, "asked on the fly");
     world.pay("failed", 100);
     world.settle();
     let send = world.sent(Operation::Charge);
@@ -735,13 +735,13 @@ fn c10_queries_go_by_both_numbers_and_refresh_asks_the_channel() {
     let mut world = World::new();
     in_doubt(&mut world, "a");
     let mut input = world.order_input("a", kind::QUERY);
-    input.order = OrderRef::TransactionId(TransactionId::new(3, 0));
+    input.order = OrderRef::TransactionId(TransactionId::new(3, 1));
     input.refresh = true;
     world.give(Input::Query(input));
     let reply = world.order_reply(input.origin.waiter.correlation).expect("at once");
     assert_eq!((reply.state, reply.out_trade_no.as_str()), (OrderState::Processing, "a"));
     world.sent(Operation::Query);
-    input.order = OrderRef::TransactionId(TransactionId::new(4, 0));
+    input.order = OrderRef::TransactionId(TransactionId::new(4, 1));
     world.give(Input::Query(input));
     assert_eq!(
         world.order_reply(input.origin.waiter.correlation).expect("no").code,
@@ -761,9 +761,12 @@ fn a_follower_answers_nobody_and_a_damaged_block_is_loud() {
     assert!(world.out.events.is_empty() && world.engine.next_due().is_none());
     let mut block = world.log[1].clone();
     block.truncate(block.len() - 1);
-    let input = Input::Committed { index: 9, term: 1, block: &block };
+    let index = world.log.len() as u64 + 1;
+    let input = Input::Committed { index, term: 1, block: &block };
     assert!(world.engine.handle(input, world.now, &mut world.out).is_err());
-    let again = world.log[1].clone();
-    let input = Input::Committed { index: 9, term: 1, block: &again };
-    assert!(world.engine.handle(input, world.now, &mut world.out).is_err(), "a payment twice");
+    for (index, why) in [(index, "a payment twice"), (index + 1, "a block is missing")] {
+        let again = world.log[1].clone();
+        let input = Input::Committed { index, term: 1, block: &again };
+        assert!(world.engine.handle(input, world.now, &mut world.out).is_err(), "{why}");
+    }
 }

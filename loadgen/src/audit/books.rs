@@ -1,0 +1,642 @@
+//! The comparison: what the log, the channel's ledger and the acknowledgements
+//! say about every payment, against the rules of money.
+//!
+//! Pure: facts in, violations out. Independent of the switch's code: the
+//! states are derived here from the records by the rules' own tables. Feed the
+//! log first, then the ledger, then the acknowledgements, then `finish`.
+//! Tested with one doctored history per rule, and clean ones.
+
+use super::log::{Ending, Fact, Line};
+use super::table::{ATTEMPTS_MAX, Attempt, Charge, Payment, State, Table};
+use crate::acks::{Ack, flag};
+use crate::channel::book::Entry;
+use crate::channel::number::Number;
+use crate::plan::{Op, Plan};
+use protocol::channel::{ChannelStatus, charge_number, kind, order_digest};
+use protocol::code::{Code, OrderState, RefundState};
+use protocol::id::{MchId, OutTradeNo, TransactionId};
+use std::collections::HashMap;
+
+/// Ordinals from here on are refunds of our own.
+const REVERSAL_ORDINAL: u8 = 100;
+/// Ordinals above this are refunds of orphan charges.
+const ORPHAN_ORDINAL: u8 = 110;
+/// Clocks of log and channel may differ by this.
+const CLOCK_SLACK_MS: u64 = 1_000;
+/// Violations kept with their text; all are counted.
+const KEPT_MAX: usize = 1_000;
+
+/// A broken rule.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub(crate) struct Violation {
+    /// Number of the invariant in the rule book (state machine, C13).
+    pub(crate) invariant: u8,
+    /// What is wrong.
+    pub(crate) detail: String,
+    /// Digest of the payment, hex; empty when it is about none.
+    pub(crate) payment: String,
+    #[serde(skip)]
+    pub(super) digest: Option<[u8; 16]>,
+}
+
+/// Money on both sides, minor units.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub(crate) struct Sums {
+    /// Paid, by the log.
+    pub(crate) log_paid: i64,
+    /// Given back, by the log.
+    pub(crate) log_refunded: i64,
+    /// Charged and standing, by the channel.
+    pub(crate) channel_charged: i64,
+    /// Given back, by the channel.
+    pub(crate) channel_refunded: i64,
+}
+
+/// What was looked at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub(crate) struct Checked {
+    /// Payments in the log.
+    pub(crate) payments: u64,
+    /// Records of the log.
+    pub(crate) records: u64,
+    /// Entries of the channel's ledger.
+    pub(crate) ledger_entries: u64,
+    /// Acknowledgements.
+    pub(crate) acks: u64,
+    /// Requests whose answer never came.
+    pub(crate) unknown: u64,
+    /// Refunds in the log.
+    pub(crate) refunds: u64,
+}
+
+struct RefundLine {
+    amount: i64,
+    attempt: u8,
+    state: RefundState,
+    channel: Option<ChannelStatus>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Totals {
+    reserved: i64,
+    refunded: i64,
+    channel_refunded: i64,
+}
+
+/// The audit's memory.
+pub(crate) struct Books {
+    table: Table,
+    refunds: HashMap<(u32, u8), RefundLine>,
+    /// Refunds of a run, by the merchant's number.
+    refund_requests: HashMap<Vec<u8>, (u32, u8)>,
+    totals: HashMap<u32, Totals>,
+    last: HashMap<u16, (u64, u32)>,
+    checked: Checked,
+    violations: Vec<Violation>,
+    violation_count: u64,
+}
+
+impl Books {
+    /// Empty books.
+    pub(crate) fn new() -> Self {
+        Self {
+            table: Table::default(),
+            refunds: HashMap::new(),
+            refund_requests: HashMap::new(),
+            totals: HashMap::new(),
+            last: HashMap::new(),
+            checked: Checked::default(),
+            violations: Vec::new(),
+            violation_count: 0,
+        }
+    }
+
+    /// What was looked at.
+    pub(crate) fn checked(&self) -> Checked {
+        Checked { payments: self.table.len() as u64, ..self.checked }
+    }
+
+    /// Violations found: their number and the first of them.
+    pub(crate) fn violations(&self) -> (u64, &[Violation]) {
+        (self.violation_count, &self.violations)
+    }
+
+    fn violation(&mut self, invariant: u8, digest: Option<[u8; 16]>, detail: String) {
+        self.violation_count += 1;
+        if self.violations.len() < KEPT_MAX {
+            let payment = digest.map_or_else(String::new, |digest| {
+                digest.iter().map(|byte| format!("{byte:02x}")).collect()
+            });
+            self.violations.push(Violation { invariant, detail, payment, digest });
+        }
+    }
+
+    fn about(&mut self, invariant: u8, at: u32, detail: String) {
+        let digest = self.table.get(at).digest;
+        self.violation(invariant, Some(digest), detail);
+    }
+
+    /// Takes a record of the log. Records of other replicas that were seen
+    /// already are passed over.
+    pub(crate) fn record(&mut self, line: &Line<'_>) {
+        let place = (line.index, line.record);
+        let last = self.last.entry(line.shard).or_default();
+        if place <= *last && *last != (0, 0) {
+            return;
+        }
+        *last = place;
+        self.checked.records += 1;
+        if let Fact::Begin { mch_id, out_trade_no, charge_no, amount, currency } = line.fact {
+            self.begin(line, (mch_id, out_trade_no, charge_no), amount, currency);
+            return;
+        }
+        if line.fact == Fact::Other {
+            return;
+        }
+        let Some(at) = self.table.by_sequence(line.shard, line.sequence) else {
+            let detail = format!(
+                "shard {} block {}: a record about payment {} which never began",
+                line.shard, line.index, line.sequence
+            );
+            return self.violation(2, None, detail);
+        };
+        match line.fact {
+            Fact::Attempt(attempt) => self.attempt(at, attempt),
+            Fact::End { attempt, ending, goes_on } => self.end(at, attempt, ending, goes_on),
+            Fact::Cancel { ends_payment } => self.cancel(at, ends_payment),
+            Fact::Refund { ordinal, attempt, amount, out_refund_no } => {
+                self.refund(at, (ordinal, attempt), amount, out_refund_no);
+            }
+            Fact::RefundEnd { ordinal, ending } => self.refund_end(at, ordinal, ending),
+            Fact::Begin { .. } | Fact::Other => {}
+        }
+    }
+
+    fn begin(
+        &mut self,
+        line: &Line<'_>,
+        (mch_id, out_trade_no, charge_no): (&str, &str, &str),
+        amount: i64,
+        currency: &str,
+    ) {
+        let ids = (MchId::parse(mch_id.as_bytes()), OutTradeNo::parse(out_trade_no.as_bytes()));
+        let (Ok(mch_id), Ok(out_trade_no)) = ids else {
+            let detail = format!("shard {} block {}: unreadable ids", line.shard, line.index);
+            return self.violation(2, None, detail);
+        };
+        let digest = order_digest(&mch_id, &out_trade_no);
+        if self.table.find(&digest).is_some() {
+            let detail = format!("{mch_id} {out_trade_no} began twice: one number, two payments");
+            self.violation(1, Some(digest), detail);
+        }
+        if charge_number(&digest, 1).as_str() != charge_no {
+            let detail =
+                format!("{mch_id} {out_trade_no}: charge number {charge_no} is not its own");
+            self.violation(2, Some(digest), detail);
+        }
+        let mut letters = [0; 3];
+        letters.iter_mut().zip(currency.bytes()).for_each(|(slot, byte)| *slot = byte);
+        let mut payment = Payment {
+            digest,
+            amount,
+            sequence: line.sequence,
+            begun_ms: line.at_us / 1_000,
+            shard: line.shard,
+            currency: letters,
+            state: State::Processing,
+            ..Payment::default()
+        };
+        payment.attempts[0] = Attempt::Open;
+        if let Err(last) = self.table.add(payment) {
+            let (shard, sequence) = (line.shard, line.sequence);
+            let detail =
+                format!("shard {shard}: payment {sequence} follows {last}: records are missing");
+            self.violation(6, Some(digest), detail);
+        }
+    }
+
+    fn attempt(&mut self, at: u32, attempt: u8) {
+        let payment = self.table.get(at);
+        let before = usize::from(attempt).saturating_sub(1);
+        if !(1..ATTEMPTS_MAX).contains(&before) {
+            return self.about(7, at, format!("attempt {attempt} is out of range"));
+        }
+        let earlier = &payment.attempts[..before];
+        if !earlier.iter().all(|earlier| earlier.clear()) {
+            let detail = format!("attempt {attempt} began while an earlier one was {earlier:?}");
+            self.about(7, at, detail);
+        }
+        let payment = self.table.get_mut(at);
+        payment.attempts[before] = Attempt::Open;
+        payment.goes_on = false;
+    }
+
+    fn end(&mut self, at: u32, attempt: u8, ending: Ending, goes_on: bool) {
+        let index = usize::from(attempt).wrapping_sub(1);
+        let was = self.table.get(at).attempts.get(index).copied().unwrap_or_default();
+        let now = match ending {
+            Ending::Succeeded => Attempt::Succeeded,
+            Ending::Declined => Attempt::Declined,
+            Ending::Void => Attempt::Void,
+            Ending::Reversed => Attempt::Reversed,
+            Ending::Manual => Attempt::Manual,
+        };
+        match was {
+            Attempt::Open | Attempt::Manual => {}
+            // The same evidence twice changes nothing.
+            _ if was == now => return,
+            Attempt::None => {
+                return self.about(2, at, format!("attempt {attempt} ended and never began"));
+            }
+            _ => {
+                let detail = format!("attempt {attempt} was {was:?} and became {now:?}");
+                return self.about(11, at, detail);
+            }
+        }
+        let payment = self.table.get_mut(at);
+        payment.attempts[index] = now;
+        payment.goes_on = goes_on && now.clear();
+        let state = match now {
+            Attempt::Succeeded => State::Paid,
+            Attempt::Manual => State::Manual,
+            _ if payment.cancelled => State::Closed,
+            _ if payment.goes_on => State::Processing,
+            _ => State::Failed,
+        };
+        self.become_state(at, state);
+        let payment = self.table.get(at);
+        let won = payment.attempts.iter().filter(|a| **a == Attempt::Succeeded).count();
+        if won > 1 {
+            self.about(1, at, format!("{won} attempts succeeded"));
+        }
+    }
+
+    fn become_state(&mut self, at: u32, state: State) {
+        let was = self.table.get(at).state;
+        if was.is_final() && was != state {
+            self.about(11, at, format!("the payment was {was:?} and became {state:?}"));
+        }
+        self.table.get_mut(at).state = state;
+    }
+
+    fn cancel(&mut self, at: u32, ends_payment: bool) {
+        let payment = self.table.get_mut(at);
+        if payment.state.is_final() || !ends_payment {
+            // The switch leaves a cancel out that lost the race.
+            return;
+        }
+        payment.cancelled = true;
+        if payment.goes_on {
+            self.become_state(at, State::Closed);
+        }
+    }
+
+    fn refund(&mut self, at: u32, (ordinal, attempt): (u8, u8), amount: i64, number: &str) {
+        self.checked.refunds += 1;
+        let line = RefundLine { amount, attempt, state: RefundState::Processing, channel: None };
+        if self.refunds.insert((at, ordinal), line).is_some() {
+            self.about(9, at, format!("refund {ordinal} began twice"));
+        }
+        if !number.is_empty() {
+            let key = refund_key(&self.table.get(at).digest, number.as_bytes());
+            if self.refund_requests.insert(key, (at, ordinal)).is_some() {
+                self.about(9, at, format!("refund number {number} began twice"));
+            }
+        }
+        let payment = self.table.get(at);
+        let index = usize::from(attempt).wrapping_sub(1);
+        let of = payment.attempts.get(index).copied().unwrap_or_default();
+        if ordinal > ORPHAN_ORDINAL {
+            return;
+        }
+        if payment.state != State::Paid || of != Attempt::Succeeded {
+            let detail =
+                format!("refund {ordinal} of attempt {attempt} ({of:?}) while {:?}", payment.state);
+            self.about(8, at, detail);
+        }
+        let reversed = self.refunds.contains_key(&(at, REVERSAL_ORDINAL));
+        if ordinal < REVERSAL_ORDINAL && reversed {
+            self.about(10, at, format!("refund {ordinal} began after the payment was reversed"));
+        }
+        let totals = self.totals.entry(at).or_default();
+        totals.reserved += amount;
+        let taken = totals.reserved + totals.refunded;
+        let paid = self.table.get(at).amount;
+        if taken > paid {
+            self.about(8, at, format!("refunded and reserved {taken} of {paid} paid"));
+        }
+    }
+
+    fn refund_end(&mut self, at: u32, ordinal: u8, ending: Ending) {
+        let Some(line) = self.refunds.get_mut(&(at, ordinal)) else {
+            return self.about(9, at, format!("refund {ordinal} ended and never began"));
+        };
+        let state = match ending {
+            Ending::Succeeded => RefundState::Success,
+            Ending::Manual => RefundState::Manual,
+            _ => RefundState::Failed,
+        };
+        let (was, amount) = (line.state, line.amount);
+        if was == state {
+            return;
+        }
+        if matches!(was, RefundState::Success | RefundState::Failed) {
+            let detail = format!("refund {ordinal} was {was:?} and became {state:?}");
+            return self.about(11, at, detail);
+        }
+        line.state = state;
+        if ordinal <= ORPHAN_ORDINAL && state != RefundState::Manual {
+            let totals = self.totals.entry(at).or_default();
+            totals.reserved -= amount;
+            if state == RefundState::Success {
+                totals.refunded += amount;
+            }
+        }
+    }
+
+    /// Takes an entry of the channel's ledger.
+    pub(crate) fn entry(&mut self, entry: &Entry) {
+        self.checked.ledger_entries += 1;
+        let digest = entry.charge.digest;
+        let Some(at) = self.table.find(&digest) else {
+            let detail =
+                format!("the channel has {} and the log has no such payment", named(entry));
+            return self.violation(2, Some(digest), detail);
+        };
+        let payment = self.table.get(at);
+        let index = usize::from(entry.charge.ordinal).wrapping_sub(1);
+        let attempt = payment.attempts.get(index).copied().unwrap_or_default();
+        if attempt == Attempt::None {
+            let detail = format!("the channel has {} and the log no such attempt", named(entry));
+            return self.about(2, at, detail);
+        }
+        if entry.at_ms + CLOCK_SLACK_MS < payment.begun_ms {
+            let detail = format!(
+                "{} came {} ms before the payment's record",
+                named(entry),
+                payment.begun_ms - entry.at_ms
+            );
+            self.about(2, at, detail);
+        }
+        match entry.refund {
+            Some(refund) => self.channel_refund(at, entry, refund),
+            None => self.channel_charge(at, index, entry),
+        }
+    }
+
+    fn channel_charge(&mut self, at: u32, index: usize, entry: &Entry) {
+        let payment = self.table.get(at);
+        let (amount, currency, was) = (payment.amount, payment.currency, payment.charges[index]);
+        let charged = entry.operation == kind::CHARGE && entry.status == ChannelStatus::Success;
+        if charged && (entry.amount != amount || entry.currency != currency) {
+            let detail = format!("charged {} and the payment is {amount}", entry.amount);
+            self.about(3, at, detail);
+        }
+        let now = match (entry.operation, entry.status) {
+            (_, ChannelStatus::Success) => Charge::Stands,
+            (_, ChannelStatus::Reversed) if was == Charge::Stands => Charge::Undone,
+            (_, ChannelStatus::Reversed) => Charge::Fenced,
+            _ => Charge::Declined,
+        };
+        self.table.get_mut(at).charges[index] = now;
+    }
+
+    fn channel_refund(&mut self, at: u32, entry: &Entry, refund: Number) {
+        let Some(line) = self.refunds.get_mut(&(at, refund.ordinal)) else {
+            let detail = format!("the channel has {} and the log no such refund", named(entry));
+            return self.about(9, at, detail);
+        };
+        let before = line.channel.replace(entry.status);
+        let (amount, attempt) = (line.amount, line.attempt);
+        if before == Some(ChannelStatus::Success) {
+            self.about(9, at, format!("refund {} moved money twice", refund.ordinal));
+        }
+        if attempt != entry.charge.ordinal {
+            let detail = format!("refund {} of another attempt's charge", refund.ordinal);
+            self.about(9, at, detail);
+        }
+        if entry.status != ChannelStatus::Success {
+            return;
+        }
+        if entry.amount != amount {
+            let detail = format!("the channel refunded {} instead of {amount}", entry.amount);
+            self.about(9, at, detail);
+        }
+        if refund.ordinal > ORPHAN_ORDINAL {
+            // An orphan charge is given back as a whole.
+            let index = usize::from(attempt).wrapping_sub(1);
+            if let Some(charge) = self.table.get_mut(at).charges.get_mut(index) {
+                *charge = Charge::Undone;
+            }
+        } else {
+            let totals = self.totals.entry(at).or_default();
+            totals.channel_refunded += entry.amount;
+            let (back, paid) = (totals.channel_refunded, self.table.get(at).amount);
+            if back > paid {
+                self.about(8, at, format!("the channel gave back {back} of {paid}"));
+            }
+        }
+    }
+
+    /// Takes an acknowledgement of a run.
+    pub(crate) fn ack(&mut self, run: &Run, ack: &Ack) {
+        self.checked.acks += 1;
+        let requery = ack.flags & flag::REQUERY != 0;
+        let (op, k) = match requery {
+            true => (Op::Query, ack.n),
+            false => (run.plan.op(ack.n), run.plan.target(ack.n)),
+        };
+        if ack.flags & flag::UNKNOWN != 0 {
+            self.checked.unknown += 1;
+            return;
+        }
+        let digest = run.digest(k);
+        if op == Op::Conflict {
+            if ack.is_ok() {
+                let detail =
+                    format!("request {}: a used number with another amount was accepted", ack.n);
+                self.violation(5, Some(digest), detail);
+            }
+            return;
+        }
+        let found = self.table.find(&digest);
+        if ack.code == Code::OrderNotFound.wire()
+            && found.is_some_and(|at| self.table.get(at).acked != State::None)
+        {
+            let detail = "an acknowledged payment was not found later".to_owned();
+            return self.violation(4, Some(digest), detail);
+        }
+        if !ack.is_ok() {
+            return;
+        }
+        let Some(at) = found else {
+            let detail =
+                format!("request {} was acknowledged and the log has no such payment", ack.n);
+            return self.violation(6, Some(digest), detail);
+        };
+        let payment = self.table.get(at);
+        let transaction = TransactionId::new(payment.shard, payment.sequence).as_u64();
+        if ack.transaction != transaction {
+            let told = ack.transaction;
+            let detail = format!("transaction {told} was told, the log has {transaction}");
+            self.about(4, at, detail);
+        }
+        match op {
+            Op::Refund => self.ack_refund(at, run, ack),
+            _ => self.ack_order(at, run, k, ack),
+        }
+    }
+
+    fn ack_order(&mut self, at: u32, run: &Run, k: u64, ack: &Ack) {
+        let told = match OrderState::from_wire(ack.state) {
+            Some(OrderState::Paid) => State::Paid,
+            Some(OrderState::Failed) => State::Failed,
+            Some(OrderState::Closed) => State::Closed,
+            // Not final: may become anything later.
+            _ => return,
+        };
+        let payment = self.table.get(at);
+        let (before, state, amount) = (payment.acked, payment.state, payment.amount);
+        let planned = run.plan.amount(k).minor();
+        if before != State::None && before != told {
+            self.about(4, at, format!("{before:?} was acknowledged, later {told:?}"));
+        }
+        if told != state {
+            let detail = format!("{told:?} was acknowledged and the log says {state:?}");
+            self.about(6, at, detail);
+        }
+        if ack.amount != planned || amount != planned {
+            let detail = format!("asked {planned}, acknowledged {}, logged {amount}", ack.amount);
+            self.about(3, at, detail);
+        }
+        self.table.get_mut(at).acked = told;
+    }
+
+    fn ack_refund(&mut self, at: u32, run: &Run, ack: &Ack) {
+        let number = run.plan.out_refund_no(ack.n);
+        let key = refund_key(&self.table.get(at).digest, number.as_bytes());
+        let line = self.refund_requests.get(&key).and_then(|place| self.refunds.get(place));
+        let told = RefundState::from_wire(ack.state);
+        let Some(line) = line else {
+            let detail = format!("refund {number} was acknowledged and is not in the log");
+            return self.about(6, at, detail);
+        };
+        let (state, amount) = (line.state, line.amount);
+        if matches!(told, Some(RefundState::Success | RefundState::Failed)) && told != Some(state) {
+            let detail =
+                format!("refund {number}: {told:?} was acknowledged, the log says {state:?}");
+            self.about(6, at, detail);
+        }
+        if amount != ack.amount {
+            let detail = format!("refund {number}: {} acknowledged, {amount} logged", ack.amount);
+            self.about(9, at, detail);
+        }
+    }
+
+    /// Judges every payment's end. `settled`: everything had time to end, so
+    /// nothing may be open or in front of an operator.
+    pub(crate) fn finish(&mut self, settled: bool) -> Sums {
+        let mut sums = Sums::default();
+        for at in 0..self.table.len() as u32 {
+            self.finish_payment(at, settled, &mut sums);
+        }
+        let mut open = Vec::new();
+        for ((at, ordinal), line) in &self.refunds {
+            let ended = matches!(line.state, RefundState::Success | RefundState::Failed);
+            if settled && !ended {
+                open.push((17, *at, format!("refund {ordinal} is still {:?}", line.state)));
+            }
+            let moved = line.channel == Some(ChannelStatus::Success);
+            if ended && moved != (line.state == RefundState::Success) {
+                let channel = line.channel;
+                let detail = format!(
+                    "refund {ordinal} is {:?} in the log and {channel:?} at the channel",
+                    line.state
+                );
+                open.push((9, *at, detail));
+            }
+        }
+        open.sort();
+        for (invariant, at, detail) in open {
+            self.about(invariant, at, detail);
+        }
+        sums
+    }
+
+    fn finish_payment(&mut self, at: u32, settled: bool, sums: &mut Sums) {
+        let payment = *self.table.get(at);
+        let (standing, totals) =
+            (payment.standing(), self.totals.get(&at).copied().unwrap_or_default());
+        if settled && !payment.state.is_final() {
+            self.about(16, at, format!("the payment is still {:?}", payment.state));
+        }
+        if standing > 1 {
+            self.about(1, at, format!("{standing} charges stand at the channel"));
+        }
+        let acked = if payment.acked == payment.state { State::None } else { payment.acked };
+        for state in [payment.state, acked] {
+            let wrong = match state {
+                State::Paid => standing != 1,
+                State::Failed | State::Closed => standing != 0,
+                _ => false,
+            };
+            if wrong {
+                let word = if state == payment.acked { "acknowledged" } else { "logged" };
+                self.about(3, at, format!("{state:?} was {word} and {standing} charges stand"));
+            }
+        }
+        let charged = payment.amount * standing as i64;
+        let paid = if payment.state == State::Paid { payment.amount } else { 0 };
+        sums.log_paid += paid;
+        sums.log_refunded += totals.refunded;
+        sums.channel_charged += charged;
+        sums.channel_refunded += totals.channel_refunded;
+        // While something is open the two sides may rightly differ.
+        let open = !payment.state.is_final() || totals.reserved != 0;
+        let (log, channel) = (paid - totals.refunded, charged - totals.channel_refunded);
+        if !open && log != channel {
+            self.about(20, at, format!("{log} stands in the log and {channel} at the channel"));
+        }
+    }
+}
+
+/// Refund numbers are unique per payment; the merchant is in its digest.
+fn refund_key(digest: &[u8; 16], number: &[u8]) -> Vec<u8> {
+    [&digest[..], number].concat()
+}
+
+fn named(entry: &Entry) -> String {
+    let operation = match entry.operation {
+        kind::CHARGE => "a charge",
+        kind::REVERSE => "a reversal",
+        _ => "a refund",
+    };
+    format!("{operation} ({:?}, attempt {})", entry.status, entry.charge.ordinal)
+}
+
+/// A run whose acknowledgements are taken.
+pub(crate) struct Run {
+    /// Its plan.
+    pub(crate) plan: Plan,
+    merchants: Vec<MchId>,
+}
+
+impl Run {
+    /// Prepares a plan; `None` when a merchant's id is not one.
+    pub(crate) fn new(plan: Plan) -> Option<Self> {
+        let parse = |id: &String| MchId::parse(id.as_bytes()).ok();
+        let merchants = plan.params().merchants.iter().map(parse).collect::<Option<Vec<_>>>()?;
+        Some(Self { plan, merchants })
+    }
+
+    /// Merchant of payment `k`.
+    pub(crate) fn merchant(&self, k: u64) -> &MchId {
+        // The plan draws indices below the number of merchants.
+        &self.merchants[self.plan.merchant(k) as usize]
+    }
+
+    /// Digest of payment `k`.
+    pub(crate) fn digest(&self, k: u64) -> [u8; 16] {
+        order_digest(self.merchant(k), &self.plan.out_trade_no(k))
+    }
+}

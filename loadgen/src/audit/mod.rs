@@ -1,0 +1,284 @@
+//! `loadgen audit`: what gateways were told, what the channel booked and what
+//! the switch logged, held against the rules of money.
+//!
+//! Independent of the switch's code. `log` reads its dump, `books` compares,
+//! `timeline` tells the story of a payment at fault. Tested in `books`.
+
+mod books;
+#[cfg(test)]
+mod books_tests;
+mod log;
+mod table;
+mod timeline;
+
+use crate::acks::{self, AckLog, AckWriter};
+use crate::channel::ledger;
+use crate::config::GatewayFile;
+use crate::drive::{Options, Session};
+use crate::encode::Encoder;
+use crate::exit::{Exit, Failure};
+use crate::pace::Pace;
+use crate::plan::{Op, Plan};
+pub(crate) use books::{Books, Checked, Run, Sums, Violation};
+use clap::Args;
+pub(crate) use log::Source;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::sync::Notify;
+
+/// Time lines printed.
+const TIMELINES_MAX: usize = 5;
+/// Violations printed.
+const PRINTED_MAX: usize = 20;
+
+/// Arguments of `loadgen audit`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct AuditArgs {
+    /// A deployment's directory: its acks/, data/channel, data/site-1.
+    #[arg(required_unless_present_all = ["acks", "ledger"])]
+    pub(crate) dir: Option<PathBuf>,
+    /// Directory of acknowledgement logs.
+    #[arg(long)]
+    pub(crate) acks: Option<PathBuf>,
+    /// Directory of the channel's ledger.
+    #[arg(long)]
+    pub(crate) ledger: Option<PathBuf>,
+    /// Output of `payswitch log dump`; may be given several times.
+    #[arg(long)]
+    pub(crate) dump: Vec<PathBuf>,
+    /// A site's data directory, dumped here with --payswitch.
+    #[arg(long)]
+    pub(crate) data: Option<PathBuf>,
+    /// The binary `payswitch`. Default: beside this one.
+    #[arg(long)]
+    pub(crate) payswitch: Option<PathBuf>,
+    /// The gateway's configuration, for --requery.
+    #[arg(long)]
+    pub(crate) config: Option<PathBuf>,
+    /// First ask the running switch for every payment, and take its answers in.
+    #[arg(long, requires = "config")]
+    pub(crate) requery: bool,
+    /// Payments may be unfinished: the switch was stopped in the middle.
+    #[arg(long)]
+    pub(crate) unsettled: bool,
+    /// Write the result here.
+    #[arg(long)]
+    pub(crate) json: Option<PathBuf>,
+}
+
+/// What the audit reads.
+#[derive(Clone, Debug)]
+pub(crate) struct Evidence {
+    /// Directory of acknowledgement logs.
+    pub(crate) acks: PathBuf,
+    /// Directory of the channel's ledger.
+    pub(crate) ledger: PathBuf,
+    /// The switch's log.
+    pub(crate) logs: Vec<Source>,
+}
+
+/// The audit's result, as it stands in the JSON.
+#[derive(serde::Serialize)]
+pub(crate) struct Audit {
+    /// What was looked at.
+    pub(crate) checked: Checked,
+    /// Money on both sides.
+    pub(crate) sums: Sums,
+    /// Number of violations.
+    pub(crate) violation_count: u64,
+    /// The first of them.
+    pub(crate) violations: Vec<Violation>,
+}
+
+impl Audit {
+    /// Nothing found, and there was something to look at.
+    pub(crate) fn verdict(&self) -> Result<(), Failure> {
+        if self.violation_count > 0 {
+            let text = format_args!("{} violations of the rules of money", self.violation_count);
+            return Err(Failure::new(Exit::Audit, text));
+        }
+        if self.checked.payments == 0 || self.checked.acks == 0 {
+            return Err(Failure::new(
+                Exit::Invalid,
+                "no data: without payments and acknowledgements an audit says nothing",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Prints the summary.
+    pub(crate) fn print(&self) {
+        let checked = &self.checked;
+        println!(
+            "audit     {} payments, {} refunds, {} log records, {} channel bookings, {} \
+             acknowledgements ({} unknown): {}",
+            checked.payments,
+            checked.refunds,
+            checked.records,
+            checked.ledger_entries,
+            checked.acks,
+            checked.unknown,
+            match self.violation_count {
+                0 => "clean".to_owned(),
+                count => format!("{count} VIOLATIONS"),
+            },
+        );
+        let sums = &self.sums;
+        println!(
+            "books     log: paid {} refunded {}; channel: charged {} refunded {} (minor units)",
+            sums.log_paid, sums.log_refunded, sums.channel_charged, sums.channel_refunded
+        );
+        for violation in self.violations.iter().take(PRINTED_MAX) {
+            println!(
+                "  rule {:>2}: {} [{}]",
+                violation.invariant, violation.detail, violation.payment
+            );
+        }
+    }
+}
+
+impl AuditArgs {
+    fn evidence(&self) -> Result<Evidence, Failure> {
+        let part = |given: &Option<PathBuf>, name: &str| {
+            given.clone().or_else(|| self.dir.as_ref().map(|dir| dir.join(name))).ok_or_else(|| {
+                Failure::usage(format_args!("give a deployment's directory, or --{name}"))
+            })
+        };
+        let logs = match (&self.dump, &self.data) {
+            (dumps, None) if !dumps.is_empty() => dumps.iter().cloned().map(Source::File).collect(),
+            (_, data) => {
+                let payswitch = self.payswitch.clone().map_or_else(payswitch_beside, Ok)?;
+                vec![Source::Dump { payswitch, data: part(data, "data/site-1")? }]
+            }
+        };
+        Ok(Evidence {
+            acks: part(&self.acks, "acks")?,
+            ledger: part(&self.ledger, "data/channel")?,
+            logs,
+        })
+    }
+}
+
+/// The binary `payswitch` in the directory of this one.
+pub(crate) fn payswitch_beside() -> Result<PathBuf, Failure> {
+    let here = std::env::current_exe()
+        .map_err(|error| Failure::environment(format_args!("where am I? {error}")))?;
+    let path = here.with_file_name("payswitch");
+    if path.exists() {
+        return Ok(path);
+    }
+    Err(Failure::usage(format_args!(
+        "{} is not there: build it, or give --payswitch",
+        path.display()
+    )))
+}
+
+/// Runs the command.
+pub(crate) async fn run(args: &AuditArgs, stop: &Notify) -> Result<(), Failure> {
+    let evidence = args.evidence()?;
+    if let Some(config) = args.config.as_ref().filter(|_| args.requery) {
+        requery(config, &evidence.acks, stop).await?;
+    }
+    let audit = audit(&evidence, !args.unsettled)?;
+    audit.print();
+    if let Some(path) = &args.json {
+        let json = serde_json::to_string_pretty(&audit)
+            .map_err(std::io::Error::from)
+            .and_then(|json| std::fs::write(path, json + "\n"));
+        json.map_err(|error| {
+            Failure::environment(format_args!("cannot write {}: {error}", path.display()))
+        })?;
+    }
+    audit.verdict()
+}
+
+/// Compares the evidence. `settled`: nothing may be open any more.
+pub(crate) fn audit(evidence: &Evidence, settled: bool) -> Result<Audit, Failure> {
+    let mut books = Books::new();
+    for source in &evidence.logs {
+        source.read(&mut |number, line| {
+            let line = log::parse(line).map_err(|error| {
+                Failure::environment(format_args!("line {number} of the log dump: {error}"))
+            })?;
+            books.record(&line);
+            Ok(())
+        })?;
+    }
+    ledger::read(&evidence.ledger, |entry| books.entry(entry))?;
+    for path in acks::logs_of(&evidence.acks)? {
+        let (run, log) = open_run(&path)?;
+        log.records().for_each(|ack| books.ack(&run, &ack));
+    }
+    let sums = books.finish(settled);
+    let (violation_count, violations) = books.violations();
+    let violations = violations.to_vec();
+    timeline::print(evidence, &violations, TIMELINES_MAX)?;
+    Ok(Audit { checked: books.checked(), sums, violation_count, violations })
+}
+
+fn open_run(path: &Path) -> Result<(Run, AckLog), Failure> {
+    let log = AckLog::read(path)?;
+    if log.torn > 0 {
+        println!("{}: {} bytes of a torn record left out", path.display(), log.torn);
+    }
+    let run = Plan::new(log.params.clone()).and_then(Run::new);
+    let run = run.ok_or_else(|| {
+        Failure::environment(format_args!("{}: impossible parameters", path.display()))
+    })?;
+    Ok((run, log))
+}
+
+/// Asks the switch for every payment of every run, twice as patient as a
+/// gateway, and writes the answers to new acknowledgement logs.
+async fn requery(config: &Path, dir: &Path, stop: &Notify) -> Result<(), Failure> {
+    let gateway = GatewayFile::load(config)?;
+    let mut asked: Vec<u64> = Vec::new();
+    for path in acks::logs_of(dir)? {
+        let (run, log) = open_run(&path)?;
+        if asked.contains(&run.plan.params().run_id) {
+            continue;
+        }
+        asked.push(run.plan.params().run_id);
+        let mut merchants = gateway.load_merchants()?;
+        merchants.truncate(run.plan.params().merchants.len());
+        let same = merchants.iter().map(|merchant| merchant.id.as_str()).eq(run
+            .plan
+            .params()
+            .merchants
+            .iter()
+            .map(String::as_str));
+        if !same {
+            let path = path.display();
+            return Err(Failure::usage(format_args!("{path}: other merchants than --config's")));
+        }
+        let mut payments: Vec<u64> = log
+            .records()
+            .filter(|ack| ack.flags & acks::flag::REQUERY == 0)
+            .map(|ack| run.plan.target(ack.n))
+            .filter(|k| run.plan.op(*k) == Op::Pay)
+            .collect();
+        payments.sort_unstable();
+        payments.dedup();
+        let writer = AckWriter::create(dir, run.plan.params())?;
+        let options = Options {
+            connections: 2,
+            streams: 16,
+            in_flight_max: 10_000,
+            deadline: Duration::from_secs(20),
+            pace: Pace::Tick,
+        };
+        let (plan, encoder) = (Rc::new(run.plan), Encoder::new(merchants));
+        let session = Session::connect(&gateway, plan, encoder, Some(writer), options).await?;
+        session.remember(payments.iter().copied());
+        let measure = session.query(&payments, stop).await?;
+        let left = session.settle(Duration::from_secs(30), stop).await?;
+        session.close().await;
+        println!(
+            "requery   {} payments asked, {} answered, {left} without a final answer",
+            payments.len(),
+            measure.answered
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,248 @@
+//! All payments that the audit knows, some 60 bytes each, found by digest or
+//! by shard and sequence.
+//!
+//! Pure. Tested by growth.
+
+/// State of one attempt, as the log tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(u8)]
+pub(super) enum Attempt {
+    /// Not started.
+    #[default]
+    None,
+    /// No definitive end yet.
+    Open,
+    /// Charged.
+    Succeeded,
+    /// Declined.
+    Declined,
+    /// Nothing was or can be charged.
+    Void,
+    /// Undone.
+    Reversed,
+    /// In front of an operator.
+    Manual,
+}
+
+impl Attempt {
+    /// Proven to have charged nothing that stands.
+    pub(super) fn clear(self) -> bool {
+        matches!(self, Self::Declined | Self::Void | Self::Reversed)
+    }
+}
+
+/// State of a charge in the channel's ledger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(u8)]
+pub(super) enum Charge {
+    /// Never heard of.
+    #[default]
+    None,
+    /// Charged and standing.
+    Stands,
+    /// Declined.
+    Declined,
+    /// Charged and undone.
+    Undone,
+    /// Fenced before it was charged.
+    Fenced,
+}
+
+/// State of a payment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(u8)]
+pub(super) enum State {
+    /// Unknown.
+    #[default]
+    None,
+    /// Being obtained.
+    Processing,
+    /// Paid.
+    Paid,
+    /// Failed.
+    Failed,
+    /// Closed.
+    Closed,
+    /// In front of an operator.
+    Manual,
+}
+
+impl State {
+    /// Never left.
+    pub(super) fn is_final(self) -> bool {
+        matches!(self, Self::Paid | Self::Failed | Self::Closed)
+    }
+}
+
+/// Most attempts of one payment.
+pub(super) const ATTEMPTS_MAX: usize = 4;
+
+/// One payment.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Payment {
+    /// Digest of merchant and number.
+    pub(super) digest: [u8; 16],
+    /// Minor units.
+    pub(super) amount: i64,
+    /// Payment within the shard.
+    pub(super) sequence: u64,
+    /// When it began, Unix milliseconds.
+    pub(super) begun_ms: u64,
+    /// Shard.
+    pub(super) shard: u16,
+    /// Letters of the currency.
+    pub(super) currency: [u8; 3],
+    /// Attempts in the log, from 1.
+    pub(super) attempts: [Attempt; ATTEMPTS_MAX],
+    /// Charges in the channel's ledger, by attempt.
+    pub(super) charges: [Charge; ATTEMPTS_MAX],
+    /// State as the log tells it.
+    pub(super) state: State,
+    /// Final state that was acknowledged.
+    pub(super) acked: State,
+    /// The merchant or expiry cancelled it.
+    pub(super) cancelled: bool,
+    /// The last attempt ended and another was announced.
+    pub(super) goes_on: bool,
+}
+
+impl Payment {
+    /// Number of attempts.
+    pub(super) fn attempt_count(&self) -> usize {
+        self.attempts.iter().filter(|attempt| **attempt != Attempt::None).count()
+    }
+
+    /// Number of charges that stand.
+    pub(super) fn standing(&self) -> usize {
+        self.charges.iter().filter(|charge| **charge == Charge::Stands).count()
+    }
+}
+
+/// The table.
+#[derive(Default)]
+pub(super) struct Table {
+    payments: Vec<Payment>,
+    /// Open addressing: place + 1, 0 empty. At most half full.
+    index: Vec<u32>,
+    sequences: Vec<Vec<u32>>,
+}
+
+impl Table {
+    /// All payments.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &Payment)> {
+        self.payments.iter().enumerate().map(|(at, payment)| (at as u32, payment))
+    }
+
+    /// Number of payments.
+    pub(super) fn len(&self) -> usize {
+        self.payments.len()
+    }
+
+    /// A payment by its place.
+    pub(super) fn get(&self, at: u32) -> &Payment {
+        // Places come from this table.
+        &self.payments[at as usize]
+    }
+
+    /// A payment by its place.
+    pub(super) fn get_mut(&mut self, at: u32) -> &mut Payment {
+        &mut self.payments[at as usize]
+    }
+
+    /// Place of a digest.
+    pub(super) fn find(&self, digest: &[u8; 16]) -> Option<u32> {
+        if self.index.is_empty() {
+            return None;
+        }
+        let mask = self.index.len() - 1;
+        let mut slot = spread(digest) as usize & mask;
+        loop {
+            let at = self.index[slot].checked_sub(1)?;
+            if self.payments[at as usize].digest == *digest {
+                return Some(at);
+            }
+            slot = (slot + 1) & mask;
+        }
+    }
+
+    /// Place of a shard's payment.
+    pub(super) fn by_sequence(&self, shard: u16, sequence: u64) -> Option<u32> {
+        let places = self.sequences.get(usize::from(shard))?;
+        places.get(sequence.checked_sub(1)? as usize).copied()
+    }
+
+    /// Adds a payment of the log. `Err` when its sequence does not follow its
+    /// shard's last one.
+    pub(super) fn add(&mut self, payment: Payment) -> Result<u32, u64> {
+        let at = self.payments.len() as u32;
+        let shard = usize::from(payment.shard);
+        if self.sequences.len() <= shard {
+            self.sequences.resize_with(shard + 1, Vec::new);
+        }
+        let places = &mut self.sequences[shard];
+        if places.len() as u64 + 1 != payment.sequence {
+            return Err(places.len() as u64);
+        }
+        places.push(at);
+        self.payments.push(payment);
+        if self.payments.len() * 2 > self.index.len() {
+            self.grow();
+        } else {
+            self.link(at);
+        }
+        Ok(at)
+    }
+
+    fn grow(&mut self) {
+        let size = (self.payments.len() * 4).next_power_of_two().max(1024);
+        self.index = vec![0; size];
+        (0..self.payments.len() as u32).for_each(|at| self.link(at));
+    }
+
+    fn link(&mut self, at: u32) {
+        let mask = self.index.len() - 1;
+        let mut slot = spread(&self.payments[at as usize].digest) as usize & mask;
+        while self.index[slot] != 0 {
+            slot = (slot + 1) & mask;
+        }
+        self.index[slot] = at + 1;
+    }
+}
+
+fn spread(digest: &[u8; 16]) -> u64 {
+    let mut word = [0; 8];
+    word.copy_from_slice(&digest[..8]);
+    u64::from_le_bytes(word)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::mix64;
+
+    fn digest(n: u64) -> [u8; 16] {
+        let mut digest = [0; 16];
+        digest[..8].copy_from_slice(&mix64(n).to_le_bytes());
+        digest[8..].copy_from_slice(&n.to_le_bytes());
+        digest
+    }
+
+    #[test]
+    fn payments_are_found_by_digest_and_by_sequence() {
+        let mut table = Table::default();
+        for n in 0..10_000 {
+            let (shard, sequence) = ((n % 3) as u16, n / 3 + 1);
+            let payment = Payment { digest: digest(n), shard, sequence, ..Payment::default() };
+            table.add(payment).unwrap();
+        }
+        for n in 0..10_000 {
+            let at = table.find(&digest(n)).unwrap();
+            assert_eq!(table.by_sequence((n % 3) as u16, n / 3 + 1), Some(at));
+        }
+        assert_eq!(table.find(&digest(10_000)), None);
+        assert_eq!((table.by_sequence(0, 0), table.by_sequence(9, 1)), (None, None));
+        let gap = Payment { digest: digest(20_000), sequence: 9, ..Payment::default() };
+        assert_eq!(table.add(gap), Err(3_334));
+        assert!(size_of::<Payment>() <= 64, "{}", size_of::<Payment>());
+    }
+}

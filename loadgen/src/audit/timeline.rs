@@ -1,0 +1,98 @@
+//! The story of a payment at fault: everything that any witness says about
+//! it, in order of time.
+
+use super::books::Violation;
+use super::log::{self, Fact};
+use super::{Evidence, open_run};
+use crate::acks;
+use crate::channel::ledger;
+use crate::exit::Failure;
+use protocol::channel::order_digest;
+use protocol::id::{MchId, OutTradeNo};
+use std::collections::{BTreeMap, HashMap};
+
+type Digest = [u8; 16];
+
+/// Prints the time lines of the first payments at fault.
+pub(super) fn print(
+    evidence: &Evidence,
+    violations: &[Violation],
+    most: usize,
+) -> Result<(), Failure> {
+    let mut wanted: BTreeMap<Digest, Vec<(u64, String)>> = BTreeMap::new();
+    for digest in violations.iter().filter_map(|violation| violation.digest) {
+        if wanted.len() < most {
+            wanted.entry(digest).or_default();
+        }
+    }
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    from_logs(evidence, &mut wanted)?;
+    ledger::read(&evidence.ledger, |entry| {
+        if let Some(lines) = wanted.get_mut(&entry.charge.digest) {
+            lines.push((entry.at_ms * 1_000, format!("channel  {entry:?}")));
+        }
+    })?;
+    from_acks(evidence, &mut wanted)?;
+    for (digest, lines) in &mut wanted {
+        lines.sort();
+        let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        println!("\npayment {hex}");
+        lines.iter().for_each(|(at_us, text)| println!("  {at_us} {text}"));
+    }
+    println!();
+    Ok(())
+}
+
+fn from_logs(
+    evidence: &Evidence,
+    wanted: &mut BTreeMap<Digest, Vec<(u64, String)>>,
+) -> Result<(), Failure> {
+    let mut places: HashMap<(u16, u64), Digest> = HashMap::new();
+    for source in &evidence.logs {
+        source.read(&mut |_, text| {
+            // Judged when it was read first.
+            let Ok(line) = log::parse(text) else { return Ok(()) };
+            let place = (line.shard, line.sequence);
+            if let Fact::Begin { mch_id, out_trade_no, .. } = line.fact {
+                let mch_id = MchId::parse(mch_id.as_bytes());
+                let out_trade_no = OutTradeNo::parse(out_trade_no.as_bytes());
+                if let (Ok(mch_id), Ok(out_trade_no)) = (mch_id, out_trade_no) {
+                    let digest = order_digest(&mch_id, &out_trade_no);
+                    if wanted.contains_key(&digest) {
+                        places.insert(place, digest);
+                    }
+                }
+            }
+            if line.fact != Fact::Other {
+                if let Some(lines) = places.get(&place).and_then(|digest| wanted.get_mut(digest)) {
+                    lines.push((line.at_us, format!("log      {text}")));
+                }
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// Acknowledgements carry the run's own clock: they are shown by it, from the
+/// run's start in Unix time when its id tells that.
+fn from_acks(
+    evidence: &Evidence,
+    wanted: &mut BTreeMap<Digest, Vec<(u64, String)>>,
+) -> Result<(), Failure> {
+    for path in acks::logs_of(&evidence.acks)? {
+        let (run, log) = open_run(&path)?;
+        let start_us = run.plan.params().run_id * 1_000;
+        for ack in log.records() {
+            let requery = ack.flags & acks::flag::REQUERY != 0;
+            let k = if requery { ack.n } else { run.plan.target(ack.n) };
+            if let Some(lines) = wanted.get_mut(&run.digest(k)) {
+                let op = if requery { "requery" } else { run.plan.op(ack.n).name() };
+                lines.push((start_us + ack.at_us, format!("gateway  {op} {ack:?}")));
+            }
+        }
+    }
+    Ok(())
+}

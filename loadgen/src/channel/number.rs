@@ -1,0 +1,96 @@
+//! Channel numbers in 18 bytes: the digest, the kind and the ordinal that
+//! their 29 characters of base32 spell.
+//!
+//! Pure. Tested against the writer in the protocol.
+
+use protocol::id::ChannelNo;
+
+/// A charge's or refund's number.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) struct Number {
+    /// The payment's digest.
+    pub(crate) digest: [u8; 16],
+    /// P charge, R refund, V reversal, X orphan.
+    pub(crate) kind: u8,
+    /// Attempt or refund ordinal.
+    pub(crate) ordinal: u8,
+}
+
+impl std::hash::Hash for Number {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        state.write_u64(self.spread() ^ u64::from(self.kind) << 40 ^ u64::from(self.ordinal));
+    }
+}
+
+impl Number {
+    /// Eight bytes of the digest: evenly spread.
+    pub(crate) fn spread(&self) -> u64 {
+        let mut word = [0; 8];
+        word.copy_from_slice(&self.digest[8..]);
+        u64::from_le_bytes(word)
+    }
+
+    /// Reads a number; `None` when it is not one of the switch's.
+    pub(crate) fn parse(no: &ChannelNo) -> Option<Self> {
+        Self::parse_text(no.as_bytes())
+    }
+
+    /// Reads a number as text.
+    pub(crate) fn parse_text(text: &[u8]) -> Option<Self> {
+        let text: &[u8; 29] = text.try_into().ok()?;
+        let mut value = 0_u128;
+        for (at, byte) in text[..26].iter().enumerate() {
+            let digit = DIGITS[usize::from(*byte)];
+            // The first character carries three bits only.
+            if digit > 31 || (at == 0 && digit > 7) {
+                return None;
+            }
+            value = value << 5 | u128::from(digit);
+        }
+        let (high, low) = (DIGITS[usize::from(text[27])], DIGITS[usize::from(text[28])]);
+        if high > 7 || low > 31 || !b"PRVX".contains(&text[26]) {
+            return None;
+        }
+        Some(Self { digest: value.to_be_bytes(), kind: text[26], ordinal: high << 5 | low })
+    }
+}
+
+/// Value of a base32 character, 255 for others.
+const DIGITS: [u8; 256] = {
+    let alphabet = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
+    let mut digits = [255; 256];
+    let mut at = 0;
+    while at < alphabet.len() {
+        digits[alphabet[at] as usize] = at as u8;
+        at += 1;
+    }
+    digits
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use protocol::channel::{NumberKind, channel_number};
+
+    #[test]
+    fn numbers_are_read_as_the_protocol_writes_them() {
+        for seed in 0..=255_u8 {
+            let digest: [u8; 16] = std::array::from_fn(|at| seed.wrapping_mul(31) ^ at as u8);
+            for kind in [NumberKind::Charge, NumberKind::Refund, NumberKind::Orphan] {
+                let number = Number::parse(&channel_number(&digest, kind, seed)).unwrap();
+                assert_eq!(number, Number { digest, kind: kind as u8, ordinal: seed });
+            }
+        }
+    }
+
+    #[test]
+    fn other_texts_are_refused() {
+        let good = channel_number(&[7; 16], NumberKind::Charge, 1);
+        for at in [0, 26, 27] {
+            let mut text = good.as_bytes().to_vec();
+            text[at] = b'U';
+            assert_eq!(Number::parse_text(&text), None, "{at}");
+        }
+        assert_eq!(Number::parse_text(b"short"), None);
+    }
+}

@@ -1,0 +1,107 @@
+//! The command line: arguments, dispatch, and how a failure ends the process.
+
+use crate::audit::{self, AuditArgs};
+use crate::channel::{self, ChannelArgs};
+use crate::config::SiteFile;
+use crate::exit::{Exit, Failure};
+use crate::run::RunArgs;
+use crate::soak::{self, DemoArgs, SoakArgs};
+use crate::{null, run};
+use clap::{Parser, Subcommand};
+use std::future::Future;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use tokio::sync::Notify;
+
+/// Load, simulated channels, drills and audit for payswitch.
+///
+/// Exit codes: 0 fine; 1 a goal was missed; 2 wrong usage or configuration;
+/// 3 environment; 4 the audit found a violation; 5 the run is invalid.
+#[derive(Parser, Debug)]
+#[command(name = "loadgen", version, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Drive load at a rate and measure latency from the planned time.
+    Run(Box<RunArgs>),
+    /// Play the payment service that the switch charges at.
+    Channel(Box<ChannelArgs>),
+    /// Compare acknowledgements, channel ledger and log with the rules of money.
+    Audit(Box<AuditArgs>),
+    /// The whole story in one command: load, a killed switch, the audit.
+    Demo(Box<DemoArgs>),
+    /// Kill the switch again and again under load, and audit every time.
+    Soak(Box<SoakArgs>),
+    /// Answer everything at once in place of a site: the generator's ceiling.
+    Null {
+        /// The site's configuration, site-1.toml.
+        #[arg(long)]
+        config: PathBuf,
+    },
+}
+
+/// Parses the process's arguments and runs the command.
+pub(crate) fn main() -> ExitCode {
+    match dispatch(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("loadgen: {}", failure.message);
+            ExitCode::from(failure.exit as u8)
+        }
+    }
+}
+
+fn dispatch(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Run(args) => on_runtime(async {
+            let report = run::run(&args, &interrupts()).await?;
+            report.verdict()
+        }),
+        Command::Channel(args) => on_runtime(async { channel::run(&args, &interrupts()).await }),
+        Command::Audit(args) => on_runtime(async { audit::run(&args, &interrupts()).await }),
+        Command::Demo(args) => on_runtime(async { soak::demo(&args, &interrupts()).await }),
+        Command::Soak(args) => on_runtime(async { soak::soak(&args, &interrupts()).await }),
+        Command::Null { config } => {
+            let site = SiteFile::load(&config)?;
+            on_runtime(async {
+                let stopped = interrupts();
+                tokio::select! {
+                    served = null::serve(&site) => served,
+                    () = stopped.notified() => Ok(()),
+                }
+            })
+        }
+    }
+}
+
+/// Runs a future on this thread, with tasks that need not be `Send`.
+pub(crate) fn on_runtime<T>(
+    future: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| {
+            Failure::new(Exit::Environment, format_args!("cannot start a runtime: {error}"))
+        })?;
+    tokio::task::LocalSet::new().block_on(&runtime, future)
+}
+
+/// Told once at the first SIGINT or SIGTERM.
+fn interrupts() -> Arc<Notify> {
+    let stop = Arc::new(Notify::new());
+    let told = Arc::clone(&stop);
+    tokio::task::spawn_local(async move {
+        use tokio::signal::unix::{SignalKind, signal};
+        let Ok(mut terminate) = signal(SignalKind::terminate()) else { return };
+        tokio::select! {
+            _ = tokio::signal::ctrl_c() => {}
+            _ = terminate.recv() => {}
+        }
+        told.notify_one();
+    });
+    stop
+}

@@ -1,0 +1,262 @@
+//! Drives the load: connections to the sites, a table of requests in flight,
+//! and the loop that sends what is due and takes what is answered.
+//!
+//! One thread does it all (a current-thread runtime); the pacer's thread only
+//! wakes it. `state` decides, `link` moves bytes, `slots` remembers. Never
+//! judges the figures. Tested against in-process servers over loopback.
+
+mod link;
+mod slots;
+mod state;
+#[cfg(test)]
+mod tests;
+
+use crate::acks::AckWriter;
+use crate::config::{GatewayFile, SiteEntry};
+use crate::encode::Encoder;
+use crate::exit::Failure;
+use crate::measure::Measure;
+use crate::pace::{Pace, Pacer};
+use crate::plan::Plan;
+use crate::schedule::{Arrival, Schedule};
+use crate::socket;
+use crate::tls::{self, ALPN_GATEWAY, Credentials};
+use link::Link;
+use state::State;
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::Notify;
+
+pub(crate) use slots::IN_FLIGHT_LIMIT;
+pub(crate) use state::{DURATION_MAX, Known};
+
+/// How to drive.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Options {
+    /// Connections, spread over the sites.
+    pub(crate) connections: usize,
+    /// Streams of each.
+    pub(crate) streams: usize,
+    /// Most requests in flight or waiting to be sent.
+    pub(crate) in_flight_max: usize,
+    /// A request without answer for this long is given up as unknown.
+    pub(crate) deadline: Duration,
+    /// How the pacer waits.
+    pub(crate) pace: Pace,
+}
+
+/// One stretch of load.
+#[derive(Clone, Debug)]
+pub(crate) struct Phase {
+    /// How requests arrive.
+    pub(crate) arrival: Arrival,
+    /// Requests per second.
+    pub(crate) rate: f64,
+    /// How long.
+    pub(crate) duration: Duration,
+    /// What of it is not measured.
+    pub(crate) warmup: Duration,
+    /// Instead of a rate: this many always in flight.
+    pub(crate) closed: Option<usize>,
+    /// Print a line every second.
+    pub(crate) live: bool,
+}
+
+/// What a phase gives.
+pub(crate) struct Outcome {
+    /// Figures.
+    pub(crate) measure: Measure,
+    /// CPU seconds of this process.
+    pub(crate) cpu_s: f64,
+    /// Whether it was stopped before its end.
+    pub(crate) interrupted: bool,
+}
+
+/// Silence after which a connection counts as lost, and the interval in which
+/// it is kept from being silent.
+const IDLE: Duration = Duration::from_secs(2);
+const KEEP_ALIVE: Duration = Duration::from_millis(100);
+/// Longest wait for the first connection.
+const CONNECT_MAX: Duration = Duration::from_secs(10);
+/// Interval of everything that is not per request.
+const HOUSEKEEPING: Duration = Duration::from_millis(20);
+
+/// Queries in flight at once when many payments are asked for.
+const QUERIES_AT_ONCE: usize = 1_000;
+/// Pause before payments that are still open are asked for again.
+const SETTLE_PAUSE: Duration = Duration::from_millis(200);
+
+/// Connected gateway; runs phases one after the other.
+pub(crate) struct Session {
+    state: Rc<RefCell<State>>,
+    endpoint: quinn::Endpoint,
+    options: Options,
+    wake: Arc<Notify>,
+    seed: u64,
+}
+
+impl Session {
+    /// Connects to every site; must run in a [`tokio::task::LocalSet`].
+    pub(crate) async fn connect(
+        gateway: &GatewayFile,
+        plan: Rc<Plan>,
+        encoder: Encoder,
+        acks: Option<AckWriter>,
+        options: Options,
+    ) -> Result<Self, Failure> {
+        let credentials = Credentials::load(&gateway.cert, &gateway.key, &gateway.ca)?;
+        let transport = tls::transport(0, 4, IDLE, Some(KEEP_ALIVE));
+        let client = credentials.client(ALPN_GATEWAY, transport)?;
+        let unspecified = match gateway.sites[0].address {
+            std::net::SocketAddr::V4(_) => "0.0.0.0:0",
+            std::net::SocketAddr::V6(_) => "[::]:0",
+        };
+        let local = unspecified.parse().expect("a literal address");
+        let endpoint = socket::endpoint(local, None)?;
+        let seed = plan.params().seed;
+        let sites: &[SiteEntry] = &gateway.sites;
+        let links = (0..options.connections.max(1))
+            .map(|number| Link::new(number, &sites[number % sites.len()], options.streams))
+            .collect();
+        let state = State::new(plan, encoder, acks, links, gateway.shards, options);
+        let state = Rc::new(RefCell::new(state));
+        for link in state.borrow().links() {
+            link.keep_up(&state, &endpoint, &client);
+        }
+        let session = Self { state, endpoint, options, wake: Arc::new(Notify::new()), seed };
+        session.wait_connected().await?;
+        Ok(session)
+    }
+
+    async fn wait_connected(&self) -> Result<(), Failure> {
+        let started = Instant::now();
+        loop {
+            let (up, error) = {
+                let state = self.state.borrow();
+                let up = state.links().iter().all(|link| link.is_up());
+                (up, state.links().iter().find_map(|link| link.last_error()))
+            };
+            if up {
+                return Ok(());
+            }
+            if started.elapsed() > CONNECT_MAX {
+                let reason = error.unwrap_or_else(|| "no answer".to_owned());
+                return Err(Failure::environment(format_args!(
+                    "cannot connect to every site within {} s: {reason}; is `payswitch serve` \
+                     running?",
+                    CONNECT_MAX.as_secs()
+                )));
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    /// Runs a phase to its end, every request answered or given up. `stop`
+    /// ends it early.
+    pub(crate) async fn run(&self, phase: &Phase, stop: &Notify) -> Result<Outcome, Failure> {
+        let cpu_before = cpu_seconds();
+        let start = Instant::now();
+        let schedule = Schedule::new(phase.arrival.clone(), phase.rate, phase.duration, self.seed);
+        self.state.borrow_mut().begin(phase, schedule.clone(), start);
+        let pacer = match phase.closed {
+            Some(_) => None,
+            None => Some(
+                Pacer::start(schedule, start, self.options.pace, Arc::clone(&self.wake)).map_err(
+                    |error| Failure::environment(format_args!("cannot start a thread: {error}")),
+                )?,
+            ),
+        };
+        self.state.borrow_mut().pump()?;
+        let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
+        housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let (mut interrupted, mut second) = (false, 0);
+        loop {
+            tokio::select! {
+                biased;
+                () = self.wake.notified() => self.state.borrow_mut().pump()?,
+                () = stop.notified(), if !interrupted => {
+                    interrupted = true;
+                    self.state.borrow_mut().stop();
+                }
+                _ = housekeeping.tick() => {
+                    let mut state = self.state.borrow_mut();
+                    state.sweep()?;
+                    let elapsed = start.elapsed().as_secs();
+                    if elapsed > second {
+                        second = elapsed;
+                        state.close_second(second, phase.live);
+                    }
+                    if state.is_done() {
+                        break;
+                    }
+                }
+            }
+        }
+        drop(pacer);
+        let measure = self.state.borrow_mut().finish()?;
+        Ok(Outcome { measure, cpu_s: cpu_seconds() - cpu_before, interrupted })
+    }
+
+    /// Payments of the session in this state of knowledge.
+    pub(crate) fn payments(&self, wanted: impl Fn(Known) -> bool) -> Vec<u64> {
+        self.state.borrow().payments(wanted)
+    }
+
+    /// Tells the session about payments of an earlier run.
+    pub(crate) fn remember(&self, payments: impl Iterator<Item = u64>) {
+        self.state.borrow_mut().remember(payments);
+    }
+
+    /// Asks for the state of these payments, once each.
+    pub(crate) async fn query(&self, payments: &[u64], stop: &Notify) -> Result<Measure, Failure> {
+        self.state.borrow_mut().begin_queries(payments, QUERIES_AT_ONCE);
+        self.state.borrow_mut().pump()?;
+        let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
+        while !self.state.borrow().is_done() {
+            tokio::select! {
+                _ = housekeeping.tick() => self.state.borrow_mut().sweep()?,
+                () = stop.notified() => self.state.borrow_mut().stop(),
+            }
+        }
+        self.state.borrow_mut().finish()
+    }
+
+    /// Asks for every payment without a final answer until it has one, at most
+    /// for `bound`; returns how many are left.
+    pub(crate) async fn settle(&self, bound: Duration, stop: &Notify) -> Result<usize, Failure> {
+        let started = Instant::now();
+        loop {
+            let open = self.payments(|known| known == Known::Open);
+            if open.is_empty() || started.elapsed() > bound {
+                return Ok(open.len());
+            }
+            self.query(&open, stop).await?;
+            tokio::time::sleep(SETTLE_PAUSE).await;
+        }
+    }
+
+    /// Closes the connections.
+    pub(crate) async fn close(self) {
+        self.state.borrow().links().iter().for_each(|link| link.close());
+        self.endpoint.close(0_u32.into(), b"done");
+        // Gives the close frames a moment to leave; nothing depends on it.
+        drop(tokio::time::timeout(Duration::from_millis(200), self.endpoint.wait_idle()).await);
+    }
+}
+
+/// CPU seconds of this process so far, in the kernel's steps of 10 ms.
+pub(crate) fn cpu_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    cpu_of_stat(&stat).unwrap_or(0.0)
+}
+
+/// User and system time of a `/proc/PID/stat` line, in seconds.
+pub(crate) fn cpu_of_stat(stat: &str) -> Option<f64> {
+    // The name in parentheses may hold anything; fields count from behind it.
+    let mut fields = stat.rsplit_once(") ")?.1.split(' ').skip(11);
+    let user: f64 = fields.next()?.parse().ok()?;
+    let system: f64 = fields.next()?.parse().ok()?;
+    Some((user + system) / 100.0)
+}

@@ -1,0 +1,138 @@
+//! The requests in flight: a table of fixed size with a free list, and the
+//! correlation ids that lead back into it.
+//!
+//! Pure. Tested for stale ids and exhaustion.
+
+use crate::measure::Sample;
+use crate::plan::Op;
+
+const INDEX_BITS: u32 = 17;
+/// Largest table.
+pub(crate) const IN_FLIGHT_LIMIT: usize = 1 << INDEX_BITS;
+const FREE: u64 = u64::MAX;
+
+/// Not on a link: waits to be sent again.
+pub(super) const NO_LINK: u16 = u16::MAX;
+
+/// A request in flight.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Slot {
+    /// Its number in the plan.
+    pub(super) n: u64,
+    /// The payment it is about.
+    pub(super) k: u64,
+    /// What it does.
+    pub(super) op: Op,
+    /// Which link carries it.
+    pub(super) link: u16,
+    /// When it should have left, nanoseconds of the session.
+    pub(super) planned_ns: u64,
+    /// When it left first.
+    pub(super) sent_ns: u64,
+    /// What it was signed with: needed to make the same bytes again.
+    pub(super) timestamp_ms: u64,
+}
+
+impl Slot {
+    /// Its figures.
+    pub(super) fn sample(&self) -> Sample {
+        Sample { op: self.op, planned_ns: self.planned_ns, sent_ns: self.sent_ns }
+    }
+}
+
+/// The table.
+pub(super) struct Slots {
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+}
+
+impl Slots {
+    /// A table for at most `capacity` (up to [`IN_FLIGHT_LIMIT`]) requests.
+    pub(super) fn new(capacity: usize) -> Self {
+        let capacity = capacity.min(IN_FLIGHT_LIMIT);
+        let empty = Slot {
+            n: FREE,
+            k: 0,
+            op: Op::Pay,
+            link: NO_LINK,
+            planned_ns: 0,
+            sent_ns: 0,
+            timestamp_ms: 0,
+        };
+        Self { slots: vec![empty; capacity], free: (0..capacity as u32).rev().collect() }
+    }
+
+    /// Number of requests in the table.
+    pub(super) fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    /// Whether no more fit.
+    pub(super) fn is_full(&self) -> bool {
+        self.free.is_empty()
+    }
+
+    /// Takes a request in; `None` when full.
+    pub(super) fn insert(&mut self, slot: Slot) -> Option<u32> {
+        let index = self.free.pop()?;
+        self.slots[index as usize] = slot;
+        Some(index)
+    }
+
+    /// The request with this number at this index.
+    pub(super) fn get_mut(&mut self, index: u32, n: u64) -> Option<&mut Slot> {
+        self.slots.get_mut(index as usize).filter(|slot| slot.n == n)
+    }
+
+    /// Takes a request out.
+    pub(super) fn remove(&mut self, index: u32) {
+        self.slots[index as usize].n = FREE;
+        self.free.push(index);
+    }
+
+    /// All requests in the table, with their index.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &Slot)> {
+        let slots = self.slots.iter().enumerate();
+        slots.filter(|(_, slot)| slot.n != FREE).map(|(index, slot)| (index as u32, slot))
+    }
+}
+
+/// The correlation id of request `n` at `index`.
+pub(super) fn correlation(index: u32, n: u64) -> u64 {
+    n << INDEX_BITS | u64::from(index)
+}
+
+/// Index and number of a correlation id.
+pub(super) fn uncorrelate(correlation: u64) -> (u32, u64) {
+    ((correlation & (IN_FLIGHT_LIMIT as u64 - 1)) as u32, correlation >> INDEX_BITS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slot(n: u64) -> Slot {
+        let op = Op::Pay;
+        Slot { n, k: n, op, link: 0, planned_ns: 0, sent_ns: 0, timestamp_ms: 0 }
+    }
+
+    #[test]
+    fn ids_lead_back_and_stale_ones_do_not() {
+        let mut slots = Slots::new(2);
+        let index = slots.insert(slot(70_000)).unwrap();
+        let (found, n) = uncorrelate(correlation(index, 70_000));
+        assert_eq!(slots.get_mut(found, n).unwrap().n, 70_000);
+        slots.remove(index);
+        assert!(slots.get_mut(found, n).is_none());
+        assert_eq!(slots.insert(slot(70_001)), Some(index));
+        assert!(slots.get_mut(found, n).is_none());
+    }
+
+    #[test]
+    fn a_full_table_takes_no_more() {
+        let mut slots = Slots::new(2);
+        assert!(slots.insert(slot(1)).is_some() && slots.insert(slot(2)).is_some());
+        assert!(slots.is_full() && slots.insert(slot(3)).is_none());
+        assert_eq!((slots.len(), slots.iter().count()), (2, 2));
+    }
+}

@@ -1,0 +1,196 @@
+//! Signed frames of planned requests, written into the caller's buffer.
+//!
+//! The same arguments give the same bytes, so a lost request is made again
+//! instead of being kept. Allocates nothing after its buffer has grown. Tested
+//! by decoding and verifying what it writes.
+
+use crate::config::Merchant;
+use crate::plan::{Op, Plan};
+use protocol::code::{Method, Scene};
+use protocol::message::{Auth, OrderRef, OrderRequest, Pay, Refund, Tags, kind};
+
+/// How long the switch may take before it answers PROCESSING: its own bound.
+const WAIT_MS: u32 = 0;
+
+/// Writes requests.
+pub(crate) struct Encoder {
+    merchants: Vec<Merchant>,
+    canonical: Vec<u8>,
+}
+
+impl Encoder {
+    /// An encoder for these merchants, in the order of the plan's.
+    pub(crate) fn new(merchants: Vec<Merchant>) -> Self {
+        Self { merchants, canonical: Vec::with_capacity(1024) }
+    }
+
+    /// The merchant with this index.
+    pub(crate) fn merchant(&self, index: u32) -> &Merchant {
+        // The plan draws indices below the number of merchants.
+        &self.merchants[index as usize]
+    }
+
+    /// Appends the frame of request `n`, which does `op` to payment `k`.
+    pub(crate) fn request(
+        &mut self,
+        plan: &Plan,
+        (n, op, k): (u64, Op, u64),
+        correlation: u64,
+        timestamp_ms: u64,
+        out: &mut Vec<u8>,
+    ) {
+        let merchant = &self.merchants[plan.merchant(k) as usize];
+        let (key_id, nonce) = (merchant.key_id, plan.nonce(n));
+        let auth = Auth { key_id, timestamp_ms, nonce, signature: &[] };
+        let mut signature = [0; 64];
+        self.canonical.clear();
+        match op {
+            Op::Pay | Op::Duplicate | Op::Conflict => {
+                let token = payer_token(plan.payer(k));
+                let mut pay = pay(plan, k, merchant, &token, auth);
+                if op == Op::Conflict {
+                    pay.amount = plan.conflicting_amount(k);
+                }
+                pay.canonical(&mut self.canonical);
+                let len = merchant.key.sign(&self.canonical, &mut signature);
+                pay.auth.signature = &signature[..len];
+                pay.encode_frame(correlation, out);
+            }
+            Op::Query => {
+                let mut query = OrderRequest {
+                    mch_id: merchant.id,
+                    order: OrderRef::OutTradeNo(plan.out_trade_no(k)),
+                    refresh: false,
+                    wait_ms: WAIT_MS,
+                    auth,
+                };
+                query.canonical(kind::QUERY, &mut self.canonical);
+                let len = merchant.key.sign(&self.canonical, &mut signature);
+                query.auth.signature = &signature[..len];
+                query.encode_frame(kind::QUERY, correlation, out);
+            }
+            Op::Refund => {
+                let mut refund = Refund {
+                    mch_id: merchant.id,
+                    order: OrderRef::OutTradeNo(plan.out_trade_no(k)),
+                    out_refund_no: plan.out_refund_no(n),
+                    amount: plan.refund_amount(n, k),
+                    currency: plan.currency(),
+                    reason: b"load",
+                    wait_ms: WAIT_MS,
+                    auth,
+                };
+                refund.canonical(&mut self.canonical);
+                let len = merchant.key.sign(&self.canonical, &mut signature);
+                refund.auth.signature = &signature[..len];
+                refund.encode_frame(correlation, out);
+            }
+        }
+    }
+}
+
+fn pay<'a>(
+    plan: &Plan,
+    k: u64,
+    merchant: &Merchant,
+    payer_token: &'a [u8],
+    auth: Auth<'a>,
+) -> Pay<'a> {
+    Pay {
+        mch_id: merchant.id,
+        out_trade_no: plan.out_trade_no(k),
+        amount: plan.amount(k),
+        currency: plan.currency(),
+        method: if plan.method_bits(k) & 1 == 0 { Method::Wallet } else { Method::Card },
+        scene: Scene::App,
+        payer_token,
+        device_id: &[],
+        client_ip: [0; 16],
+        time_expire_ms: plan.params().expire_ms,
+        notify: &[],
+        wait_ms: WAIT_MS,
+        tags: Tags::default(),
+        auth,
+        second: Auth::NONE,
+    }
+}
+
+/// `P` and the payer's number, six hex digits.
+fn payer_token(payer: u32) -> [u8; 7] {
+    let mut token = *b"P000000";
+    for (at, slot) in token[1..].iter_mut().enumerate() {
+        *slot = b"0123456789abcdef"[(payer >> (4 * (5 - at)) & 15) as usize];
+    }
+    token
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::tests::params;
+    use protocol::frame::{HEADER_LEN, Header};
+    use protocol::id::MchId;
+    use protocol::sign::{MerchantKey, SigningKey};
+
+    fn encoder(plan: &Plan) -> Encoder {
+        let merchant = |id: &String| Merchant {
+            id: MchId::parse(id.as_bytes()).unwrap(),
+            key_id: 3,
+            key: SigningKey::hmac(b"secret"),
+        };
+        Encoder::new(plan.params().merchants.iter().map(merchant).collect())
+    }
+
+    fn first(plan: &Plan, op: Op) -> (u64, Op, u64) {
+        let n = (0..100_000).find(|n| plan.op(*n) == op).unwrap();
+        (n, op, plan.target(n))
+    }
+
+    #[test]
+    fn every_operation_decodes_and_verifies() {
+        let plan = Plan::new(params()).unwrap();
+        let mut encoder = encoder(&plan);
+        let key = MerchantKey::hmac(b"secret");
+        for op in Op::ALL {
+            let (request, mut out, mut canonical) = (first(&plan, op), Vec::new(), Vec::new());
+            encoder.request(&plan, request, 99, 1_700_000_000_000, &mut out);
+            let (head, body) = out.split_first_chunk::<HEADER_LEN>().unwrap();
+            let header = Header::decode(head).unwrap();
+            assert_eq!((header.length as usize, header.correlation), (body.len(), 99));
+            let auth = match op {
+                Op::Query => {
+                    let query = OrderRequest::decode(body).unwrap();
+                    query.canonical(kind::QUERY, &mut canonical);
+                    query.auth
+                }
+                Op::Refund => {
+                    let refund = Refund::decode(body).unwrap();
+                    refund.canonical(&mut canonical);
+                    refund.auth
+                }
+                _ => {
+                    let pay = Pay::decode(body).unwrap();
+                    assert_eq!(pay.out_trade_no, plan.out_trade_no(request.2));
+                    pay.canonical(&mut canonical);
+                    pay.auth
+                }
+            };
+            assert!(key.verify(&canonical, auth.signature), "{op:?}");
+        }
+    }
+
+    #[test]
+    fn a_duplicate_has_the_same_fingerprint_and_a_conflict_has_not() {
+        let plan = Plan::new(params()).unwrap();
+        let mut encoder = encoder(&plan);
+        let mut fingerprint = |request: (u64, Op, u64)| {
+            let mut out = Vec::new();
+            encoder.request(&plan, request, 1, 5, &mut out);
+            Pay::decode(&out[HEADER_LEN..]).unwrap().fingerprint()
+        };
+        let (n, op, k) = first(&plan, Op::Duplicate);
+        assert_eq!(fingerprint((n, op, k)), fingerprint((k, Op::Pay, k)));
+        let (n, op, k) = first(&plan, Op::Conflict);
+        assert_ne!(fingerprint((n, op, k)), fingerprint((k, Op::Pay, k)));
+    }
+}

@@ -1,0 +1,406 @@
+//! What a run measured: latency from the planned time (the headline), latency
+//! from the real send, lateness, and counts of everything that happened or did not.
+//!
+//! A request that was never answered counts as infinitely slow, one that was
+//! never sent is counted by itself. Knows no socket. Tested on its percentiles.
+
+use crate::plan::Op;
+use hdrhistogram::Histogram;
+use protocol::code::{Code, OrderState, RefundState};
+use std::collections::BTreeMap;
+
+/// Histograms hold 1 us to 200 s with three significant digits.
+const LOWEST_NS: u64 = 1_000;
+const HIGHEST_NS: u64 = 200_000_000_000;
+
+/// A latency distribution in nanoseconds, with its infinite values.
+#[derive(Clone)]
+pub(crate) struct Latency {
+    histogram: Histogram<u64>,
+    /// Values that never came.
+    infinite: u64,
+}
+
+impl Latency {
+    /// An empty distribution.
+    pub(crate) fn new() -> Self {
+        let histogram = Histogram::new_with_bounds(LOWEST_NS, HIGHEST_NS, 3)
+            .expect("constant bounds are legal");
+        Self { histogram, infinite: 0 }
+    }
+
+    /// Adds a value.
+    pub(crate) fn record(&mut self, ns: u64) {
+        self.histogram.saturating_record(ns);
+    }
+
+    /// Adds a value that never came.
+    pub(crate) fn record_infinite(&mut self) {
+        self.infinite += 1;
+    }
+
+    /// Adds all values of another distribution.
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.histogram.add(&other.histogram).expect("same constant bounds");
+        self.infinite += other.infinite;
+    }
+
+    /// Number of values, infinite ones included.
+    pub(crate) fn count(&self) -> u64 {
+        self.histogram.len() + self.infinite
+    }
+
+    /// Nanoseconds below which this share of the values lies; `None` when that
+    /// is infinite or there are no values.
+    pub(crate) fn quantile(&self, share: f64) -> Option<u64> {
+        let finite = self.histogram.len();
+        if finite == 0 {
+            return None;
+        }
+        let rank = (share * self.count() as f64).ceil().max(1.0);
+        // Half a rank of slack: the share is a rounded number.
+        if rank > finite as f64 + 0.5 {
+            return None;
+        }
+        Some(self.histogram.value_at_quantile((rank / finite as f64).min(1.0)))
+    }
+
+    /// Largest value; `None` when infinite or absent.
+    pub(crate) fn max(&self) -> Option<u64> {
+        (self.infinite == 0 && !self.histogram.is_empty()).then(|| self.histogram.max())
+    }
+
+    /// Forgets everything.
+    pub(crate) fn clear(&mut self) {
+        self.histogram.reset();
+        self.infinite = 0;
+    }
+}
+
+/// One operation's figures.
+pub(crate) struct OpFigures {
+    /// From the planned time to the answer.
+    pub(crate) planned: Latency,
+    /// From the real send to the answer.
+    pub(crate) raw: Latency,
+    /// Sent.
+    pub(crate) sent: u64,
+    /// Answered as asked.
+    pub(crate) ok: u64,
+}
+
+/// One second of a run.
+#[derive(Clone, Copy, Debug, serde::Serialize)]
+pub(crate) struct Second {
+    /// Seconds from the start of the run.
+    pub(crate) at_s: u64,
+    /// Requests sent.
+    pub(crate) sent: u64,
+    /// Answered as asked.
+    pub(crate) ok: u64,
+    /// Refused.
+    pub(crate) refused: u64,
+    /// Planned-time latency, microseconds.
+    pub(crate) p50_us: Option<u64>,
+    /// Planned-time latency, microseconds.
+    pub(crate) p99_us: Option<u64>,
+}
+
+/// A request as far as its figures are concerned; nanoseconds on the run's clock.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sample {
+    /// What it does.
+    pub(crate) op: Op,
+    /// When it should have left.
+    pub(crate) planned_ns: u64,
+    /// When it left.
+    pub(crate) sent_ns: u64,
+}
+
+/// Second level of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Business {
+    /// Of a payment.
+    Order(OrderState),
+    /// Of a refund.
+    Refund(RefundState),
+}
+
+impl Business {
+    /// Name in reports.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Order(state) => state.name(),
+            Self::Refund(state) => state.name(),
+        }
+    }
+}
+
+/// Everything one run measured.
+pub(crate) struct Measure {
+    /// Only requests planned from here on are measured.
+    from_ns: u64,
+    /// Only answers until here count into rates.
+    until_ns: u64,
+    /// Per operation, indexed by [`Op`].
+    pub(crate) ops: Vec<OpFigures>,
+    /// Real send minus planned send.
+    pub(crate) lateness: Latency,
+    /// Moment at which the generator was ready to send minus planned send: its
+    /// own fault, where lateness includes waiting for the switch's window.
+    pub(crate) own_lateness: Latency,
+    /// Latency of refusals, kept out of the other histograms.
+    pub(crate) refusals: Latency,
+    codes: BTreeMap<Code, u64>,
+    states: BTreeMap<&'static str, u64>,
+    /// Sent.
+    pub(crate) sent: u64,
+    /// Answered, whatever the code.
+    pub(crate) answered: u64,
+    /// Answered as asked.
+    pub(crate) ok: u64,
+    /// Refusals and other answers not asked for.
+    pub(crate) refused: u64,
+    /// Answered as asked within the measured span.
+    pub(crate) ok_in_span: u64,
+    /// Sent, and no answer by the deadline.
+    pub(crate) unanswered: u64,
+    /// Planned, and not sent for lack of a window or a connection.
+    pub(crate) not_sent: u64,
+    /// Left out: the payment it refers to was not acknowledged.
+    pub(crate) skipped: u64,
+    /// Answers that came after the deadline or twice.
+    pub(crate) late_replies: u64,
+    /// Answers that could not be decoded.
+    pub(crate) malformed: u64,
+    /// Sent again after a lost connection or to another site.
+    pub(crate) resent: u64,
+    /// Per second.
+    pub(crate) seconds: Vec<Second>,
+    second: Latency,
+    marks: (u64, u64, u64),
+    all_sent: u64,
+    all_ok: u64,
+    all_refused: u64,
+}
+
+impl Measure {
+    /// A measurement of requests planned in this span of the run's clock.
+    pub(crate) fn new(from_ns: u64, until_ns: u64) -> Self {
+        let figures =
+            |_| OpFigures { planned: Latency::new(), raw: Latency::new(), sent: 0, ok: 0 };
+        Self {
+            from_ns,
+            until_ns,
+            ops: Op::ALL.iter().map(figures).collect(),
+            lateness: Latency::new(),
+            own_lateness: Latency::new(),
+            refusals: Latency::new(),
+            codes: BTreeMap::new(),
+            states: BTreeMap::new(),
+            sent: 0,
+            answered: 0,
+            ok: 0,
+            refused: 0,
+            ok_in_span: 0,
+            unanswered: 0,
+            not_sent: 0,
+            skipped: 0,
+            late_replies: 0,
+            malformed: 0,
+            resent: 0,
+            seconds: Vec::new(),
+            second: Latency::new(),
+            marks: (0, 0, 0),
+            all_sent: 0,
+            all_ok: 0,
+            all_refused: 0,
+        }
+    }
+
+    fn counts(&self, planned_ns: u64) -> bool {
+        planned_ns >= self.from_ns
+    }
+
+    /// A request became due and the generator was there to send it.
+    pub(crate) fn pulled(&mut self, planned_ns: u64, now_ns: u64) {
+        if self.counts(planned_ns) {
+            self.own_lateness.record(now_ns.saturating_sub(planned_ns));
+        }
+    }
+
+    /// A request left for the first time.
+    pub(crate) fn sent(&mut self, sample: Sample) {
+        self.all_sent += 1;
+        if self.counts(sample.planned_ns) {
+            self.sent += 1;
+            self.ops[sample.op as usize].sent += 1;
+            self.lateness.record(sample.sent_ns.saturating_sub(sample.planned_ns));
+        }
+    }
+
+    /// A request was planned and not sent.
+    pub(crate) fn not_sent(&mut self, planned_ns: u64) {
+        self.not_sent += u64::from(self.counts(planned_ns));
+    }
+
+    /// A request was left out.
+    pub(crate) fn skipped(&mut self, planned_ns: u64) {
+        self.skipped += u64::from(self.counts(planned_ns));
+    }
+
+    /// An answer came.
+    pub(crate) fn answered(&mut self, sample: Sample, code: Code, state: Business, now_ns: u64) {
+        let ok = as_asked(sample.op, code);
+        let latency = now_ns.saturating_sub(sample.planned_ns);
+        self.all_ok += u64::from(ok);
+        self.all_refused += u64::from(!ok);
+        if ok {
+            self.second.record(latency);
+        }
+        if ok && (self.from_ns..self.until_ns).contains(&now_ns) {
+            self.ok_in_span += 1;
+        }
+        if !self.counts(sample.planned_ns) {
+            return;
+        }
+        self.answered += 1;
+        *self.codes.entry(code).or_default() += 1;
+        if code == Code::Ok {
+            *self.states.entry(state.name()).or_default() += 1;
+        }
+        if !ok {
+            self.refused += 1;
+            self.refusals.record(latency);
+            return;
+        }
+        self.ok += 1;
+        let figures = &mut self.ops[sample.op as usize];
+        figures.ok += 1;
+        figures.planned.record(latency);
+        figures.raw.record(now_ns.saturating_sub(sample.sent_ns));
+    }
+
+    /// The deadline passed without an answer.
+    pub(crate) fn unanswered(&mut self, sample: Sample) {
+        self.second.record_infinite();
+        if self.counts(sample.planned_ns) {
+            self.unanswered += 1;
+            let figures = &mut self.ops[sample.op as usize];
+            figures.planned.record_infinite();
+            figures.raw.record_infinite();
+        }
+    }
+
+    /// Closes a second of the live view.
+    pub(crate) fn close_second(&mut self, at_s: u64) -> Second {
+        let (sent, ok, refused) = self.marks;
+        let us = |ns: Option<u64>| ns.map(|ns| ns / 1_000);
+        let second = Second {
+            at_s,
+            sent: self.all_sent - sent,
+            ok: self.all_ok - ok,
+            refused: self.all_refused - refused,
+            p50_us: us(self.second.quantile(0.5)),
+            p99_us: us(self.second.quantile(0.99)),
+        };
+        self.marks = (self.all_sent, self.all_ok, self.all_refused);
+        self.second.clear();
+        self.seconds.push(second);
+        second
+    }
+
+    /// Requests sent with those of the warm-up, which the CPU time covers too.
+    pub(crate) fn all_sent(&self) -> u64 {
+        self.all_sent
+    }
+
+    /// Answers by code name.
+    pub(crate) fn by_code(&self) -> BTreeMap<&'static str, u64> {
+        self.codes.iter().map(|(code, count)| (code.name(), *count)).collect()
+    }
+
+    /// Answers with code OK by business state.
+    pub(crate) fn by_state(&self) -> &BTreeMap<&'static str, u64> {
+        &self.states
+    }
+
+    /// Planned-time and raw latency over all operations.
+    pub(crate) fn overall(&self) -> (Latency, Latency) {
+        let mut all = (Latency::new(), Latency::new());
+        for figures in &self.ops {
+            all.0.add(&figures.planned);
+            all.1.add(&figures.raw);
+        }
+        all
+    }
+}
+
+/// Whether an answer is what its request is entitled to: a conflict is there
+/// to be refused.
+fn as_asked(op: Op, code: Code) -> bool {
+    match op {
+        Op::Conflict => code == Code::IdempotencyConflict,
+        _ => code == Code::Ok,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(planned_ns: u64) -> Sample {
+        Sample { op: Op::Pay, planned_ns, sent_ns: planned_ns + 10_000 }
+    }
+
+    #[test]
+    fn unanswered_requests_are_infinitely_slow() {
+        let mut latency = Latency::new();
+        (1..=98).for_each(|ms| latency.record(ms * 1_000_000));
+        latency.record_infinite();
+        latency.record_infinite();
+        let p98 = latency.quantile(0.98).unwrap();
+        assert!((97_900_000..98_200_000).contains(&p98), "{p98}");
+        assert_eq!((latency.quantile(0.99), latency.max()), (None, None));
+        assert_eq!(Latency::new().quantile(0.5), None);
+    }
+
+    #[test]
+    fn merged_distributions_hold_both() {
+        let (mut a, mut b) = (Latency::new(), Latency::new());
+        (0..50).for_each(|_| a.record(1_000_000));
+        (0..50).for_each(|_| b.record(9_000_000));
+        b.record_infinite();
+        a.add(&b);
+        assert_eq!(a.count(), 101);
+        assert!(a.quantile(0.25).unwrap() < 1_100_000);
+        assert!(a.quantile(0.75).unwrap() > 8_900_000);
+        assert_eq!(a.quantile(1.0), None);
+    }
+
+    #[test]
+    fn warm_up_is_left_out_and_latency_counts_from_the_plan() {
+        let mut measure = Measure::new(1_000_000, 100_000_000);
+        for planned in [0, 2_000_000] {
+            measure.sent(sample(planned));
+            let paid = Business::Order(OrderState::Paid);
+            measure.answered(sample(planned), Code::Ok, paid, planned + 3_000_000);
+        }
+        assert_eq!((measure.sent, measure.answered, measure.ok_in_span), (1, 1, 2));
+        let pay = &measure.ops[0];
+        assert!(pay.planned.quantile(1.0).unwrap() > pay.raw.quantile(1.0).unwrap());
+        assert_eq!(measure.by_state()["PAID"], 1);
+    }
+
+    #[test]
+    fn refusals_do_not_flatter_latency_and_conflicts_want_one() {
+        let mut measure = Measure::new(0, 1_000_000_000);
+        let none = Business::Order(OrderState::None);
+        measure.answered(sample(0), Code::Overloaded, none, 50_000);
+        assert_eq!((measure.ops[0].planned.count(), measure.refusals.count()), (0, 1));
+        let conflict = Sample { op: Op::Conflict, ..sample(0) };
+        measure.answered(conflict, Code::IdempotencyConflict, none, 50_000);
+        assert_eq!((measure.ok, measure.refused), (1, 1));
+        assert_eq!(measure.by_code()["OVERLOADED"], 1);
+    }
+}

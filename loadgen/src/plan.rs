@@ -1,0 +1,397 @@
+//! What request `n` of a run is: a pure function of the parameters and `n`.
+//!
+//! The generator sends from it and the audit makes every request again from
+//! it, so neither stores one. Never knows what was answered: a plan that asks
+//! for an earlier payment names it, and the driver leaves the request out when
+//! that payment was not acknowledged. Tested for purity, shares and references.
+
+use crate::rng::{Stream, below};
+use crate::zipf::Zipf;
+use protocol::id::{OutRefundNo, OutTradeNo};
+use protocol::money::{Amount, Currency};
+use serde::{Deserialize, Serialize};
+
+/// Run ids are below this: 11 hex digits, enough for Unix milliseconds.
+pub(crate) const RUN_ID_MAX: u64 = 1 << 44;
+/// Request numbers are below this: 9 hex digits.
+pub(crate) const REQUESTS_MAX: u64 = 1 << 36;
+
+/// Smallest amount of a payment, minor units.
+const AMOUNT_MIN: u64 = 100;
+/// Largest amount of a payment, minor units.
+const AMOUNT_MAX: u64 = 100_000;
+/// How far back a query or refund reaches beyond the lag.
+const REACH: u64 = 65_536;
+/// How far back a duplicate of a payment in flight reaches.
+const NEAR: u64 = 32;
+
+/// Everything a plan depends on; stored in the head of the acknowledgement log.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Params {
+    /// Chooses everything that looks random.
+    pub(crate) seed: u64,
+    /// Makes the numbers of two runs differ; below [`RUN_ID_MAX`].
+    pub(crate) run_id: u64,
+    /// `time_expire` of every payment, Unix milliseconds.
+    pub(crate) expire_ms: u64,
+    /// Weights of pay, query and refund.
+    pub(crate) mix: Mix,
+    /// Of a million pays: how many repeat an earlier one.
+    pub(crate) duplicates_ppm: u32,
+    /// Of a million pays: how many reuse a number with another amount.
+    pub(crate) conflicts_ppm: u32,
+    /// Exponent of the merchants' shares.
+    pub(crate) zipf: f64,
+    /// Queries and refunds name payments at least this many requests back.
+    pub(crate) lag: u64,
+    /// Ids of the merchants, most frequent first.
+    pub(crate) merchants: Vec<String>,
+}
+
+/// Weights of the operations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Mix {
+    /// Pays.
+    pub(crate) pay: u32,
+    /// Queries.
+    pub(crate) query: u32,
+    /// Refunds.
+    pub(crate) refund: u32,
+}
+
+impl Mix {
+    /// Pays only.
+    pub(crate) const PAY: Self = Self { pay: 1, query: 0, refund: 0 };
+
+    /// Reads `pay=80,query=15,refund=5`.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        let mut mix = Self { pay: 0, query: 0, refund: 0 };
+        for part in text.split(',') {
+            let (name, weight) =
+                part.split_once('=').ok_or_else(|| format!("{part:?} is not NAME=WEIGHT"))?;
+            let slot = match name.trim() {
+                "pay" => &mut mix.pay,
+                "query" => &mut mix.query,
+                "refund" => &mut mix.refund,
+                other => return Err(format!("{other:?}: pay, query or refund")),
+            };
+            let weight = weight.trim().parse::<u32>().ok().filter(|weight| *weight <= 1_000_000);
+            *slot = weight.ok_or_else(|| format!("{part:?}: a weight up to 1000000"))?;
+        }
+        // Queries and refunds need payments to refer to.
+        if mix.pay == 0 {
+            return Err("pay needs a weight".to_owned());
+        }
+        if (mix.query + mix.refund) / mix.pay > 1_000 {
+            return Err("at most 1000 queries and refunds per pay".to_owned());
+        }
+        Ok(mix)
+    }
+}
+
+/// What a request does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Op {
+    /// A new payment.
+    Pay = 0,
+    /// The same payment once more: same number, same content.
+    Duplicate = 1,
+    /// A used number with another amount: must be refused.
+    Conflict = 2,
+    /// The state of an earlier payment.
+    Query = 3,
+    /// A part of an earlier payment back.
+    Refund = 4,
+}
+
+impl Op {
+    /// All, in numeric order.
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Pay, Self::Duplicate, Self::Conflict, Self::Query, Self::Refund];
+
+    /// Name in reports.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Pay => "pay",
+            Self::Duplicate => "duplicate",
+            Self::Conflict => "conflict",
+            Self::Query => "query",
+            Self::Refund => "refund",
+        }
+    }
+
+    /// Reads the number in an acknowledgement log.
+    pub(crate) fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(number)).copied()
+    }
+}
+
+/// A run's plan.
+pub(crate) struct Plan {
+    params: Params,
+    zipf: Zipf,
+    currency: Currency,
+    ops: Stream,
+    repeats: Stream,
+    merchants: Stream,
+    amounts: Stream,
+    targets: Stream,
+    nonces: Stream,
+}
+
+/// The only currency of generated payments.
+const CNY: [u8; 3] = *b"CNY";
+
+impl Plan {
+    /// Prepares a plan; `None` when a parameter is out of range.
+    pub(crate) fn new(params: Params) -> Option<Self> {
+        let merchants = u32::try_from(params.merchants.len()).ok().filter(|count| *count > 0)?;
+        let fits = params.run_id < RUN_ID_MAX
+            && params.duplicates_ppm + params.conflicts_ppm <= 1_000_000
+            && (0.0..=10.0).contains(&params.zipf)
+            && params.mix.pay > 0
+            && params.lag > 0;
+        let seed = params.seed;
+        let stream = |number| Stream::new(seed, number);
+        fits.then(|| Self {
+            zipf: Zipf::new(merchants, params.zipf),
+            currency: Currency::new(CNY).expect("three capitals"),
+            ops: stream(0),
+            repeats: stream(1),
+            merchants: stream(2),
+            amounts: stream(3),
+            targets: stream(4),
+            nonces: stream(5),
+            params,
+        })
+    }
+
+    /// The parameters.
+    pub(crate) fn params(&self) -> &Params {
+        &self.params
+    }
+
+    /// Currency of all payments.
+    pub(crate) fn currency(&self) -> Currency {
+        self.currency
+    }
+
+    /// What request `n` does.
+    pub(crate) fn op(&self, n: u64) -> Op {
+        if n < self.params.lag {
+            return Op::Pay;
+        }
+        let mix = self.params.mix;
+        let total = u64::from(mix.pay) + u64::from(mix.query) + u64::from(mix.refund);
+        let draw = self.ops.below(n, total);
+        if draw >= u64::from(mix.pay) {
+            let refund = draw >= u64::from(mix.pay) + u64::from(mix.query);
+            return if refund { Op::Refund } else { Op::Query };
+        }
+        let (duplicates, conflicts) = (self.params.duplicates_ppm, self.params.conflicts_ppm);
+        if duplicates + conflicts == 0 {
+            return Op::Pay;
+        }
+        let draw = self.repeats.below(n, 1_000_000) as u32;
+        if draw < duplicates {
+            Op::Duplicate
+        } else if draw < duplicates + conflicts {
+            Op::Conflict
+        } else {
+            Op::Pay
+        }
+    }
+
+    /// The new payment that request `n` is about: itself for a pay.
+    pub(crate) fn target(&self, n: u64) -> u64 {
+        let op = self.op(n);
+        if op == Op::Pay {
+            return n;
+        }
+        let bits = self.targets.draw(n);
+        let mut k = if op == Op::Duplicate && bits & 1 == 0 {
+            // Probably still in flight: the switch must join the two.
+            n - 1 - below(bits, NEAR.min(n))
+        } else {
+            let last = n - self.params.lag;
+            last - below(bits, REACH.min(last + 1))
+        };
+        // Request 0 is a pay, so this ends.
+        while self.op(k) != Op::Pay {
+            k -= 1;
+        }
+        k
+    }
+
+    /// Index of payment `k`'s merchant.
+    pub(crate) fn merchant(&self, k: u64) -> u32 {
+        self.zipf.sample(self.merchants.draw(k))
+    }
+
+    /// Amount of payment `k`.
+    pub(crate) fn amount(&self, k: u64) -> Amount {
+        amount(AMOUNT_MIN + self.amounts.below(k, AMOUNT_MAX - AMOUNT_MIN + 1))
+    }
+
+    /// Amount that request `n`, a conflict about payment `k`, asks instead.
+    pub(crate) fn conflicting_amount(&self, k: u64) -> Amount {
+        amount(self.amount(k).minor().unsigned_abs() + 1)
+    }
+
+    /// Amount that request `n`, a refund, gives back of payment `k`: at most a
+    /// quarter, so that several refunds of one payment fit.
+    pub(crate) fn refund_amount(&self, n: u64, k: u64) -> Amount {
+        let quarter = self.amount(k).minor().unsigned_abs() / 4;
+        amount(1 + self.amounts.below(n, quarter.max(1)))
+    }
+
+    /// The payer of payment `k`.
+    pub(crate) fn payer(&self, k: u64) -> u32 {
+        (self.targets.draw(!k) >> 44) as u32
+    }
+
+    /// Bits that choose the payment's method.
+    pub(crate) fn method_bits(&self, k: u64) -> u64 {
+        self.payer(k).into()
+    }
+
+    /// Nonce of request `n`.
+    pub(crate) fn nonce(&self, n: u64) -> u64 {
+        self.nonces.draw(n)
+    }
+
+    /// The merchant's number of payment `k`.
+    pub(crate) fn out_trade_no(&self, k: u64) -> OutTradeNo {
+        let mut text = [0; NUMBER_LEN];
+        write_number(self.params.run_id, k, &mut text);
+        OutTradeNo::parse(&text).expect("hex digits are allowed")
+    }
+
+    /// The merchant's number of refund request `n`.
+    pub(crate) fn out_refund_no(&self, n: u64) -> OutRefundNo {
+        let mut text = [b'R'; NUMBER_LEN + 1];
+        write_number(self.params.run_id, n, &mut text[1..]);
+        OutRefundNo::parse(&text).expect("hex digits are allowed")
+    }
+
+    /// The request that a number of this run names.
+    pub(crate) fn request_of(&self, out_trade_no: &[u8]) -> Option<u64> {
+        let (run, n) = read_number(out_trade_no)?;
+        (run == self.params.run_id).then_some(n)
+    }
+}
+
+fn amount(minor: u64) -> Amount {
+    Amount::new(minor as i64).expect("planned amounts are small and positive")
+}
+
+/// 11 hex digits of the run and 9 of the request.
+const NUMBER_LEN: usize = 20;
+
+fn write_number(run_id: u64, n: u64, out: &mut [u8]) {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    let value = u128::from(run_id) << 36 | u128::from(n & (REQUESTS_MAX - 1));
+    for (at, slot) in out.iter_mut().enumerate() {
+        *slot = HEX[(value >> (4 * (NUMBER_LEN - 1 - at)) & 15) as usize];
+    }
+}
+
+fn read_number(text: &[u8]) -> Option<(u64, u64)> {
+    if text.len() != NUMBER_LEN {
+        return None;
+    }
+    let value = u128::from_str_radix(std::str::from_utf8(text).ok()?, 16).ok()?;
+    Some(((value >> 36) as u64, value as u64 & (REQUESTS_MAX - 1)))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A plan with a bit of everything.
+    pub(crate) fn params() -> Params {
+        Params {
+            seed: 42,
+            run_id: 0x123_4567_89ab,
+            expire_ms: 4_000_000_000_000,
+            mix: Mix { pay: 80, query: 15, refund: 5 },
+            duplicates_ppm: 20_000,
+            conflicts_ppm: 10_000,
+            zipf: 0.9,
+            lag: 500,
+            merchants: (1..=100).map(|number| format!("M{number:06}")).collect(),
+        }
+    }
+
+    fn plan() -> Plan {
+        Plan::new(params()).unwrap()
+    }
+
+    #[test]
+    fn a_request_is_a_pure_function_of_the_parameters() {
+        let (a, b) = (plan(), plan());
+        for n in (0..50_000).rev().step_by(7) {
+            let k = a.target(n);
+            assert_eq!((a.op(n), k), (b.op(n), b.target(n)));
+            assert_eq!((a.merchant(k), a.amount(k)), (b.merchant(k), b.amount(k)));
+            assert_eq!(a.nonce(n), b.nonce(n));
+        }
+    }
+
+    #[test]
+    fn references_name_earlier_pays_beyond_the_lag() {
+        let plan = plan();
+        for n in 0..50_000 {
+            let (op, k) = (plan.op(n), plan.target(n));
+            assert_eq!(plan.op(k), Op::Pay);
+            match op {
+                Op::Pay => assert_eq!(k, n),
+                Op::Duplicate => assert!(k < n),
+                _ => assert!(k + 500 <= n, "{n} {k}"),
+            }
+        }
+    }
+
+    #[test]
+    fn shares_follow_the_mix() {
+        let plan = plan();
+        let mut counts = [0_u32; 5];
+        (500..200_500).for_each(|n| counts[plan.op(n) as usize] += 1);
+        let share = |op: Op| f64::from(counts[op as usize]) / 200_000.0;
+        assert!((share(Op::Query) - 0.15).abs() < 0.005);
+        assert!((share(Op::Refund) - 0.05).abs() < 0.005);
+        assert!((share(Op::Duplicate) - 0.8 * 0.02).abs() < 0.002);
+        assert!((share(Op::Conflict) - 0.8 * 0.01).abs() < 0.002);
+    }
+
+    #[test]
+    fn numbers_are_read_back_and_tell_runs_apart() {
+        let plan = plan();
+        for k in [0, 1, 77_777, REQUESTS_MAX - 1] {
+            assert_eq!(plan.request_of(plan.out_trade_no(k).as_bytes()), Some(k));
+        }
+        let other = Plan::new(Params { run_id: 1, ..params() }).unwrap();
+        assert_eq!(plan.request_of(other.out_trade_no(5).as_bytes()), None);
+        assert_eq!(plan.request_of(b"M-2024-001"), None);
+        assert_ne!(plan.out_refund_no(5).as_bytes(), plan.out_trade_no(5).as_bytes());
+    }
+
+    #[test]
+    fn refunds_stay_within_the_payment() {
+        let plan = plan();
+        for n in (0..100_000).filter(|n| plan.op(*n) == Op::Refund) {
+            let k = plan.target(n);
+            assert!(plan.refund_amount(n, k).minor() * 4 <= plan.amount(k).minor());
+        }
+    }
+
+    #[test]
+    fn mixes_are_parsed_and_bad_ones_refused() {
+        let mix = Mix::parse("pay=80,query=15,refund=5").unwrap();
+        assert_eq!(mix, Mix { pay: 80, query: 15, refund: 5 });
+        for bad in ["", "pay", "pay=x", "close=1", "query=5", "pay=1,query=5000"] {
+            assert!(Mix::parse(bad).is_err(), "{bad}");
+        }
+    }
+}

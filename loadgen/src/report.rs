@@ -1,0 +1,392 @@
+//! A run's result: the summary for people and the JSON for scripts.
+//!
+//! Judges too: the generator's health first, then the goals. A run in which
+//! the generator was the bottleneck says nothing about the switch and is
+//! invalid. Tested on its verdicts.
+
+use crate::drive::{Outcome, Phase};
+use crate::exit::{Exit, Failure};
+use crate::goal::{Figures, Goal, Verdict};
+use crate::measure::{Latency, Measure, Second};
+use crate::plan::{Op, Params};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Up to this the generator's own lateness (99th percentile) is noise.
+const OWN_LATENESS_FINE_NS: u64 = 5_000_000;
+/// Above this the run is invalid, however slow the switch.
+const OWN_LATENESS_MAX_NS: u64 = 100_000_000;
+
+/// Percentiles in microseconds; `null` is infinite or without data.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Percentiles {
+    p50: Option<u64>,
+    p90: Option<u64>,
+    p99: Option<u64>,
+    p999: Option<u64>,
+    max: Option<u64>,
+    count: u64,
+}
+
+impl Percentiles {
+    fn of(latency: &Latency) -> Self {
+        let us = |ns: Option<u64>| ns.map(|ns| ns / 1_000);
+        Self {
+            p50: us(latency.quantile(0.5)),
+            p90: us(latency.quantile(0.9)),
+            p99: us(latency.quantile(0.99)),
+            p999: us(latency.quantile(0.999)),
+            max: us(latency.max()),
+            count: latency.count(),
+        }
+    }
+}
+
+/// One operation.
+#[derive(Debug, Serialize)]
+struct Operation {
+    sent: u64,
+    ok: u64,
+    latency_us: Percentiles,
+    latency_raw_us: Percentiles,
+}
+
+/// Whether the generator kept up.
+#[derive(Debug, Serialize)]
+struct Health {
+    valid: bool,
+    reason: Option<String>,
+    own_lateness_us: Percentiles,
+}
+
+/// The whole result, as it stands in the JSON.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    version: &'static str,
+    seed: u64,
+    run_id: u64,
+    closed_loop: bool,
+    /// Requests per second asked for, without those left out.
+    pub(crate) offered_rate: f64,
+    /// Requests per second answered as asked.
+    pub(crate) achieved_rate: f64,
+    duration_s: f64,
+    warmup_s: f64,
+    sent: u64,
+    acked: u64,
+    ok: u64,
+    refused: u64,
+    unanswered: u64,
+    not_sent: u64,
+    skipped: u64,
+    resent: u64,
+    late_replies: u64,
+    malformed_replies: u64,
+    by_code: BTreeMap<&'static str, u64>,
+    by_state: BTreeMap<&'static str, u64>,
+    /// Planned-time latency.
+    pub(crate) latency_us: Percentiles,
+    latency_raw_us: Percentiles,
+    lateness_us: Percentiles,
+    refusal_latency_us: Percentiles,
+    operations: BTreeMap<&'static str, Operation>,
+    cpu_s: f64,
+    cpu_us_per_request: f64,
+    generator: Health,
+    goals: Vec<Verdict>,
+    interrupted: bool,
+    seconds: Vec<Second>,
+}
+
+impl Report {
+    /// Judges a phase.
+    pub(crate) fn new(params: &Params, phase: &Phase, outcome: &Outcome, goals: &[Goal]) -> Self {
+        let measure = &outcome.measure;
+        let span = (phase.duration - phase.warmup).as_secs_f64();
+        let (overall, raw) = measure.overall();
+        let planned = measure.sent + measure.not_sent;
+        let achieved_rate = measure.ok_in_span as f64 / span;
+        let offered_rate = match phase.closed {
+            Some(_) => achieved_rate,
+            None => planned as f64 / span,
+        };
+        let errors = measure.refused + measure.unanswered + measure.not_sent;
+        let figures = Figures {
+            overall: &overall,
+            of: &|op| &measure.ops[op as usize].planned,
+            errors: (planned > 0).then(|| errors as f64 / planned as f64),
+            rate: (offered_rate > 0.0).then(|| achieved_rate / offered_rate),
+        };
+        let operation = |op: Op| {
+            let figures = &measure.ops[op as usize];
+            let value = Operation {
+                sent: figures.sent,
+                ok: figures.ok,
+                latency_us: Percentiles::of(&figures.planned),
+                latency_raw_us: Percentiles::of(&figures.raw),
+            };
+            (op.name(), value)
+        };
+        let used = |op: &Op| measure.ops[*op as usize].sent > 0;
+        Self {
+            version: env!("CARGO_PKG_VERSION"),
+            seed: params.seed,
+            run_id: params.run_id,
+            closed_loop: phase.closed.is_some(),
+            offered_rate,
+            achieved_rate,
+            duration_s: phase.duration.as_secs_f64(),
+            warmup_s: phase.warmup.as_secs_f64(),
+            sent: measure.sent,
+            acked: measure.answered,
+            ok: measure.ok,
+            refused: measure.refused,
+            unanswered: measure.unanswered,
+            not_sent: measure.not_sent,
+            skipped: measure.skipped,
+            resent: measure.resent,
+            late_replies: measure.late_replies,
+            malformed_replies: measure.malformed,
+            by_code: measure.by_code(),
+            by_state: measure.by_state().clone(),
+            latency_us: Percentiles::of(&overall),
+            latency_raw_us: Percentiles::of(&raw),
+            lateness_us: Percentiles::of(&measure.lateness),
+            refusal_latency_us: Percentiles::of(&measure.refusals),
+            operations: Op::ALL.into_iter().filter(used).map(operation).collect(),
+            cpu_s: outcome.cpu_s,
+            cpu_us_per_request: outcome.cpu_s * 1e6 / measure.all_sent().max(1) as f64,
+            generator: health(measure, &raw),
+            goals: goals.iter().map(|goal| goal.judge(&figures)).collect(),
+            interrupted: outcome.interrupted,
+            seconds: measure.seconds.clone(),
+        }
+    }
+
+    /// Whether the generator kept up and there is data.
+    pub(crate) fn is_valid(&self) -> bool {
+        self.generator.valid
+    }
+
+    /// Whether every goal was met.
+    pub(crate) fn goals_met(&self) -> bool {
+        self.goals.iter().all(|verdict| verdict.met)
+    }
+
+    /// Achieved over offered rate.
+    pub(crate) fn rate_share(&self) -> f64 {
+        if self.offered_rate > 0.0 { self.achieved_rate / self.offered_rate } else { 0.0 }
+    }
+
+    /// 50th and 99th percentile, microseconds.
+    pub(crate) fn p50_p99_us(&self) -> (Option<u64>, Option<u64>) {
+        (self.latency_us.p50, self.latency_us.p99)
+    }
+
+    /// Answered as asked, refused, unanswered, not sent.
+    pub(crate) fn counts(&self) -> (u64, u64, u64, u64) {
+        (self.ok, self.refused, self.unanswered, self.not_sent)
+    }
+
+    /// Writes the JSON.
+    pub(crate) fn write(&self, path: &Path) -> Result<(), Failure> {
+        let failed = |error: &dyn std::fmt::Display| {
+            Failure::environment(format_args!("cannot write {}: {error}", path.display()))
+        };
+        let mut text = serde_json::to_string_pretty(self).map_err(|error| failed(&error))?;
+        text.push('\n');
+        std::fs::write(path, text).map_err(|error| failed(&error))
+    }
+
+    /// Prints the summary.
+    pub(crate) fn print(&self) {
+        let label = if self.closed_loop { " (closed loop: uncorrected)" } else { "" };
+        println!(
+            "\n{:.0} requests/s offered, {:.0}/s answered as asked over {:.1} s{label}",
+            self.offered_rate,
+            self.achieved_rate,
+            self.duration_s - self.warmup_s,
+        );
+        println!(
+            "sent {}, ok {}, refused {}, unanswered {}, not sent {}, left out {}, sent again {}",
+            self.sent,
+            self.ok,
+            self.refused,
+            self.unanswered,
+            self.not_sent,
+            self.skipped,
+            self.resent
+        );
+        self.print_latencies();
+        println!("answers   {}", joined(&self.by_code));
+        println!("states    {}", joined(&self.by_state));
+        println!(
+            "generator {:.2} CPU s, {:.2} us per request, lateness p99 {} us: {}",
+            self.cpu_s,
+            self.cpu_us_per_request,
+            self.generator.own_lateness_us.p99.unwrap_or(0),
+            self.generator.reason.as_deref().unwrap_or("kept up"),
+        );
+        for verdict in &self.goals {
+            let word = if verdict.met { "met   " } else { "MISSED" };
+            println!("goal      {word} {} (measured {})", verdict.goal, verdict.measured);
+        }
+    }
+
+    fn print_latencies(&self) {
+        println!(
+            "\n{:<22}{:>10}{:>10}{:>10}{:>10}{:>10}  ms",
+            "latency", "p50", "p90", "p99", "p99.9", "max"
+        );
+        print_row("planned, all", &self.latency_us);
+        print_row("raw, all", &self.latency_raw_us);
+        print_row("lateness of sends", &self.lateness_us);
+        if self.refused > 0 {
+            print_row("planned, refusals", &self.refusal_latency_us);
+        }
+        if self.operations.len() > 1 {
+            for (name, operation) in &self.operations {
+                print_row(&format!("planned, {name}"), &operation.latency_us);
+            }
+        }
+        println!(
+            "Planned latency counts from when a request should have left: it holds the waiting that \
+             a stall causes\nbehind it. Raw latency counts from the real send and hides it. Never \
+             answered counts as infinite.\n"
+        );
+    }
+
+    /// The exit: health first, then goals.
+    pub(crate) fn verdict(&self) -> Result<(), Failure> {
+        if let Some(reason) = &self.generator.reason {
+            return Err(Failure::new(
+                Exit::Invalid,
+                format_args!(
+                    "the run is invalid: {reason}; lower the rate or give the generator a core"
+                ),
+            ));
+        }
+        let missed: Vec<&str> = self
+            .goals
+            .iter()
+            .filter(|verdict| !verdict.met)
+            .map(|verdict| verdict.goal.as_str())
+            .collect();
+        if missed.is_empty() {
+            return Ok(());
+        }
+        Err(Failure::new(Exit::Missed, format_args!("goals missed: {}", missed.join(", "))))
+    }
+}
+
+/// The generator is the bottleneck when its own lateness outweighs what the
+/// switch took.
+fn health(measure: &Measure, raw: &Latency) -> Health {
+    let late = measure.own_lateness.quantile(0.99).unwrap_or(0);
+    let raw = raw.quantile(0.99).unwrap_or(u64::MAX);
+    let reason = if measure.ok == 0 {
+        Some("no data: nothing was answered as asked".to_owned())
+    } else if late > OWN_LATENESS_MAX_NS || late > raw.max(OWN_LATENESS_FINE_NS) {
+        let ms = late / 1_000_000;
+        Some(format!("the generator was the bottleneck: 1 % of sends at least {ms} ms late"))
+    } else {
+        None
+    };
+    let own_lateness_us = Percentiles::of(&measure.own_lateness);
+    Health { valid: reason.is_none(), reason, own_lateness_us }
+}
+
+fn joined(counts: &BTreeMap<&'static str, u64>) -> String {
+    let parts: Vec<String> = counts.iter().map(|(name, count)| format!("{name} {count}")).collect();
+    if parts.is_empty() { "none".to_owned() } else { parts.join(", ") }
+}
+
+fn print_row(name: &str, percentiles: &Percentiles) {
+    let ms = |us: Option<u64>| match us {
+        Some(us) => format!("{:.3}", us as f64 / 1_000.0),
+        None if percentiles.count == 0 => "-".to_owned(),
+        None => "infinite".to_owned(),
+    };
+    println!(
+        "{name:<22}{:>10}{:>10}{:>10}{:>10}{:>10}",
+        ms(percentiles.p50),
+        ms(percentiles.p90),
+        ms(percentiles.p99),
+        ms(percentiles.p999),
+        ms(percentiles.max),
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::measure::{Business, Sample};
+    use crate::plan::tests::params;
+    use crate::schedule::Arrival;
+    use protocol::code::{Code, OrderState};
+    use std::time::Duration;
+
+    fn report(late_ns: u64, goals: &[&str], answers: u64) -> Report {
+        let mut measure = Measure::new(0, 1_000_000_000);
+        for n in 0..answers {
+            let planned_ns = n * 1_000_000;
+            let sample = Sample { op: Op::Pay, planned_ns, sent_ns: planned_ns + late_ns };
+            measure.pulled(planned_ns, planned_ns + late_ns);
+            measure.sent(sample);
+            let paid = Business::Order(OrderState::Paid);
+            measure.answered(sample, Code::Ok, paid, planned_ns + late_ns + 500_000);
+        }
+        let phase = Phase {
+            arrival: Arrival::Constant,
+            rate: 100.0,
+            duration: Duration::from_secs(1),
+            warmup: Duration::ZERO,
+            closed: None,
+            live: false,
+        };
+        let goals: Vec<Goal> = goals.iter().map(|goal| Goal::parse(goal).unwrap()).collect();
+        let outcome = Outcome { measure, cpu_s: 0.1, interrupted: false };
+        Report::new(&params(), &phase, &outcome, &goals)
+    }
+
+    fn exit(report: &Report) -> Option<Exit> {
+        report.verdict().err().map(|failure| failure.exit)
+    }
+
+    #[test]
+    fn the_generators_health_comes_before_the_goals() {
+        assert_eq!(exit(&report(0, &["p99=1ms"], 100)), None);
+        assert_eq!(exit(&report(0, &["p99=100us"], 100)), Some(Exit::Missed));
+        assert_eq!(exit(&report(20_000_000, &["p99=100us"], 100)), Some(Exit::Invalid));
+        assert_eq!(exit(&report(0, &[], 0)), Some(Exit::Invalid));
+    }
+
+    #[test]
+    fn the_json_has_what_scripts_rely_on() {
+        let json = serde_json::to_value(report(0, &["p99=1ms"], 100)).unwrap();
+        for key in [
+            "offered_rate",
+            "achieved_rate",
+            "sent",
+            "acked",
+            "not_sent",
+            "unanswered",
+            "by_code",
+            "latency_us",
+            "latency_raw_us",
+            "lateness_us",
+            "operations",
+            "duration_s",
+            "cpu_s",
+            "seed",
+            "version",
+            "goals",
+        ] {
+            assert!(!json[key].is_null(), "{key}");
+        }
+        assert_eq!(json["by_code"]["OK"], 100);
+        let p99 = json["latency_us"]["p99"].as_u64().unwrap();
+        assert!((499..502).contains(&p99), "{p99}");
+    }
+}

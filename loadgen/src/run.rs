@@ -1,0 +1,216 @@
+//! `loadgen run`: plan, connect, drive, report.
+
+use crate::acks::AckWriter;
+use crate::config::{GatewayFile, Merchant};
+use crate::drive::{DURATION_MAX, IN_FLIGHT_LIMIT, Options, Phase, Session};
+use crate::encode::Encoder;
+use crate::exit::Failure;
+use crate::goal::{Goal, parse_percent};
+use crate::pace::Pace;
+use crate::plan::{Mix, Params, Plan, RUN_ID_MAX};
+use crate::report::Report;
+use crate::schedule::Arrival;
+use clap::Args;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::Notify;
+
+const DAY_MS: u64 = 86_400_000;
+
+/// What makes the requests; shared by the commands that send any.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct LoadArgs {
+    /// The gateway's configuration, gateway.toml.
+    #[arg(long)]
+    pub(crate) config: PathBuf,
+    /// Shares of the operations.
+    #[arg(long, default_value = "pay=100", value_parser = Mix::parse, value_name = "pay=W,query=W,refund=W")]
+    pub(crate) mix: Mix,
+    /// Use only the first so many merchants of the file.
+    #[arg(long)]
+    pub(crate) merchants: Option<usize>,
+    /// Skew of the merchants' shares: 0 is even, 0.99 is like web traffic.
+    #[arg(long, default_value_t = 0.5)]
+    pub(crate) zipf: f64,
+    /// Share of pays that repeat an earlier one, in percent.
+    #[arg(long, default_value = "0%", value_parser = parse_percent)]
+    pub(crate) duplicates: f64,
+    /// Share of pays that reuse a number with another amount, in percent.
+    #[arg(long, default_value = "0%", value_parser = parse_percent)]
+    pub(crate) conflicts: f64,
+    /// Connections, spread over the sites.
+    #[arg(long, default_value_t = 2)]
+    pub(crate) connections: usize,
+    /// Streams of each connection.
+    #[arg(long, default_value_t = 16)]
+    pub(crate) streams: usize,
+    /// Chooses everything that looks random.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// Part of every payment's number: the same id and seed on the same day
+    /// (UTC) repeat the same payments. Default: the time.
+    #[arg(long)]
+    pub(crate) run_id: Option<u64>,
+    /// Most requests in flight or waiting; more are shed and counted.
+    #[arg(long, default_value_t = 100_000)]
+    pub(crate) in_flight: usize,
+    /// Seconds after which a request without answer counts as unknown.
+    #[arg(long, default_value_t = 10.0)]
+    pub(crate) deadline: f64,
+    /// How the pacing thread waits.
+    #[arg(long, value_enum, default_value_t = Pace::Tick)]
+    pub(crate) pace: Pace,
+    /// Write every acknowledgement to a log in this directory, for the audit.
+    #[arg(long)]
+    pub(crate) acks: Option<PathBuf>,
+}
+
+/// Arguments of `loadgen run`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(crate) load: LoadArgs,
+    /// Requests per second.
+    #[arg(long, required_unless_present = "closed")]
+    pub(crate) rate: Option<f64>,
+    /// Seconds.
+    #[arg(long, default_value_t = 10.0)]
+    pub(crate) duration: f64,
+    /// constant, poisson, or step:SECOND=FACTOR,..
+    #[arg(long, default_value = "constant", value_parser = Arrival::parse)]
+    pub(crate) arrival: Arrival,
+    /// Closed loop: so many always in flight, instead of a rate. Its latency
+    /// is not corrected for waiting.
+    #[arg(long, conflicts_with_all = ["rate", "arrival"])]
+    pub(crate) closed: Option<usize>,
+    /// Seconds at the start that are not measured.
+    #[arg(long, default_value_t = 1.0)]
+    pub(crate) warmup: f64,
+    /// A goal, such as p99=10ms, p50@pay=2ms, errors=0.1%, rate=99%.
+    #[arg(long = "goal", value_parser = Goal::parse)]
+    pub(crate) goals: Vec<Goal>,
+    /// Write the result here.
+    #[arg(long)]
+    pub(crate) json: Option<PathBuf>,
+}
+
+impl LoadArgs {
+    /// The plan and what signs its requests. `rate` sets how far back queries
+    /// and refunds reach: to payments planned half a second ago.
+    pub(crate) fn plan(
+        &self,
+        gateway: &GatewayFile,
+        rate: f64,
+    ) -> Result<(Rc<Plan>, Encoder), Failure> {
+        let mut merchants: Vec<Merchant> = gateway.load_merchants()?;
+        if let Some(wanted) = self.merchants {
+            if !(1..=merchants.len()).contains(&wanted) {
+                let there = merchants.len();
+                return Err(Failure::usage(format_args!("--merchants {wanted}: 1 to {there}")));
+            }
+            merchants.truncate(wanted);
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now_ms = now.as_millis() as u64;
+        let ppm = |share: f64| (share * 1e6).round() as u32;
+        let params = Params {
+            seed: self.seed,
+            run_id: self.run_id.unwrap_or(now_ms % RUN_ID_MAX),
+            // The same for all runs of a day, so that a run can be repeated.
+            expire_ms: (now_ms / DAY_MS + 3) * DAY_MS,
+            mix: self.mix,
+            duplicates_ppm: ppm(self.duplicates),
+            conflicts_ppm: ppm(self.conflicts),
+            zipf: self.zipf,
+            lag: (rate / 2.0).ceil().max(1.0) as u64,
+            merchants: merchants.iter().map(|merchant| merchant.id.as_str().to_owned()).collect(),
+        };
+        let plan = Plan::new(params).ok_or_else(|| {
+            Failure::usage(format_args!(
+                "--run-id below {RUN_ID_MAX}, --zipf 0 to 10, --duplicates and --conflicts \
+                 together at most 100%"
+            ))
+        })?;
+        Ok((Rc::new(plan), Encoder::new(merchants)))
+    }
+
+    /// How to drive.
+    pub(crate) fn options(&self) -> Result<Options, Failure> {
+        if !(1..=IN_FLIGHT_LIMIT).contains(&self.in_flight) {
+            return Err(Failure::usage(format_args!("--in-flight: 1 to {IN_FLIGHT_LIMIT}")));
+        }
+        if !(1..=256).contains(&self.connections) || !(1..=64).contains(&self.streams) {
+            return Err(Failure::usage("--connections: 1 to 256, --streams: 1 to 64"));
+        }
+        Ok(Options {
+            connections: self.connections,
+            streams: self.streams,
+            in_flight_max: self.in_flight,
+            deadline: seconds("deadline", self.deadline)?,
+            pace: self.pace,
+        })
+    }
+
+    /// The acknowledgement log, when one is wanted.
+    pub(crate) fn ack_writer(&self, params: &Params) -> Result<Option<AckWriter>, Failure> {
+        self.acks.as_ref().map(|dir| AckWriter::create(dir, params)).transpose()
+    }
+}
+
+impl RunArgs {
+    /// The phase, its numbers judged.
+    pub(crate) fn phase(&self) -> Result<Phase, Failure> {
+        let rate = self.rate.unwrap_or(1.0);
+        if !(0.01..=10_000_000.0).contains(&rate) {
+            return Err(Failure::usage(format_args!("--rate {rate}: 0.01 to 10000000")));
+        }
+        if self.closed.is_some_and(|closed| !(1..=self.load.in_flight).contains(&closed)) {
+            return Err(Failure::usage("--closed: 1 to --in-flight"));
+        }
+        let duration = seconds("duration", self.duration)?;
+        let warmup = Duration::try_from_secs_f64(self.warmup).unwrap_or(duration);
+        if warmup >= duration {
+            return Err(Failure::usage("--warmup must be shorter than --duration"));
+        }
+        let arrival = self.arrival.clone();
+        Ok(Phase { arrival, rate, duration, warmup, closed: self.closed, live: true })
+    }
+}
+
+fn seconds(option: &str, value: f64) -> Result<Duration, Failure> {
+    Duration::try_from_secs_f64(value)
+        .ok()
+        .filter(|duration| !duration.is_zero() && *duration <= DURATION_MAX)
+        .ok_or_else(|| Failure::usage(format_args!("--{option} {value}: seconds above 0")))
+}
+
+/// Runs the load and reports. `stop` ends it early.
+pub(crate) async fn run(args: &RunArgs, stop: &Notify) -> Result<Report, Failure> {
+    let gateway = GatewayFile::load(&args.load.config)?;
+    let (phase, options) = (args.phase()?, args.load.options()?);
+    let lag_rate = if args.closed.is_some() { 100_000.0 } else { phase.rate };
+    let (plan, encoder) = args.load.plan(&gateway, lag_rate)?;
+    let acks = args.load.ack_writer(plan.params())?;
+    println!(
+        "{}: {} over {} connections x {} streams, seed {}, run {}",
+        gateway.name,
+        phase.closed.map_or_else(
+            || format!("{} requests/s for {} s", phase.rate, phase.duration.as_secs_f64()),
+            |closed| format!("{closed} in flight for {} s", phase.duration.as_secs_f64()),
+        ),
+        options.connections,
+        options.streams,
+        plan.params().seed,
+        plan.params().run_id,
+    );
+    let session = Session::connect(&gateway, Rc::clone(&plan), encoder, acks, options).await?;
+    let outcome = session.run(&phase, stop).await?;
+    session.close().await;
+    let report = Report::new(plan.params(), &phase, &outcome, &args.goals);
+    report.print();
+    if let Some(path) = &args.json {
+        report.write(path)?;
+    }
+    Ok(report)
+}

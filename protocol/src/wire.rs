@@ -1,0 +1,168 @@
+//! Readers and writers of bodies: little-endian integers and length-prefixed
+//! fields over borrowed bytes. Never panics, never allocates while reading.
+
+use crate::code::Code;
+use crate::id::{MchId, OutRefundNo, ShortText};
+use crate::money::{Amount, Currency};
+
+/// Why a body was refused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DecodeError {
+    code: Code,
+    field: &'static str,
+}
+
+impl DecodeError {
+    pub(crate) const fn new(code: Code, field: &'static str) -> Self {
+        Self { code, field }
+    }
+
+    /// A value outside its alphabet, table or range.
+    pub(crate) const fn invalid(field: &'static str) -> Self {
+        Self::new(Code::InvalidField, field)
+    }
+
+    /// The code to answer with.
+    pub fn code(&self) -> Code {
+        self.code
+    }
+
+    /// The field at fault.
+    pub fn field(&self) -> &'static str {
+        self.field
+    }
+}
+
+impl std::fmt::Display for DecodeError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({})", self.code.name(), self.field)
+    }
+}
+
+impl std::error::Error for DecodeError {}
+
+/// Reads a body front to back.
+pub(crate) struct Reader<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Reader<'a> {
+    pub(crate) fn new(body: &'a [u8]) -> Self {
+        Self { rest: body }
+    }
+
+    /// What has not been read yet.
+    pub(crate) fn remaining(&self) -> &'a [u8] {
+        self.rest
+    }
+
+    pub(crate) fn bytes(
+        &mut self,
+        len: usize,
+        field: &'static str,
+    ) -> Result<&'a [u8], DecodeError> {
+        let (taken, rest) =
+            self.rest.split_at_checked(len).ok_or(DecodeError::new(Code::MalformedBody, field))?;
+        self.rest = rest;
+        Ok(taken)
+    }
+
+    pub(crate) fn array<const N: usize>(
+        &mut self,
+        field: &'static str,
+    ) -> Result<[u8; N], DecodeError> {
+        let (taken, rest) = self
+            .rest
+            .split_first_chunk::<N>()
+            .ok_or(DecodeError::new(Code::MalformedBody, field))?;
+        self.rest = rest;
+        Ok(*taken)
+    }
+
+    pub(crate) fn u8(&mut self, field: &'static str) -> Result<u8, DecodeError> {
+        self.array::<1>(field).map(|[byte]| byte)
+    }
+
+    pub(crate) fn u16(&mut self, field: &'static str) -> Result<u16, DecodeError> {
+        self.array(field).map(u16::from_le_bytes)
+    }
+
+    pub(crate) fn u32(&mut self, field: &'static str) -> Result<u32, DecodeError> {
+        self.array(field).map(u32::from_le_bytes)
+    }
+
+    pub(crate) fn u64(&mut self, field: &'static str) -> Result<u64, DecodeError> {
+        self.array(field).map(u64::from_le_bytes)
+    }
+
+    pub(crate) fn i64(&mut self, field: &'static str) -> Result<i64, DecodeError> {
+        self.array(field).map(i64::from_le_bytes)
+    }
+
+    /// A field with a one-byte length of at most `max`.
+    pub(crate) fn text(
+        &mut self,
+        max: usize,
+        field: &'static str,
+    ) -> Result<&'a [u8], DecodeError> {
+        let len = usize::from(self.u8(field)?);
+        if len > max {
+            return Err(DecodeError::invalid(field));
+        }
+        self.bytes(len, field)
+    }
+}
+
+pub(crate) fn put_text(out: &mut Vec<u8>, text: &[u8]) {
+    debug_assert!(text.len() <= 255);
+    out.push(text.len() as u8);
+    out.extend_from_slice(text);
+}
+
+pub(crate) fn mch_id(reader: &mut Reader<'_>) -> Result<MchId, DecodeError> {
+    MchId::parse(reader.text(32, "mch_id")?).map_err(|_| DecodeError::invalid("mch_id"))
+}
+
+pub(crate) fn amount(reader: &mut Reader<'_>) -> Result<Amount, DecodeError> {
+    Amount::new(reader.i64("amount")?).ok_or(DecodeError::new(Code::InvalidAmount, "amount"))
+}
+
+pub(crate) fn currency(reader: &mut Reader<'_>) -> Result<Currency, DecodeError> {
+    Currency::new(reader.array("currency")?).ok_or(DecodeError::invalid("currency"))
+}
+
+/// Zero bytes stand for no currency.
+pub(crate) fn optional_currency(reader: &mut Reader<'_>) -> Result<Option<Currency>, DecodeError> {
+    match reader.array("currency")? {
+        [0, 0, 0] => Ok(None),
+        code => Currency::new(code).map(Some).ok_or(DecodeError::invalid("currency")),
+    }
+}
+
+pub(crate) fn short_text(
+    reader: &mut Reader<'_>,
+    field: &'static str,
+) -> Result<ShortText, DecodeError> {
+    ShortText::new(reader.text(32, field)?).ok_or(DecodeError::invalid(field))
+}
+
+pub(crate) fn wire_bool(reader: &mut Reader<'_>, field: &'static str) -> Result<bool, DecodeError> {
+    match reader.u8(field)? {
+        0 => Ok(false),
+        1 => Ok(true),
+        _ => Err(DecodeError::invalid(field)),
+    }
+}
+
+pub(crate) fn refund_no(reader: &mut Reader<'_>) -> Result<OutRefundNo, DecodeError> {
+    OutRefundNo::parse(reader.text(32, "out_refund_no")?)
+        .map_err(|_| DecodeError::invalid("out_refund_no"))
+}
+
+/// Reads an integer and looks it up in its table.
+macro_rules! wire_value {
+    ($reader:expr, $type:ty, $read:ident, $field:literal) => {
+        <$type>::from_wire($reader.$read($field)?).ok_or(DecodeError::invalid($field))
+    };
+}
+pub(crate) use wire_value;

@@ -1,0 +1,294 @@
+//! The background thread that keeps zero-filled segments ready.
+//!
+//! Zero-filling happens here and never on the worker's path: writing into
+//! blocks that already hold zeros makes a flush twice as fast as extending a
+//! file. The thread also watches the free space: before the file system is
+//! full it says so, and then feeds the log from what was reserved.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use super::directory::Directory;
+use super::{Buffer, DiskError, DiskOp, SegmentFile, Space, segment_path, sys};
+use crate::notify::Notify;
+
+/// Prepared segments kept ready.
+pub(super) const SPARES: usize = 2;
+const FILL_BYTES: usize = 512 << 10;
+/// Pause per fill write while a spare is ready: about 250 MB/s, so that the
+/// log's own writes keep the disk.
+const FILL_PAUSE: Duration = Duration::from_millis(2);
+/// How often free space is looked at when nothing happens.
+const WATCH: Duration = Duration::from_millis(250);
+/// Free bytes left to others on the file system.
+const MARGIN_BYTES: u64 = 1 << 20;
+
+/// What the thread is to keep ready.
+#[derive(Debug, Clone)]
+pub(super) struct Plan {
+    pub(super) dir: PathBuf,
+    pub(super) segment_bytes: u64,
+    pub(super) reserve_bytes: u64,
+    pub(super) direct: bool,
+    pub(super) next_id: u64,
+    /// Spares that already exist.
+    pub(super) existing: usize,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    ready: AtomicUsize,
+    stop: AtomicBool,
+    reserve: AtomicBool,
+    /// The error number that ended the thread; 0 while it works.
+    failed: AtomicI32,
+}
+
+/// A segment that can be written to.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    pub(super) segment: SegmentFile,
+    pub(super) file: File,
+}
+
+#[derive(Debug)]
+pub(super) struct Preparer {
+    shared: Arc<Shared>,
+    inbox: mpsc::Receiver<Prepared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Preparer {
+    pub(super) fn start(plan: Plan, notify: Notify) -> Result<Preparer, DiskError> {
+        let shared = Arc::new(Shared::default());
+        shared.ready.store(plan.existing, Ordering::Release);
+        let (outbox, inbox) = mpsc::sync_channel(SPARES);
+        let work = Work { plan, shared: Arc::clone(&shared), outbox, notify };
+        let thread = std::thread::Builder::new()
+            .name("log-prepare".into())
+            .spawn(move || work.run())
+            .map_err(|error| DiskError::io(DiskOp::Start, &error))?;
+        Ok(Preparer { shared, inbox, thread: Some(thread) })
+    }
+
+    /// A prepared segment, when there is one.
+    pub(super) fn take(&self) -> Result<Option<Prepared>, DiskError> {
+        if let Ok(prepared) = self.inbox.try_recv() {
+            self.taken();
+            return Ok(Some(prepared));
+        }
+        match self.shared.failed.load(Ordering::Acquire) {
+            0 => Ok(None),
+            errno => Err(DiskError { op: DiskOp::Prepare, errno: Some(errno) }),
+        }
+    }
+
+    /// Tells the thread that one spare less is ready.
+    pub(super) fn taken(&self) {
+        self.shared.ready.fetch_sub(1, Ordering::AcqRel);
+        if let Some(thread) = &self.thread {
+            thread.thread().unpark();
+        }
+    }
+
+    pub(super) fn ready(&self) -> usize {
+        self.shared.ready.load(Ordering::Acquire)
+    }
+
+    pub(super) fn space(&self) -> Space {
+        match self.shared.reserve.load(Ordering::Acquire) {
+            true => Space::Reserve,
+            false => Space::Ok,
+        }
+    }
+}
+
+impl Drop for Preparer {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Work {
+    plan: Plan,
+    shared: Arc<Shared>,
+    outbox: mpsc::SyncSender<Prepared>,
+    notify: Notify,
+}
+
+impl Work {
+    fn run(mut self) {
+        sys::become_background();
+        while !self.stopped() {
+            match self.round() {
+                Ok(true) => {}
+                Ok(false) => std::thread::park_timeout(WATCH),
+                Err(error) => {
+                    let errno = error.raw_os_error().unwrap_or(libc::EIO);
+                    self.shared.failed.store(errno, Ordering::Release);
+                    self.notify.wake();
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Prepares at most one segment; says whether there is more to do now.
+    fn round(&mut self) -> io::Result<bool> {
+        self.watch_space()?;
+        let ready = self.shared.ready.load(Ordering::Acquire);
+        if ready >= SPARES {
+            return Ok(false);
+        }
+        let full = self.available()? < self.plan.segment_bytes + MARGIN_BYTES;
+        if full {
+            self.set_reserve(true);
+            // The reserve is for the segment without which the log would stop.
+            if ready > 0 || !self.release_reserve()? {
+                return Ok(false);
+            }
+        }
+        match self.prepare(ready) {
+            Ok(Some(prepared)) => {
+                self.plan.next_id += 1;
+                self.shared.ready.fetch_add(1, Ordering::AcqRel);
+                let delivered = self.outbox.send(prepared).is_ok();
+                self.notify.wake();
+                Ok(delivered)
+            }
+            Ok(None) => Ok(false),
+            Err(error) if is_full(&error) => {
+                let _ = std::fs::remove_file(self.temporary());
+                self.set_reserve(true);
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn stopped(&self) -> bool {
+        self.shared.stop.load(Ordering::Acquire)
+    }
+
+    fn available(&self) -> io::Result<u64> {
+        sys::available_bytes(&self.plan.dir)
+    }
+
+    fn set_reserve(&self, reserve: bool) {
+        if self.shared.reserve.swap(reserve, Ordering::AcqRel) != reserve {
+            self.notify.wake();
+        }
+    }
+
+    /// Keeps the reserve file at its size while there is room for it and for
+    /// the spares; says "reserve" from the moment there is not.
+    fn watch_space(&self) -> io::Result<()> {
+        let kept = self.reserve_kept();
+        let spares = SPARES.saturating_sub(self.shared.ready.load(Ordering::Acquire)) as u64;
+        let missing = self.plan.reserve_bytes.saturating_sub(kept);
+        let wanted = missing + spares.max(1) * self.plan.segment_bytes + MARGIN_BYTES;
+        if self.available()? < wanted {
+            self.set_reserve(true);
+            return Ok(());
+        }
+        if missing > 0 {
+            let file = OpenOptions::new()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .open(self.reserve_path())?;
+            match sys::allocate(&file, self.plan.reserve_bytes) {
+                Ok(()) => {}
+                Err(error) if is_full(&error) => {
+                    self.set_reserve(true);
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        self.set_reserve(false);
+        Ok(())
+    }
+
+    fn reserve_path(&self) -> PathBuf {
+        self.plan.dir.join("reserve")
+    }
+
+    fn reserve_kept(&self) -> u64 {
+        std::fs::metadata(self.reserve_path()).map_or(0, |metadata| metadata.len())
+    }
+
+    /// Gives one segment's worth of the reserve back to the file system.
+    fn release_reserve(&self) -> io::Result<bool> {
+        let kept = self.reserve_kept();
+        if kept == 0 {
+            return Ok(false);
+        }
+        let file = OpenOptions::new().write(true).open(self.reserve_path())?;
+        file.set_len(kept.saturating_sub(self.plan.segment_bytes + MARGIN_BYTES))?;
+        Ok(true)
+    }
+
+    fn temporary(&self) -> PathBuf {
+        segment_path(&self.plan.dir, self.plan.next_id).with_extension("tmp")
+    }
+
+    /// Zero-fills, syncs, names. `None` when told to stop meanwhile.
+    fn prepare(&self, ready: usize) -> io::Result<Option<Prepared>> {
+        let temporary = self.temporary();
+        let path = segment_path(&self.plan.dir, self.plan.next_id);
+        let bytes = self.plan.segment_bytes;
+        let file = create(&temporary, self.plan.direct)?;
+        sys::allocate(&file, bytes).or_else(|error| match error.raw_os_error() {
+            Some(libc::EOPNOTSUPP) => Ok(()),
+            _ => Err(error),
+        })?;
+        let zeros = Buffer::new(FILL_BYTES.min(bytes as usize));
+        let mut at = 0;
+        while at < bytes {
+            if self.stopped() {
+                drop(file);
+                std::fs::remove_file(&temporary)?;
+                return Ok(None);
+            }
+            let part = (bytes - at).min(zeros.len() as u64) as usize;
+            file.write_all_at(&zeros[..part], at)?;
+            at += part as u64;
+            // In a hurry when nothing is ready any more.
+            if ready > 0 && self.shared.ready.load(Ordering::Acquire) > 0 {
+                std::thread::park_timeout(FILL_PAUSE);
+            }
+        }
+        file.sync_all()?;
+        std::fs::rename(&temporary, &path)?;
+        Directory::new(&self.plan.dir).sync()?;
+        let file = open_for_writing(&path, self.plan.direct)?;
+        let segment = SegmentFile { id: self.plan.next_id, bytes };
+        Ok(Some(Prepared { segment, file }))
+    }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
+}
+
+fn create(path: &Path, direct: bool) -> io::Result<File> {
+    let flags = if direct { libc::O_DIRECT } else { 0 };
+    OpenOptions::new().write(true).create(true).truncate(true).custom_flags(flags).open(path)
+}
+
+/// Opens a segment so that each write is durable when it returns.
+pub(super) fn open_for_writing(path: &Path, direct: bool) -> io::Result<File> {
+    let flags = libc::O_DSYNC | if direct { libc::O_DIRECT } else { 0 };
+    OpenOptions::new().write(true).custom_flags(flags).open(path)
+}

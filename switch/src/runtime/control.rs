@@ -1,0 +1,296 @@
+//! The running node as operators see it: implements the admin interface's
+//! `Control` by reading what the threads publish and by handing commands to the
+//! network thread, which puts them into the workers' batches.
+
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use protocol::id::{MchId, OutTradeNo, ShortText};
+use tokio::sync::{mpsc, oneshot};
+
+use super::explain;
+use super::inbox::{Exchange, Item};
+use super::net::Net;
+use super::worker::Shared;
+use crate::admin::api::{ChannelStatus, Explain, InDoubt, LogStatus, ShardStatus, Status};
+use crate::admin::control::{Answer, Control, ControlError};
+use crate::config::Config;
+use crate::engine::Engine;
+use crate::engine::input::{AdminCommand, AdminInput};
+use crate::engine::merchant::Merchant;
+use crate::metrics::Metrics;
+
+/// Commands waiting for the network thread; more are refused as busy.
+const COMMANDS_MAX: usize = 256;
+
+/// Answer of an engine to an operator's command.
+pub type CommandAnswer = oneshot::Receiver<Result<String, String>>;
+
+/// The node.
+pub struct NodeControl {
+    site: u16,
+    shards: u16,
+    log_dir: PathBuf,
+    shared: Arc<Shared>,
+    started: Instant,
+    commands: mpsc::Sender<(u16, Item)>,
+    inbox: Mutex<Option<mpsc::Receiver<(u16, Item)>>>,
+    tickets: Mutex<HashMap<u64, oneshot::Sender<Result<String, String>>>>,
+    next_ticket: AtomicU64,
+    merchants: Mutex<HashMap<MchId, Merchant>>,
+    listening: AtomicBool,
+    bootstrapped: AtomicBool,
+    draining: AtomicBool,
+}
+
+impl NodeControl {
+    /// Over what the worker shares.
+    pub fn new(config: &Config, shared: Arc<Shared>, started: Instant) -> Self {
+        let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
+        Self {
+            site: config.site,
+            shards: config.shards,
+            log_dir: config.data_dir.join("worker-0"),
+            shared,
+            started,
+            commands,
+            inbox: Mutex::new(Some(inbox)),
+            tickets: Mutex::new(HashMap::new()),
+            next_ticket: AtomicU64::new(1),
+            merchants: Mutex::new(HashMap::new()),
+            listening: AtomicBool::new(false),
+            bootstrapped: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
+        }
+    }
+
+    /// The queues to the worker.
+    pub fn exchange(&self) -> &Arc<Exchange> {
+        &self.shared.exchange
+    }
+
+    /// The metrics.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.shared.metrics
+    }
+
+    /// A ticket for a command, and where its answer comes.
+    pub fn ticket(&self) -> (u64, CommandAnswer) {
+        let ticket = self.next_ticket.fetch_add(1, Ordering::Relaxed);
+        let (sender, receiver) = oneshot::channel();
+        if let Ok(mut tickets) = self.tickets.lock() {
+            tickets.insert(ticket, sender);
+        }
+        (ticket, receiver)
+    }
+
+    /// An engine answered a ticket.
+    pub fn answer(&self, ticket: u64, result: Result<String, String>) {
+        let sender = self.tickets.lock().ok().and_then(|mut tickets| tickets.remove(&ticket));
+        if let Some(sender) = sender {
+            // Nobody waits any more: the record stands all the same.
+            drop(sender.send(result));
+        }
+    }
+
+    /// A merchant's record committed.
+    pub fn put_merchant(&self, merchant: &Merchant) {
+        if let Ok(mut merchants) = self.merchants.lock() {
+            merchants.insert(merchant.mch_id, merchant.clone());
+        }
+    }
+
+    /// Whether every shard is led here.
+    pub fn leads_all(&self) -> bool {
+        self.shared.report.lock().is_ok_and(|report| {
+            report.shards.len() == usize::from(self.shards)
+                && report.shards.iter().all(|shard| shard.leads)
+        })
+    }
+
+    /// The gateway port is open.
+    pub fn listening(&self) {
+        self.listening.store(true, Ordering::Release);
+    }
+
+    /// The configured merchants are known.
+    pub fn bootstrapped(&self) {
+        self.bootstrapped.store(true, Ordering::Release);
+    }
+
+    /// The node stops.
+    pub fn draining(&self) {
+        self.draining.store(true, Ordering::Release);
+    }
+
+    /// Runs `look` on an engine, on its worker's thread.
+    fn inspect(&self, shard: u16, look: impl FnOnce(&Engine) + Send + 'static) -> bool {
+        self.commands.try_send((shard, Item::Inspect(Cell::new(Some(Box::new(look)))))).is_ok()
+    }
+}
+
+/// Puts operators' commands into the workers' batches.
+pub async fn run_commands(net: Rc<Net>, control: Arc<NodeControl>) {
+    let inbox = control.inbox.lock().ok().and_then(|mut inbox| inbox.take());
+    let Some(mut inbox) = inbox else { return };
+    while let Some((shard, item)) = inbox.recv().await {
+        net.push(shard, item);
+    }
+}
+
+fn refused<T>(error: ControlError) -> Answer<T> {
+    let (sender, receiver) = oneshot::channel();
+    drop(sender.send(Err(error)));
+    receiver
+}
+
+impl Control for NodeControl {
+    fn ready(&self) -> Result<(), String> {
+        let reason = if self.draining.load(Ordering::Acquire) {
+            "the site stops"
+        } else if !self.leads_all() {
+            "not every shard is led yet"
+        } else if !self.listening.load(Ordering::Acquire) {
+            "the gateway port is not open yet"
+        } else if !self.bootstrapped.load(Ordering::Acquire) {
+            "the configured merchants are being recorded"
+        } else {
+            return Ok(());
+        };
+        Err(reason.into())
+    }
+
+    fn status(&self) -> Status {
+        let reason = self.ready().err().unwrap_or_default();
+        let metrics = self.metrics();
+        let report = self.shared.report.lock().map(|report| report.clone()).unwrap_or_default();
+        let shards = report.shards.iter().map(|shard| ShardStatus {
+            shard: shard.shard,
+            role: if shard.leads { "leader" } else { "follower" }.into(),
+            leader: if shard.leads { self.site } else { 0 },
+            term: shard.term,
+            commit: shard.committed,
+            applied: shard.applied,
+            orders: shard.engine.orders,
+            open: shard.engine.open,
+            in_doubt: shard.engine.in_doubt,
+            manual: shard.engine.manual,
+        });
+        let channels = (1..).map_while(|number| metrics.channel(number).map(|c| (number, c)));
+        let channels = channels.map(|(number, channel)| ChannelStatus {
+            number,
+            name: channel.name.clone(),
+            up: channel.up.value() == 1,
+            in_flight: channel.in_flight.value(),
+            sent: channel.sent.value(),
+            answered: channel.answered.value(),
+            unanswered: channel.lost.value() + channel.timeouts.value(),
+        });
+        Status {
+            site: self.site,
+            version: env!("CARGO_PKG_VERSION").into(),
+            uptime_s: self.started.elapsed().as_secs(),
+            ready: reason.is_empty(),
+            reason,
+            shards: shards.collect(),
+            channels: channels.collect(),
+            log: LogStatus {
+                backend: report
+                    .log
+                    .map(|log| format!("{:?}", log.disk.backend))
+                    .unwrap_or_default(),
+                segments: report.log.map_or(0, |log| log.segment),
+                bytes: report.log.map_or(0, |log| log.written_bytes),
+                disk_free_bytes: metrics.disk_free_bytes.value(),
+                fsync_us_p50: metrics.fsync.quantile(0.5),
+                fsync_us_p99: metrics.fsync.quantile(0.99),
+            },
+            connections: metrics.connections.value(),
+            in_flight: metrics.in_flight.value(),
+        }
+    }
+
+    fn render_metrics(&self, out: &mut String) {
+        self.metrics().render(out);
+    }
+
+    fn merchant(&self, mch_id: MchId) -> Option<Merchant> {
+        self.merchants.lock().ok()?.get(&mch_id).cloned()
+    }
+
+    fn command(&self, operator: ShortText, command: AdminCommand) -> Answer<String> {
+        let mch_id = match &command {
+            AdminCommand::PutMerchant { merchant, .. } => merchant.mch_id,
+            AdminCommand::PutLimits { mch_id, .. } | AdminCommand::Decide { mch_id, .. } => *mch_id,
+        };
+        let (ticket, answer) = self.ticket();
+        let item = Item::Admin(Box::new(AdminInput { ticket, operator, command }));
+        if self.commands.try_send((mch_id.shard(self.shards), item)).is_err() {
+            if let Ok(mut tickets) = self.tickets.lock() {
+                tickets.remove(&ticket);
+            }
+            return refused(ControlError::Busy);
+        }
+        let (sender, receiver) = oneshot::channel();
+        tokio::spawn(async move {
+            // A dropped ticket means that the node stops; so does our sender then.
+            if let Ok(result) = answer.await {
+                drop(sender.send(result.map_err(ControlError::Refused)));
+            }
+        });
+        receiver
+    }
+
+    fn in_doubt(&self, limit: usize) -> Answer<Vec<InDoubt>> {
+        let (sender, receiver) = oneshot::channel();
+        let parts: Vec<_> = (0..self.shards)
+            .filter_map(|shard| {
+                let (part, answer) = oneshot::channel();
+                let look = move |engine: &Engine| drop(part.send(explain::in_doubt(engine, limit)));
+                self.inspect(shard, look).then_some(answer)
+            })
+            .collect();
+        tokio::spawn(async move {
+            let mut all = Vec::new();
+            for part in parts {
+                all.extend(part.await.unwrap_or_default());
+            }
+            all.sort_by_key(|item: &InDoubt| std::cmp::Reverse(item.age_s));
+            all.truncate(limit);
+            drop(sender.send(Ok(all)));
+        });
+        receiver
+    }
+
+    fn explain(&self, mch_id: MchId, out_trade_no: OutTradeNo) -> Answer<Explain> {
+        let shard = mch_id.shard(self.shards);
+        let (part, answer) = oneshot::channel();
+        let look =
+            move |engine: &Engine| drop(part.send(explain::view(engine, &mch_id, &out_trade_no)));
+        if !self.inspect(shard, look) {
+            return refused(ControlError::Busy);
+        }
+        let log_dir = self.log_dir.clone();
+        let (sender, receiver) = oneshot::channel();
+        tokio::spawn(async move {
+            let Ok(Some(view)) = answer.await else {
+                drop(sender.send(Err(ControlError::NotFound)));
+                return;
+            };
+            // Reads the whole log: on a thread that may block.
+            let read =
+                tokio::task::spawn_blocking(move || explain::time_line(&log_dir, view)).await;
+            let result = match read {
+                Ok(result) => result.map_err(ControlError::Refused),
+                Err(_) => Err(ControlError::Refused("the log reader failed".into())),
+            };
+            drop(sender.send(result));
+        });
+        receiver
+    }
+}

@@ -1,0 +1,222 @@
+//! Hand-off between the network thread and a worker: bounded queues of whole
+//! batches, reused, and a wake-up only for a worker that really sleeps.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering, fence};
+
+use crossbeam::queue::ArrayQueue;
+use storage::Notify;
+
+use crate::engine::Engine;
+use crate::engine::input::{
+    AdminInput, Evidence, OperationId, OrderInput, PayInput, QueryRefundInput, RefundInput, Waiter,
+};
+use crate::engine::merchant::Merchant;
+use crate::engine::output::{Reply, Send};
+use protocol::message::Event;
+
+/// One thing for the worker to do, with its shard.
+pub enum Item {
+    /// A pay; its content lies in the batch's arena.
+    Pay(PayInput<'static>, Range<u32>),
+    /// A query.
+    Query(OrderInput),
+    /// A close.
+    Close(OrderInput),
+    /// A reverse.
+    Reverse(OrderInput),
+    /// A refund.
+    Refund(RefundInput),
+    /// A refund query.
+    QueryRefund(QueryRefundInput),
+    /// Evidence from a channel link.
+    Evidence(OperationId, Evidence),
+    /// A subscriber of events, for every shard.
+    Subscribe(Waiter, u16),
+    /// An event was taken over; the shard comes from the event id's sender.
+    EventAck(u64, Waiter),
+    /// A connection ended, for every shard.
+    ConnectionClosed(u64),
+    /// A channel link changed, for every shard.
+    ChannelUp(u16, bool),
+    /// A channel link was lost, for every shard.
+    LinkLost(u16),
+    /// An operator's command.
+    Admin(Box<AdminInput>),
+    /// A look at the engine, for the admin interface; taken once.
+    Inspect(std::cell::Cell<Option<Look>>),
+}
+
+/// What the admin interface does with an engine.
+pub type Look = Box<dyn FnOnce(&Engine) + std::marker::Send>;
+
+/// Items of one turn of the network thread.
+#[derive(Default)]
+pub struct Batch {
+    /// When it was handed over, monotonic microseconds.
+    pub queued_us: u64,
+    /// Shard and item.
+    pub items: Vec<(u16, Item)>,
+    /// Contents of the pays.
+    pub arena: Vec<u8>,
+}
+
+impl Batch {
+    /// Empties it, keeping its memory.
+    pub fn clear(&mut self) {
+        self.items.clear();
+        self.arena.clear();
+    }
+}
+
+/// What a worker hands back in one turn.
+#[derive(Default)]
+pub struct OutBatch {
+    /// When it was handed over, monotonic microseconds.
+    pub ready_us: u64,
+    /// Answers.
+    pub replies: Vec<Reply>,
+    /// Requests to channels.
+    pub sends: Vec<Send>,
+    /// Outcome events.
+    pub events: Vec<(Waiter, Event)>,
+    /// Changes of the merchant directory.
+    pub merchants: Vec<Merchant>,
+    /// Answers to operators.
+    pub admin: Vec<(u64, Result<String, String>)>,
+}
+
+impl OutBatch {
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.replies.is_empty()
+            && self.sends.is_empty()
+            && self.events.is_empty()
+            && self.merchants.is_empty()
+            && self.admin.is_empty()
+    }
+
+    /// Empties it, keeping its memory.
+    pub fn clear(&mut self) {
+        self.replies.clear();
+        self.sends.clear();
+        self.events.clear();
+        self.merchants.clear();
+        self.admin.clear();
+    }
+}
+
+const AWAKE: u8 = 0;
+const PARKED: u8 = 1;
+
+/// The queues between one worker and the network thread.
+pub struct Exchange {
+    inbox: ArrayQueue<Box<Batch>>,
+    inbox_pool: ArrayQueue<Box<Batch>>,
+    outbox: ArrayQueue<Box<OutBatch>>,
+    outbox_pool: ArrayQueue<Box<OutBatch>>,
+    state: AtomicU8,
+    notify: Notify,
+    net_wake: Arc<tokio::sync::Notify>,
+    /// Age of the oldest batch when the worker last took one, microseconds.
+    pub queue_delay_us: AtomicU64,
+}
+
+impl Exchange {
+    /// Queues of `batches` batches each way; `notify` is what the worker sleeps
+    /// on, `net_wake` what the network thread waits for.
+    pub fn new(batches: usize, notify: Notify, net_wake: Arc<tokio::sync::Notify>) -> Self {
+        Self {
+            inbox: ArrayQueue::new(batches),
+            inbox_pool: ArrayQueue::new(batches),
+            outbox: ArrayQueue::new(batches),
+            outbox_pool: ArrayQueue::new(batches),
+            state: AtomicU8::new(AWAKE),
+            notify,
+            net_wake,
+            queue_delay_us: AtomicU64::new(0),
+        }
+    }
+
+    /// An empty batch to fill.
+    pub fn batch(&self) -> Box<Batch> {
+        self.inbox_pool.pop().unwrap_or_default()
+    }
+
+    /// Hands a batch to the worker; gives it back when the queue is full.
+    ///
+    /// # Errors
+    /// The batch, when the worker does not keep up.
+    pub fn push(&self, batch: Box<Batch>) -> Result<(), Box<Batch>> {
+        self.inbox.push(batch)?;
+        // Pairs with the fence in `park`: either the worker sees the batch, or
+        // we see that it sleeps.
+        fence(Ordering::SeqCst);
+        if self.state.load(Ordering::Relaxed) == PARKED {
+            self.state.store(AWAKE, Ordering::Relaxed);
+            self.notify.wake();
+        }
+        Ok(())
+    }
+
+    /// Worker: the next batch.
+    pub fn pop(&self) -> Option<Box<Batch>> {
+        self.inbox.pop()
+    }
+
+    /// Worker: gives an emptied batch back.
+    pub fn recycle(&self, mut batch: Box<Batch>) {
+        batch.clear();
+        // A full pool just frees the memory.
+        drop(self.inbox_pool.push(batch));
+    }
+
+    /// Worker: sleeps until something is handed in, the log reports, or the
+    /// time-out ends. With `listen` false, new batches do not end the sleep:
+    /// the worker looks by itself when it wakes.
+    pub fn park(&self, timeout_us: u64, listen: bool) {
+        if listen {
+            self.state.store(PARKED, Ordering::Relaxed);
+            fence(Ordering::SeqCst);
+            if !self.inbox.is_empty() {
+                self.state.store(AWAKE, Ordering::Relaxed);
+                return;
+            }
+        }
+        self.notify.wait(timeout_us);
+        self.state.store(AWAKE, Ordering::Relaxed);
+    }
+
+    /// Worker: an empty out-batch.
+    pub fn out_batch(&self) -> Box<OutBatch> {
+        self.outbox_pool.pop().unwrap_or_default()
+    }
+
+    /// Worker: hands an out-batch to the network thread; gives it back when
+    /// that thread does not keep up.
+    ///
+    /// # Errors
+    /// The out-batch, to be offered again later.
+    pub fn push_out(&self, out: Box<OutBatch>) -> Result<(), Box<OutBatch>> {
+        self.outbox.push(out)?;
+        self.net_wake.notify_one();
+        Ok(())
+    }
+
+    /// Network thread: the next out-batch.
+    pub fn pop_out(&self) -> Option<Box<OutBatch>> {
+        self.outbox.pop()
+    }
+
+    /// Network thread: gives an emptied out-batch back.
+    pub fn recycle_out(&self, mut out: Box<OutBatch>) {
+        out.clear();
+        drop(self.outbox_pool.push(out));
+    }
+
+    /// Wakes the worker whatever it waits for (stop, for example).
+    pub fn wake(&self) {
+        self.notify.wake();
+    }
+}

@@ -1,0 +1,411 @@
+//! The node: everything that touches sockets, files, threads and clocks.
+//!
+//! Three threads: `net` (one tokio current-thread runtime: gateway front,
+//! channel links), `worker` (shards and their log), `admin` (HTTP). The main
+//! thread starts them in order, waits for a signal or a failure, and stops them
+//! in the reverse order.
+
+mod bootstrap;
+mod clock;
+mod control;
+mod directory;
+mod explain;
+mod gateway;
+mod inbox;
+mod link;
+mod net;
+mod request;
+mod worker;
+
+use std::net::{SocketAddr, UdpSocket};
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use storage::{Log, Notify, Recovery};
+
+use crate::config::{Config, LogBackend};
+use crate::metrics::Metrics;
+use crate::secret::Kek;
+use crate::tls::{self, EndpointKeys};
+use control::NodeControl;
+use directory::Directory;
+use gateway::Front;
+use inbox::Exchange;
+use link::Link;
+use net::{Net, NetSettings};
+use worker::{Recovering, Report, Shared, Worker, WorkerError, WorkerSettings};
+
+/// How long a stopping node waits for answers to requests in flight.
+const DRAIN_MAX: Duration = Duration::from_secs(10);
+/// Least time between two log writes under load, microseconds. Each flush
+/// costs 40-60 us of CPU whatever it carries (docs/BENCHMARKS.md).
+const COMMIT_INTERVAL_US: u64 = 300;
+
+/// Why the node could not start or had to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// A file of the configuration cannot be used.
+    #[error("{0}")]
+    Config(String),
+    /// The environment refuses: a port taken, a directory not writable.
+    #[error("{0}")]
+    Environment(String),
+    /// The log is damaged or belongs elsewhere.
+    #[error("{0}")]
+    Damaged(String),
+    /// The log cannot be opened.
+    #[error("{0}")]
+    Log(String),
+    /// The worker failed while serving.
+    #[error("stopped: {0}")]
+    Worker(#[from] WorkerError),
+}
+
+enum Event {
+    Recovered(Box<Recovery>),
+    NotRecovered(ServeError),
+    WorkerEnded(Result<(), WorkerError>),
+    NetEnded(ServeError),
+    Drained,
+}
+
+/// Serves until SIGTERM or SIGINT, or until the log fails.
+///
+/// # Errors
+/// [`ServeError`], with one line that says what to do.
+pub fn serve(config: Config) -> Result<(), ServeError> {
+    let started = Instant::now();
+    let config_error = |error: &dyn std::fmt::Display| ServeError::Config(error.to_string());
+    std::fs::create_dir_all(&config.data_dir)
+        .map_err(|error| environment(&config.data_dir, &error))?;
+    let keys =
+        EndpointKeys::load_or_create(&config.data_dir).map_err(|error| config_error(&error))?;
+    let server =
+        tls::gateway_server(&config.gateway, &keys).map_err(|error| config_error(&error))?;
+    let kek = Kek::load(&config.keys.kek).map_err(|error| config_error(&error)).map(Arc::new)?;
+    let bootstrap = bootstrap::load(&config, &kek).map_err(ServeError::Config)?;
+    let socket = bind_udp(config.gateway.listen, config.gateway.udp_buffer_kib)?;
+
+    let (events, inbox) = mpsc::channel();
+    let notify = Notify::new().map_err(|error| ServeError::Environment(error.to_string()))?;
+    let net_wake = Arc::new(tokio::sync::Notify::new());
+    let batches = config.worker.inbox_batches as usize;
+    let exchange = Arc::new(Exchange::new(batches, notify.clone(), Arc::clone(&net_wake)));
+    let metrics = Arc::new(Metrics::new(&config));
+    let shared = Arc::new(Shared {
+        exchange: Arc::clone(&exchange),
+        metrics: Arc::clone(&metrics),
+        stop: AtomicBool::new(false),
+        storage_full: AtomicBool::new(false),
+        report: Mutex::new(Report::default()),
+    });
+
+    let worker = spawn_worker(&config, notify, Arc::clone(&shared), events.clone())?;
+    match inbox.recv() {
+        Ok(Event::Recovered(recovery)) => report_recovery(&recovery, started),
+        Ok(Event::NotRecovered(error)) => return Err(error),
+        _ => return Err(ServeError::Log("the worker ended before it recovered".into())),
+    }
+
+    let control = Arc::new(NodeControl::new(&config, Arc::clone(&shared), started));
+    spawn_net(
+        &config,
+        server,
+        keys,
+        socket,
+        Arc::clone(&kek),
+        bootstrap,
+        net_wake,
+        &control,
+        events,
+    )?;
+    let admin = crate::admin::server::AdminServer::start(
+        &config.admin,
+        Arc::clone(&control) as Arc<dyn crate::admin::control::Control>,
+        Arc::clone(&kek),
+    )
+    .map_err(|error| ServeError::Environment(error.to_string()))?;
+    println!(
+        "payswitch site {} serves gateways on {}, admin on {}",
+        config.site, config.gateway.listen, config.admin.listen
+    );
+    let outcome = wait_for_end(&inbox, &shared);
+    drop(admin);
+    // The worker has ended or is about to: a failed log must not be waited for.
+    if outcome.is_ok() && worker.join().is_err() {
+        return Err(ServeError::Log("the worker panicked".into()));
+    }
+    outcome
+}
+
+/// Waits for the drain to finish or for a failure.
+fn wait_for_end(inbox: &mpsc::Receiver<Event>, shared: &Shared) -> Result<(), ServeError> {
+    loop {
+        match inbox.recv() {
+            Ok(Event::Drained) => {
+                shared.stop.store(true, Ordering::Release);
+                shared.exchange.wake();
+            }
+            Ok(Event::WorkerEnded(Ok(()))) => return Ok(()),
+            Ok(Event::WorkerEnded(Err(error))) => return Err(error.into()),
+            Ok(Event::NetEnded(error) | Event::NotRecovered(error)) => return Err(error),
+            Ok(Event::Recovered(_)) => {}
+            Err(_) => return Err(ServeError::Log("a thread of the node panicked".into())),
+        }
+    }
+}
+
+fn environment(path: &Path, error: &dyn std::fmt::Display) -> ServeError {
+    ServeError::Environment(format!("{}: {error}", path.display()))
+}
+
+fn bind_udp(address: SocketAddr, buffer_kib: u32) -> Result<UdpSocket, ServeError> {
+    let failed = |error: std::io::Error| {
+        ServeError::Environment(format!("gateway.listen {address}: {error}"))
+    };
+    let socket = UdpSocket::bind(address).map_err(failed)?;
+    let state = quinn::udp::UdpSocketState::new((&socket).into()).map_err(failed)?;
+    let bytes = buffer_kib as usize * 1024;
+    // The kernel clamps silently: read back and say so.
+    state.set_recv_buffer_size((&socket).into(), bytes).map_err(failed)?;
+    state.set_send_buffer_size((&socket).into(), bytes).map_err(failed)?;
+    let got = state.recv_buffer_size((&socket).into()).map_err(failed)?;
+    if got < bytes {
+        eprintln!(
+            "note: the kernel grants {} KiB of UDP receive buffer instead of {buffer_kib}; raise net.core.rmem_max",
+            got / 1024
+        );
+    }
+    Ok(socket)
+}
+
+fn spawn_worker(
+    config: &Config,
+    notify: Notify,
+    shared: Arc<Shared>,
+    events: mpsc::Sender<Event>,
+) -> Result<thread::JoinHandle<()>, ServeError> {
+    let log_config = storage::LogConfig {
+        dir: config.data_dir.join("worker-0"),
+        backend: match config.log.backend {
+            LogBackend::Auto => storage::Backend::Auto,
+            LogBackend::Uring => storage::Backend::Uring,
+            LogBackend::Blocking => storage::Backend::Blocking,
+        },
+        cluster: config.cluster,
+        worker: 0,
+        segment_bytes: u64::from(config.log.segment_mib) << 20,
+        batch_max_bytes: (config.log.batch_max_kib as usize) << 10,
+        reserve_bytes: u64::from(config.log.reserve_mib) << 20,
+        idle_seal_us: config.log.idle_seal_ms * 1000,
+    };
+    let settings = WorkerSettings {
+        site: u64::from(config.site),
+        queue_delay_max_us: config.worker.queue_delay_max_ms * 1000,
+        commit_interval_us: COMMIT_INTERVAL_US,
+        blocks_bytes_max: config.worker.block_max_bytes as usize,
+        engines: (0..config.shards).map(|shard| config.engine(shard)).collect(),
+    };
+    thread::Builder::new()
+        .name("worker-0".into())
+        .spawn(move || {
+            let worker = match recover(log_config, notify, &shared, settings, &events) {
+                Ok(worker) => worker,
+                Err(error) => {
+                    drop(events.send(Event::NotRecovered(error)));
+                    return;
+                }
+            };
+            let ended = worker.run();
+            drop(events.send(Event::WorkerEnded(ended)));
+        })
+        .map_err(|error| ServeError::Environment(format!("no thread: {error}")))
+}
+
+fn recover(
+    log_config: storage::LogConfig,
+    notify: Notify,
+    shared: &Arc<Shared>,
+    settings: WorkerSettings,
+    events: &mpsc::Sender<Event>,
+) -> Result<Worker, ServeError> {
+    let mut recovering = Recovering::new(&settings);
+    let mut replay = |frame: storage::Frame<'_>| {
+        recovering.frame(&frame).map_err(|error| storage::ReplayError::new(error.to_string()))
+    };
+    let opened = Log::open(log_config, notify, &mut replay);
+    let (log, recovery) = match opened {
+        Ok(opened) => opened,
+        Err(error @ (storage::LogError::Damage(_) | storage::LogError::Replay { .. })) => {
+            return Err(ServeError::Damaged(error.to_string()));
+        }
+        Err(error) => return Err(ServeError::Log(error.to_string())),
+    };
+    drop(events.send(Event::Recovered(Box::new(recovery))));
+    Ok(Worker::new(recovering, log, Arc::clone(shared), settings))
+}
+
+fn report_recovery(recovery: &Recovery, started: Instant) {
+    let Recovery { frames, batches, disk, .. } = recovery;
+    match &recovery.cut {
+        Some(cut) => println!(
+            "log: a torn tail of {} bytes in {} at offset {} was cut (never acknowledged)",
+            cut.bytes,
+            cut.file.display(),
+            cut.offset
+        ),
+        None => println!("log: the end is clean"),
+    }
+    println!(
+        "log: {frames} frames in {batches} batches recovered {} ms after start; {disk:?}",
+        started.elapsed().as_millis()
+    );
+}
+
+#[expect(clippy::too_many_arguments, reason = "the parts of one node, handed over once")]
+fn spawn_net(
+    config: &Config,
+    server: quinn::ServerConfig,
+    keys: EndpointKeys,
+    socket: UdpSocket,
+    kek: Arc<Kek>,
+    bootstrap: bootstrap::Bootstrap,
+    net_wake: Arc<tokio::sync::Notify>,
+    control: &Arc<NodeControl>,
+    events: mpsc::Sender<Event>,
+) -> Result<(), ServeError> {
+    let config = config.clone();
+    let control = Arc::clone(control);
+    let run = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = match runtime {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                drop(events.send(Event::NetEnded(ServeError::Environment(error.to_string()))));
+                return;
+            }
+        };
+        let local = tokio::task::LocalSet::new();
+        let served = local.block_on(&runtime, async {
+            let endpoint = quinn::Endpoint::new(
+                keys.endpoint(),
+                Some(server),
+                socket,
+                Arc::new(quinn::TokioRuntime),
+            )
+            .map_err(|error| ServeError::Environment(error.to_string()))?;
+            net_main(config, endpoint, kek, bootstrap, net_wake, control, &events).await
+        });
+        if let Err(error) = served {
+            drop(events.send(Event::NetEnded(error)));
+        }
+    };
+    thread::Builder::new()
+        .name("net".into())
+        .spawn(run)
+        .map(drop)
+        .map_err(|error| ServeError::Environment(format!("no thread: {error}")))
+}
+
+async fn net_main(
+    config: Config,
+    endpoint: quinn::Endpoint,
+    kek: Arc<Kek>,
+    bootstrap: bootstrap::Bootstrap,
+    net_wake: Arc<tokio::sync::Notify>,
+    control: Arc<NodeControl>,
+    events: &mpsc::Sender<Event>,
+) -> Result<(), ServeError> {
+    let directory = Directory::new(kek, config.gateway.timestamp_window_s * 1000);
+    let net = Net::new(
+        NetSettings {
+            shards: config.shards,
+            site: config.site as u8,
+            sites: config.sites.len() as u8,
+            cluster: config.cluster,
+            in_flight_max: config.gateway.in_flight_max,
+            outstanding_max: config.worker.outstanding_max as usize,
+            queue_delay_max_us: config.worker.queue_delay_max_ms * 1000,
+            batch_items_max: 4096,
+        },
+        vec![Arc::clone(control.exchange())],
+        directory,
+        Arc::clone(control.metrics()),
+        Arc::clone(&control),
+    );
+    tokio::task::spawn_local(Rc::clone(&net).run_flusher());
+    tokio::task::spawn_local(Rc::clone(&net).run_dispatcher(net_wake));
+    start_links(&config, &net)?;
+    bootstrap.start(&net, &control);
+    tokio::task::spawn_local(control::run_commands(Rc::clone(&net), Arc::clone(&control)));
+    let front = Rc::new(Front { net: Rc::clone(&net), config: Rc::new(config) });
+    tokio::task::spawn_local(Rc::clone(&front).run_sweeper());
+    tokio::task::spawn_local(Rc::clone(&front).run(endpoint.clone()));
+    control.listening();
+    stop_signal().await?;
+    drain(&net, &control).await;
+    drop(events.send(Event::Drained));
+    // The answers of the last commits still have to leave.
+    std::future::pending::<()>().await;
+    Ok(())
+}
+
+fn start_links(config: &Config, net: &Rc<Net>) -> Result<(), ServeError> {
+    for channel in &config.channels {
+        let client =
+            tls::channel_client(channel).map_err(|error| ServeError::Config(error.to_string()))?;
+        let local: SocketAddr = if channel.address.is_ipv4() {
+            ([0, 0, 0, 0], 0).into()
+        } else {
+            ([0_u16; 8], 0).into()
+        };
+        let socket = bind_udp(local, config.gateway.udp_buffer_kib)?;
+        let endpoint = quinn::Endpoint::new(
+            quinn::EndpointConfig::default(),
+            None,
+            socket,
+            Arc::new(quinn::TokioRuntime),
+        )
+        .map_err(|error| ServeError::Environment(error.to_string()))?;
+        let link = Link::new(channel.clone());
+        net.links.borrow_mut().push(Rc::clone(&link));
+        link.run(net, &endpoint, &client);
+    }
+    Ok(())
+}
+
+async fn stop_signal() -> Result<(), ServeError> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let failed = |error: std::io::Error| ServeError::Environment(error.to_string());
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+/// Refuses new payments, tells every gateway, waits for the answers in flight.
+async fn drain(net: &Rc<Net>, control: &NodeControl) {
+    println!("stopping: {} requests in flight", net.outstanding.get());
+    net.draining.set(true);
+    control.draining();
+    for connection in net.connections() {
+        connection.go_away();
+    }
+    let started = Instant::now();
+    while net.outstanding.get() > 0 && started.elapsed() < DRAIN_MAX {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // One more turn for the answers to be written.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    for connection in net.connections() {
+        connection.close(protocol::code::CloseCode::Draining, "the site stops");
+    }
+    tokio::time::sleep(Duration::from_millis(50)).await;
+}

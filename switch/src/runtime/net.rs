@@ -1,0 +1,402 @@
+//! The network thread's shared state: lanes to the workers, connections,
+//! channel links, and the two tasks that move whole batches.
+//!
+//! Everything here lives on one thread (`Rc`, `Cell`): streams decode into the
+//! open batch of their lane, the flusher hands the batch over once all ready
+//! streams had their turn, the dispatcher spreads what workers hand back.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use protocol::code::Code;
+use protocol::message::kind;
+use tokio::sync::Notify;
+
+use super::clock;
+use super::control::NodeControl;
+use super::directory::Directory;
+use super::gateway::Connection;
+use super::inbox::{Batch, Exchange, Item, OutBatch};
+use super::link::Link;
+use crate::engine::input::{Evidence, Waiter};
+use crate::engine::output::{Reply, ReplyBody};
+use crate::metrics::{Metrics, Op};
+
+/// Bounds of the network thread.
+#[derive(Clone, Debug)]
+pub struct NetSettings {
+    /// Number of shards.
+    pub shards: u16,
+    /// This site, 1-based.
+    pub site: u8,
+    /// Number of sites.
+    pub sites: u8,
+    /// Identifies the cluster.
+    pub cluster: u64,
+    /// Most unanswered requests of one connection.
+    pub in_flight_max: u32,
+    /// Most unanswered requests in total.
+    pub outstanding_max: usize,
+    /// Requests are shed when a batch waited longer than this, microseconds.
+    pub queue_delay_max_us: u64,
+    /// Items of an open batch before new requests are shed.
+    pub batch_items_max: usize,
+}
+
+/// One worker, seen from the network thread.
+pub struct Lane {
+    /// Its queues.
+    pub exchange: Arc<Exchange>,
+    batch: RefCell<Box<Batch>>,
+    stuck: Cell<bool>,
+}
+
+/// State of the network thread.
+pub struct Net {
+    /// Bounds.
+    pub settings: NetSettings,
+    /// One lane per worker; a shard belongs to lane `shard % lanes`.
+    pub lanes: Vec<Lane>,
+    /// Merchants.
+    pub directory: RefCell<Directory>,
+    /// Metrics.
+    pub metrics: Arc<Metrics>,
+    /// Channel links by number - 1.
+    pub links: RefCell<Vec<Rc<Link>>>,
+    connections: RefCell<Vec<Slot>>,
+    free: RefCell<Vec<u32>>,
+    flush: Notify,
+    /// Unanswered requests.
+    pub outstanding: Cell<usize>,
+    /// New payments are refused: the node stops.
+    pub draining: Cell<bool>,
+    /// How long the last out-batch waited for its turn, microseconds.
+    turn_delay_us: Cell<u64>,
+    /// The admin interface's ear: answers to commands, merchants that changed.
+    pub control: Arc<NodeControl>,
+}
+
+struct Slot {
+    generation: u32,
+    connection: Option<Rc<Connection>>,
+}
+
+impl Net {
+    /// State over `exchanges`.
+    pub fn new(
+        settings: NetSettings,
+        exchanges: Vec<Arc<Exchange>>,
+        directory: Directory,
+        metrics: Arc<Metrics>,
+        control: Arc<NodeControl>,
+    ) -> Rc<Self> {
+        let lane = |exchange: Arc<Exchange>| Lane {
+            batch: RefCell::new(exchange.batch()),
+            exchange,
+            stuck: Cell::new(false),
+        };
+        Rc::new(Self {
+            settings,
+            lanes: exchanges.into_iter().map(lane).collect(),
+            directory: RefCell::new(directory),
+            metrics,
+            links: RefCell::new(Vec::new()),
+            connections: RefCell::new(Vec::new()),
+            free: RefCell::new(Vec::new()),
+            flush: Notify::new(),
+            outstanding: Cell::new(0),
+            draining: Cell::new(false),
+            turn_delay_us: Cell::new(0),
+            control,
+        })
+    }
+
+    /// Registers a connection and gives it its id.
+    pub fn register(&self, make: impl FnOnce(u64) -> Connection) -> Rc<Connection> {
+        let mut connections = self.connections.borrow_mut();
+        let slot = self.free.borrow_mut().pop().unwrap_or_else(|| {
+            connections.push(Slot { generation: 0, connection: None });
+            (connections.len() - 1) as u32
+        });
+        let entry = &mut connections[slot as usize];
+        entry.generation = entry.generation.wrapping_add(1);
+        let id = u64::from(entry.generation) << 32 | u64::from(slot);
+        let connection = Rc::new(make(id));
+        entry.connection = Some(Rc::clone(&connection));
+        self.metrics.connections.add(1);
+        connection
+    }
+
+    /// Forgets a connection and tells the workers.
+    pub fn unregister(&self, connection: &Connection) {
+        let slot = connection.id as u32;
+        if let Some(entry) = self.connections.borrow_mut().get_mut(slot as usize) {
+            entry.connection = None;
+            self.free.borrow_mut().push(slot);
+        }
+        self.metrics.connections.sub(1);
+        let unanswered = connection.in_flight.get() as usize;
+        self.outstanding.set(self.outstanding.get().saturating_sub(unanswered));
+        self.broadcast(|| Item::ConnectionClosed(connection.id));
+    }
+
+    /// Every live connection.
+    pub fn connections(&self) -> Vec<Rc<Connection>> {
+        self.connections.borrow().iter().filter_map(|slot| slot.connection.clone()).collect()
+    }
+
+    fn find(&self, id: u64) -> Option<Rc<Connection>> {
+        let connections = self.connections.borrow();
+        let slot = connections.get(id as u32 as usize)?;
+        (slot.generation == (id >> 32) as u32).then(|| slot.connection.clone()).flatten()
+    }
+
+    /// The lane of a shard.
+    pub fn lane(&self, shard: u16) -> &Lane {
+        &self.lanes[usize::from(shard) % self.lanes.len()]
+    }
+
+    /// Adds an item to the open batch of its shard's lane.
+    pub fn push(&self, shard: u16, item: Item) {
+        let mut batch = self.lane(shard).batch.borrow_mut();
+        if batch.items.is_empty() {
+            self.flush.notify_one();
+        }
+        batch.items.push((shard, item));
+    }
+
+    /// Adds a pay whose content is copied into the batch's arena.
+    pub fn push_pay(&self, shard: u16, pay: crate::engine::input::PayInput<'_>) {
+        let mut batch = self.lane(shard).batch.borrow_mut();
+        if batch.items.is_empty() {
+            self.flush.notify_one();
+        }
+        let start = batch.arena.len() as u32;
+        batch.arena.extend_from_slice(pay.content);
+        let end = batch.arena.len() as u32;
+        let pay = crate::engine::input::PayInput { content: &[], ..pay };
+        batch.items.push((shard, Item::Pay(pay, start..end)));
+    }
+
+    /// Adds an item to every lane.
+    pub fn broadcast(&self, item: impl Fn() -> Item) {
+        for index in 0..self.lanes.len() {
+            self.push(index as u16, item());
+        }
+    }
+
+    /// Whether a new request must be shed before any work is spent on it.
+    pub fn congested(&self, shard: u16) -> bool {
+        let lane = self.lane(shard);
+        let bound = self.settings.queue_delay_max_us;
+        lane.stuck.get()
+            || self.outstanding.get() >= self.settings.outstanding_max
+            || lane.exchange.queue_delay_us.load(Ordering::Relaxed) > bound
+            || self.turn_delay_us.get() > bound
+            || lane.batch.borrow().items.len() >= self.settings.batch_items_max
+    }
+
+    /// Hands open batches to the workers after all ready streams had their turn.
+    pub async fn run_flusher(self: Rc<Self>) {
+        loop {
+            self.flush.notified().await;
+            loop {
+                let mut stuck = false;
+                for lane in &self.lanes {
+                    stuck |= !flush_lane(lane);
+                }
+                if !stuck {
+                    break;
+                }
+                // The worker is behind by the whole queue: requests are being
+                // shed meanwhile, evidence waits in the open batch.
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+    }
+
+    /// Spreads what the workers hand back.
+    pub async fn run_dispatcher(self: Rc<Self>, wake: Arc<Notify>) {
+        let mut dirty: Vec<Rc<Connection>> = Vec::new();
+        loop {
+            let mut taken = false;
+            for lane in &self.lanes {
+                while let Some(out) = lane.exchange.pop_out() {
+                    taken = true;
+                    self.turn_delay_us.set(clock::mono_us().saturating_sub(out.ready_us));
+                    self.dispatch(&out, &mut dirty);
+                    lane.exchange.recycle_out(out);
+                }
+            }
+            if !taken {
+                self.turn_delay_us.set(0);
+                wake.notified().await;
+                continue;
+            }
+            for connection in dirty.drain(..) {
+                connection.wake_streams();
+            }
+            for link in self.links.borrow().iter() {
+                link.wake_streams();
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn dispatch(self: &Rc<Self>, out: &OutBatch, dirty: &mut Vec<Rc<Connection>>) {
+        for merchant in &out.merchants {
+            self.control.put_merchant(merchant);
+            let left_out = self.directory.borrow_mut().put(merchant);
+            if left_out > 0 {
+                eprintln!("merchant {}: {left_out} key(s) cannot be unwrapped", merchant.mch_id);
+            }
+        }
+        // Sends first: the channel works while we encode answers.
+        for send in &out.sends {
+            let links = self.links.borrow();
+            let sent = usize::from(send.channel)
+                .checked_sub(1)
+                .and_then(|index| links.get(index))
+                .is_some_and(|link| link.send(send));
+            if let Some(channel) = self.metrics.channel(send.channel) {
+                if sent { channel.sent.add(1) } else { channel.not_sent.add(1) }
+            }
+            if !sent {
+                self.push(send.operation.shard, Item::Evidence(send.operation, Evidence::NotSent));
+            }
+        }
+        let now_us = clock::mono_us();
+        let mut last: Option<Rc<Connection>> = None;
+        for reply in &out.replies {
+            let id = reply.waiter.connection;
+            if last.as_ref().is_none_or(|connection| connection.id != id) {
+                last = self.find(id);
+            }
+            let Some(connection) = &last else { continue };
+            self.answered(connection, reply, now_us);
+            connection.reply(reply, dirty);
+        }
+        for (waiter, event) in &out.events {
+            if let Some(connection) = self.find(waiter.connection) {
+                connection.event(waiter, event, dirty);
+            }
+        }
+        for (ticket, result) in &out.admin {
+            self.control.answer(*ticket, result.clone());
+        }
+    }
+
+    fn answered(&self, connection: &Connection, reply: &Reply, now_us: u64) {
+        self.outstanding.set(self.outstanding.get().saturating_sub(1));
+        connection.in_flight.set(connection.in_flight.get().saturating_sub(1));
+        let code = match &reply.body {
+            ReplyBody::Order(body) => body.code,
+            ReplyBody::Refund(body) => body.code,
+        };
+        if let Some(op) = Op::from_kind(reply.waiter.kind) {
+            self.metrics.replies.of(op).add(1);
+        }
+        self.metrics.refusals.of(code).add(1);
+        self.count_outcome(reply);
+        if reply.waiter.kind == kind::PAY && code == Code::Ok {
+            self.metrics.total.record(stamp_age_us(reply.waiter.stream, now_us));
+        }
+    }
+
+    fn count_outcome(&self, reply: &Reply) {
+        let replayed = match &reply.body {
+            ReplyBody::Order(body) => {
+                if reply.waiter.kind == kind::PAY {
+                    self.metrics.outcomes.order(body.state).add(1);
+                }
+                body.replayed
+            }
+            ReplyBody::Refund(body) => {
+                if reply.waiter.kind == kind::REFUND {
+                    self.metrics.outcomes.refund(body.state).add(1);
+                }
+                body.replayed
+            }
+        };
+        if replayed {
+            self.metrics.replayed.add(1);
+        }
+    }
+
+    /// How many milliseconds a shed client should stay away.
+    pub fn retry_after_ms(&self) -> u32 {
+        ((self.settings.queue_delay_max_us / 1000) as u32).max(1) * 4
+    }
+
+    /// A refusal that needs no worker, in the layout of the request's kind.
+    pub fn refusal(&self, waiter: Waiter, code: Code) -> Reply {
+        let retry = if code.retryable() { self.retry_after_ms() } else { 0 };
+        self.metrics.refusals.of(code).add(1);
+        Reply::refusal(waiter, code, retry)
+    }
+}
+
+/// Returns false when the worker's queue is full.
+fn flush_lane(lane: &Lane) -> bool {
+    if lane.batch.borrow().items.is_empty() {
+        lane.stuck.set(false);
+        return true;
+    }
+    let next = lane.exchange.batch();
+    let mut full = lane.batch.replace(next);
+    full.queued_us = clock::mono_us();
+    match lane.exchange.push(full) {
+        Ok(()) => {
+            lane.stuck.set(false);
+            true
+        }
+        Err(back) => {
+            let unused = lane.batch.replace(back);
+            lane.exchange.recycle(unused);
+            lane.stuck.set(true);
+            false
+        }
+    }
+}
+
+const STREAM_BITS: u32 = 10;
+const STAMP_UNIT_US: u64 = 16;
+
+/// Most streams of one connection that the waiter's stream field can name.
+pub const STREAMS_MAX: u32 = 1 << STREAM_BITS;
+
+/// Packs a stream slot and the moment of arrival (16 us units, 67 s range) into
+/// the waiter's stream field, which the engine carries without looking at it.
+pub fn stamp_stream(slot: u32, now_us: u64) -> u32 {
+    slot | ((now_us / STAMP_UNIT_US) as u32) << STREAM_BITS
+}
+
+/// The stream slot of a stamped stream field.
+pub fn stream_slot(stamped: u32) -> u32 {
+    stamped & (STREAMS_MAX - 1)
+}
+
+fn stamp_age_us(stamped: u32, now_us: u64) -> u64 {
+    let mask = (1_u32 << (32 - STREAM_BITS)) - 1;
+    let then = stamped >> STREAM_BITS;
+    let now = (now_us / STAMP_UNIT_US) as u32 & mask;
+    u64::from(now.wrapping_sub(then) & mask) * STAMP_UNIT_US
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stamped_stream_tells_slot_and_age() {
+        for (slot, at, later) in [(0, 0, 160), (1023, 5_000_000, 16), (7, 1 << 40, 32)] {
+            let stamped = stamp_stream(slot, at);
+            assert_eq!(stream_slot(stamped), slot);
+            let age = stamp_age_us(stamped, at + later);
+            assert!(age <= later + STAMP_UNIT_US && age + STAMP_UNIT_US >= later, "age {age}");
+        }
+    }
+}
