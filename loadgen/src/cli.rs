@@ -5,6 +5,7 @@ use crate::channel::{self, ChannelArgs};
 use crate::config::SiteFile;
 use crate::exit::{Exit, Failure};
 use crate::run::RunArgs;
+use crate::search::{self, SearchArgs};
 use crate::soak::{self, DemoArgs, SoakArgs};
 use crate::{null, run};
 use clap::{Parser, Subcommand};
@@ -29,6 +30,8 @@ struct Cli {
 enum Command {
     /// Drive load at a rate and measure latency from the planned time.
     Run(Box<RunArgs>),
+    /// Find the highest rate that keeps the goals.
+    Search(Box<SearchArgs>),
     /// Play the payment service that the switch charges at.
     Channel(Box<ChannelArgs>),
     /// Compare acknowledgements, channel ledger and log with the rules of money.
@@ -66,6 +69,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Audit(args) => on_runtime(async { audit::run(&args, &interrupts()).await }),
         Command::Demo(args) => on_runtime(async { soak::demo(&args, &interrupts()).await }),
         Command::Soak(args) => on_runtime(async { soak::soak(&args, &interrupts()).await }),
+        Command::Search(args) => on_runtime(async { search::run(&args, &interrupts()).await }),
         Command::Null { config } => {
             let site = SiteFile::load(&config)?;
             on_runtime(async {

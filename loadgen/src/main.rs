@@ -22,6 +22,7 @@ mod rng;
 mod run;
 mod scenario;
 mod schedule;
+mod search;
 mod soak;
 mod socket;
 mod tls;

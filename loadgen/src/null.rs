@@ -29,7 +29,7 @@ pub(crate) async fn serve(site: &SiteFile) -> Result<(), Failure> {
     while let Some(incoming) = endpoint.accept().await {
         tokio::task::spawn_local(async move {
             if let Ok(quic) = incoming.await {
-                connection(quic, shards).await;
+                connection(quic, shards, IN_FLIGHT_MAX).await;
             }
         });
     }
@@ -37,25 +37,24 @@ pub(crate) async fn serve(site: &SiteFile) -> Result<(), Failure> {
 }
 
 /// Greets and answers one connection.
-pub(crate) async fn connection(quic: quinn::Connection, shards: u16) {
-    let Ok(mut control) = quic.open_uni().await else { return };
-    let time_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-    let hello = Hello {
-        in_flight_max: IN_FLIGHT_MAX,
-        shards,
-        site: 1,
-        sites: 1,
-        time_ms: time_ms as u64,
-        cluster: 0,
-    };
-    let mut frame = Vec::new();
-    hello.encode_frame(0, &mut frame);
-    if control.write_all(&frame).await.is_err() {
+pub(crate) async fn connection(quic: quinn::Connection, shards: u16, in_flight_max: u32) {
+    if !greet(&quic, shards, in_flight_max).await {
         return;
     }
     while let Ok((send, recv)) = quic.accept_bi().await {
         tokio::task::spawn_local(stream(send, recv));
     }
+}
+
+/// Sends the HELLO; false when the connection is gone.
+pub(crate) async fn greet(quic: &quinn::Connection, shards: u16, in_flight_max: u32) -> bool {
+    let Ok(mut control) = quic.open_uni().await else { return false };
+    let time_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+    let hello =
+        Hello { in_flight_max, shards, site: 1, sites: 1, time_ms: time_ms as u64, cluster: 0 };
+    let mut frame = Vec::new();
+    hello.encode_frame(0, &mut frame);
+    control.write_all(&frame).await.is_ok()
 }
 
 async fn stream(mut send: quinn::SendStream, mut recv: quinn::RecvStream) {
@@ -77,7 +76,8 @@ async fn stream(mut send: quinn::SendStream, mut recv: quinn::RecvStream) {
     }
 }
 
-fn reply(header: Header, body: &[u8], out: &mut Vec<u8>) {
+/// Appends the answer to one request.
+pub(crate) fn reply(header: Header, body: &[u8], out: &mut Vec<u8>) {
     let transaction_id = Some(TransactionId::new(0, header.correlation >> 20));
     if header.kind == kind::REFUND {
         let refund = Refund::decode(body).ok();

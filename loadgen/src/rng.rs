@@ -40,7 +40,7 @@ impl Stream {
 
 /// Scales 64 random bits to a number below `bound`.
 pub(crate) fn below(bits: u64, bound: u64) -> u64 {
-    (u128::from(bits) * u128::from(bound) >> 64) as u64
+    ((u128::from(bits) * u128::from(bound)) >> 64) as u64
 }
 
 /// Scales 64 random bits to [0, 1).

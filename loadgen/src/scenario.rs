@@ -4,6 +4,7 @@
 //! Knows the switch from outside only: its command line, files and ports.
 //! Every child is ended when its handle is dropped.
 
+use crate::config::GatewayFile;
 use crate::exit::{Exit, Failure};
 use std::fs::File;
 use std::io::{Error, ErrorKind};
@@ -92,6 +93,8 @@ pub(crate) struct Deployment {
     /// Remove the folder at the end.
     temporary: bool,
     admin: SocketAddr,
+    /// Its gateway's configuration.
+    pub(crate) gateway: GatewayFile,
 }
 
 impl Deployment {
@@ -106,25 +109,22 @@ impl Deployment {
             std::env::temp_dir().join(format!("payswitch-demo-{}", std::process::id()))
         });
         let base = free_ports()?;
-        let admin = SocketAddr::from(([127, 0, 0, 1], base + 2));
-        let deployment = Self { dir, payswitch, temporary, admin };
-        let output = Command::new(&deployment.payswitch)
+        let output = Command::new(&payswitch)
             .args(["init", "--merchants", &merchants.to_string()])
             .args(["--port-base", &base.to_string(), "--dir"])
-            .arg(&deployment.dir)
+            .arg(&dir)
             .stdin(Stdio::null())
             .output()
             .map_err(|error| {
-                let path = deployment.payswitch.display();
+                let path = payswitch.display();
                 Failure::environment(format_args!("cannot run {path}: {error}"))
             })?;
-        if output.status.success() {
-            return Ok(deployment);
+        if !output.status.success() {
+            let reason = String::from_utf8_lossy(&output.stderr);
+            return Err(Failure::usage(reason.trim()));
         }
-        // A folder that was there is not ours to remove.
-        let reason = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        std::mem::forget(deployment);
-        Err(Failure::new(Exit::Usage, reason))
+        let gateway = GatewayFile::load(&dir.join("gateway.toml"))?;
+        Ok(Self { dir, payswitch, temporary, admin: gateway.sites[0].admin, gateway })
     }
 
     /// A file of the deployment.

@@ -7,7 +7,6 @@
 
 use crate::acks::AckWriter;
 use crate::audit::{self, Audit, Evidence, Source};
-use crate::config::GatewayFile;
 use crate::drive::{Options, Outcome, Phase, Session};
 use crate::encode::Encoder;
 use crate::exit::{Exit, Failure};
@@ -196,7 +195,7 @@ impl Stage {
         faults.push(format!("--seed={}", args.seed));
         let channel = deployment.channel(&faults).await?;
         let (switch, _) = deployment.serve().await?;
-        let gateway = GatewayFile::load(&deployment.file("gateway.toml"))?;
+        let gateway = &deployment.gateway;
         let merchants = gateway.load_merchants()?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let now_ms = now.as_millis() as u64;
@@ -223,7 +222,7 @@ impl Stage {
             pace: Pace::Tick,
         };
         let session = Session::connect(
-            &gateway,
+            gateway,
             Rc::clone(&plan),
             Encoder::new(merchants),
             Some(writer),
@@ -233,7 +232,7 @@ impl Stage {
         let data = deployment.file("data/site-1");
         let evidence = Evidence {
             acks: acks_dir,
-            ledger: gateway.channel_ledger_dir,
+            ledger: gateway.channel_ledger_dir.clone(),
             logs: vec![Source::Dump { payswitch: deployment.payswitch.clone(), data }],
         };
         Ok(Self {

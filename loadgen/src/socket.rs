@@ -18,7 +18,9 @@ pub(crate) fn endpoint(
         // Works without: see `BUFFER`.
         drop(state.set_recv_buffer_size((&socket).into(), BUFFER));
         drop(state.set_send_buffer_size((&socket).into(), BUFFER));
-        let config = quinn::EndpointConfig::default();
+        let mut config = quinn::EndpointConfig::default();
+        // Refused only below 1200.
+        let _ = config.max_udp_payload_size(crate::tls::PAYLOAD_MAX);
         quinn::Endpoint::new(config, server, socket, Arc::new(quinn::TokioRuntime))
     };
     open().map_err(|error| {

@@ -4,8 +4,9 @@
 //! Knows no payment. Tested by the loopback tests of its users.
 
 use crate::exit::Failure;
+use quinn::congestion::CubicConfig;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::{AckFrequencyConfig, IdleTimeout, TransportConfig, VarInt};
+use quinn::{AckFrequencyConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 use rustls::RootCertStore;
 use rustls::crypto::{CryptoProvider, aws_lc_rs as provider};
 use rustls::pki_types::pem::PemObject;
@@ -119,6 +120,12 @@ fn crypto_provider() -> CryptoProvider {
     }
 }
 
+/// Largest UDP payload that path discovery tries.
+pub(crate) const PAYLOAD_MAX: u16 = 8_952;
+/// Bytes in flight before the first acknowledgement: traffic is bursts with pauses,
+/// in which a small window does not grow.
+const INITIAL_WINDOW: u64 = 1 << 20;
+
 /// Transport parameters. `streams` bounds what the peer may open in both
 /// directions, `uni` its one-way streams; a silent peer is gone after `idle`.
 pub(crate) fn transport(
@@ -130,8 +137,14 @@ pub(crate) fn transport(
     let mut acks = AckFrequencyConfig::default();
     acks.ack_eliciting_threshold(VarInt::from_u32(10))
         .max_ack_delay(Some(Duration::from_millis(5)));
+    let mut discovery = MtuDiscoveryConfig::default();
+    discovery.upper_bound(PAYLOAD_MAX);
+    let mut congestion = CubicConfig::default();
+    congestion.initial_window(INITIAL_WINDOW);
     let mut transport = TransportConfig::default();
     transport
+        .mtu_discovery_config(Some(discovery))
+        .congestion_controller_factory(Arc::new(congestion))
         .max_concurrent_bidi_streams(VarInt::from_u32(streams))
         .max_concurrent_uni_streams(VarInt::from_u32(uni))
         .datagram_receive_buffer_size(None)

@@ -1,5 +1,23 @@
 //! Codes of replies and connection closes. The table with meaning and
 //! client action per code is in `docs/WIRE.md`.
+//!
+//! Knows no message. Tested exhaustively below; a test holds the tables of
+//! `docs/WIRE.md` to these.
+
+// `stringify!` gives the CamelCase name; `name()` must print the SCREAMING_SNAKE
+// form, so that form is computed once per variant at compile time.
+macro_rules! screaming {
+    ($variant:ident) => {{
+        const CAMEL: &str = stringify!($variant);
+        const LEN: usize = $crate::code::screaming_len(CAMEL);
+        const BYTES: [u8; LEN] = $crate::code::screaming_bytes::<LEN>(CAMEL);
+        const NAME: &str = match std::str::from_utf8(&BYTES) {
+            Ok(name) => name,
+            Err(_) => CAMEL,
+        };
+        NAME
+    }};
+}
 
 macro_rules! wire_enum {
     ($(#[$doc:meta])* $name:ident: $repr:ty { $($(#[$vdoc:meta])* $variant:ident = $value:literal,)* }) => {
@@ -22,28 +40,15 @@ macro_rules! wire_enum {
 
             /// The value's name in SCREAMING_SNAKE_CASE, as docs, JSON and metrics print it.
             pub fn name(self) -> &'static str {
-                match self { $(Self::$variant => screaming!($variant),)* }
+                match self { $(Self::$variant => $crate::code::screaming!($variant),)* }
             }
         }
     };
 }
 
-// `stringify!` gives the CamelCase name; `name()` must print the SCREAMING_SNAKE
-// form, so that form is computed once per variant at compile time.
-macro_rules! screaming {
-    ($variant:ident) => {{
-        const CAMEL: &str = stringify!($variant);
-        const LEN: usize = screaming_len(CAMEL);
-        const BYTES: [u8; LEN] = screaming_bytes::<LEN>(CAMEL);
-        const NAME: &str = match std::str::from_utf8(&BYTES) {
-            Ok(name) => name,
-            Err(_) => CAMEL,
-        };
-        NAME
-    }};
-}
+pub(crate) use {screaming, wire_enum};
 
-const fn screaming_len(camel: &str) -> usize {
+pub(crate) const fn screaming_len(camel: &str) -> usize {
     let bytes = camel.as_bytes();
     let (mut at, mut len) = (0, 0);
     while at < bytes.len() {
@@ -53,7 +58,7 @@ const fn screaming_len(camel: &str) -> usize {
     len
 }
 
-const fn screaming_bytes<const N: usize>(camel: &str) -> [u8; N] {
+pub(crate) const fn screaming_bytes<const N: usize>(camel: &str) -> [u8; N] {
     let bytes = camel.as_bytes();
     let mut out = [0; N];
     let (mut at, mut to) = (0, 0);
@@ -163,6 +168,13 @@ wire_enum! {
 }
 
 impl Code {
+    /// Whether this request, or an earlier copy of it that was forwarded, may
+    /// have moved money. `false` speaks of this request only: what became of an
+    /// earlier one with the same number is asked by query.
+    pub fn may_have_acted(self) -> bool {
+        matches!(self, Self::Ok | Self::NotLeader | Self::NoLeader)
+    }
+
     /// Whether the same request may be sent again as it is, later or elsewhere.
     pub fn retryable(self) -> bool {
         matches!(self.wire(), 400 | 500..=506 | 600 | 601)
@@ -300,5 +312,52 @@ wire_enum! {
         WrongSite = 9,
         /// A defect of the switch.
         Internal = 10,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_value_reads_back_and_nothing_else_reads() {
+        fn known(raw: u16) -> Option<Code> {
+            Code::ALL.iter().copied().find(|code| code.wire() == raw)
+        }
+        for raw in 0..=u16::MAX {
+            assert_eq!(Code::from_wire(raw), known(raw));
+            assert_eq!(Reason::from_wire(raw).map(Reason::wire), (raw <= 11).then_some(raw));
+        }
+        for raw in 0..=u8::MAX {
+            assert_eq!(OrderState::from_wire(raw).map(OrderState::wire), (raw <= 6).then_some(raw));
+            assert_eq!(
+                RefundState::from_wire(raw).map(RefundState::wire),
+                (raw <= 4).then_some(raw)
+            );
+            let one_to_five = (1..=5).contains(&raw).then_some(raw);
+            assert_eq!(Method::from_wire(raw).map(Method::wire), one_to_five);
+            assert_eq!(Scene::from_wire(raw).map(Scene::wire), one_to_five);
+        }
+        for raw in 0..1000 {
+            assert_eq!(CloseCode::from_wire(raw).map(CloseCode::wire), (raw <= 10).then_some(raw));
+        }
+    }
+
+    #[test]
+    fn names_are_screaming_snake() {
+        assert_eq!(Code::Ok.name(), "OK");
+        assert_eq!(Code::SecondSignatureRequired.name(), "SECOND_SIGNATURE_REQUIRED");
+        assert_eq!(OrderState::WaitPayer.name(), "WAIT_PAYER");
+        assert_eq!(Method::QrCode.name(), "QR_CODE");
+    }
+
+    #[test]
+    fn retry_and_money_are_told_by_code() {
+        let retryable: Vec<_> =
+            Code::ALL.iter().filter(|c| c.retryable()).map(|c| c.wire()).collect();
+        assert_eq!(retryable, [400, 500, 501, 502, 503, 504, 505, 506, 600, 601]);
+        let acted: Vec<_> =
+            Code::ALL.iter().filter(|c| c.may_have_acted()).map(|c| c.wire()).collect();
+        assert_eq!(acted, [0, 600, 601]);
     }
 }

@@ -7,6 +7,9 @@
 //! | 5 | flags | u8 |
 //! | 6 | reserved, zero | u16 |
 //! | 8 | correlation id | u64 |
+//!
+//! Knows nothing of what a body means. Tested by splitting random frames at
+//! random chunk boundaries and by arbitrary bytes.
 
 use crate::code::CloseCode;
 
@@ -22,13 +25,22 @@ pub struct Header {
     pub length: u32,
     /// Message kind, see [`crate::message::kind`].
     pub kind: u8,
-    /// Per-kind flags.
+    /// Per-kind flags. None is defined yet: writers send zero, readers ignore them.
     pub flags: u8,
     /// Chosen by the asker, echoed in the reply.
     pub correlation: u64,
 }
 
 impl Header {
+    /// The header's bytes.
+    pub fn encode(&self) -> [u8; HEADER_LEN] {
+        let mut bytes = [0; HEADER_LEN];
+        bytes[..4].copy_from_slice(&self.length.to_le_bytes());
+        (bytes[4], bytes[5]) = (self.kind, self.flags);
+        bytes[8..].copy_from_slice(&self.correlation.to_le_bytes());
+        bytes
+    }
+
     /// Reads a header.
     ///
     /// # Errors
@@ -67,6 +79,19 @@ impl FrameError {
     }
 }
 
+impl std::fmt::Display for FrameError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::TooLarge(length) => {
+                write!(f, "frame body of {length} bytes, at most {BODY_MAX} allowed")
+            }
+            Self::Reserved => f.write_str("reserved bytes of the frame header are not zero"),
+        }
+    }
+}
+
+impl std::error::Error for FrameError {}
+
 /// Splits the chunks of one stream into frames. Frames that lie whole in a
 /// chunk are lent from it; only a frame cut by a chunk's end is copied.
 #[derive(Default)]
@@ -78,6 +103,11 @@ impl Splitter {
     /// An empty splitter.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Bytes held of an unfinished frame: below `HEADER_LEN + BODY_MAX`.
+    pub fn pending(&self) -> usize {
+        self.partial.len()
     }
 
     /// Whether no unfinished frame is held.
@@ -139,3 +169,6 @@ pub fn end(out: &mut [u8], start: usize) {
     debug_assert!(length <= BODY_MAX, "encoders stay below the body limit");
     out[start..start + 4].copy_from_slice(&(length as u32).to_le_bytes());
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,7 @@
 //! Identifiers, parsed once at the edge and trusted afterwards.
+//!
+//! Knows no message and no table of merchants. Tested below and through every
+//! message that carries an id.
 
 /// Why an identifier was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,17 +21,24 @@ pub struct ShortText {
 }
 
 impl ShortText {
+    /// Longest text in bytes.
+    pub const MAX: usize = 32;
+
     /// The empty text.
     pub const EMPTY: Self = Self { len: 0, bytes: [0; 32] };
 
     /// Copies `text`; `None` when it is longer than 32 bytes or not printable ASCII.
     pub fn new(text: &[u8]) -> Option<Self> {
-        if text.len() > 32 || !text.iter().all(|b| (0x20..0x7f).contains(b)) {
-            return None;
-        }
-        let mut bytes = [0; 32];
+        let allowed = text.len() <= Self::MAX && text.iter().all(|b| (0x20..0x7f).contains(b));
+        allowed.then(|| Self::copied(text))
+    }
+
+    /// Copies a text that was judged by its caller.
+    #[inline]
+    fn copied(text: &[u8]) -> Self {
+        let mut bytes = [0; Self::MAX];
         bytes[..text.len()].copy_from_slice(text);
-        Some(Self { len: text.len() as u8, bytes })
+        Self { len: text.len() as u8, bytes }
     }
 
     /// The bytes of the text.
@@ -71,14 +81,37 @@ impl std::fmt::Display for ShortText {
     }
 }
 
-fn checked(text: &[u8], allowed: fn(u8) -> bool) -> Result<ShortText, IdError> {
-    if text.is_empty() || text.len() > 32 {
+/// Which bytes an identifier may hold.
+type Alphabet = [bool; 256];
+
+const fn alphabet(extra: &[u8]) -> Alphabet {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        table[byte] = (byte as u8).is_ascii_alphanumeric();
+        byte += 1;
+    }
+    let mut at = 0;
+    while at < extra.len() {
+        table[extra[at] as usize] = true;
+        at += 1;
+    }
+    table
+}
+
+const MERCHANT: Alphabet = alphabet(b"_-");
+const NUMBER: Alphabet = alphabet(b"_|*-");
+const ALPHANUMERIC: Alphabet = alphabet(b"");
+
+#[inline]
+fn checked(text: &[u8], allowed: &'static Alphabet) -> Result<ShortText, IdError> {
+    if text.is_empty() || text.len() > ShortText::MAX {
         return Err(IdError::Length);
     }
-    match text.iter().position(|&b| !allowed(b)) {
-        Some(at) => Err(IdError::Alphabet(at)),
-        None => ShortText::new(text).ok_or(IdError::Length),
+    if let Some(at) = text.iter().position(|&b| !allowed[usize::from(b)]) {
+        return Err(IdError::Alphabet(at));
     }
+    Ok(ShortText::copied(text))
 }
 
 macro_rules! text_id {
@@ -92,8 +125,9 @@ macro_rules! text_id {
             ///
             /// # Errors
             /// [`IdError`] when the length or a byte is not allowed.
+            #[inline]
             pub fn parse(text: &[u8]) -> Result<Self, IdError> {
-                checked(text, $allowed).map(Self)
+                checked(text, &$allowed).map(Self)
             }
 
             /// The identifier's bytes.
@@ -118,31 +152,31 @@ macro_rules! text_id {
 text_id!(
     /// A merchant: 1-32 of `[0-9A-Za-z_-]`.
     MchId,
-    |b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-'
+    MERCHANT
 );
 text_id!(
     /// The merchant's number of a payment: 1-32 of `[0-9A-Za-z_|*-]`.
     OutTradeNo,
-    |b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'|' | b'*' | b'-')
+    NUMBER
 );
 text_id!(
     /// The merchant's number of a refund: same alphabet as [`OutTradeNo`].
     OutRefundNo,
-    |b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'|' | b'*' | b'-')
+    NUMBER
 );
 text_id!(
     /// Our deterministic number of an attempt or refund at a channel:
     /// 29 characters (see [`crate::channel::channel_number`]).
     ChannelNo,
-    |b| b.is_ascii_alphanumeric()
+    ALPHANUMERIC
 );
 
 impl ChannelNo {
     /// Takes text that `channel_number` built from the base32 alphabet.
+    #[inline]
     pub(crate) fn from_base32(text: &[u8; 29]) -> Self {
-        let mut bytes = [0; 32];
-        bytes[..29].copy_from_slice(text);
-        Self(ShortText { len: 29, bytes })
+        debug_assert!(Self::parse(text).is_ok());
+        Self(ShortText::copied(text))
     }
 }
 
@@ -199,5 +233,46 @@ impl TransactionId {
 impl std::fmt::Display for TransactionId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{:018}", self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn alphabets_are_exactly_as_specified() {
+        for byte in 0..=255_u8 {
+            let (alnum, text) = (byte.is_ascii_alphanumeric(), [byte]);
+            let merchant = alnum || b"_-".contains(&byte);
+            let number = alnum || b"_|*-".contains(&byte);
+            assert_eq!(MchId::parse(&text).is_ok(), merchant, "{byte}");
+            assert_eq!(OutTradeNo::parse(&text).is_ok(), number, "{byte}");
+            assert_eq!(OutRefundNo::parse(&text).is_ok(), number, "{byte}");
+            assert_eq!(ChannelNo::parse(&text).is_ok(), alnum, "{byte}");
+        }
+        assert_eq!(MchId::parse(b""), Err(IdError::Length));
+        assert_eq!(MchId::parse(&[b'a'; 33]), Err(IdError::Length));
+        assert_eq!(MchId::parse(&[b'a'; 32]).map(|id| id.as_bytes().len()), Ok(32));
+        assert_eq!(MchId::parse(b"ab c"), Err(IdError::Alphabet(2)));
+    }
+
+    #[test]
+    fn shard_function_has_the_specified_values() {
+        // FNV-1a 64 of "a" is af63dc4c8601ec8c (the function's own test vector).
+        let id = MchId::parse(b"a").ok();
+        assert_eq!(id.map(|id| id.shard(12)), Some((0xaf63_dc4c_8601_ec8c_u64 % 12) as u16));
+        assert_eq!(id.map(|id| id.shard(1)), Some(0));
+    }
+
+    #[test]
+    fn transaction_ids_have_18_digits_and_tell_the_shard() {
+        let id = TransactionId::new(7, 42);
+        assert_eq!(id.to_string(), "107000000000000042");
+        assert_eq!((id.shard(), id.sequence()), (7, 42));
+        assert_eq!(TransactionId::from_u64(id.as_u64()), Some(id));
+        assert_eq!(TransactionId::from_u64(99_999_999_999_999_999), None);
+        assert_eq!(TransactionId::from_u64(1_000_000_000_000_000_000), None);
+        assert_eq!(TransactionId::from_u64(u64::MAX), None);
     }
 }

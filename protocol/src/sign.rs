@@ -49,7 +49,7 @@ pub enum MerchantKey {
     /// HMAC-SHA256 with a shared secret.
     Hmac(HmacKey),
     /// Ed25519 public key.
-    Ed25519(Box<VerifyingKey>),
+    Ed25519(VerifyingKey),
 }
 
 impl MerchantKey {
@@ -61,7 +61,7 @@ impl MerchantKey {
     /// A public key; `None` when the 32 bytes are not a point of the curve.
     pub fn ed25519(public: &[u8]) -> Option<Self> {
         let key = VerifyingKey::from_bytes(public.try_into().ok()?).ok()?;
-        (!key.is_weak()).then(|| Self::Ed25519(Box::new(key)))
+        (!key.is_weak()).then(|| Self::Ed25519(key))
     }
 
     /// Whether `signature` signs `canonical`.
@@ -80,7 +80,7 @@ pub enum SigningKey {
     /// HMAC-SHA256 with a shared secret.
     Hmac(HmacKey),
     /// Ed25519 private key.
-    Ed25519(Box<ed25519_dalek::SigningKey>),
+    Ed25519(ed25519_dalek::SigningKey),
 }
 
 impl SigningKey {
@@ -91,7 +91,7 @@ impl SigningKey {
 
     /// A private key seed of 32 bytes.
     pub fn ed25519(seed: &[u8; 32]) -> Self {
-        Self::Ed25519(Box::new(ed25519_dalek::SigningKey::from_bytes(seed)))
+        Self::Ed25519(ed25519_dalek::SigningKey::from_bytes(seed))
     }
 
     /// Signs into `out`; returns the signature's length (32 or 64).

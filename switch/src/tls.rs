@@ -14,8 +14,8 @@ mod transport;
 
 pub use identity::{Identity, IdentityError, Role, identity, peer_identity};
 pub use transport::{
-    EndpointKeys, channel_client, channel_transport, gateway_endpoint, gateway_server,
-    gateway_transport,
+    EndpointKeys, channel_client, channel_endpoint, channel_transport, gateway_endpoint,
+    gateway_server, gateway_transport,
 };
 
 use crate::secret::{SecretError, read_private};

@@ -1,1 +1,460 @@
-//! see below
+//! One doctored history per rule, each caught, and a clean one that passes.
+
+use super::books::{Books, Run};
+use super::log::{Ending, Fact, Line};
+use crate::acks::{Ack, flag};
+use crate::channel::book::Entry;
+use crate::channel::number::Number;
+use crate::plan::tests::params;
+use crate::plan::{Op, Plan};
+use protocol::channel::{ChannelStatus, charge_number, kind};
+use protocol::code::{Code, OrderState, RefundState};
+use protocol::id::TransactionId;
+
+const AT_US: u64 = 1_000_000_000;
+
+/// A history of one payment and its refund request, told by all witnesses.
+struct History {
+    run: Run,
+    books: Books,
+    records: u64,
+    /// The refund request and the payment it is about.
+    refund: u64,
+    k: u64,
+}
+
+impl History {
+    fn new() -> Self {
+        let run = Run::new(Plan::new(params()).unwrap()).unwrap();
+        let refund = (0..10_000).find(|n| run.plan.op(*n) == Op::Refund).unwrap();
+        let k = run.plan.target(refund);
+        Self { run, books: Books::new(), records: 0, refund, k }
+    }
+
+    /// Paid by the first attempt, all witnesses agreeing, not yet acknowledged.
+    fn paid() -> Self {
+        let mut history = Self::new();
+        history.begin();
+        history.end(1, Ending::Succeeded, false);
+        history.charge(1, ChannelStatus::Success, history.amount());
+        history
+    }
+
+    fn amount(&self) -> i64 {
+        self.run.plan.amount(self.k).minor()
+    }
+
+    fn refund_amount(&self) -> i64 {
+        self.run.plan.refund_amount(self.refund, self.k).minor()
+    }
+
+    fn record(&mut self, fact: Fact<'_>) {
+        self.records += 1;
+        let (index, at_us) = (self.records, AT_US + self.records);
+        self.books.record(&Line { shard: 2, index, record: 0, at_us, sequence: 1, fact });
+    }
+
+    fn begin(&mut self) {
+        self.begin_as(1, None);
+    }
+
+    /// The payment begins as `sequence`, with a charge number of its own unless told.
+    fn begin_as(&mut self, sequence: u64, charge_no: Option<&str>) {
+        let mch_id = *self.run.merchant(self.k);
+        let out_trade_no = self.run.plan.out_trade_no(self.k);
+        let own = charge_number(&self.run.digest(self.k), 1);
+        let fact = Fact::Begin {
+            mch_id: mch_id.as_str(),
+            out_trade_no: out_trade_no.as_str(),
+            charge_no: charge_no.unwrap_or(own.as_str()),
+            amount: self.amount(),
+            currency: "CNY",
+        };
+        self.records += 1;
+        let index = self.records;
+        self.books.record(&Line { shard: 2, index, record: 0, at_us: AT_US, sequence, fact });
+    }
+
+    fn end(&mut self, attempt: u8, ending: Ending, goes_on: bool) {
+        self.record(Fact::End { attempt, ending, goes_on });
+    }
+
+    fn begin_refund(&mut self, ordinal: u8, amount: i64, number: &str) {
+        self.record(Fact::Refund { ordinal, attempt: 1, amount, out_refund_no: number });
+    }
+
+    fn refund_number(&self) -> String {
+        self.run.plan.out_refund_no(self.refund).to_string()
+    }
+
+    /// A refund that all witnesses agree on.
+    fn refunded(&mut self, ordinal: u8, number: &str, amount: i64) {
+        self.begin_refund(ordinal, amount, number);
+        self.record(Fact::RefundEnd { ordinal, ending: Ending::Succeeded });
+        self.book(kind::REFUND, 1, ordinal, ChannelStatus::Success, amount);
+    }
+
+    fn book(
+        &mut self,
+        operation: u8,
+        attempt: u8,
+        ordinal: u8,
+        status: ChannelStatus,
+        amount: i64,
+    ) {
+        self.book_at(operation, (attempt, ordinal), status, amount, AT_US / 1_000 + 1);
+    }
+
+    fn book_at(
+        &mut self,
+        operation: u8,
+        (attempt, ordinal): (u8, u8),
+        status: ChannelStatus,
+        amount: i64,
+        at_ms: u64,
+    ) {
+        let digest = self.run.digest(self.k);
+        self.books.entry(&Entry {
+            operation,
+            charge: Number { digest, kind: b'P', ordinal: attempt },
+            refund: (ordinal > 0).then_some(Number { digest, kind: b'R', ordinal }),
+            status,
+            detail: 0,
+            amount,
+            currency: *b"CNY",
+            at_ms,
+        });
+    }
+
+    fn charge(&mut self, attempt: u8, status: ChannelStatus, amount: i64) {
+        self.book(kind::CHARGE, attempt, 0, status, amount);
+    }
+
+    fn ack(&self, n: u64, code: Code, state: u8) -> Ack {
+        Ack {
+            n,
+            transaction: TransactionId::new(2, 1).as_u64(),
+            amount: self.amount(),
+            refunded: 0,
+            at_us: 5,
+            code: code.wire(),
+            state,
+            flags: 0,
+        }
+    }
+
+    fn told(&mut self, state: OrderState) {
+        let ack = self.ack(self.k, Code::Ok, state.wire());
+        self.books.ack(&self.run, &ack);
+    }
+
+    fn told_refund(&mut self, state: RefundState, amount: i64) {
+        let ack = Ack { amount, ..self.ack(self.refund, Code::Ok, state.wire()) };
+        self.books.ack(&self.run, &ack);
+    }
+
+    /// The rules found broken after everything had time to settle.
+    fn broken(mut self) -> Vec<u8> {
+        self.books.finish(true);
+        let (count, violations) = self.books.violations();
+        assert_eq!(count, violations.len() as u64);
+        let mut rules: Vec<u8> = violations.iter().map(|violation| violation.invariant).collect();
+        rules.sort_unstable();
+        rules.dedup();
+        rules
+    }
+}
+
+const CLEAN: Vec<u8> = Vec::new();
+
+#[test]
+fn a_clean_history_passes() {
+    let mut history = History::paid();
+    let (number, amount) = (history.refund_number(), history.refund_amount());
+    history.refunded(1, &number, amount);
+    history.told(OrderState::Processing);
+    history.told(OrderState::Paid);
+    history.told(OrderState::Paid);
+    history.told_refund(RefundState::Processing, amount);
+    history.told_refund(RefundState::Success, amount);
+    let unknown = Ack { flags: flag::UNKNOWN, ..history.ack(history.k, Code::Ok, 0) };
+    history.books.ack(&history.run, &unknown);
+    let checked = history.books.checked();
+    assert_eq!((checked.payments, checked.refunds, checked.acks, checked.unknown), (1, 1, 6, 1));
+    assert_eq!(history.broken(), CLEAN);
+}
+
+#[test]
+fn a_decline_a_second_attempt_and_a_reversal_are_clean() {
+    let mut history = History::new();
+    history.begin();
+    history.end(1, Ending::Declined, true);
+    history.record(Fact::Attempt(2));
+    history.record(Fact::Cancel { ends_payment: true });
+    history.end(2, Ending::Reversed, false);
+    history.charge(1, ChannelStatus::Declined, history.amount());
+    history.charge(2, ChannelStatus::Success, history.amount());
+    history.book(kind::REVERSE, 2, 0, ChannelStatus::Reversed, history.amount());
+    history.told(OrderState::Closed);
+    assert_eq!(history.broken(), CLEAN);
+}
+
+#[test]
+fn a_cancel_between_attempts_closes_and_a_late_cancel_changes_nothing() {
+    let mut history = History::new();
+    history.begin();
+    history.end(1, Ending::Declined, true);
+    history.record(Fact::Cancel { ends_payment: true });
+    history.charge(1, ChannelStatus::Declined, history.amount());
+    history.told(OrderState::Closed);
+    assert_eq!(history.broken(), CLEAN);
+    let mut history = History::paid();
+    history.record(Fact::Cancel { ends_payment: true });
+    history.told(OrderState::Paid);
+    assert_eq!(history.broken(), CLEAN);
+}
+
+#[test]
+fn records_of_another_replica_are_not_counted_twice() {
+    let mut history = History::paid();
+    history.records = 0;
+    history.begin();
+    history.end(1, Ending::Succeeded, false);
+    assert_eq!(history.books.checked().records, 2);
+    assert_eq!(history.broken(), CLEAN);
+}
+
+#[test]
+fn rule_1_two_standing_charges() {
+    let mut history = History::new();
+    history.begin();
+    history.end(1, Ending::Void, true);
+    history.record(Fact::Attempt(2));
+    history.end(2, Ending::Succeeded, false);
+    history.charge(1, ChannelStatus::Success, history.amount());
+    history.charge(2, ChannelStatus::Success, history.amount());
+    assert!(history.broken().contains(&1));
+}
+
+#[test]
+fn rule_1_an_orphan_that_was_given_back_is_no_second_charge() {
+    let mut history = History::new();
+    history.begin();
+    history.end(1, Ending::Void, true);
+    history.record(Fact::Attempt(2));
+    history.end(2, Ending::Succeeded, false);
+    let amount = history.amount();
+    history.begin_refund(111, amount, "");
+    history.record(Fact::RefundEnd { ordinal: 111, ending: Ending::Succeeded });
+    history.charge(1, ChannelStatus::Success, amount);
+    history.charge(2, ChannelStatus::Success, amount);
+    history.book(kind::REFUND, 1, 111, ChannelStatus::Success, amount);
+    assert_eq!(history.broken(), CLEAN);
+}
+
+#[test]
+fn rule_1_one_number_begun_twice() {
+    let mut history = History::paid();
+    history.begin_as(2, None);
+    assert!(history.broken().contains(&1));
+}
+
+#[test]
+fn rule_2_a_charge_without_a_record() {
+    let mut history = History::new();
+    history.charge(1, ChannelStatus::Success, 100);
+    assert_eq!(history.broken(), [2]);
+    let mut history = History::paid();
+    history.charge(2, ChannelStatus::Declined, history.amount());
+    assert_eq!(history.broken(), [2]);
+}
+
+#[test]
+fn rule_2_a_charge_before_its_record_or_under_a_foreign_number() {
+    let mut history = History::new();
+    history.begin();
+    history.end(1, Ending::Succeeded, false);
+    let amount = history.amount();
+    history.book_at(kind::CHARGE, (1, 0), ChannelStatus::Success, amount, AT_US / 1_000 - 5_000);
+    assert_eq!(history.broken(), [2]);
+    let mut history = History::new();
+    history.begin_as(1, Some("00000000000000000000000000P01"));
+    history.end(1, Ending::Declined, false);
+    assert_eq!(history.broken(), [2]);
+}
+
+#[test]
+fn rule_3_the_outcome_is_what_the_channel_did() {
+    let mut history = History::new();
+    history.begin();
+    history.end(1, Ending::Succeeded, false);
+    history.charge(1, ChannelStatus::Success, history.amount() + 1);
+    assert_eq!(history.broken(), [3]);
+    let mut history = History::new();
+    history.begin();
+    history.end(1, Ending::Declined, false);
+    history.charge(1, ChannelStatus::Success, history.amount());
+    history.told(OrderState::Failed);
+    assert!(history.broken().contains(&3));
+    let mut history = History::new();
+    history.begin();
+    history.end(1, Ending::Succeeded, false);
+    history.told(OrderState::Paid);
+    assert!(history.broken().contains(&3));
+}
+
+#[test]
+fn rule_3_the_amount_is_what_was_asked() {
+    let mut history = History::paid();
+    let mut ack = history.ack(history.k, Code::Ok, OrderState::Paid.wire());
+    ack.amount += 1;
+    history.books.ack(&history.run, &ack);
+    assert_eq!(history.broken(), [3]);
+}
+
+#[test]
+fn rule_4_answers_never_change() {
+    let mut history = History::paid();
+    history.told(OrderState::Paid);
+    history.told(OrderState::Closed);
+    assert!(history.broken().contains(&4));
+    let mut history = History::paid();
+    history.told(OrderState::Paid);
+    let requery = Ack { flags: flag::REQUERY, ..history.ack(history.k, Code::OrderNotFound, 0) };
+    history.books.ack(&history.run, &requery);
+    assert_eq!(history.broken(), [4]);
+    let mut history = History::paid();
+    let other = TransactionId::new(2, 9).as_u64();
+    let ack = Ack { transaction: other, ..history.ack(history.k, Code::Ok, 3) };
+    history.books.ack(&history.run, &ack);
+    assert_eq!(history.broken(), [4]);
+}
+
+#[test]
+fn rule_5_a_used_number_with_other_content_is_refused() {
+    let mut history = History::paid();
+    let conflict = (0..100_000).find(|n| history.run.plan.op(*n) == Op::Conflict).unwrap();
+    let refused = history.ack(conflict, Code::IdempotencyConflict, 0);
+    history.books.ack(&history.run, &refused);
+    assert_eq!(history.books.violations().0, 0);
+    let accepted = history.ack(conflict, Code::Ok, OrderState::Paid.wire());
+    history.books.ack(&history.run, &accepted);
+    assert_eq!(history.broken(), [5]);
+}
+
+#[test]
+fn rule_6_nothing_acknowledged_is_lost() {
+    let mut history = History::new();
+    history.told(OrderState::Paid);
+    assert_eq!(history.broken(), [6]);
+    let mut history = History::paid();
+    history.told_refund(RefundState::Success, 5);
+    assert_eq!(history.broken(), [6]);
+    let mut history = History::new();
+    history.begin();
+    history.charge(1, ChannelStatus::Success, history.amount());
+    history.told(OrderState::Paid);
+    assert!(history.broken().contains(&6));
+    let mut history = History::new();
+    history.begin_as(2, None);
+    assert!(history.broken().contains(&6));
+}
+
+#[test]
+fn rule_7_a_next_attempt_waits_for_the_last_ones_end() {
+    let mut history = History::new();
+    history.begin();
+    history.record(Fact::Attempt(2));
+    history.end(1, Ending::Declined, false);
+    history.end(2, Ending::Succeeded, false);
+    history.charge(2, ChannelStatus::Success, history.amount());
+    assert!(history.broken().contains(&7));
+}
+
+#[test]
+fn rule_8_refunds_and_reservations_stay_within_the_payment() {
+    let mut history = History::paid();
+    let amount = history.amount();
+    history.refunded(1, "R1", amount - 5);
+    history.begin_refund(2, 6, "R2");
+    history.record(Fact::RefundEnd { ordinal: 2, ending: Ending::Declined });
+    history.book(kind::REFUND, 1, 2, ChannelStatus::Declined, 6);
+    assert_eq!(history.broken(), [8]);
+    let mut history = History::new();
+    history.begin();
+    history.end(1, Ending::Declined, false);
+    history.begin_refund(1, 5, "R1");
+    history.record(Fact::RefundEnd { ordinal: 1, ending: Ending::Declined });
+    assert_eq!(history.broken(), [8]);
+}
+
+#[test]
+fn rule_9_a_refund_moves_money_once_and_as_logged() {
+    let mut history = History::paid();
+    history.refunded(1, "R1", 5);
+    history.book(kind::REFUND, 1, 1, ChannelStatus::Success, 5);
+    assert!(history.broken().contains(&9));
+    let mut history = History::paid();
+    history.book(kind::REFUND, 1, 1, ChannelStatus::Success, 5);
+    assert!(history.broken().contains(&9));
+    let mut history = History::paid();
+    history.refunded(1, "R1", 5);
+    history.begin_refund(2, 5, "R1");
+    assert!(history.broken().contains(&9));
+    let mut history = History::paid();
+    history.begin_refund(1, 5, "R1");
+    history.record(Fact::RefundEnd { ordinal: 1, ending: Ending::Declined });
+    history.book(kind::REFUND, 1, 1, ChannelStatus::Success, 5);
+    assert!(history.broken().contains(&9));
+}
+
+#[test]
+fn rule_10_no_refund_after_a_reversal() {
+    let mut history = History::paid();
+    let amount = history.amount();
+    history.begin_refund(100, amount - 10, "");
+    history.begin_refund(1, 5, "R1");
+    assert!(history.broken().contains(&10));
+}
+
+#[test]
+fn rule_11_definitive_states_never_change() {
+    let mut history = History::paid();
+    history.end(1, Ending::Declined, false);
+    assert_eq!(history.broken(), [11]);
+    let mut history = History::paid();
+    history.refunded(1, "R1", 5);
+    history.record(Fact::RefundEnd { ordinal: 1, ending: Ending::Declined });
+    assert_eq!(history.broken(), [11]);
+}
+
+#[test]
+fn rules_16_and_17_everything_ends() {
+    let mut history = History::new();
+    history.begin();
+    assert_eq!(history.broken(), [16]);
+    let mut history = History::new();
+    history.begin();
+    history.end(1, Ending::Manual, false);
+    assert_eq!(history.broken(), [16]);
+    let mut history = History::paid();
+    history.begin_refund(1, 5, "R1");
+    assert_eq!(history.broken(), [17]);
+    let mut history = History::new();
+    history.begin();
+    history.books.finish(false);
+    assert_eq!(history.books.violations().0, 0, "unfinished is fine when not settled");
+}
+
+#[test]
+fn rule_20_the_books_agree() {
+    let mut history = History::paid();
+    history.begin_refund(1, 5, "R1");
+    history.record(Fact::RefundEnd { ordinal: 1, ending: Ending::Succeeded });
+    assert_eq!(history.broken(), [9, 20]);
+    let mut history = History::paid();
+    history.refunded(1, "R1", 7);
+    let sums = history.books.finish(true);
+    assert_eq!((sums.log_refunded, sums.channel_refunded), (7, 7));
+    assert_eq!(sums.log_paid, sums.channel_charged);
+}

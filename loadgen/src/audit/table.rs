@@ -107,11 +107,6 @@ pub(super) struct Payment {
 }
 
 impl Payment {
-    /// Number of attempts.
-    pub(super) fn attempt_count(&self) -> usize {
-        self.attempts.iter().filter(|attempt| **attempt != Attempt::None).count()
-    }
-
     /// Number of charges that stand.
     pub(super) fn standing(&self) -> usize {
         self.charges.iter().filter(|charge| **charge == Charge::Stands).count()
@@ -128,11 +123,6 @@ pub(super) struct Table {
 }
 
 impl Table {
-    /// All payments.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &Payment)> {
-        self.payments.iter().enumerate().map(|(at, payment)| (at as u32, payment))
-    }
-
     /// Number of payments.
     pub(super) fn len(&self) -> usize {
         self.payments.len()

@@ -65,10 +65,9 @@ fn from_logs(
                     }
                 }
             }
-            if line.fact != Fact::Other {
-                if let Some(lines) = places.get(&place).and_then(|digest| wanted.get_mut(digest)) {
-                    lines.push((line.at_us, format!("log      {text}")));
-                }
+            let found = places.get(&place).filter(|_| line.fact != Fact::Other);
+            if let Some(lines) = found.and_then(|digest| wanted.get_mut(digest)) {
+                lines.push((line.at_us, format!("log      {text}")));
             }
             Ok(())
         })?;

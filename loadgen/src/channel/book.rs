@@ -253,10 +253,9 @@ impl Book {
         if let Some(refund) = entry.refund {
             let (amount, status) = (entry.amount, entry.status);
             self.refunds.insert(refund, Refund { amount, status });
+            let moved = if status == ChannelStatus::Success { amount } else { 0 };
             if let Some(charge) = self.table(&entry.charge).get_mut(&entry.charge) {
-                if status == ChannelStatus::Success {
-                    charge.refunded += amount;
-                }
+                charge.refunded += moved;
             }
             return;
         }

@@ -175,7 +175,7 @@ mod tests {
         let digest = [n; 16];
         let refund = Number { digest, kind: b'R', ordinal: 3 };
         Entry {
-            operation: if n % 2 == 0 { kind::CHARGE } else { kind::REFUND },
+            operation: if n.is_multiple_of(2) { kind::CHARGE } else { kind::REFUND },
             charge: Number { digest, kind: b'P', ordinal: 1 },
             refund: (n % 2 == 1).then_some(refund),
             status: ChannelStatus::Success,

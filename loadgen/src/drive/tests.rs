@@ -1,1 +1,241 @@
-//! (see below)
+//! The driver against in-process servers over loopback.
+
+use super::*;
+use crate::config::Merchant;
+use crate::null;
+use crate::plan::Params;
+use crate::plan::tests::params;
+use protocol::frame::Splitter;
+use protocol::id::MchId;
+use protocol::sign::SigningKey;
+use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::mpsc;
+
+const SHARDS: u16 = 12;
+
+/// Certificates of both ends in a folder.
+fn certificates(dir: &Path) {
+    let mut authority = CertificateParams::default();
+    authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate().unwrap()).unwrap();
+    std::fs::write(dir.join("ca.pem"), authority.pem()).unwrap();
+    for (name, dns) in [("site", "site-1.site.payswitch"), ("gw", "gw-1.gateway.payswitch")] {
+        let key = KeyPair::generate().unwrap();
+        let party = CertificateParams::new(vec![dns.to_owned()]).unwrap();
+        let certificate = party.signed_by(&key, &authority).unwrap();
+        std::fs::write(dir.join(format!("{name}.pem")), certificate.pem()).unwrap();
+        std::fs::write(dir.join(format!("{name}.key")), key.serialize_pem()).unwrap();
+    }
+}
+
+fn credentials(dir: &Path, name: &str) -> Credentials {
+    let file = |suffix: &str| dir.join(format!("{name}.{suffix}"));
+    Credentials::load(&file("pem"), &file("key"), &dir.join("ca.pem")).ok().unwrap()
+}
+
+/// A server on a thread of its own, so that its stalls are its own; `serve`
+/// handles each connection, numbered from 0.
+fn server<F, S>(dir: &Path, serve: S) -> SocketAddr
+where
+    F: Future<Output = ()> + 'static,
+    S: Fn(quinn::Connection, usize) -> F + Send + 'static,
+{
+    let config = credentials(dir, "site")
+        .server(ALPN_GATEWAY, tls::transport(64, 0, Duration::from_secs(5), None))
+        .unwrap();
+    let (tell, told) = mpsc::channel();
+    std::thread::spawn(move || {
+        crate::cli::on_runtime(async {
+            let any = SocketAddr::from(([127, 0, 0, 1], 0));
+            let endpoint = socket::endpoint(any, Some(config))?;
+            tell.send(endpoint.local_addr().unwrap()).unwrap();
+            let mut number = 0;
+            while let Some(incoming) = endpoint.accept().await {
+                if let Ok(quic) = incoming.await {
+                    tokio::task::spawn_local(serve(quic, number));
+                    number += 1;
+                }
+            }
+            Ok(())
+        })
+        .unwrap();
+    });
+    told.recv().unwrap()
+}
+
+fn gateway(dir: &Path, address: SocketAddr) -> GatewayFile {
+    GatewayFile {
+        name: "gw-1".to_owned(),
+        cert: dir.join("gw.pem"),
+        key: dir.join("gw.key"),
+        ca: dir.join("ca.pem"),
+        shards: SHARDS,
+        merchants: dir.join("none"),
+        channel_ledger_dir: dir.join("none"),
+        sites: vec![SiteEntry {
+            id: 1,
+            address,
+            server_name: "site-1.site.payswitch".to_owned(),
+            admin: address,
+        }],
+    }
+}
+
+/// Drives a phase against a server.
+fn drive(dir: &Path, address: SocketAddr, phase: &Phase, deadline: Duration) -> Outcome {
+    let params = Params { mix: crate::plan::Mix { pay: 1, query: 0, refund: 0 }, ..params() };
+    let params = Params { duplicates_ppm: 0, conflicts_ppm: 0, ..params };
+    let merchant = |id: &String| Merchant {
+        id: MchId::parse(id.as_bytes()).unwrap(),
+        key_id: 1,
+        key: SigningKey::hmac(b"secret"),
+    };
+    let encoder = Encoder::new(params.merchants.iter().map(merchant).collect());
+    let plan = Rc::new(Plan::new(params).unwrap());
+    let pace = Pace::Tick;
+    let options = Options { connections: 1, streams: 4, in_flight_max: 50_000, deadline, pace };
+    crate::cli::on_runtime(async {
+        let gateway = gateway(dir, address);
+        let session = Session::connect(&gateway, plan, encoder, None, options).await?;
+        let outcome = session.run(phase, &Notify::new()).await?;
+        session.close().await;
+        Ok(outcome)
+    })
+    .unwrap()
+}
+
+fn phase(rate: f64, duration: Duration) -> Phase {
+    let warmup = Duration::ZERO;
+    Phase { arrival: Arrival::Constant, rate, duration, warmup, closed: None, live: false }
+}
+
+#[test]
+fn a_stall_shows_in_planned_latency_and_hides_in_raw() {
+    const WINDOW: u32 = 10;
+    let dir = tempfile::tempdir().unwrap();
+    certificates(dir.path());
+    // The whole server stands still for a second, one second after it was
+    // connected to; only a window of requests is in flight by then.
+    let address = server(dir.path(), |quic, _| async move {
+        tokio::task::spawn_local(async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            std::thread::sleep(Duration::from_secs(1));
+        });
+        null::connection(quic, SHARDS, WINDOW).await;
+    });
+    let phase = phase(1_000.0, Duration::from_secs(3));
+    let outcome = drive(dir.path(), address, &phase, Duration::from_secs(10));
+    let measure = outcome.measure;
+    assert_eq!((measure.ok, measure.not_sent, measure.unanswered), (3_000, 0, 0));
+    let (planned, raw) = measure.overall();
+    let (planned, raw) = (planned.quantile(0.99).unwrap(), raw.quantile(0.99).unwrap());
+    assert!(planned > 800_000_000, "planned p99 {planned} ns hides the stall");
+    assert!(raw < 400_000_000, "raw p99 {raw} ns");
+}
+
+#[test]
+fn after_a_lost_connection_the_same_bytes_are_sent_again() {
+    let dir = tempfile::tempdir().unwrap();
+    certificates(dir.path());
+    let seen: Arc<Mutex<HashMap<u64, Vec<u8>>>> = Arc::default();
+    let (lost, again) = (Arc::clone(&seen), Arc::new(Mutex::new(0)));
+    let repeated = Arc::clone(&again);
+    // The first connection swallows a hundred requests and closes; the second
+    // answers and compares.
+    let address = server(dir.path(), move |quic, number| {
+        let (seen, repeated) = (Arc::clone(&lost), Arc::clone(&repeated));
+        async move {
+            null::greet(&quic, SHARDS, 10_000).await;
+            while let Ok((send, recv)) = quic.accept_bi().await {
+                let (seen, repeated) = (Arc::clone(&seen), Arc::clone(&repeated));
+                let quic = quic.clone();
+                tokio::task::spawn_local(async move {
+                    compare(number, (send, recv), &quic, &seen, &repeated).await;
+                });
+            }
+        }
+    });
+    let phase = phase(1_000.0, Duration::from_millis(600));
+    let measure = drive(dir.path(), address, &phase, Duration::from_secs(10)).measure;
+    assert_eq!((measure.ok, measure.unanswered), (600, 0));
+    let repeated = *again.lock().unwrap();
+    assert!(repeated >= 100, "{repeated} requests came again");
+    assert!(measure.resent >= 100, "{}", measure.resent);
+}
+
+async fn compare(
+    number: usize,
+    (mut send, mut recv): (quinn::SendStream, quinn::RecvStream),
+    quic: &quinn::Connection,
+    seen: &Mutex<HashMap<u64, Vec<u8>>>,
+    repeated: &Mutex<u32>,
+) {
+    let (mut splitter, mut frames) = (Splitter::new(), Vec::new());
+    while let Ok(Some(chunk)) = recv.read_chunk(1 << 16, true).await {
+        let split = splitter.push(&chunk.bytes, |header, body| {
+            let mut seen = seen.lock().unwrap();
+            if number == 0 {
+                seen.insert(header.correlation, body.to_vec());
+                return;
+            }
+            if let Some(first) = seen.get(&header.correlation) {
+                assert_eq!(first, body, "other bytes");
+                *repeated.lock().unwrap() += 1;
+            }
+            null::reply(header, body, &mut frames);
+        });
+        split.unwrap();
+        if number == 0 && seen.lock().unwrap().len() >= 100 {
+            quic.close(0_u32.into(), b"lost");
+            return;
+        }
+        if send.write_all(&frames).await.is_err() {
+            return;
+        }
+        frames.clear();
+    }
+}
+
+#[test]
+fn a_silent_switch_leaves_everything_unknown_and_infinitely_slow() {
+    let dir = tempfile::tempdir().unwrap();
+    certificates(dir.path());
+    let address = server(dir.path(), |quic, _| async move {
+        null::greet(&quic, SHARDS, 1_000).await;
+        let _streams = quic.accept_bi().await;
+        quic.closed().await;
+    });
+    let phase = phase(500.0, Duration::from_millis(400));
+    let measure = drive(dir.path(), address, &phase, Duration::from_millis(300)).measure;
+    assert_eq!((measure.ok, measure.unanswered, measure.sent), (0, 200, 200));
+    assert_eq!(measure.overall().0.quantile(0.5), None);
+}
+
+#[test]
+fn what_exceeds_the_limit_is_shed_and_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    certificates(dir.path());
+    let address = server(dir.path(), |quic, _| async move {
+        null::greet(&quic, SHARDS, 10).await;
+        let _streams = quic.accept_bi().await;
+        quic.closed().await;
+    });
+    let phase = phase(2_000_000.0, Duration::from_millis(100));
+    let measure = drive(dir.path(), address, &phase, Duration::from_millis(200)).measure;
+    // Given up requests make room for a few more of the backlog.
+    assert!((10..=100).contains(&measure.sent), "{}", measure.sent);
+    assert_eq!(measure.sent, measure.unanswered);
+    assert_eq!(measure.sent + measure.not_sent, 200_000);
+}
+
+#[test]
+fn cpu_time_is_read_from_the_kernels_line() {
+    let line = "12 (a) b) c) S 1 2 3 4 5 6 7 8 9 10 150 50 0 0 20";
+    assert_eq!(cpu_of_stat(line), Some(2.0));
+    assert!(cpu_of_stat("12 (x").is_none());
+    assert!(cpu_seconds() >= 0.0);
+}

@@ -292,7 +292,7 @@ fn spawn_net(
         let local = tokio::task::LocalSet::new();
         let served = local.block_on(&runtime, async {
             let endpoint = quinn::Endpoint::new(
-                keys.endpoint(),
+                tls::gateway_endpoint(&config.gateway, &keys),
                 Some(server),
                 socket,
                 Arc::new(quinn::TokioRuntime),
@@ -365,7 +365,7 @@ fn start_links(config: &Config, net: &Rc<Net>) -> Result<(), ServeError> {
         };
         let socket = bind_udp(local, config.gateway.udp_buffer_kib)?;
         let endpoint = quinn::Endpoint::new(
-            quinn::EndpointConfig::default(),
+            tls::channel_endpoint(),
             None,
             socket,
             Arc::new(quinn::TokioRuntime),

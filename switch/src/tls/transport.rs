@@ -5,6 +5,7 @@ use super::{ALPN_CHANNEL, ALPN_GATEWAY, Credentials, TlsError, refuse_early_data
 use crate::config::{ChannelSection, GatewayConfig};
 use crate::secret::read_private;
 use aws_lc_rs::{hkdf, hmac, rand};
+use quinn::congestion::CubicConfig;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{
     AckFrequencyConfig, ConnectionId, ConnectionIdGenerator, EndpointConfig, IdleTimeout,
@@ -42,7 +43,7 @@ pub fn gateway_server(
 pub fn gateway_endpoint(gateway: &GatewayConfig, keys: &EndpointKeys) -> EndpointConfig {
     let mut config = keys.endpoint();
     // The configuration bounds the MTU below 65 527: never an error.
-    let _ = config.max_udp_payload_size(gateway.initial_mtu.max(1472));
+    let _ = config.max_udp_payload_size(gateway.initial_mtu.max(PAYLOAD_MAX));
     config
 }
 
@@ -57,6 +58,14 @@ pub fn channel_client(channel: &ChannelSection) -> Result<quinn::ClientConfig, T
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
     config.transport_config(Arc::new(channel_transport(channel)));
     Ok(config)
+}
+
+/// Endpoint settings of channel links: large enough for what discovery finds.
+pub fn channel_endpoint() -> EndpointConfig {
+    let mut config = EndpointConfig::default();
+    // Refused only below 1200.
+    let _ = config.max_udp_payload_size(PAYLOAD_MAX);
+    config
 }
 
 /// Transport parameters of gateway connections.
@@ -95,12 +104,22 @@ pub fn channel_transport(channel: &ChannelSection) -> TransportConfig {
     transport
 }
 
+/// Largest UDP payload that path discovery tries: a jumbo frame's. Fewer, larger
+/// packets are the biggest single lever on the cost of a message.
+pub const PAYLOAD_MAX: u16 = 8_952;
+/// Bytes in flight before the first acknowledgement. Our traffic is bursts of whole
+/// batches with pauses between them, in which a window of ten packets does not
+/// grow: each burst would wait for a delayed acknowledgement.
+const INITIAL_WINDOW: u64 = 1 << 20;
+
 /// What all our links share: no unidirectional streams, no datagrams, first
 /// come first sent, and a first round-trip guess of a local network (quinn's
 /// 333 ms would make one lost first packet cost a second).
 fn base_transport(initial_mtu: u16) -> TransportConfig {
     let mut discovery = MtuDiscoveryConfig::default();
-    discovery.upper_bound(initial_mtu.max(1452));
+    discovery.upper_bound(initial_mtu.max(PAYLOAD_MAX));
+    let mut congestion = CubicConfig::default();
+    congestion.initial_window(INITIAL_WINDOW);
     let mut transport = TransportConfig::default();
     transport
         .max_concurrent_uni_streams(VarInt::from_u32(0))
@@ -109,7 +128,8 @@ fn base_transport(initial_mtu: u16) -> TransportConfig {
         .allow_spin(false)
         .initial_rtt(Duration::from_millis(5))
         .initial_mtu(initial_mtu)
-        .mtu_discovery_config(Some(discovery));
+        .mtu_discovery_config(Some(discovery))
+        .congestion_controller_factory(Arc::new(congestion));
     transport
 }
 

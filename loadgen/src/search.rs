@@ -1,0 +1,320 @@
+//! `loadgen search`: the highest rate that keeps the goals.
+//!
+//! The search is a pure state machine: it asks for a rate, is told whether the
+//! goals were kept, and ends with the highest confirmed rate. Runs and
+//! connections are outside of it. Tested against made-up switches.
+
+use crate::config::GatewayFile;
+use crate::drive::{Phase, Session};
+use crate::exit::{Exit, Failure};
+use crate::goal::Goal;
+use crate::report::Report;
+use crate::run::LoadArgs;
+use crate::schedule::Arrival;
+use clap::Args;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::sync::Notify;
+
+/// Factor of the climb.
+const CLIMB: f64 = 1.5;
+/// The bracket is this narrow when bisection ends.
+const PRECISION: f64 = 1.03;
+/// Runs that must keep the goals at the found rate.
+const CONFIRMATIONS: u32 = 2;
+/// Factor on the rate when a confirmation fails.
+const STEP_DOWN: f64 = 0.97;
+/// Rates that are tried at most.
+const TRIES_MAX: u32 = 60;
+/// Slowest rate that is tried.
+const RATE_MIN: f64 = 1.0;
+/// A step fails below this share of the offered rate, or above this share of errors.
+const RATE_SHARE_MIN: f64 = 0.99;
+
+/// Arguments of `loadgen search`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct SearchArgs {
+    #[command(flatten)]
+    load: LoadArgs,
+    /// A goal every step must keep, such as p99=10ms.
+    #[arg(long = "goal", value_parser = Goal::parse, required = true)]
+    goals: Vec<Goal>,
+    /// First rate, requests per second.
+    #[arg(long, default_value_t = 5_000.0)]
+    start: f64,
+    /// Highest rate that is tried.
+    #[arg(long, default_value_t = 2_000_000.0)]
+    max: f64,
+    /// Seconds of one step.
+    #[arg(long, default_value_t = 5.0)]
+    step_seconds: f64,
+    /// Write the result here.
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+/// What the search wants next.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Want {
+    /// Try this rate.
+    Try(f64),
+    /// Confirmed.
+    Found(f64),
+    /// Not even the slowest rate keeps the goals, or the tries are used up.
+    NotFound,
+}
+
+/// The search.
+#[derive(Clone, Debug)]
+pub(crate) struct Search {
+    good: Option<f64>,
+    bad: Option<f64>,
+    max: f64,
+    trying: f64,
+    confirming: u32,
+    tries: u32,
+    ended: Option<Want>,
+}
+
+impl Search {
+    /// Starts at a rate, never above `max`.
+    pub(crate) fn new(start: f64, max: f64) -> Self {
+        let trying = start.clamp(RATE_MIN, max);
+        Self { good: None, bad: None, max, trying, confirming: 0, tries: 0, ended: None }
+    }
+
+    /// What to do next.
+    pub(crate) fn want(&self) -> Want {
+        self.ended.unwrap_or(Want::Try(self.trying))
+    }
+
+    /// Whether the current try is a confirmation.
+    pub(crate) fn confirming(&self) -> bool {
+        self.confirming > 0
+    }
+
+    /// Takes the result of the rate that was wanted.
+    pub(crate) fn tell(&mut self, kept: bool) {
+        self.tries += 1;
+        if self.confirming > 0 {
+            self.tell_confirmation(kept);
+        } else {
+            if kept {
+                self.good = Some(self.trying);
+            } else {
+                self.bad = Some(self.trying);
+            }
+            self.narrow();
+        }
+        if self.tries >= TRIES_MAX && self.ended.is_none() {
+            self.ended = Some(Want::NotFound);
+        }
+    }
+
+    fn tell_confirmation(&mut self, kept: bool) {
+        if !kept {
+            self.confirming = 1;
+            self.trying *= STEP_DOWN;
+            if self.trying < RATE_MIN {
+                self.ended = Some(Want::NotFound);
+            }
+        } else if self.confirming == CONFIRMATIONS {
+            self.ended = Some(Want::Found(self.trying));
+        } else {
+            self.confirming += 1;
+        }
+    }
+
+    fn narrow(&mut self) {
+        match (self.good, self.bad) {
+            (Some(good), _) if good >= self.max => self.confirm(good),
+            (Some(good), None) => self.trying = (good * CLIMB).min(self.max),
+            (Some(good), Some(bad)) if bad / good <= PRECISION => self.confirm(good),
+            (Some(good), Some(bad)) => self.trying = (good * bad).sqrt(),
+            (None, Some(bad)) if bad <= RATE_MIN => self.ended = Some(Want::NotFound),
+            (None, Some(bad)) => self.trying = (bad / (CLIMB * CLIMB)).max(RATE_MIN),
+            (None, None) => {}
+        }
+    }
+
+    fn confirm(&mut self, rate: f64) {
+        self.trying = rate;
+        self.confirming = 1;
+    }
+}
+
+/// One step of the table.
+#[derive(serde::Serialize)]
+struct Step {
+    rate: f64,
+    kept: bool,
+    confirmation: bool,
+    reason: String,
+    report: Report,
+}
+
+/// The search's result, as it stands in the JSON.
+#[derive(serde::Serialize)]
+struct Findings {
+    goals: Vec<String>,
+    /// Highest confirmed rate; `null` when there is none.
+    rate: Option<f64>,
+    steps: Vec<Step>,
+}
+
+/// Runs the command.
+pub(crate) async fn run(args: &SearchArgs, stop: &Notify) -> Result<(), Failure> {
+    let gateway = GatewayFile::load(&args.load.config)?;
+    let duration = Duration::try_from_secs_f64(args.step_seconds)
+        .ok()
+        .filter(|step| (1.0..=600.0).contains(&step.as_secs_f64()))
+        .ok_or_else(|| Failure::usage("--step-seconds: 1 to 600"))?;
+    if !(RATE_MIN..=10_000_000.0).contains(&args.max)
+        || !(RATE_MIN..=args.max).contains(&args.start)
+    {
+        return Err(Failure::usage("--start: 1 to --max, --max: up to 10000000"));
+    }
+    let (plan, encoder) = args.load.plan(&gateway, 100_000.0)?;
+    let acks = args.load.ack_writer(plan.params())?;
+    let session =
+        Session::connect(&gateway, Rc::clone(&plan), encoder, acks, args.load.options()?).await?;
+    let mut search = Search::new(args.start, args.max);
+    let mut steps: Vec<Step> = Vec::new();
+    println!(
+        "{:>10}  {:>10}  {:>9}  {:>9}  {:>8}  {:>8}  verdict",
+        "offered/s", "ok/s", "p50 ms", "p99 ms", "refused", "unsent"
+    );
+    let found = loop {
+        let rate = match search.want() {
+            Want::Try(rate) => rate,
+            Want::Found(rate) => break Some(rate),
+            Want::NotFound => break None,
+        };
+        let phase = Phase {
+            arrival: Arrival::Constant,
+            rate,
+            duration,
+            warmup: duration.mul_f64(0.2),
+            closed: None,
+            live: false,
+        };
+        let outcome = session.run(&phase, stop).await?;
+        if outcome.interrupted {
+            return Err(Failure::new(Exit::Invalid, "stopped before the end"));
+        }
+        let report = Report::new(plan.params(), &phase, &outcome, &args.goals);
+        let (kept, reason) = judge(&report);
+        let confirmation = search.confirming();
+        print_step(&report, kept, confirmation, &reason);
+        steps.push(Step { rate, kept, confirmation, reason, report });
+        search.tell(kept);
+    };
+    session.close().await;
+    let goals: Vec<String> = args.goals.iter().map(ToString::to_string).collect();
+    let result = Findings { goals, rate: found, steps };
+    if let Some(path) = &args.json {
+        let json = serde_json::to_string_pretty(&result).map_err(std::io::Error::from);
+        json.and_then(|json| std::fs::write(path, json + "\n")).map_err(|error| {
+            Failure::environment(format_args!("cannot write {}: {error}", path.display()))
+        })?;
+    }
+    let goals = result.goals.join(", ");
+    match found {
+        Some(rate) => {
+            println!("\n{rate:.0} requests/s keep {goals} ({CONFIRMATIONS} confirmations)");
+            Ok(())
+        }
+        None => Err(Failure::new(Exit::Missed, format_args!("no rate keeps {goals}"))),
+    }
+}
+
+fn judge(report: &Report) -> (bool, String) {
+    let (ok, refused, unanswered, not_sent) = report.counts();
+    let bad = refused + unanswered + not_sent;
+    if !report.is_valid() {
+        (false, "generator".to_owned())
+    } else if report.rate_share() < RATE_SHARE_MIN {
+        (false, format!("rate {:.1} %", report.rate_share() * 100.0))
+    } else if bad as f64 > (ok + bad) as f64 * (1.0 - RATE_SHARE_MIN) {
+        (false, format!("{bad} errors"))
+    } else if report.goals_met() {
+        (true, String::new())
+    } else {
+        (false, "goal".to_owned())
+    }
+}
+
+fn print_step(report: &Report, kept: bool, confirmation: bool, reason: &str) {
+    let ms = |us: Option<u64>| {
+        us.map_or_else(|| "infinite".to_owned(), |us| format!("{:.3}", us as f64 / 1_000.0))
+    };
+    let (p50, p99) = report.p50_p99_us();
+    let (_, refused, _, not_sent) = report.counts();
+    println!(
+        "{:>10.0}  {:>10.0}  {:>9}  {:>9}  {refused:>8}  {not_sent:>8}  {}{}",
+        report.offered_rate,
+        report.achieved_rate,
+        ms(p50),
+        ms(p99),
+        if kept { "kept" } else { "missed: " },
+        if kept && confirmation { " (confirmation)" } else { reason },
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Searches a switch that keeps its goals as `keeps` says.
+    fn search(start: f64, mut keeps: impl FnMut(f64, u32) -> bool) -> (Want, u32) {
+        let mut search = Search::new(start, 1e6);
+        for tries in 0..1_000 {
+            match search.want() {
+                Want::Try(rate) => {
+                    assert!((RATE_MIN..=1e6).contains(&rate), "{rate}");
+                    search.tell(keeps(rate, tries));
+                }
+                end => return (end, tries),
+            }
+        }
+        panic!("the search does not end");
+    }
+
+    #[test]
+    fn the_knee_is_found_within_the_precision_from_any_start() {
+        for start in [10.0, 5_000.0, 83_000.0, 900_000.0] {
+            let (end, tries) = search(start, |rate, _| rate <= 84_321.0);
+            let Want::Found(rate) = end else { panic!("{end:?}") };
+            assert!(rate <= 84_321.0 && rate > 84_321.0 / PRECISION, "{rate}");
+            assert!(tries <= 40, "{tries}");
+        }
+    }
+
+    #[test]
+    fn a_switch_without_limit_gives_the_highest_rate_and_a_dead_one_none() {
+        assert_eq!(search(5_000.0, |_, _| true).0, Want::Found(1e6));
+        assert_eq!(search(5_000.0, |_, _| false).0, Want::NotFound);
+    }
+
+    #[test]
+    fn a_rate_must_be_confirmed_and_else_the_next_lower_one_is() {
+        let (mut confirmations, mut last) = (0, 0.0);
+        let (end, _) = search(5_000.0, |rate, _| {
+            if rate == last {
+                confirmations += 1;
+            }
+            last = rate;
+            // The knee once looked higher than it is.
+            rate <= 50_000.0 && !(confirmations == 1 && rate > 48_500.0)
+        });
+        let Want::Found(rate) = end else { panic!("{end:?}") };
+        assert!(rate <= 50_000.0 && rate > 40_000.0, "{rate}");
+    }
+
+    #[test]
+    fn a_noisy_switch_does_not_keep_the_search_for_ever() {
+        let (end, tries) = search(5_000.0, |_, tries| tries % 2 == 0);
+        assert!(tries <= TRIES_MAX, "{end:?}");
+    }
+}
