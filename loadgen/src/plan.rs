@@ -248,9 +248,9 @@ impl Plan {
         self.payer(k).into()
     }
 
-    /// Nonce of request `n`.
+    /// Nonce of request `n`: 32 bits, which are signed as half the digits of 64.
     pub(crate) fn nonce(&self, n: u64) -> u64 {
-        self.nonces.draw(n)
+        self.nonces.draw(n) >> 32
     }
 
     /// The merchant's number of payment `k`.

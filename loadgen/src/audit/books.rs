@@ -162,7 +162,10 @@ impl Books {
         };
         match line.fact {
             Fact::Attempt(attempt) => self.attempt(at, attempt),
-            Fact::End { attempt, ending, goes_on } => self.end(at, attempt, ending, goes_on),
+            Fact::End { attempt, ending, goes_on, undone } => {
+                self.end(at, attempt, ending, (goes_on, undone));
+            }
+            Fact::RouteEnd => self.route_end(at),
             Fact::Cancel { ends_payment } => self.cancel(at, ends_payment),
             Fact::Refund { ordinal, attempt, amount, out_refund_no } => {
                 self.refund(at, (ordinal, attempt), amount, out_refund_no);
@@ -231,7 +234,7 @@ impl Books {
         payment.goes_on = false;
     }
 
-    fn end(&mut self, at: u32, attempt: u8, ending: Ending, goes_on: bool) {
+    fn end(&mut self, at: u32, attempt: u8, ending: Ending, (goes_on, undone): (bool, bool)) {
         let index = usize::from(attempt).wrapping_sub(1);
         let was = self.table.get(at).attempts.get(index).copied().unwrap_or_default();
         let now = match ending {
@@ -257,6 +260,7 @@ impl Books {
         payment.attempts[index] = now;
         payment.goes_on = goes_on && now.clear();
         let state = match now {
+            Attempt::Succeeded if undone && payment.cancelled => State::Processing,
             Attempt::Succeeded => State::Paid,
             Attempt::Manual => State::Manual,
             _ if payment.cancelled => State::Closed,
@@ -268,6 +272,17 @@ impl Books {
         let won = payment.attempts.iter().filter(|a| **a == Attempt::Succeeded).count();
         if won > 1 {
             self.about(1, at, format!("{won} attempts succeeded"));
+        }
+    }
+
+    fn route_end(&mut self, at: u32) {
+        let payment = self.table.get_mut(at);
+        if !std::mem::take(&mut payment.goes_on) {
+            return self.about(7, at, "the route ended while an attempt was open".to_owned());
+        }
+        let state = if payment.cancelled { State::Closed } else { State::Failed };
+        if !payment.state.is_final() {
+            self.become_state(at, state);
         }
     }
 
@@ -309,7 +324,8 @@ impl Books {
         if ordinal > ORPHAN_ORDINAL {
             return;
         }
-        if payment.state != State::Paid || of != Attempt::Succeeded {
+        let undoes = ordinal == REVERSAL_ORDINAL && payment.cancelled;
+        if (payment.state != State::Paid && !undoes) || of != Attempt::Succeeded {
             let detail =
                 format!("refund {ordinal} of attempt {attempt} ({of:?}) while {:?}", payment.state);
             self.about(8, at, detail);
@@ -351,6 +367,11 @@ impl Books {
             if state == RefundState::Success {
                 totals.refunded += amount;
             }
+        }
+        let payment = self.table.get(at);
+        let undone = ordinal == REVERSAL_ORDINAL && state == RefundState::Success;
+        if undone && payment.cancelled && payment.state == State::Processing {
+            self.become_state(at, State::Closed);
         }
     }
 
@@ -573,11 +594,14 @@ impl Books {
         if standing > 1 {
             self.about(1, at, format!("{standing} charges stand at the channel"));
         }
+        let charged = payment.amount * standing as i64;
+        let won = payment.attempts.contains(&Attempt::Succeeded);
+        let paid = if won { payment.amount } else { 0 };
         let acked = if payment.acked == payment.state { State::None } else { payment.acked };
         for state in [payment.state, acked] {
             let wrong = match state {
                 State::Paid => standing != 1,
-                State::Failed | State::Closed => standing != 0,
+                State::Failed | State::Closed => charged != totals.channel_refunded,
                 _ => false,
             };
             if wrong {
@@ -585,8 +609,6 @@ impl Books {
                 self.about(3, at, format!("{state:?} was {word} and {standing} charges stand"));
             }
         }
-        let charged = payment.amount * standing as i64;
-        let paid = if payment.state == State::Paid { payment.amount } else { 0 };
         sums.log_paid += paid;
         sums.log_refunded += totals.refunded;
         sums.channel_charged += charged;

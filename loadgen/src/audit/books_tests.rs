@@ -76,7 +76,7 @@ impl History {
     }
 
     fn end(&mut self, attempt: u8, ending: Ending, goes_on: bool) {
-        self.record(Fact::End { attempt, ending, goes_on });
+        self.record(Fact::End { attempt, ending, goes_on, undone: false });
     }
 
     fn begin_refund(&mut self, ordinal: u8, amount: i64, number: &str) {
@@ -195,6 +195,27 @@ fn a_decline_a_second_attempt_and_a_reversal_are_clean() {
     history.charge(1, ChannelStatus::Declined, history.amount());
     history.charge(2, ChannelStatus::Success, history.amount());
     history.book(kind::REVERSE, 2, 0, ChannelStatus::Reversed, history.amount());
+    history.told(OrderState::Closed);
+    assert_eq!(history.broken(), CLEAN);
+}
+
+#[test]
+fn a_route_that_ends_and_a_late_charge_that_is_undone_are_clean() {
+    let mut history = History::new();
+    history.begin();
+    history.end(1, Ending::Declined, true);
+    history.record(Fact::RouteEnd);
+    history.charge(1, ChannelStatus::Declined, history.amount());
+    history.told(OrderState::Failed);
+    assert_eq!(history.broken(), CLEAN);
+    let mut history = History::new();
+    let amount = history.amount();
+    history.begin();
+    history.record(Fact::Cancel { ends_payment: true });
+    let (attempt, ending) = (1, Ending::Succeeded);
+    history.record(Fact::End { attempt, ending, goes_on: false, undone: true });
+    history.refunded(100, "", amount);
+    history.charge(1, ChannelStatus::Success, amount);
     history.told(OrderState::Closed);
     assert_eq!(history.broken(), CLEAN);
 }

@@ -54,7 +54,11 @@ pub(crate) enum Fact<'a> {
         ending: Ending,
         /// Another attempt follows.
         goes_on: bool,
+        /// The charge came too late for a cancelled payment and will be undone.
+        undone: bool,
     },
+    /// No further attempt follows after all.
+    RouteEnd,
     /// A cancel; whether it is the payment's end or only the attempt's.
     Cancel {
         /// Wished by the merchant or by expiry: the payment ends closed.
@@ -131,6 +135,8 @@ struct Raw<'a> {
     #[serde(default)]
     goes_on: bool,
     #[serde(default)]
+    order_state: &'a str,
+    #[serde(default)]
     refund: bool,
     #[serde(default)]
     success: bool,
@@ -149,7 +155,12 @@ pub(crate) fn parse(line: &str) -> Result<Line<'_>, String> {
             currency: raw.currency,
         },
         "attempt" => Fact::Attempt(raw.attempt),
-        "end" => Fact::End { attempt: raw.attempt, ending: ending()?, goes_on: raw.goes_on },
+        "end" => {
+            let ending = ending()?;
+            let undone = ending == Ending::Succeeded && raw.order_state == "PROCESSING";
+            Fact::End { attempt: raw.attempt, ending, goes_on: raw.goes_on, undone }
+        }
+        "route_end" => Fact::RouteEnd,
         "cancel" => Fact::Cancel { ends_payment: raw.cause != "gave_up" },
         "refund" => Fact::Refund {
             ordinal: raw.ordinal,
@@ -175,7 +186,7 @@ fn decided<'a>(raw: &Raw<'a>) -> Fact<'a> {
     if raw.refund {
         Fact::RefundEnd { ordinal: raw.ordinal, ending }
     } else {
-        Fact::End { attempt: raw.ordinal, ending, goes_on: false }
+        Fact::End { attempt: raw.ordinal, ending, goes_on: false, undone: false }
     }
 }
 
@@ -263,7 +274,8 @@ mod tests {
         assert_eq!((line.shard, line.index, line.sequence), (3, 9, 4));
         assert!(matches!(line.fact, Fact::Begin { amount: 77, out_trade_no: "a|b", .. }));
         let end = r#"{"shard":3,"index":9,"term":1,"record":1,"at_us":5,"kind":"end","attempt":1,"sequence":4,"ending":"declined","reason":"NONE","channel_ref":"","goes_on":true}"#;
-        let expected = Fact::End { attempt: 1, ending: Ending::Declined, goes_on: true };
+        let (attempt, ending) = (1, Ending::Declined);
+        let expected = Fact::End { attempt, ending, goes_on: true, undone: false };
         assert_eq!(parse(end).unwrap().fact, expected);
         let refund = r#"{"shard":11,"index":335,"term":1,"record":0,"at_us":5,"kind":"refund","sequence":1,"ordinal":1,"attempt":1,"amount":6455,"out_refund_no":"R1"}"#;
         assert!(matches!(parse(refund).unwrap().fact, Fact::Refund { amount: 6455, .. }));
@@ -275,7 +287,8 @@ mod tests {
     #[test]
     fn a_decision_ends_what_it_is_about() {
         let decided = r#"{"shard":0,"index":1,"term":1,"record":0,"at_us":1,"kind":"decided","sequence":2,"ordinal":1,"refund":false,"success":true,"operator":"a","second":"b","note":""}"#;
-        let expected = Fact::End { attempt: 1, ending: Ending::Succeeded, goes_on: false };
+        let (attempt, ending) = (1, Ending::Succeeded);
+        let expected = Fact::End { attempt, ending, goes_on: false, undone: false };
         assert_eq!(parse(decided).unwrap().fact, expected);
     }
 }

@@ -43,7 +43,10 @@ impl Slot {
 /// The table.
 pub(super) struct Slots {
     slots: Vec<Slot>,
+    /// Last freed, first used: the table stays dense at its beginning.
     free: Vec<u32>,
+    /// No slot from here on was used since the table was last empty.
+    used: usize,
 }
 
 impl Slots {
@@ -59,7 +62,7 @@ impl Slots {
             sent_ns: 0,
             timestamp_ms: 0,
         };
-        Self { slots: vec![empty; capacity], free: (0..capacity as u32).rev().collect() }
+        Self { slots: vec![empty; capacity], free: (0..capacity as u32).rev().collect(), used: 0 }
     }
 
     /// Number of requests in the table.
@@ -75,6 +78,7 @@ impl Slots {
     /// Takes a request in; `None` when full.
     pub(super) fn insert(&mut self, slot: Slot) -> Option<u32> {
         let index = self.free.pop()?;
+        self.used = self.used.max(index as usize + 1);
         self.slots[index as usize] = slot;
         Some(index)
     }
@@ -88,11 +92,14 @@ impl Slots {
     pub(super) fn remove(&mut self, index: u32) {
         self.slots[index as usize].n = FREE;
         self.free.push(index);
+        if self.len() == 0 {
+            self.used = 0;
+        }
     }
 
     /// All requests in the table, with their index.
     pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &Slot)> {
-        let slots = self.slots.iter().enumerate();
+        let slots = self.slots[..self.used].iter().enumerate();
         slots.filter(|(_, slot)| slot.n != FREE).map(|(index, slot)| (index as u32, slot))
     }
 }
@@ -134,5 +141,9 @@ mod tests {
         assert!(slots.insert(slot(1)).is_some() && slots.insert(slot(2)).is_some());
         assert!(slots.is_full() && slots.insert(slot(3)).is_none());
         assert_eq!((slots.len(), slots.iter().count()), (2, 2));
+        [0, 1].into_iter().for_each(|index| slots.remove(index));
+        assert_eq!((slots.len(), slots.iter().count()), (0, 0));
+        assert_eq!(slots.insert(slot(4)), Some(1));
+        assert_eq!(slots.iter().count(), 1);
     }
 }
