@@ -121,7 +121,7 @@ fn crypto_provider() -> CryptoProvider {
 }
 
 /// Largest UDP payload that path discovery tries.
-pub(crate) const PAYLOAD_MAX: u16 = 8_952;
+pub(crate) const PAYLOAD_MAX: u16 = 1_472;
 /// Bytes in flight before the first acknowledgement: traffic is bursts with pauses,
 /// in which a small window does not grow.
 const INITIAL_WINDOW: u64 = 1 << 20;

@@ -61,7 +61,7 @@ impl MerchantKey {
     /// A public key; `None` when the 32 bytes are not a point of the curve.
     pub fn ed25519(public: &[u8]) -> Option<Self> {
         let key = VerifyingKey::from_bytes(public.try_into().ok()?).ok()?;
-        (!key.is_weak()).then(|| Self::Ed25519(key))
+        (!key.is_weak()).then_some(Self::Ed25519(key))
     }
 
     /// Whether `signature` signs `canonical`.

@@ -87,8 +87,8 @@ pub enum DamageCause {
     /// The identity file is missing although segments hold data.
     #[error("identity file is missing")]
     MissingIdentity,
-    /// The identity file cannot be decoded.
-    #[error("identity file does not match its checksum")]
+    /// The identity file, or the file that counts segments, cannot be decoded.
+    #[error("file does not match its checksum")]
     Identity,
     /// Written by another cluster, worker or log.
     #[error("belongs to another cluster, worker or log")]

@@ -22,6 +22,7 @@ pub(crate) const SEGMENT_HEADER_BYTES: usize = 128;
 const IDENTITY_MAGIC: [u8; 4] = *b"PSWI";
 const SEGMENT_MAGIC: [u8; 4] = *b"PSWS";
 const BATCH_MAGIC: [u8; 4] = *b"PSWB";
+const PREPARED_MAGIC: [u8; 4] = *b"PSWN";
 /// Where magic, version and checksum stand in all three headers, in every
 /// format version, so that an old program can tell "newer" from "damaged".
 const VERSION_AT: usize = 4;
@@ -180,6 +181,22 @@ impl Identity {
         let worker = from.u16();
         Ok(Identity { log: from.u64(), cluster: from.u64(), worker })
     }
+}
+
+/// The block that remembers how many segments were prepared: a directory that
+/// shows fewer has lost some.
+pub(crate) fn encode_prepared(segments: u64, block: &mut [u8]) {
+    block.fill(0);
+    let mut out = begin(block, PREPARED_MAGIC);
+    out.put(&[0, 0]);
+    out.put(&segments.to_le_bytes());
+    seal_checksum(block);
+}
+
+pub(crate) fn decode_prepared(block: &[u8]) -> Result<u64, HeaderFault> {
+    let mut from = open(block, PREPARED_MAGIC)?;
+    from.u16();
+    Ok(from.u64())
 }
 
 impl SegmentHeader {
@@ -360,6 +377,8 @@ mod tests {
             prop_assert_eq!(SegmentHeader::decode(&block), Ok(header));
             identity.encode(&mut block);
             prop_assert_eq!(Identity::decode(&block), Ok(identity));
+            encode_prepared(words[0], &mut block);
+            prop_assert_eq!(decode_prepared(&block), Ok(words[0]));
         }
 
         #[test]

@@ -6,9 +6,7 @@
 
 use crate::chain::Spans;
 use crate::config::{LogConfig, Settings};
-use crate::disk::{
-    Buffer, Disk, DiskError, DiskFacts, FileDisk, SegmentFile, Space, Write, segment_path,
-};
+use crate::disk::{Buffer, Disk, DiskError, DiskFacts, FileDisk, SegmentFile, Space, Write};
 use crate::error::{Damage, DamageCause, LogError, ReplayError};
 use crate::format::{
     BATCH_HEADER_BYTES, BLOCK_BYTES, BatchHeader, FLAG_SEAL, FRAME_HEADER_BYTES, HeaderFault,
@@ -166,7 +164,13 @@ impl<D: Disk> Log<D> {
             },
         };
         let mut visit = |_, frame: Frame<'_>| replay(frame);
-        let (verified, cut) = scan(&mut disk, identity, false, &mut visit).map_err(open_error)?;
+        let scanned = scan(&mut disk, identity, false, &mut visit);
+        let (verified, cut) = match (stored, scanned) {
+            (Some(_), scanned) => scanned.map_err(open_error)?,
+            (None, Ok((verified, None))) if verified.batches == 0 => (verified, None),
+            (None, Err(ScanError::Disk(error))) => return Err(LogError::Disk(error)),
+            (None, _) => return Err(identity_damage(&disk, DamageCause::MissingIdentity)),
+        };
         if let Some(cut) = &cut {
             let to = cut.offset + cut.bytes;
             disk.erase(cut.segment, cut.offset, to).map_err(LogError::Disk)?;
@@ -537,29 +541,26 @@ fn start_writing<D: Disk>(
     Ok(current)
 }
 
-/// The stored identity, checked against the configuration. A log that holds
-/// data without an identity, or the other way round, is refused.
-pub(crate) fn load_identity<D: Disk>(
-    disk: &mut D,
-    settings: &Settings,
-) -> Result<Option<Identity>, LogError> {
+/// The stored identity, checked against the configuration.
+fn load_identity<D: Disk>(disk: &mut D, settings: &Settings) -> Result<Option<Identity>, LogError> {
     let stored = disk.load_identity().map_err(LogError::Disk)?;
-    let file = disk.dir().join("identity");
-    let damage = |file, cause| {
-        let damage = Damage { file, offset: 0, batch: 1, record: None, cause, durable: None };
-        LogError::Damage(Box::new(damage))
-    };
     let Some(block) = stored else { return Ok(None) };
     let identity = Identity::decode(&block).map_err(|fault| match fault {
-        HeaderFault::Damaged => damage(file.clone(), DamageCause::Identity),
-        HeaderFault::Version(v) => damage(file.clone(), DamageCause::UnknownVersion(v)),
+        HeaderFault::Damaged => identity_damage(disk, DamageCause::Identity),
+        HeaderFault::Version(v) => identity_damage(disk, DamageCause::UnknownVersion(v)),
     })?;
     if identity.cluster != settings.cluster || identity.worker != settings.worker {
-        return Err(damage(file, DamageCause::Foreign));
+        return Err(identity_damage(disk, DamageCause::Foreign));
     }
-    if disk.segments().map_err(LogError::Disk)?.is_empty() {
-        let file = segment_path(&disk.dir(), 1);
-        return Err(damage(file, DamageCause::MissingSegment));
+    // Stored after the first segment was counted, so the count must be there.
+    if disk.load_prepared().map_err(LogError::Disk)?.is_none() {
+        return Err(identity_damage(disk, DamageCause::MissingSegment));
     }
     Ok(Some(identity))
+}
+
+fn identity_damage<D: Disk>(disk: &D, cause: DamageCause) -> LogError {
+    let file = disk.dir().join("identity");
+    let damage = Damage { file, offset: 0, batch: 1, record: None, cause, durable: None };
+    LogError::Damage(Box::new(damage))
 }

@@ -8,14 +8,14 @@
 //! `tests/faults.rs` against a simulated disk and by `tests/files.rs`.
 
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::chain::{ChainFault, Chains};
 use crate::disk::{DiskError, Piece, SegmentFile, Source};
 use crate::error::{Damage, DamageCause, ReplayError};
 use crate::format::{
     BATCH_HEADER_BYTES, BLOCK_BYTES, BatchHeader, HeaderFault, Identity, SegmentHeader, batch_hash,
-    decode_frame, is_zero,
+    decode_frame, decode_prepared, is_zero,
 };
 use crate::frame::{Frame, Lsn};
 
@@ -175,8 +175,9 @@ impl<'a> Scanner<'a> {
         source: &mut S,
         visit: &mut Visit<'_>,
     ) -> Result<Option<Cut>, ScanError> {
+        let prepared = source.load_prepared().map_err(ScanError::Disk)?;
         let segments = source.segments().map_err(ScanError::Disk)?;
-        self.check_files(&segments)?;
+        self.check_files(&segments, prepared.as_deref(), &source.dir())?;
         self.tail = None;
         self.window.clear();
         self.unreadable.clear();
@@ -192,8 +193,29 @@ impl<'a> Scanner<'a> {
         self.judge()
     }
 
-    /// Segments are numbered from 1 without a gap, and none is cut short.
-    fn check_files(&self, segments: &[SegmentFile]) -> Result<(), ScanError> {
+    /// Segments are numbered from 1 without a gap, as many as were prepared, and
+    /// none is cut short.
+    fn check_files(
+        &self,
+        segments: &[SegmentFile],
+        prepared: Option<&[u8]>,
+        dir: &Path,
+    ) -> Result<(), ScanError> {
+        let expected = match prepared {
+            Some(block) => decode_prepared(block).map_err(|fault| {
+                let cause = match fault {
+                    HeaderFault::Damaged => DamageCause::Identity,
+                    HeaderFault::Version(version) => DamageCause::UnknownVersion(version),
+                };
+                self.damage_of(dir.join("prepared"), 0, cause, None)
+            })?,
+            // The very first start may end before the first segment is counted.
+            None if segments.len() <= 1 => 0,
+            None => {
+                let file = dir.join("prepared");
+                return Err(self.damage_of(file, 0, DamageCause::Identity, None));
+            }
+        };
         for (expected, file) in (1..).zip(segments) {
             if file.id != expected {
                 let at = Position { segment: expected, offset: 0 };
@@ -203,6 +225,10 @@ impl<'a> Scanner<'a> {
                 let at = Position { segment: file.id, offset: file.bytes };
                 return Err(self.damage(at, DamageCause::SegmentLength, None));
             }
+        }
+        if (segments.len() as u64) < expected {
+            let at = Position { segment: segments.len() as u64 + 1, offset: 0 };
+            return Err(self.damage(at, DamageCause::MissingSegment, None));
         }
         Ok(())
     }
@@ -270,11 +296,13 @@ impl<'a> Scanner<'a> {
             let at = Position { offset: self.segment_bytes, ..self.pos };
             return Err(self.damage(at, DamageCause::SegmentLength, None));
         }
+        if header.segment != self.pos.segment {
+            return Err(self.damage(self.pos, DamageCause::Misplaced, None));
+        }
         if header.first_batch > self.verified.next_batch {
             return Err(self.proven(header.first_batch - 1));
         }
-        let continues = header.segment == self.pos.segment
-            && header.segment == self.verified.end.segment + 1
+        let continues = header.segment == self.verified.end.segment + 1
             && header.first_batch == self.verified.next_batch
             && header.first_lsn == self.verified.next_lsn
             && header.prev_end == self.verified.end.offset
@@ -520,9 +548,19 @@ impl<'a> Scanner<'a> {
     }
 
     fn damage(&self, at: Position, cause: DamageCause, record: Option<Lsn>) -> ScanError {
+        self.damage_of((self.path)(at.segment), at.offset, cause, record)
+    }
+
+    fn damage_of(
+        &self,
+        file: PathBuf,
+        offset: u64,
+        cause: DamageCause,
+        record: Option<Lsn>,
+    ) -> ScanError {
         ScanError::Damage(Box::new(Damage {
-            file: (self.path)(at.segment),
-            offset: at.offset,
+            file,
+            offset,
             batch: self.verified.next_batch,
             record,
             cause,

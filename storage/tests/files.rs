@@ -134,3 +134,396 @@ fn each_backend_reads_what_the_other_wrote() {
     assert_eq!(payloads.len(), 21);
     assert_eq!(recovery.disk.backend, BackendKind::Uring);
 }
+
+/// Where the payload of block `index` stands: file, offset.
+fn find(dir: &Path, index: u64) -> (PathBuf, u64, Lsn) {
+    let mut found = None;
+    read(dir, &mut |at| {
+        if at.frame.index == index {
+            let path = segment(dir, at.at.segment);
+            found = Some((path, at.at.offset + storage::FRAME_HEADER_BYTES as u64, at.lsn));
+        }
+    })
+    .unwrap();
+    found.unwrap()
+}
+
+fn refused(config: LogConfig) -> storage::Damage {
+    match open_with(config) {
+        Err(LogError::Damage(damage)) => *damage,
+        Err(error) => panic!("refused for the wrong reason: {error}"),
+        Ok(_) => panic!("opened"),
+    }
+}
+
+#[test]
+fn a_flipped_bit_in_the_middle_is_named_by_file_offset_and_record() {
+    for backend in BACKENDS {
+        let dir = tempfile::tempdir().unwrap();
+        written(dir.path(), backend, 60);
+        let (file, offset, lsn) = find(dir.path(), 30);
+        flip(&file, offset + 5);
+        let damage = refused(config(dir.path(), backend));
+        assert_eq!((&damage.file, damage.record), (&file, Some(lsn)));
+        assert_eq!(damage.offset + storage::FRAME_HEADER_BYTES as u64, offset);
+        assert_eq!(damage.cause, DamageCause::BatchBody);
+        let text = damage.to_string();
+        assert!(text.contains(&file.display().to_string()), "{text}");
+        assert!(text.contains(&format!("offset {}", damage.offset)), "{text}");
+        let Err(storage::VerifyError::Damage(verified)) = verify(dir.path()) else {
+            panic!("verify found nothing")
+        };
+        assert_eq!(*verified, damage);
+    }
+}
+
+#[test]
+fn a_torn_tail_is_cut_and_told() {
+    for backend in BACKENDS {
+        let dir = tempfile::tempdir().unwrap();
+        written(dir.path(), backend, 25);
+        let (file, offset, _) = find(dir.path(), 25);
+        // The last batch was not followed by anything: this is what a power cut
+        // in its write leaves.
+        let batch = offset - 64 - storage::BATCH_HEADER_BYTES as u64;
+        std::fs::File::options()
+            .write(true)
+            .open(&file)
+            .unwrap()
+            .write_all_at(&[0; 512], batch)
+            .unwrap();
+        flip(&file, offset + 600);
+        let torn = verify(dir.path()).unwrap().torn;
+        let (mut writer, recovery, payloads) = open_with(config(dir.path(), backend)).unwrap();
+        let cut = recovery.cut.unwrap();
+        assert_eq!(torn.as_ref(), Some(&cut));
+        assert_eq!((&cut.file, cut.offset), (&file, batch));
+        assert_eq!(cut.bytes, 4096);
+        assert_eq!(payloads.len(), 24);
+        writer.write(b"instead");
+        drop(writer);
+        let (_, recovery, payloads) = open_with(config(dir.path(), backend)).unwrap();
+        assert_eq!((recovery.cut, payloads.len()), (None, 25));
+        assert_eq!(payloads[24], b"instead");
+    }
+}
+
+#[test]
+fn a_damaged_last_batch_is_refused_after_idle_and_after_a_clean_stop() {
+    for (backend, clean) in [(Backend::Blocking, true), (Backend::Uring, false)] {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut writer, ..) = open_with(config(dir.path(), backend)).unwrap();
+        for n in 1..=5 {
+            writer.write(&payload(n));
+        }
+        if clean {
+            writer.log.close().unwrap();
+        } else {
+            writer.log.idle(0).unwrap();
+            writer.log.idle(10_000).unwrap();
+            while writer.log.in_flight() {
+                writer.notify.wait(1_000_000);
+                writer.log.poll().unwrap();
+            }
+            assert_eq!(writer.log.stats().seals, 2, "one at the start, one when idle");
+            drop(writer);
+        }
+        assert!(verify(dir.path()).unwrap().sealed);
+        let (file, offset, lsn) = find(dir.path(), 5);
+        flip(&file, offset);
+        let damage = refused(config(dir.path(), backend));
+        assert_eq!((damage.file, damage.record), (file, Some(lsn)));
+    }
+}
+
+#[test]
+fn a_second_opener_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    for backend in BACKENDS {
+        let (writer, ..) = open_with(config(dir.path(), backend)).unwrap();
+        let second = open_with(config(dir.path(), backend));
+        assert!(matches!(second, Err(LogError::Locked(locked)) if locked == dir.path()));
+        drop(writer);
+        open_with(config(dir.path(), backend)).unwrap();
+    }
+}
+
+#[test]
+fn another_cluster_or_worker_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    written(dir.path(), Backend::Auto, 3);
+    let own = config(dir.path(), Backend::Auto);
+    for foreign in [LogConfig { cluster: 8, ..own.clone() }, LogConfig { worker: 2, ..own.clone() }]
+    {
+        assert_eq!(refused(foreign).cause, DamageCause::Foreign);
+    }
+    assert_eq!(open_with(own).unwrap().2.len(), 3);
+}
+
+#[test]
+fn missing_truncated_and_counted_files() {
+    let fresh = || {
+        let dir = tempfile::tempdir().unwrap();
+        written(dir.path(), Backend::Blocking, 60);
+        dir
+    };
+    let dir = fresh();
+    std::fs::remove_file(segment(dir.path(), 2)).unwrap();
+    let damage = refused(config(dir.path(), Backend::Auto));
+    assert_eq!((damage.cause, damage.file), (DamageCause::MissingSegment, segment(dir.path(), 2)));
+
+    let dir = fresh();
+    std::fs::File::options()
+        .write(true)
+        .open(segment(dir.path(), 1))
+        .unwrap()
+        .set_len(8192)
+        .unwrap();
+    let damage = refused(config(dir.path(), Backend::Auto));
+    assert_eq!((damage.cause, damage.offset), (DamageCause::SegmentLength, 8192));
+
+    let dir = fresh();
+    std::fs::remove_file(dir.path().join("prepared")).unwrap();
+    assert_eq!(refused(config(dir.path(), Backend::Auto)).cause, DamageCause::MissingSegment);
+
+    let dir = fresh();
+    std::fs::remove_file(dir.path().join("identity")).unwrap();
+    assert_eq!(refused(config(dir.path(), Backend::Auto)).cause, DamageCause::MissingIdentity);
+    assert!(matches!(verify(dir.path()), Err(storage::VerifyError::NoLog(_))));
+}
+
+#[test]
+fn payloads_of_no_and_of_all_bytes() {
+    for backend in BACKENDS {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut writer, ..) = open_with(config(dir.path(), backend)).unwrap();
+        let max = writer.log.payload_max();
+        let large: Vec<u8> = (0..max).map(|i| i as u8).collect();
+        writer.write(b"");
+        writer.write(&large);
+        writer.write(b"");
+        let frame = Frame {
+            kind: FrameKind::Note,
+            shard: 0,
+            term: 0,
+            index: 0,
+            chain: [0; 32],
+            payload: &vec![1; max + 1],
+        };
+        let refused = writer.log.append(&frame);
+        assert!(matches!(refused, Err(LogError::PayloadTooLarge { max: told }) if told == max));
+        writer.append(b"x");
+        let second = Frame { payload: &large, ..frame };
+        assert!(matches!(writer.log.append(&second), Err(LogError::BatchFull)));
+        assert!(writer.log.room() < max);
+        writer.flush();
+        drop(writer);
+        let (_, _, payloads) = open_with(config(dir.path(), backend)).unwrap();
+        assert_eq!(payloads, [Vec::new(), large, Vec::new(), b"x".to_vec()]);
+    }
+}
+
+#[test]
+fn a_block_without_a_predecessor_is_not_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut writer, ..) = open_with(config(dir.path(), Backend::Auto)).unwrap();
+    for n in 1..=3 {
+        writer.write(&payload(n));
+    }
+    writer.index = 7;
+    let frame =
+        Frame { kind: FrameKind::Block, shard: 2, term: 1, index: 8, chain: [0; 32], payload: b"" };
+    let refused = writer.log.append(&frame);
+    assert!(matches!(refused, Err(LogError::IndexGap { shard: 2, index: 8 })));
+}
+
+#[test]
+fn a_broken_chain_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut writer, ..) = open_with(config(dir.path(), Backend::Auto)).unwrap();
+    writer.write(b"one");
+    writer.chain = [3; 32];
+    writer.write(b"two");
+    drop(writer);
+    let damage = refused(config(dir.path(), Backend::Auto));
+    assert_eq!(damage.cause, DamageCause::Chain { shard: 2, index: 2 });
+    assert_eq!(damage.record, Some(Lsn(2)));
+}
+
+#[test]
+fn a_log_can_be_verified_while_it_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut writer, ..) = open_with(config(dir.path(), Backend::Blocking)).unwrap();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let verifier = scope.spawn(|| {
+            let mut last = Lsn(0);
+            let mut rounds = 0;
+            while !done.load(std::sync::atomic::Ordering::Relaxed) || rounds < 3 {
+                let report = verify(dir.path()).expect("a running log is sound");
+                assert!(report.last >= last);
+                last = report.last;
+                rounds += 1;
+            }
+        });
+        for n in 1..=400 {
+            writer.write(&payload(n));
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        verifier.join().unwrap();
+    });
+    assert_eq!(verify(dir.path()).unwrap().last, Lsn(400));
+}
+
+#[test]
+fn what_replay_refuses_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    written(dir.path(), Backend::Blocking, 5);
+    let config = config(dir.path(), Backend::Blocking);
+    let mut seen = 0;
+    let opened = Log::open(config, Notify::new().unwrap(), &mut |_| {
+        seen += 1;
+        if seen == 3 { Err(storage::ReplayError::new("not mine")) } else { Ok(()) }
+    });
+    let Err(error) = opened else { panic!("opened") };
+    assert_eq!(error.to_string(), "record 3 cannot be replayed: not mine");
+}
+
+#[test]
+fn sizes_that_cannot_work_are_refused_before_anything_is_touched() {
+    let dir = tempfile::tempdir().unwrap();
+    let inner = dir.path().join("log");
+    let own = config(&inner, Backend::Auto);
+    for broken in [
+        LogConfig { batch_max_bytes: 0, ..own.clone() },
+        LogConfig { batch_max_bytes: 5_000, ..own.clone() },
+        LogConfig { batch_max_bytes: 32 << 20, ..own.clone() },
+        LogConfig { segment_bytes: 16 << 10, ..own.clone() },
+        LogConfig { segment_bytes: 65_000, ..own.clone() },
+    ] {
+        assert!(matches!(open_with(broken), Err(LogError::Config(_))));
+    }
+    assert!(!inner.exists());
+}
+
+const CHILD_DIR: &str = "STORAGE_TEST_CHILD_DIR";
+const CHILD_BACKEND: &str = "STORAGE_TEST_CHILD_BACKEND";
+
+/// Not a test by itself: the process that `kill_nine` kills. It prints each
+/// ordinal once it is durable.
+#[test]
+fn child_of_kill_nine() {
+    use std::io::Write;
+    let Some(dir) = std::env::var_os(CHILD_DIR) else { return };
+    let uring = std::env::var_os(CHILD_BACKEND).is_some_and(|name| name == "uring");
+    let backend = if uring { Backend::Uring } else { Backend::Blocking };
+    let (mut writer, ..) = open_with(config(Path::new(&dir), backend)).unwrap();
+    let mut out = std::io::stdout().lock();
+    loop {
+        for _ in 0..3 {
+            let next = writer.index + 1;
+            writer.append(&payload(next));
+        }
+        let Lsn(durable) = writer.flush();
+        writeln!(out, "durable {durable}").unwrap();
+    }
+}
+
+#[test]
+fn kill_nine_loses_nothing_acknowledged() {
+    use std::io::{BufRead, BufReader};
+    for name in ["blocking", "uring"] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut acked = 0;
+        for round in 1..=6u64 {
+            let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+                .args(["child_of_kill_nine", "--exact", "--nocapture"])
+                .env(CHILD_DIR, dir.path())
+                .env(CHILD_BACKEND, name)
+                .stdout(std::process::Stdio::piped())
+                .spawn()
+                .unwrap();
+            let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+            let mut told = 0;
+            for line in lines {
+                let line = line.unwrap_or_default();
+                let number = line.strip_prefix("durable ").and_then(|text| text.parse().ok());
+                acked = number.unwrap_or(acked);
+                told += u64::from(number.is_some());
+                if told == 20 * round {
+                    child.kill().unwrap();
+                }
+            }
+            child.wait().unwrap();
+            assert!(told >= 20 * round, "the child ended by itself");
+            let (_writer, recovery, payloads) =
+                open_with(config(dir.path(), Backend::Blocking)).unwrap();
+            assert!(recovery.last.0 >= acked, "{} of {acked}", recovery.last);
+            assert!((1..).zip(&payloads).all(|(n, bytes)| *bytes == payload(n)));
+        }
+    }
+}
+
+/// A small file system that fills up: needs the right to mount a tmpfs.
+#[test]
+fn a_full_file_system_keeps_the_reserve_and_recovers() {
+    let dir = tempfile::tempdir().unwrap();
+    let mount = std::process::Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=8m", "tmpfs"])
+        .arg(dir.path())
+        .output();
+    if !mount.is_ok_and(|output| output.status.success()) {
+        eprintln!("skipped: mounting a tmpfs is not permitted here");
+        return;
+    }
+    let log_dir = dir.path().join("log");
+    let result = std::panic::catch_unwind(|| full_file_system(dir.path(), &log_dir));
+    let unmounted = std::process::Command::new("umount").arg(dir.path()).status();
+    assert!(unmounted.is_ok_and(|status| status.success()));
+    if let Err(panic) = result {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+fn full_file_system(root: &Path, log_dir: &Path) {
+    let config = LogConfig {
+        segment_bytes: 1 << 20,
+        batch_max_bytes: 64 << 10,
+        reserve_bytes: 2 << 20,
+        ..config(log_dir, Backend::Blocking)
+    };
+    let (mut writer, recovery, _) = open_with(config.clone()).unwrap();
+    assert!(recovery.disk.backend == BackendKind::Blocking);
+    wait_for_space(&mut writer, storage::Space::Ok);
+    // Someone else fills the file system.
+    let filler = root.join("filler");
+    let mut file = std::fs::File::create(&filler).unwrap();
+    while std::io::Write::write_all(&mut file, &[1; 16 << 10]).is_ok() {}
+    wait_for_space(&mut writer, storage::Space::Reserve);
+    // What is already under way can still be logged, segments further on.
+    let before = writer.log.stats().segment;
+    let mut last = Lsn(0);
+    while writer.log.stats().segment < before + 3 {
+        writer.append(&[7; 30_000]);
+        last = writer.flush();
+    }
+    assert_eq!(writer.log.space(), storage::Space::Reserve);
+    drop(file);
+    std::fs::remove_file(&filler).unwrap();
+    wait_for_space(&mut writer, storage::Space::Ok);
+    writer.append(b"after");
+    assert!(writer.flush() > last);
+    let appended = writer.log.appended().0;
+    drop(writer);
+    assert_eq!(open_with(config).unwrap().2.len() as u64, appended);
+}
+
+fn wait_for_space(writer: &mut Writer, space: storage::Space) {
+    for _ in 0..200 {
+        if writer.log.space() == space {
+            return;
+        }
+        writer.notify.wait(50_000);
+    }
+    panic!("space never became {space:?}");
+}

@@ -12,14 +12,17 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
 use super::{Buffer, DiskError, DiskOp, Piece, SegmentFile, Source, VisitPiece, segment_path};
-use crate::format::BLOCK_BYTES;
+use crate::format::{BLOCK_BYTES, encode_prepared};
 use crate::scan::Position;
 
 /// Bytes per read while scanning.
 const PIECE_BYTES: usize = 1 << 20;
 /// Reads ahead of the verifier.
 const PIECES: usize = 4;
+/// Who the log belongs to.
 const IDENTITY_FILE: &str = "identity";
+/// How many segments were prepared.
+const PREPARED_FILE: &str = "prepared";
 
 /// A log directory, for reading.
 #[derive(Debug, Clone)]
@@ -43,12 +46,31 @@ impl Directory {
     }
 
     pub(super) fn store_identity(&self, block: &[u8]) -> io::Result<()> {
-        let temporary = self.dir.join("identity.tmp");
+        self.replace(IDENTITY_FILE, block)
+    }
+
+    pub(super) fn store_prepared(&self, segments: u64) -> io::Result<()> {
+        let mut block = [0; BLOCK_BYTES];
+        encode_prepared(segments, &mut block);
+        self.replace(PREPARED_FILE, &block)
+    }
+
+    /// Replaces a small file as a whole, durably: old or new, never half.
+    fn replace(&self, name: &str, block: &[u8]) -> io::Result<()> {
+        let temporary = self.dir.join(name).with_extension("tmp");
         let file = File::create(&temporary)?;
         file.write_all_at(block, 0)?;
         file.sync_all()?;
-        std::fs::rename(&temporary, self.dir.join(IDENTITY_FILE))?;
+        std::fs::rename(&temporary, self.dir.join(name))?;
         self.sync()
+    }
+
+    fn load(&self, name: &str) -> Result<Option<Vec<u8>>, DiskError> {
+        match std::fs::read(self.dir.join(name)) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(DiskError::io(DiskOp::Directory, &error)),
+        }
     }
 }
 
@@ -73,11 +95,11 @@ impl Source for Directory {
     }
 
     fn load_identity(&mut self) -> Result<Option<Vec<u8>>, DiskError> {
-        match std::fs::read(self.dir.join(IDENTITY_FILE)) {
-            Ok(bytes) => Ok(Some(bytes)),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(DiskError::io(DiskOp::Directory, &error)),
-        }
+        self.load(IDENTITY_FILE)
+    }
+
+    fn load_prepared(&mut self) -> Result<Option<Vec<u8>>, DiskError> {
+        self.load(PREPARED_FILE)
     }
 
     fn segments(&mut self) -> Result<Vec<SegmentFile>, DiskError> {

@@ -9,6 +9,7 @@ use std::io::Read;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::blocking::BlockingWriter;
 use super::directory::Directory;
@@ -23,6 +24,10 @@ use crate::error::LogError;
 use crate::format::BLOCK_BYTES;
 use crate::notify::Notify;
 use crate::scan::Position;
+
+/// A killed process keeps the lock until its last write has ended in the kernel.
+const LOCK_TRIES: u32 = 20;
+const LOCK_PAUSE: Duration = Duration::from_millis(25);
 
 #[derive(Debug)]
 enum Writer {
@@ -58,7 +63,8 @@ impl FileDisk {
         let lock = lock(config)?;
         let directory = Directory::new(&config.dir);
         let direct = remove_leftovers_and_probe(&config.dir).map_err(failed)?;
-        let (writer, fallback) = start_writer(config.backend, &notify).map_err(LogError::Disk)?;
+        let (writer, fallback) =
+            start_writer(config.backend, &notify, &lock).map_err(LogError::Disk)?;
         let unprivileged = matches!(&writer, Writer::Blocking(thread) if !thread.realtime());
         let fallback = fallback
             .or((!direct).then_some(Fallback::Buffered))
@@ -89,11 +95,14 @@ fn lock(config: &LogConfig) -> Result<File, LogError> {
     let path = config.dir.join("LOCK");
     let file =
         OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(LogError::Locked(config.dir.clone())),
-        Err(TryLockError::Error(error)) => Err(failed(error)),
+    for _ in 0..LOCK_TRIES {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_PAUSE),
+            Err(TryLockError::Error(error)) => return Err(failed(error)),
+        }
     }
+    Err(LogError::Locked(config.dir.clone()))
 }
 
 /// Removes half-prepared files of an earlier run and tries direct I/O.
@@ -131,8 +140,9 @@ fn remove_leftovers_and_probe(dir: &std::path::Path) -> std::io::Result<bool> {
 fn start_writer(
     backend: Backend,
     notify: &Notify,
+    lock: &File,
 ) -> Result<(Writer, Option<Fallback>), DiskError> {
-    let ring = || UringWriter::start(notify).map(|ring| Writer::Uring(Box::new(ring)));
+    let ring = || UringWriter::start(notify, lock).map(|ring| Writer::Uring(Box::new(ring)));
     let thread = || BlockingWriter::start(notify.clone()).map(Writer::Blocking);
     match backend {
         Backend::Uring => Ok((ring()?, None)),
@@ -151,6 +161,10 @@ impl Source for FileDisk {
 
     fn load_identity(&mut self) -> Result<Option<Vec<u8>>, DiskError> {
         self.directory.load_identity()
+    }
+
+    fn load_prepared(&mut self) -> Result<Option<Vec<u8>>, DiskError> {
+        self.directory.load_prepared()
     }
 
     fn segments(&mut self) -> Result<Vec<SegmentFile>, DiskError> {

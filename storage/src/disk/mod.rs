@@ -116,6 +116,9 @@ pub trait Source {
     fn dir(&self) -> PathBuf;
     /// The identity block, when one was stored.
     fn load_identity(&mut self) -> Result<Option<Vec<u8>>, DiskError>;
+    /// The block that counts prepared segments, when one was stored. Read before
+    /// the segments are listed, it never counts more than there are.
+    fn load_prepared(&mut self) -> Result<Option<Vec<u8>>, DiskError>;
     /// All segment files in ascending order.
     fn segments(&mut self) -> Result<Vec<SegmentFile>, DiskError>;
     /// Reads `segments` from `from` to the end, in order. A read error is not an

@@ -271,7 +271,9 @@ impl Work {
         }
         file.sync_all()?;
         std::fs::rename(&temporary, &path)?;
-        Directory::new(&self.plan.dir).sync()?;
+        let directory = Directory::new(&self.plan.dir);
+        directory.sync()?;
+        directory.store_prepared(self.plan.next_id)?;
         let file = open_for_writing(&path, self.plan.direct)?;
         let segment = SegmentFile { id: self.plan.next_id, bytes };
         Ok(Some(Prepared { segment, file }))

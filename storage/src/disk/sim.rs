@@ -15,7 +15,7 @@ use super::{
     BackendKind, Disk, DiskError, DiskFacts, DiskOp, Piece, SegmentFile, Source, Space, VisitPiece,
     Write, Written,
 };
-use crate::format::BLOCK_BYTES;
+use crate::format::{BLOCK_BYTES, encode_prepared};
 use crate::scan::Position;
 
 const SECTOR: usize = 512;
@@ -78,6 +78,7 @@ pub enum Tear {
 struct State {
     random: u64,
     identity: Option<Vec<u8>>,
+    prepared: u64,
     files: BTreeMap<u64, Vec<u8>>,
     segment_bytes: u64,
     /// Segments that fit on the disk.
@@ -102,6 +103,7 @@ impl SimDisk {
         let state = State {
             random: seed,
             identity: None,
+            prepared: 0,
             files: BTreeMap::new(),
             segment_bytes,
             capacity: usize::MAX,
@@ -255,6 +257,7 @@ impl State {
             let id = self.files.last_key_value().map_or(0, |(id, _)| *id) + 1;
             self.files.insert(id, vec![0; self.segment_bytes as usize]);
             self.spares.push_back(id);
+            self.prepared = id;
         }
     }
 }
@@ -266,6 +269,12 @@ impl Source for SimDisk {
 
     fn load_identity(&mut self) -> Result<Option<Vec<u8>>, DiskError> {
         Ok(self.state().identity.clone())
+    }
+
+    fn load_prepared(&mut self) -> Result<Option<Vec<u8>>, DiskError> {
+        let mut block = vec![0; BLOCK_BYTES];
+        encode_prepared(self.state().prepared, &mut block);
+        Ok(Some(block))
     }
 
     fn segments(&mut self) -> Result<Vec<SegmentFile>, DiskError> {

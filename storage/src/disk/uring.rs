@@ -40,10 +40,14 @@ struct Flight {
 }
 
 impl UringWriter {
-    pub(super) fn start(notify: &Notify) -> Result<UringWriter, DiskError> {
+    /// The ring keeps a reference to the lock file: after a kill, the lock is
+    /// free only when the kernel has ended the write in flight, so that it can
+    /// never land in a log that was opened again.
+    pub(super) fn start(notify: &Notify, lock: &File) -> Result<UringWriter, DiskError> {
         let failed = |error: std::io::Error| DiskError::io(DiskOp::Start, &error);
         let ring = IoUring::builder().setup_clamp().build(4).map_err(failed)?;
         ring.submitter().register_eventfd(notify.fd()).map_err(failed)?;
+        ring.submitter().register_files(&[lock.as_raw_fd()]).map_err(failed)?;
         Ok(UringWriter { ring, registered: Vec::new(), flight: None })
     }
 
@@ -108,5 +112,7 @@ impl Drop for UringWriter {
             }
             self.poll();
         }
+        // Nothing is in flight: the lock may go at once.
+        let _ = self.ring.submitter().unregister_files();
     }
 }

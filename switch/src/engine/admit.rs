@@ -1,130 +1,176 @@
-//! Deciding on a pay: duplicate, merchant, limits, route. A refusal leaves no
-//! record and takes nothing from any limit.
-
-use protocol::code::{Code, OrderState, Reason};
-use protocol::id::ShortText;
+//! Pay and query: duplicates, merchant, limits, route; then the BEGIN record.
+//!
+//! A refusal costs no record and leaves the number free. The order in which a
+//! request is judged is fixed: a known number first (its outcome must not
+//! depend on limits), the rate last (a refused request uses no rate).
 
 use super::Engine;
 use super::config::RouteRule;
-use super::input::{Now, OrderInput, PayInput};
+use super::input::{Now, OrderInput, Origin, PayInput};
+use super::limit::until_tomorrow_ms;
 use super::merchant::MerchantStatus;
-use super::order::{ATTEMPTS_MAX, Attempt, Order, Volatile};
-use super::output::Outputs;
+use super::order::{Attempt, AttemptState, CancelCause, Class, Live, Order};
+use super::output::{Outputs, Reply};
 use super::record::{Begin, Record};
+use super::slab::NIL;
+use super::waiter::Owner;
+use super::weakness::Weakness;
+use protocol::code::{Code, Method, OrderState, Reason};
+use protocol::id::{MchId, ShortText};
+use protocol::message::OrderRef;
+use protocol::money::Currency;
 
-/// When a client should ask again for a channel that is down or full.
-const CHANNEL_RETRY_MS: u32 = 1_000;
+/// Why a request is refused, and when to come back (milliseconds; 0: it does
+/// not help, or nobody knows).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Refused(pub(super) Code, pub(super) u32);
+
+impl From<Code> for Refused {
+    fn from(code: Code) -> Self {
+        Self(code, 0)
+    }
+}
+
+/// Wait advised when a channel or queue is full or down, milliseconds.
+const BUSY_RETRY_MS: u32 = 200;
 
 impl Engine {
     pub(super) fn pay(&mut self, pay: &PayInput<'_>, now: Now, out: &mut Outputs) {
-        let waiter = pay.origin.waiter;
-        if self.leading.is_none() {
-            return self.refuse(waiter, Code::NoLeader, 50, out);
-        }
-        let Some(&merchant) = self.merchant_ids.get(&pay.origin.mch_id) else {
-            return self.refuse(waiter, Code::UnknownMerchant, 0, out);
-        };
-        if let Some(at) = self.find(&pay.digest, merchant, &pay.out_trade_no) {
-            return self.pay_again(at, pay, now, out);
-        }
-        match self.admit(merchant, pay, now) {
-            Ok(channel) => self.begin(merchant, channel, pay, now, out),
-            Err((code, retry_after_ms)) => self.refuse(waiter, code, retry_after_ms, out),
+        if let Err(Refused(code, retry)) = self.try_pay(pay, now, out) {
+            out.replies.push(Reply::refusal(pay.origin.waiter, code, retry));
         }
     }
 
-    /// The same key again: stored outcome, a place among the waiting, or a conflict.
-    fn pay_again(&mut self, at: u32, pay: &PayInput<'_>, now: Now, out: &mut Outputs) {
-        let waiter = pay.origin.waiter;
-        let Some(order) = self.order(at) else { return };
-        if order.fingerprint != pay.fingerprint {
-            return self.refuse(waiter, Code::IdempotencyConflict, 0, out);
+    fn try_pay(&mut self, pay: &PayInput<'_>, now: Now, out: &mut Outputs) -> Result<(), Refused> {
+        let merchant = self.merchant_of(&pay.origin)?;
+        if let Some(sequence) = self.orders.find(&pay.digest, merchant, &pay.out_trade_no) {
+            return self.pay_again(sequence, pay, now, out);
         }
-        if !order.state.is_final() {
-            return self.wait_for_order(at, &pay.origin, now, out);
-        }
-        if let Some(reply) = self.order_reply(at, &waiter, true) {
-            self.say(waiter, reply, out);
-        }
-    }
-
-    fn admit(&self, merchant: u32, pay: &PayInput<'_>, now: Now) -> Result<u16, (Code, u32)> {
-        let refuse = |code| Err((code, 0));
-        let expire_us = pay.time_expire_ms.saturating_mul(1000);
-        if expire_us <= now.wall_us {
-            return refuse(Code::Expired);
-        }
-        if expire_us - now.wall_us > self.config.expire_max_us {
-            return refuse(Code::InvalidField);
-        }
-        let state = self.merchant(merchant).ok_or((Code::UnknownMerchant, 0))?;
-        let limits = &state.merchant.limits;
-        let amount = pay.amount.minor();
-        let single_max = match state.merchant.status {
-            MerchantStatus::Active => limits.single_max,
-            MerchantStatus::Limited => limits.single_max / 2,
-            MerchantStatus::Suspended | MerchantStatus::Dormant => {
-                return refuse(Code::MerchantNotActive);
-            }
-        };
-        if limits.single_max > 0 && amount > single_max {
-            return refuse(Code::SingleLimitExceeded);
-        }
-        let second_from = limits.second_signature_from;
-        if second_from > 0 && amount >= second_from && !pay.second_signature {
-            return refuse(Code::SecondSignatureRequired);
-        }
-        if self.orders.len() as u64 >= self.config.orders_max {
-            return refuse(Code::CapacityReached);
-        }
-        if pay.notify && self.outbox.len() >= self.config.outbox_max {
-            return Err((Code::Overloaded, CHANNEL_RETRY_MS));
-        }
-        let channel = self.route(pay)?;
-        state
-            .ahead
+        self.judge_expiry(pay, now)?;
+        self.judge_merchant(merchant, pay, now)?;
+        self.judge_space(pay)?;
+        let channel = self.choose_channel(
+            pay.method,
+            pay.currency,
+            pay.amount.minor(),
+            &pay.origin.mch_id,
+            |_| false,
+        )?;
+        let entry = self.merchants.at_mut(merchant);
+        let limits = entry.limits(now.wall_us);
+        entry
+            .admitted
             .pay
             .check(now.wall_us, limits.pay_per_minute, limits.burst)
-            .map_err(|wait| (Code::RateLimited, wait))?;
-        state
-            .ahead
-            .check_cap(now.wall_us, limits, amount)
-            .map_err(|wait| (Code::DailyCapExceeded, wait))?;
-        Ok(channel)
+            .map_err(|retry| Refused(Code::RateLimited, retry))?;
+        entry.admitted.take_pay(now.wall_us, pay.amount.minor(), &limits);
+        self.begin(merchant, channel, pay, now, out);
+        Ok(())
     }
 
-    /// The channels for a payment, in order of preference.
-    pub(super) fn route_list(
-        &self,
-        method: protocol::code::Method,
-        currency: protocol::money::Currency,
-        amount: i64,
-        mch_id: &protocol::id::MchId,
-    ) -> &[u16] {
-        let matches = |rule: &&RouteRule| {
-            (rule.methods.is_empty() || rule.methods.contains(&method))
-                && (rule.currencies.is_empty() || rule.currencies.contains(&currency))
-                && amount >= rule.amount_min
-                && (rule.amount_max == 0 || amount <= rule.amount_max)
-                && (rule.merchants.is_empty() || rule.merchants.contains(mch_id))
-        };
-        let rule = self.config.routes.iter().find(matches);
-        rule.map_or(&self.config.default_route, |rule| &rule.channels)
-    }
-
-    fn route(&self, pay: &PayInput<'_>) -> Result<u16, (Code, u32)> {
-        let amount = pay.amount.minor();
-        let list = self.route_list(pay.method, pay.currency, amount, &pay.origin.mch_id);
-        if list.is_empty() {
-            return Err((Code::NoRoute, 0));
+    /// The merchant's place, on a leader.
+    pub(super) fn merchant_of(&self, origin: &Origin) -> Result<u32, Refused> {
+        if self.term.is_none() {
+            return Err(Code::NotLeader.into());
         }
-        list.iter()
-            .copied()
-            .find(|channel| self.can_take(*channel))
-            .ok_or((Code::ChannelUnavailable, CHANNEL_RETRY_MS))
+        self.merchants.find(&origin.mch_id).ok_or(Code::UnknownMerchant.into())
     }
 
-    /// Places the payment and proposes its BEGIN.
+    /// A number that is known (state machine, C6).
+    fn pay_again(
+        &mut self,
+        sequence: u64,
+        pay: &PayInput<'_>,
+        now: Now,
+        out: &mut Outputs,
+    ) -> Result<(), Refused> {
+        let order = &self.orders[sequence];
+        if order.fingerprint != pay.fingerprint {
+            return Err(Code::IdempotencyConflict.into());
+        }
+        let running = order.state == OrderState::Processing;
+        let owner = Owner::Order(sequence);
+        if running && self.attach(owner, pay.origin.waiter, pay.origin.wait_us, true, now) {
+            return Ok(());
+        }
+        let body = self.order_body(sequence, Code::Ok, true);
+        out.replies.push(Reply { waiter: pay.origin.waiter, body });
+        Ok(())
+    }
+
+    fn judge_expiry(&self, pay: &PayInput<'_>, now: Now) -> Result<(), Refused> {
+        let expire_us = pay.time_expire_ms.saturating_mul(1000);
+        if expire_us <= now.wall_us {
+            return Err(Code::Expired.into());
+        }
+        if expire_us - now.wall_us > self.config.expire_max_us {
+            return Err(Code::InvalidField.into());
+        }
+        Ok(())
+    }
+
+    fn judge_merchant(&self, merchant: u32, pay: &PayInput<'_>, now: Now) -> Result<(), Refused> {
+        let entry = self.merchants.at(merchant);
+        let limits = entry.limits(now.wall_us);
+        let amount = pay.amount.minor();
+        let single_max = match entry.merchant.status {
+            MerchantStatus::Active => limits.single_max,
+            MerchantStatus::Limited if limits.single_max == 0 => 0,
+            MerchantStatus::Limited => (limits.single_max / 2).max(1),
+            MerchantStatus::Suspended | MerchantStatus::Dormant => {
+                return Err(Code::MerchantNotActive.into());
+            }
+        };
+        if single_max > 0 && amount > single_max {
+            return Err(Code::SingleLimitExceeded.into());
+        }
+        let tier = limits.second_signature_from;
+        if tier > 0 && amount >= tier && !pay.second_signature {
+            return Err(Code::SecondSignatureRequired.into());
+        }
+        if !entry.admitted.daily.fits(now.wall_us, amount, limits.daily_cap) {
+            return Err(Refused(Code::DailyCapExceeded, until_tomorrow_ms(now.wall_us)));
+        }
+        Ok(())
+    }
+
+    fn judge_space(&self, pay: &PayInput<'_>) -> Result<(), Refused> {
+        if self.orders.len() > self.config.orders_max {
+            return Err(Code::CapacityReached.into());
+        }
+        if pay.notify && self.outbox.len() >= self.config.outbox_max {
+            return Err(Refused(Code::Overloaded, BUSY_RETRY_MS));
+        }
+        Ok(())
+    }
+
+    /// The first channel of the route that takes a request now.
+    pub(super) fn choose_channel(
+        &self,
+        method: Method,
+        currency: Currency,
+        amount: i64,
+        mch_id: &MchId,
+        tried: impl Fn(u16) -> bool,
+    ) -> Result<u16, Refused> {
+        let rule =
+            self.config.routes.iter().find(|rule| matches(rule, method, currency, amount, mch_id));
+        let route = rule.map_or(&self.config.default_route, |rule| &rule.channels);
+        let mut busy = false;
+        for &channel in route.iter().filter(|&&channel| !tried(channel)) {
+            if self.has_room(channel) {
+                return Ok(channel);
+            }
+            busy |= self.channel(channel).is_some();
+        }
+        Err(if busy {
+            Refused(Code::ChannelUnavailable, BUSY_RETRY_MS)
+        } else {
+            Code::NoRoute.into()
+        })
+    }
+
+    /// Takes the order's slot and proposes its BEGIN record.
     fn begin(
         &mut self,
         merchant: u32,
@@ -133,98 +179,143 @@ impl Engine {
         now: Now,
         out: &mut Outputs,
     ) {
-        let at = self.orders.len() as u32;
         let begin = Begin {
-            sequence: u64::from(at) + 1,
-            channel,
+            sequence: self.orders.len(),
+            mch_id: pay.origin.mch_id,
+            out_trade_no: pay.out_trade_no,
+            digest: pay.digest,
+            fingerprint: pay.fingerprint,
             amount: pay.amount,
             currency: pay.currency,
             method: pay.method,
             scene: pay.scene,
-            notify: pay.notify,
+            channel,
+            gateway: pay.origin.gateway,
             time_expire_ms: pay.time_expire_ms,
-            fingerprint: pay.fingerprint,
-            digest: pay.digest,
-            mch_id: pay.origin.mch_id,
-            out_trade_no: pay.out_trade_no,
+            payer_hash: pay.payer_hash,
+            device_hash: pay.device_hash,
+            notify: pay.notify,
+            second_signature: pay.second_signature,
             content: pay.content,
         };
-        if let Some(state) = self.merchants.get_mut(merchant as usize) {
-            let limits = state.merchant.limits;
-            state.ahead.take_pay(now.wall_us, &limits, pay.amount.minor());
+        let sequence = self.orders.push(order_of(&begin, merchant));
+        self.orders[sequence].live.in_flight = true;
+        if let Some(live) = self.live_channel(channel) {
+            live.in_flight += 1;
         }
-        let mut order = new_order(&begin, merchant, now.wall_us);
-        order.volatile.proposed = true;
-        self.orders.push(order);
-        self.index.insert(&pay.digest, at);
-        // The slot in the channel is taken now, so that a batch cannot overfill it.
-        self.take_slot(channel);
-        self.wait_for_order(at, &pay.origin, now, out);
-        self.propose(&Record::Begin(begin), now, out);
+        self.propose(now, &Record::Begin(begin), out);
+        self.attach(Owner::Order(sequence), pay.origin.waiter, pay.origin.wait_us, false, now);
+        if self.weakened(Weakness::SendBeforeCommitted) {
+            self.send_charge(sequence, out);
+        }
     }
 
     pub(super) fn query(&mut self, query: &OrderInput, now: Now, out: &mut Outputs) {
         let waiter = query.origin.waiter;
-        if self.leading.is_none() {
-            return self.refuse(waiter, Code::NoLeader, 50, out);
-        }
-        let (at, merchant) = match self.named(&query.origin, &query.order, &query.digest) {
-            Ok(named) => named,
-            Err(code) => return self.refuse(waiter, code, 0, out),
-        };
-        if let Err(wait) = self.take_query(merchant, now) {
-            return self.refuse(waiter, Code::RateLimited, wait, out);
-        }
-        if query.refresh {
-            self.ask_soon(at, now);
-        }
-        if let Some(reply) = self.order_reply(at, &waiter, false) {
-            self.say(waiter, reply, out);
+        let found = self
+            .take_query_rate(&query.origin, now)
+            .and_then(|merchant| self.find_order(merchant, &query.order, &query.digest));
+        match found {
+            Ok(sequence) => {
+                if query.refresh {
+                    self.ask_soon(sequence, now, out);
+                }
+                let body = self.order_body(sequence, Code::Ok, false);
+                out.replies.push(Reply { waiter, body });
+            }
+            Err(Refused(code, retry)) => out.replies.push(Reply::refusal(waiter, code, retry)),
         }
     }
 
-    /// Counts a query against the merchant's rate; not replicated, for it
-    /// changes nothing.
-    pub(super) fn take_query(&mut self, merchant: u32, now: Now) -> Result<(), u32> {
-        let Some(state) = self.merchants.get_mut(merchant as usize) else { return Ok(()) };
-        let limits = state.merchant.limits;
-        state.ahead.query.check(now.wall_us, limits.query_per_minute, limits.burst)?;
-        state.ahead.query.take(now.wall_us, limits.query_per_minute);
-        Ok(())
+    pub(super) fn take_query_rate(&mut self, origin: &Origin, now: Now) -> Result<u32, Refused> {
+        let merchant = self.merchant_of(origin)?;
+        let entry = self.merchants.at_mut(merchant);
+        let limits = entry.limits(now.wall_us);
+        entry
+            .query
+            .check(now.wall_us, limits.query_per_minute, limits.burst)
+            .map_err(|retry| Refused(Code::RateLimited, retry))?;
+        entry.query.take(now.wall_us, limits.query_per_minute);
+        Ok(merchant)
+    }
+
+    /// A merchant's order by either number.
+    pub(super) fn find_order(
+        &self,
+        merchant: u32,
+        order: &OrderRef,
+        digest: &[u8; 16],
+    ) -> Result<u64, Refused> {
+        let found = match order {
+            OrderRef::OutTradeNo(no) => self.orders.find(digest, merchant, no),
+            OrderRef::TransactionId(id) if id.shard() == self.config.shard => self
+                .orders
+                .get(id.sequence())
+                .filter(|order| order.merchant == merchant)
+                .map(|_| id.sequence()),
+            OrderRef::TransactionId(_) => None,
+        };
+        found.ok_or(Code::OrderNotFound.into())
     }
 }
 
-/// The payment that a BEGIN makes.
-pub(super) fn new_order(begin: &Begin<'_>, merchant: u32, at_us: u64) -> Order {
-    let mut channels = [0; ATTEMPTS_MAX];
-    channels[0] = begin.channel;
-    let mut attempts = [Attempt::Idle; ATTEMPTS_MAX];
-    attempts[0] = Attempt::Started;
+/// A new order as its BEGIN record says.
+pub(super) fn order_of(begin: &Begin<'_>, merchant: u32) -> Order {
     Order {
         digest: begin.digest,
         fingerprint: begin.fingerprint,
-        amount: begin.amount,
-        time_expire_ms: begin.time_expire_ms,
-        begun_us: at_us,
-        finished_ms: 0,
+        amount: begin.amount.minor(),
         refunded: 0,
         reserved: 0,
+        time_expire_ms: begin.time_expire_ms,
+        created_ms: 0,
+        finished_ms: 0,
         merchant,
-        refunds: super::order::NONE,
-        out_trade_no: begin.out_trade_no,
-        channel_ref: ShortText::EMPTY,
-        currency: begin.currency,
-        state: OrderState::Processing,
-        reason: Reason::None,
-        method: begin.method,
-        attempt: 1,
-        attempts,
-        channels,
-        refund_count: 0,
+        earlier: NIL,
+        refunds: NIL,
         events: 0,
-        cancelled: false,
-        cancel_expired: false,
+        gateway: begin.gateway,
+        reason: Reason::None,
+        out_trade_no: begin.out_trade_no,
+        currency: begin.currency,
+        method: begin.method,
+        scene: begin.scene,
+        state: OrderState::Processing,
+        cancel: CancelCause::None,
         notify: begin.notify,
-        volatile: Volatile::NEW,
+        refund_count: 0,
+        attempt: new_attempt(1, begin.channel),
+        live: Live::NONE,
     }
+}
+
+/// An attempt that just started.
+pub(super) fn new_attempt(ordinal: u8, channel: u16) -> Attempt {
+    Attempt {
+        channel_ref: ShortText::EMPTY,
+        channel,
+        reason: Reason::None,
+        ordinal,
+        state: AttemptState::Started,
+        class: Class::Silent,
+        noted: false,
+        reversal_started: false,
+    }
+}
+
+fn matches(
+    rule: &RouteRule,
+    method: Method,
+    currency: Currency,
+    amount: i64,
+    mch_id: &MchId,
+) -> bool {
+    fn any_or<T: PartialEq>(list: &[T], value: &T) -> bool {
+        list.is_empty() || list.contains(value)
+    }
+    any_or(&rule.methods, &method)
+        && any_or(&rule.currencies, &currency)
+        && any_or(&rule.merchants, mch_id)
+        && amount >= rule.amount_min
+        && (rule.amount_max == 0 || amount <= rule.amount_max)
 }

@@ -1,534 +1,673 @@
-//! Applying committed blocks, on leaders, followers and in replay alike. The
+//! Committed records change the state: the same on every replica, and the
 //! only place where replicated state changes.
 //!
-//! A record that is well formed but does not fit the state (a cancel of a
-//! payment that just became paid) is left out the same way everywhere and
-//! counted; one that cannot have been proposed is an [`ApplyError`].
+//! A record that no longer fits (its attempt became definitive meanwhile) is
+//! ignored and counted, by rules that every replica shares. A record that
+//! cannot be is an error: the replica must stop. What follows on the leader
+//! (sends, answers, the next record) is done after the change, and only when
+//! the block was proposed in the term it leads in.
 
-use protocol::code::{OrderState, Reason, RefundState};
-
-use super::admit::new_order;
-use super::input::{AdminCommand, AdminInput, Now};
-use super::limit::Limiter;
-use super::merchant::{Limits, Merchant};
-use super::order::{Attempt, NONE, ORPHAN_ORDINAL, REVERSAL_ORDINAL};
-use super::output::AlarmKind;
+use super::Engine;
+use super::admit::{new_attempt, order_of};
+use super::evidence::Statement;
+use super::input::Now;
+use super::order::{AttemptState, CancelCause, Class, EarlierAttempt, Refund, RefundKind};
 use super::output::Outputs;
 use super::record::{
-    Begin, CancelCause, Decision, End, Ending, Record, Records, RefundBegin, Stamped,
+    Begin, CancelStart, Decision, DecodeError, NextAttempt, Outcome, Record, Records,
+    RefundOutcome, RefundStart, Stamped,
 };
-use super::{ApplyError, Engine, MerchantState};
+use super::refund::refund_of;
+use super::weakness::Weakness;
+use protocol::code::{OrderState, Reason, RefundState};
+
+/// A committed block that cannot be applied. The replica's state no longer
+/// follows the log: it must stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ApplyError {
+    /// The block cannot be read.
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+    /// The block's index does not follow.
+    #[error("block {found} follows block {last}")]
+    BlockGap {
+        /// Last index applied.
+        last: u64,
+        /// Index found.
+        found: u64,
+    },
+    /// A BEGIN record is not the next payment.
+    #[error("payment {found} begins where payment {expected} must")]
+    SequenceGap {
+        /// Next payment by the state.
+        expected: u64,
+        /// Payment of the record.
+        found: u64,
+    },
+    /// A BEGIN record differs from the proposal in its place, or repeats a key.
+    #[error("payment {sequence} is not what was proposed, or its key exists")]
+    KeyMismatch {
+        /// Payment.
+        sequence: u64,
+    },
+    /// A record names a payment, attempt or refund that does not exist.
+    #[error("record about payment {sequence}, ordinal {ordinal}, which does not exist")]
+    UnknownPayment {
+        /// Payment.
+        sequence: u64,
+        /// Attempt or refund ordinal; 0: the payment itself.
+        ordinal: u8,
+    },
+    /// A record names a merchant that does not exist.
+    #[error("record about an unknown merchant")]
+    UnknownMerchant,
+    /// A record demands a transition that no rule allows.
+    #[error("record demands an impossible state of payment {sequence}")]
+    Impossible {
+        /// Payment.
+        sequence: u64,
+    },
+}
+
+/// Where a record is applied.
+#[derive(Clone, Copy)]
+struct At {
+    /// Stamp, Unix microseconds.
+    us: u64,
+    /// This replica leads in the block's term.
+    leads: bool,
+}
 
 impl Engine {
-    /// Applies a committed block. `now` matters to a leader's timers only.
+    /// Applies a committed block.
     ///
     /// # Errors
-    /// [`ApplyError`]: log and program do not fit together.
+    /// [`ApplyError`]: see there.
     pub fn apply(
         &mut self,
         index: u64,
-        _term: u64,
+        term: u64,
         block: &[u8],
         now: Now,
         out: &mut Outputs,
     ) -> Result<(), ApplyError> {
         if index != self.applied + 1 {
-            return Err(ApplyError::Gap { last: self.applied, found: index });
+            return Err(ApplyError::BlockGap { last: self.applied, found: index });
         }
+        let leads = self.term == Some(term);
         for stamped in Records::new(block)? {
-            self.apply_record(index, stamped?, now, out)?;
+            let Stamped { at_us, record } = stamped?;
+            self.apply_record(&record, At { us: at_us, leads }, now, out)?;
         }
         self.applied = index;
-        self.retry_deferred(now, out);
+        if leads {
+            self.hear_deferred(now, out);
+            self.trim_replies();
+            self.waiters.trim();
+        }
         Ok(())
     }
 
     fn apply_record(
         &mut self,
-        index: u64,
-        stamped: Stamped<'_>,
+        record: &Record<'_>,
+        at: At,
         now: Now,
         out: &mut Outputs,
     ) -> Result<(), ApplyError> {
-        let at_us = stamped.at_us;
-        let dangling = ApplyError::Dangling { index };
-        match stamped.record {
-            Record::Begin(begin) => self.apply_begin(&begin, at_us, now, out, dangling)?,
-            Record::Attempt { sequence, attempt, channel } => {
-                let at = self.applied_place(sequence).ok_or(dangling)?;
-                self.apply_attempt(at, attempt, channel, now, out);
+        match record {
+            Record::Begin(begin) => self.apply_begin(begin, at, now, out),
+            Record::Outcome(outcome) => self.apply_outcome(outcome, at, now, out),
+            Record::NextAttempt(next) => self.apply_next_attempt(next, at, now, out),
+            Record::CancelStart(cancel) => self.apply_cancel(cancel, at, now, out),
+            Record::RefundStart(start) => self.apply_refund(start, at, now, out),
+            Record::RefundOutcome(outcome) => self.apply_refund_outcome(outcome, at, now, out),
+            Record::Doubt { sequence, attempt } => self.apply_doubt(*sequence, *attempt),
+            Record::Delivered { event_id, .. } => {
+                self.outbox.delivered(*event_id);
+                Ok(())
             }
-            Record::End(end) => {
-                let at = self.applied_place(end.sequence).ok_or(dangling)?;
-                self.apply_end(at, &end, at_us, now, out);
+            Record::Decision(decision) => self.apply_decision(decision, at, now, out),
+            Record::MerchantPut(put) => {
+                self.merchants.put(put.merchant.clone());
+                out.merchants.push(put.merchant.clone());
+                self.answer_ticket(at.leads, out);
+                Ok(())
             }
-            Record::Cancel { sequence, attempt: _, cause } => {
-                let at = self.applied_place(sequence).ok_or(dangling)?;
-                self.apply_cancel(at, cause, at_us, now, out);
-            }
-            Record::Refund(begin) => {
-                let at = self.applied_place(begin.sequence).ok_or(dangling)?;
-                self.apply_refund(at, &begin, at_us, now, out);
-            }
-            Record::RefundEnd(end) => {
-                let at = self.applied_place(end.sequence).ok_or(dangling)?;
-                let place = self.refund_of(at, end.ordinal).ok_or(dangling)?;
-                self.apply_refund_end(at, place, &end, at_us, out);
-            }
-            Record::Delivered { event_id, taken: _ } => self.outbox.remove(event_id),
-            Record::Decided(decision) => {
-                let at = self.applied_place(decision.sequence).ok_or(dangling)?;
-                self.apply_decision(at, &decision, at_us, now, out);
-            }
-            Record::Merchant { operator: _, merchant } => self.apply_merchant(merchant, out),
-            Record::Limits { operator: _, mch_id, limits, until_ms } => {
-                let merchant = *self.merchant_ids.get(&mch_id).ok_or(dangling)?;
-                self.apply_limits(merchant, limits, until_ms, at_us);
+            Record::LimitsPut(put) => {
+                let place = self.merchants.find(&put.mch_id).ok_or(ApplyError::UnknownMerchant)?;
+                self.merchants.put_limits(place, put.limits, put.until_ms);
+                out.merchants.push(self.merchants.at(place).merchant.clone());
+                self.answer_ticket(at.leads, out);
+                Ok(())
             }
         }
-        Ok(())
-    }
-
-    fn applied_place(&self, sequence: u64) -> Option<u32> {
-        self.place(sequence).filter(|at| (*at as usize) < self.committed)
     }
 
     fn apply_begin(
         &mut self,
         begin: &Begin<'_>,
-        at_us: u64,
+        at: At,
         now: Now,
         out: &mut Outputs,
-        dangling: ApplyError,
     ) -> Result<(), ApplyError> {
-        if begin.sequence != self.committed as u64 + 1 {
-            return Err(ApplyError::Sequence {
-                last: self.committed as u64,
-                found: begin.sequence,
-            });
+        let (sequence, expected) = (begin.sequence, self.orders.committed);
+        if sequence != expected {
+            return Err(ApplyError::SequenceGap { expected, found: sequence });
         }
-        let merchant = *self.merchant_ids.get(&begin.mch_id).ok_or(dangling)?;
-        let at = self.committed as u32;
-        match self.orders.get_mut(self.committed) {
-            Some(order) => order.volatile.proposed = false,
-            None => {
-                self.orders.push(new_order(begin, merchant, at_us));
-                self.index.insert(&begin.digest, at);
+        let merchant = self.merchants.find(&begin.mch_id).ok_or(ApplyError::UnknownMerchant)?;
+        if let Some(proposed) = self.orders.get(sequence) {
+            if proposed.digest != begin.digest || proposed.fingerprint != begin.fingerprint {
+                return Err(ApplyError::KeyMismatch { sequence });
             }
+        } else {
+            if self.orders.find(&begin.digest, merchant, &begin.out_trade_no).is_some() {
+                return Err(ApplyError::KeyMismatch { sequence });
+            }
+            self.orders.push(order_of(begin, merchant));
         }
-        self.committed += 1;
-        self.open += 1;
-        self.restore_limits(merchant, at_us);
-        if let Some(state) = self.merchants.get_mut(merchant as usize) {
-            let limits = state.merchant.limits;
-            state.live.take_pay(at_us, &limits, begin.amount.minor());
-        }
-        if self.leading.is_some() {
-            self.send_charge(at, now, out);
+        self.orders[sequence].created_ms = at.us / 1000;
+        self.orders.committed += 1;
+        self.orders.busy.put(sequence, true);
+        let entry = self.merchants.at_mut(merchant);
+        let limits = entry.limits(at.us);
+        entry.applied.take_pay(at.us, begin.amount.minor(), &limits);
+        if at.leads {
+            self.start_attempt(sequence, now, out);
         }
         Ok(())
     }
 
-    fn apply_attempt(&mut self, at: u32, attempt: u8, channel: u16, now: Now, out: &mut Outputs) {
-        let Some(order) = self.orders.get_mut(at as usize) else { return };
-        order.volatile.deciding = false;
-        let fits = order.state == OrderState::Processing
-            && !order.cancelled
-            && order.current().definitive()
-            && attempt == order.attempt + 1
-            && usize::from(attempt) <= order.attempts.len();
-        if !fits {
-            self.misfits += 1;
-            return;
+    /// The newest attempt is durable: send it, unless a cancel or a dark
+    /// channel makes that pointless. Nothing was handed to any transport yet.
+    fn start_attempt(&mut self, sequence: u64, now: Now, out: &mut Outputs) {
+        let order = &self.orders[sequence];
+        let (number, ordinal) = (order.attempt.channel, order.attempt.ordinal);
+        let unwanted = order.cancel_wish().is_cancel() || order.expired(now.wall_us);
+        let timeout = self.channel(number).map_or(0, |channel| channel.reply_timeout_us);
+        let up = self.live_channel(number).is_some_and(|channel| channel.up);
+        if unwanted || !up {
+            self.orders[sequence].live.in_flight = false;
+            self.release_in_flight(number);
+            let statement = Statement::plain(Class::NotSent, Reason::NotSent);
+            return self.conclude(sequence, AttemptState::Void, &statement, now, out);
         }
-        order.attempt = attempt;
-        order.set_current(Attempt::Started);
-        if let Some(slot) = order.channels.get_mut(usize::from(attempt) - 1) {
-            *slot = channel;
+        if !self.weakened(Weakness::SendBeforeCommitted) {
+            self.send_charge(sequence, out);
         }
-        if self.leading.is_some() {
-            self.take_slot(channel);
-            self.send_charge(at, now, out);
-        }
-    }
-
-    fn apply_end(&mut self, at: u32, end: &End, at_us: u64, now: Now, out: &mut Outputs) {
-        let Some(order) = self.orders.get_mut(at as usize) else { return };
-        order.volatile.deciding = false;
-        let next = order.current().ended(end.ending).filter(|_| end.ordinal == order.attempt);
-        let Some(next) = next else {
-            self.misfits += 1;
-            return;
-        };
-        let was = order.current();
-        order.set_current(next);
-        if !end.channel_ref.is_empty() {
-            order.channel_ref = end.channel_ref;
-        }
-        self.left(at, was);
-        self.settle(at, next, end, at_us, now, out);
-    }
-
-    /// Leaves the leader's bookkeeping of an open attempt.
-    fn left(&mut self, at: u32, was: Attempt) {
-        if was == Attempt::Manual {
-            self.manual -= 1;
-        }
-        self.doubts.remove(&(at, 0));
-        if self.leading.is_some() && was == Attempt::Started {
-            let channel = self.order(at).map_or(0, super::order::Order::channel);
-            self.free_slot(channel);
+        if let Some(channel) = self.live_channel(number) {
+            channel.replies.push(now.mono_us + timeout, (sequence, ordinal));
         }
     }
 
-    /// The order's state after its attempt reached `next`.
-    fn settle(
+    fn apply_next_attempt(
         &mut self,
-        at: u32,
-        next: Attempt,
-        end: &End,
-        at_us: u64,
+        next: &NextAttempt,
+        at: At,
         now: Now,
         out: &mut Outputs,
-    ) {
-        let Some(order) = self.orders.get_mut(at as usize) else { return };
-        let cancel_reason = if order.cancel_expired { Reason::Expired } else { Reason::Cancelled };
-        let (state, reason) = match next {
-            Attempt::Succeeded if order.cancelled => (OrderState::Paid, Reason::CancelRefused),
-            Attempt::Succeeded => (OrderState::Paid, Reason::None),
-            Attempt::Manual => (OrderState::Manual, end.reason),
-            _ if order.cancelled => (OrderState::Closed, cancel_reason),
-            _ if end.goes_on => (OrderState::Processing, end.reason),
-            _ => (OrderState::Failed, end.reason),
-        };
-        order.state = state;
-        order.reason = reason;
-        match state {
-            OrderState::Manual => {
-                self.manual += 1;
-                self.alarm(AlarmKind::Manual, at, end.ordinal, out);
+    ) -> Result<(), ApplyError> {
+        let order = self.committed_mut(next.sequence, 0)?;
+        let before = order.attempt;
+        let over = matches!(before.state, AttemptState::Declined | AttemptState::Void);
+        let fits = over
+            && order.state == OrderState::Processing
+            && !order.cancel.is_cancel()
+            && next.ordinal == before.ordinal + 1;
+        if !fits {
+            self.counters.ignored_records += 1;
+            if at.leads {
+                self.orders[next.sequence].live.starting = false;
+                self.release_in_flight(next.channel);
+                self.advance(next.sequence, now, out);
             }
-            OrderState::Processing => {
-                if self.leading.is_some() {
-                    self.go_on(at, now, out);
-                }
-                return;
-            }
-            _ => self.finish(at, at_us),
+            return Ok(());
         }
-        self.event(at, 0, at_us);
-        if self.leading.is_some() {
-            self.answer_order(at, out);
-            self.deliver_due(now, out);
+        let rest = order.earlier;
+        let place = self.orders.earlier.insert(EarlierAttempt { attempt: before, next: rest });
+        let order = &mut self.orders[next.sequence];
+        order.earlier = place;
+        order.attempt = new_attempt(next.ordinal, next.channel);
+        order.live.starting = false;
+        order.live.in_flight = at.leads;
+        if at.leads {
+            self.start_attempt(next.sequence, now, out);
+        }
+        Ok(())
+    }
+
+    fn apply_outcome(
+        &mut self,
+        outcome: &Outcome,
+        at: At,
+        now: Now,
+        out: &mut Outputs,
+    ) -> Result<(), ApplyError> {
+        let (sequence, ordinal) = (outcome.sequence, outcome.attempt);
+        let unknown = ApplyError::UnknownPayment { sequence, ordinal };
+        if self.orders.committed(sequence).is_none() {
+            return Err(unknown);
+        }
+        if outcome.class == Class::Noted {
+            self.orders.attempt_mut(sequence, ordinal).ok_or(unknown)?.noted = true;
+            return Ok(());
+        }
+        let order = &mut self.orders[sequence];
+        if ordinal > order.attempt.ordinal || ordinal == 0 {
+            return Err(unknown);
+        }
+        let changes_attempt = outcome.class != Class::RouteEnded;
+        let stale = ordinal != order.attempt.ordinal
+            || order.state.is_final()
+            || changes_attempt && order.attempt.state.is_definitive();
+        if stale {
+            self.counters.ignored_records += 1;
+            return Ok(());
+        }
+        if changes_attempt {
+            self.set_attempt(outcome)?;
+        }
+        self.set_order_state(sequence, outcome.order_state, outcome.reason, at);
+        if at.leads {
+            self.orders[sequence].live.ending = false;
+            self.follow_outcome(sequence, now, out);
+        }
+        Ok(())
+    }
+
+    fn set_attempt(&mut self, outcome: &Outcome) -> Result<(), ApplyError> {
+        let attempt = &mut self.orders[outcome.sequence].attempt;
+        let legal = match outcome.attempt_state {
+            AttemptState::Succeeded | AttemptState::Declined | AttemptState::Void => true,
+            AttemptState::Awaiting => {
+                matches!(attempt.state, AttemptState::Started | AttemptState::Unknown)
+            }
+            AttemptState::Manual => true,
+            _ => false,
+        };
+        if !legal {
+            return Err(ApplyError::Impossible { sequence: outcome.sequence });
+        }
+        let was_manual = attempt.state == AttemptState::Manual;
+        attempt.state = outcome.attempt_state;
+        attempt.class = outcome.class;
+        attempt.reason = outcome.reason;
+        attempt.channel_ref = outcome.channel_ref;
+        let is_manual = attempt.state == AttemptState::Manual;
+        self.counters.manual_attempts += u64::from(is_manual && !was_manual);
+        self.counters.manual_attempts -= u64::from(was_manual && !is_manual);
+        Ok(())
+    }
+
+    /// The order's state; final ones get their time and their event.
+    fn set_order_state(&mut self, sequence: u64, state: OrderState, reason: Reason, at: At) {
+        let order = &mut self.orders[sequence];
+        if order.state.is_final() {
+            return;
+        }
+        (order.state, order.reason) = (state, reason);
+        if state.is_final() {
+            order.finished_ms = at.us / 1000;
+            self.orders.settle_busy(sequence);
+            self.create_event(sequence, None, at.us / 1000);
         }
     }
 
-    fn finish(&mut self, at: u32, at_us: u64) {
-        if let Some(order) = self.orders.get_mut(at as usize) {
-            order.finished_ms = at_us / 1000;
+    /// What the leader does after an outcome of the newest attempt.
+    fn follow_outcome(&mut self, sequence: u64, now: Now, out: &mut Outputs) {
+        let order = &self.orders[sequence];
+        let (case, state) = (order.live.case, order.attempt.state);
+        match state {
+            AttemptState::Awaiting => {
+                let first = self
+                    .channel(order.attempt.channel)
+                    .and_then(|channel| channel.query_plan_us.first().copied())
+                    .unwrap_or(1_000_000);
+                self.restart_case(sequence, now.mono_us + first, now);
+            }
+            _ if state.is_definitive() || state == AttemptState::Manual => self.close_case(case),
+            _ => {}
         }
-        self.open -= 1;
+        if self.orders[sequence].live.in_flight && state.is_definitive() {
+            // Settled by another path while the first send was unanswered.
+            let channel = self.orders[sequence].attempt.channel;
+            self.orders[sequence].live.in_flight = false;
+            self.release_in_flight(channel);
+        }
+        self.answer_settled(sequence, now, out);
+        self.deliver_new(now, out);
+        if self.orders[sequence].state == OrderState::Processing {
+            self.advance(sequence, now, out);
+        }
+        self.cancel_if_asked(sequence, now, out);
+    }
+
+    /// An order between attempts, or cancelled with money standing: the next
+    /// record it needs.
+    pub(super) fn advance(&mut self, sequence: u64, now: Now, out: &mut Outputs) {
+        let order = &self.orders[sequence];
+        if order.live.ending || order.live.starting || order.state != OrderState::Processing {
+            return;
+        }
+        let ordinal = order.attempt.ordinal;
+        match order.attempt.state {
+            AttemptState::Succeeded => {
+                let amount = order.amount;
+                let started =
+                    self.orders.refunds_of(sequence).any(|(_, r)| r.kind == RefundKind::Reversal);
+                if !started {
+                    let kind = RefundKind::Reversal;
+                    self.start_refund_of_our_own(sequence, kind, ordinal, amount, now, out);
+                }
+            }
+            AttemptState::Declined | AttemptState::Void => self.next_or_end(sequence, now, out),
+            _ => {}
+        }
+    }
+
+    /// Proposes the next attempt; its channel's room is taken from now on.
+    pub(super) fn start_next(&mut self, sequence: u64, channel: u16, now: Now, out: &mut Outputs) {
+        let ordinal = self.orders[sequence].attempt.ordinal + 1;
+        self.orders[sequence].live.starting = true;
+        if let Some(live) = self.live_channel(channel) {
+            live.in_flight += 1;
+        }
+        let next = NextAttempt { sequence, ordinal, channel };
+        self.propose(now, &Record::NextAttempt(next), out);
+    }
+
+    fn next_or_end(&mut self, sequence: u64, now: Now, out: &mut Outputs) {
+        let order = &self.orders[sequence];
+        let (attempt, wish) = (order.attempt, order.cancel_wish());
+        let expired = order.expired(now.wall_us);
+        if !wish.is_cancel()
+            && !expired
+            && let Ok(channel) = self.next_channel(sequence)
+        {
+            return self.start_next(sequence, channel, now, out);
+        }
+        let (order_state, reason) = if wish.is_cancel() {
+            (OrderState::Closed, wish.reason())
+        } else if expired && attempt.state == AttemptState::Void {
+            (OrderState::Closed, Reason::Expired)
+        } else if attempt.state == AttemptState::Void {
+            (OrderState::Failed, Reason::NotSent)
+        } else {
+            (OrderState::Failed, attempt.reason)
+        };
+        self.orders[sequence].live.ending = true;
+        let record = Outcome {
+            sequence,
+            attempt: attempt.ordinal,
+            cancel_result: false,
+            class: Class::RouteEnded,
+            attempt_state: attempt.state,
+            order_state,
+            reason,
+            amount: 0,
+            channel_ref: attempt.channel_ref,
+        };
+        self.propose(now, &Record::Outcome(record), out);
+    }
+
+    fn apply_doubt(&mut self, sequence: u64, ordinal: u8) -> Result<(), ApplyError> {
+        let order = self.committed_mut(sequence, ordinal)?;
+        if order.attempt.ordinal == ordinal && order.attempt.state == AttemptState::Started {
+            order.attempt.state = AttemptState::Unknown;
+        } else {
+            self.counters.ignored_records += 1;
+        }
+        Ok(())
     }
 
     fn apply_cancel(
         &mut self,
-        at: u32,
-        cause: CancelCause,
-        at_us: u64,
+        cancel: &CancelStart,
+        at: At,
         now: Now,
         out: &mut Outputs,
-    ) {
-        let Some(order) = self.orders.get_mut(at as usize) else { return };
-        order.volatile.deciding = false;
-        if order.state.is_final() || order.cancelled {
-            self.misfits += 1;
+    ) -> Result<(), ApplyError> {
+        let sequence = cancel.sequence;
+        let order = self.committed_mut(sequence, cancel.attempt)?;
+        let merchant = order.merchant;
+        if order.live.cancelling == cancel.cause {
+            order.live.cancelling = CancelCause::None;
+        }
+        let is_final = order.state.is_final();
+        if !is_final && cancel.cause.is_cancel() && !order.cancel.is_cancel() {
+            order.cancel = cancel.cause;
+        }
+        let open = matches!(
+            order.attempt.state,
+            AttemptState::Started | AttemptState::Unknown | AttemptState::Awaiting
+        );
+        let reverses = cancel.reversing && open && order.attempt.ordinal == cancel.attempt;
+        if reverses {
+            order.attempt.state = AttemptState::Reversing;
+            order.attempt.reversal_started = true;
+            order.state = OrderState::Processing;
+        }
+        if cancel.counted {
+            let entry = self.merchants.at_mut(merchant);
+            let limits = entry.limits(at.us);
+            entry.applied.refund.take(at.us, limits.refund_per_minute);
+        }
+        if is_final || cancel.reversing && !reverses {
+            self.counters.ignored_records += 1;
+        }
+        if at.leads && !is_final {
+            self.follow_cancel(sequence, reverses, now, out);
+        }
+        Ok(())
+    }
+
+    fn follow_cancel(&mut self, sequence: u64, reverses: bool, now: Now, out: &mut Outputs) {
+        if self.orders[sequence].live.ending {
             return;
         }
-        let reversing = order.current() == Attempt::Reversing;
-        if cause != CancelCause::GaveUp {
-            order.cancelled = true;
-            order.cancel_expired = cause == CancelCause::Expired;
-        } else if reversing {
-            self.misfits += 1;
-            return;
-        }
-        let was = order.current();
-        if was.definitive() {
-            // Between two attempts: nothing stands at any channel.
-            let end = End {
-                sequence: u64::from(at) + 1,
-                ordinal: order.attempt,
-                ending: Ending::Void,
-                reason: Reason::Cancelled,
-                goes_on: false,
-                channel_ref: protocol::id::ShortText::EMPTY,
-            };
-            return self.settle(at, was, &end, at_us, now, out);
-        }
-        let channel = order.channel();
-        if was == Attempt::Manual || !self.contract(channel).is_some_and(|c| c.reversible) {
-            // The wish stands; the outcome will be learnt, not forced.
-            return;
-        }
-        let Some(order) = self.orders.get_mut(at as usize) else { return };
-        order.set_current(Attempt::Reversing);
-        if self.leading.is_some() {
-            if was == Attempt::Started {
-                self.free_slot(channel);
-            }
-            self.begin_reversal(at, now, out);
+        if reverses {
+            let case = self.restart_case(sequence, now.mono_us, now);
+            self.start_now(case, now, out);
+        } else {
+            self.advance(sequence, now, out);
         }
     }
 
     fn apply_refund(
         &mut self,
-        at: u32,
-        begin: &RefundBegin,
-        at_us: u64,
+        start: &RefundStart,
+        at: At,
         now: Now,
         out: &mut Outputs,
-    ) {
-        let proposed = self.refunds.len() > self.committed_refunds;
-        let place =
-            if proposed { self.committed_refunds as u32 } else { self.add_refund(at, begin) };
-        self.committed_refunds += 1;
-        let leading = self.leading.is_some();
-        let Some(order) = self.orders.get_mut(at as usize) else { return };
-        if leading {
-            order.volatile.refunding = order.volatile.refunding.saturating_sub(1);
+    ) -> Result<(), ApplyError> {
+        let (sequence, ordinal) = (start.sequence, start.ordinal);
+        if self.orders.committed(sequence).is_none()
+            || self.orders.attempt(sequence, start.attempt).is_none()
+        {
+            return Err(ApplyError::UnknownPayment { sequence, ordinal: start.attempt });
         }
-        if begin.ordinal <= ORPHAN_ORDINAL {
-            if leading {
-                order.volatile.reserving -= begin.amount.minor();
+        let proposed = match self.proposed_refunds.front() {
+            Some(&(of, place)) if at.leads => {
+                let refund = self.orders.refunds.get(place);
+                if of != sequence || refund.is_none_or(|refund| refund.ordinal != ordinal) {
+                    return Err(ApplyError::KeyMismatch { sequence });
+                }
+                self.proposed_refunds.pop_front();
+                Some(place)
             }
-            order.reserved += begin.amount.minor();
-        }
-        if begin.ordinal < REVERSAL_ORDINAL {
-            order.refund_count += 1;
-        }
-        debug_assert!(order.refunded + order.reserved <= order.amount.minor());
+            _ => None,
+        };
+        let amount = start.amount.minor();
+        let order = &mut self.orders[sequence];
         let merchant = order.merchant;
-        self.restore_limits(merchant, at_us);
-        if let Some(state) = self.merchants.get_mut(merchant as usize) {
-            let rate = state.merchant.limits.refund_per_minute;
-            state.live.refund.take(at_us, rate);
+        if start.kind != RefundKind::Orphan {
+            if order.refunded + order.reserved + amount > order.amount
+                && !self.weakened(Weakness::CancelIgnoresRefunds)
+            {
+                return Err(ApplyError::Impossible { sequence });
+            }
+            let order = &mut self.orders[sequence];
+            order.reserved += amount;
+            if proposed.is_some() {
+                order.live.reserving -= amount;
+            }
         }
-        if leading {
-            self.send_refund(place, now, out);
+        if start.counted {
+            let entry = self.merchants.at_mut(merchant);
+            let limits = entry.limits(at.us);
+            entry.applied.refund.take(at.us, limits.refund_per_minute);
         }
+        let place = match proposed {
+            Some(place) => place,
+            None => self.orders.add_refund(refund_of(start, 0)),
+        };
+        if let Some(refund) = self.orders.refunds.get_mut(place) {
+            (refund.proposed, refund.created_ms) = (false, at.us / 1000);
+        }
+        self.orders.busy.put(sequence, true);
+        if at.leads {
+            let timeout = self
+                .orders
+                .attempt(sequence, start.attempt)
+                .and_then(|attempt| self.channel(attempt.channel))
+                .map_or(0, |channel| channel.reply_timeout_us);
+            let case = self.open_refund_case(place, true, now.mono_us + timeout, now);
+            self.start_now(case, now, out);
+        }
+        Ok(())
     }
 
-    fn apply_refund_end(&mut self, at: u32, place: u32, end: &End, at_us: u64, out: &mut Outputs) {
-        let Some(refund) = self.refunds.get_mut(place as usize) else { return };
-        refund.deciding = false;
-        let was = refund.state;
-        let state = match (was, end.ending) {
-            (RefundState::Success | RefundState::Failed | RefundState::None, _) => {
-                self.misfits += 1;
-                return;
-            }
-            (_, Ending::Succeeded) => RefundState::Success,
-            (_, Ending::Manual) => RefundState::Manual,
-            _ => RefundState::Failed,
-        };
-        refund.state = state;
-        refund.reason = end.reason;
-        refund.channel_ref = end.channel_ref;
-        let (ordinal, amount, orphan) = (refund.ordinal, refund.amount.minor(), refund.orphan());
-        if state == RefundState::Manual {
-            self.manual += u64::from(was != RefundState::Manual);
-            self.alarm(AlarmKind::Manual, at, ordinal, out);
-        } else {
-            refund.finished_ms = at_us / 1000;
-            self.manual -= u64::from(was == RefundState::Manual);
-            if let Some(order) = self.orders.get_mut(at as usize).filter(|_| !orphan) {
-                order.reserved -= amount;
-                if state == RefundState::Success {
-                    order.refunded += amount;
-                }
-            }
+    fn apply_refund_outcome(
+        &mut self,
+        outcome: &RefundOutcome,
+        at: At,
+        now: Now,
+        out: &mut Outputs,
+    ) -> Result<(), ApplyError> {
+        let (sequence, ordinal) = (outcome.sequence, outcome.ordinal);
+        self.committed_mut(sequence, ordinal)?;
+        let place = self.committed_refund(sequence, ordinal)?;
+        self.settle_refund(place, outcome, at);
+        if at.leads {
+            self.follow_refund(sequence, place, now, out);
         }
-        self.doubts.remove(&(at, ordinal));
-        if !orphan {
-            self.event(at, ordinal, at_us);
+        Ok(())
+    }
+
+    fn committed_refund(&self, sequence: u64, ordinal: u8) -> Result<u32, ApplyError> {
+        self.orders
+            .refunds_of(sequence)
+            .find(|(_, refund)| refund.ordinal == ordinal && !refund.proposed)
+            .map(|(place, _)| place)
+            .ok_or(ApplyError::UnknownPayment { sequence, ordinal })
+    }
+
+    fn settle_refund(&mut self, place: u32, outcome: &RefundOutcome, at: At) {
+        let keeps = !self.weakened(Weakness::DoubtDropsReservation);
+        let Some(refund) = self.orders.refunds.get_mut(place) else { return };
+        refund.ending = false;
+        if !refund.is_open() {
+            self.counters.ignored_records += 1;
+            return;
         }
-        if self.leading.is_some() {
-            self.answer_refund(place, out);
-            if ordinal == REVERSAL_ORDINAL {
-                self.answer_order(at, out);
-            }
+        let was_manual = refund.state == RefundState::Manual;
+        (refund.state, refund.reason) = (outcome.state, outcome.reason);
+        refund.channel_ref = outcome.channel_ref;
+        let is_final = !refund.is_open();
+        if is_final {
+            refund.finished_ms = at.us / 1000;
         }
+        let is_manual = refund.state == RefundState::Manual;
+        let Refund { sequence, amount, kind, state, reason, .. } = *refund;
+        self.counters.manual_refunds += u64::from(is_manual && !was_manual);
+        self.counters.manual_refunds -= u64::from(was_manual && !is_manual);
+        let order = &mut self.orders[sequence];
+        if kind != RefundKind::Orphan {
+            let released = is_final && (keeps || !was_manual) || is_manual && !keeps;
+            order.reserved -= if released { amount } else { 0 };
+            order.refunded += if state == RefundState::Success { amount } else { 0 };
+        }
+        let cancel = order.cancel;
+        let undecided = !order.state.is_final();
+        if kind != RefundKind::Orphan && is_final && order.state == OrderState::Paid {
+            self.create_event(sequence, Some(place), at.us / 1000);
+        }
+        if kind == RefundKind::Reversal && undecided {
+            let (order_state, reason) = Self::order_after_reversal(cancel, state, reason);
+            self.set_order_state(sequence, order_state, reason, at);
+        }
+        self.orders.settle_busy(sequence);
+    }
+
+    fn follow_refund(&mut self, sequence: u64, place: u32, now: Now, out: &mut Outputs) {
+        let Some(refund) = self.orders.refunds.get(place) else { return };
+        if refund.state == RefundState::Processing {
+            return;
+        }
+        let case = refund.case;
+        self.close_case(case);
+        self.answer_refund(place, out);
+        self.answer_settled(sequence, now, out);
+        self.deliver_new(now, out);
     }
 
     fn apply_decision(
         &mut self,
-        at: u32,
         decision: &Decision,
-        at_us: u64,
+        at: At,
         now: Now,
         out: &mut Outputs,
-    ) {
-        let end = End {
-            sequence: decision.sequence,
-            ordinal: decision.ordinal,
-            ending: match (decision.success, decision.refund) {
-                (true, _) => Ending::Succeeded,
-                (false, true) => Ending::Declined,
-                (false, false) => Ending::Void,
-            },
-            reason: Reason::Operator,
-            goes_on: false,
-            channel_ref: protocol::id::ShortText::EMPTY,
-        };
-        let manual = if decision.refund {
-            let place = self.refund_of(at, decision.ordinal);
-            place.filter(|place| {
-                self.refunds
-                    .get(*place as usize)
-                    .is_some_and(|refund| refund.state == RefundState::Manual)
-            })
+    ) -> Result<(), ApplyError> {
+        let sequence = decision.sequence;
+        self.committed_mut(sequence, decision.ordinal)?;
+        if decision.refund {
+            let place = self.committed_refund(sequence, decision.ordinal)?;
+            let outcome = RefundOutcome {
+                sequence,
+                ordinal: decision.ordinal,
+                class: if decision.success { Class::Success } else { Class::Declined },
+                state: if decision.success { RefundState::Success } else { RefundState::Failed },
+                reason: Reason::Operator,
+                channel_ref: Default::default(),
+            };
+            self.settle_refund(place, &outcome, at);
+            if at.leads {
+                self.follow_refund(sequence, place, now, out);
+            }
         } else {
-            let waits = self.order(at).is_some_and(|o| o.current() == Attempt::Manual);
-            waits.then_some(NONE)
-        };
-        match manual {
-            None => self.misfits += 1,
-            Some(NONE) => self.apply_end(at, &end, at_us, now, out),
-            Some(place) => self.apply_refund_end(at, place, &end, at_us, out),
+            let order = &self.orders[sequence];
+            let cancelled = order.cancel.is_cancel();
+            let (attempt_state, order_state) = match (decision.success, cancelled) {
+                (true, false) => (AttemptState::Succeeded, OrderState::Paid),
+                (true, true) => (AttemptState::Succeeded, OrderState::Processing),
+                (false, false) => (AttemptState::Void, OrderState::Failed),
+                (false, true) => (AttemptState::Void, OrderState::Closed),
+            };
+            let outcome = Outcome {
+                sequence,
+                attempt: order.attempt.ordinal,
+                cancel_result: false,
+                class: if decision.success { Class::Success } else { Class::Declined },
+                attempt_state,
+                order_state,
+                reason: Reason::Operator,
+                amount: order.amount,
+                channel_ref: order.attempt.channel_ref,
+            };
+            self.apply_outcome(&outcome, at, now, out)?;
         }
+        self.answer_ticket(at.leads, out);
+        Ok(())
     }
 
-    fn apply_merchant(&mut self, merchant: Merchant, out: &mut Outputs) {
-        out.merchants.push(merchant.clone());
-        match self.merchant_ids.get(&merchant.mch_id) {
-            Some(&at) => {
-                if let Some(state) = self.merchants.get_mut(at as usize) {
-                    state.merchant = merchant;
-                    state.previous = None;
-                }
-            }
-            None => {
-                self.merchant_ids.insert(merchant.mch_id, self.merchants.len() as u32);
-                self.merchants.push(MerchantState {
-                    merchant,
-                    previous: None,
-                    live: Limiter::default(),
-                    ahead: Limiter::default(),
-                });
-            }
-        }
-    }
-
-    fn apply_limits(&mut self, merchant: u32, limits: Limits, until_ms: u64, at_us: u64) {
-        self.restore_limits(merchant, at_us);
-        let Some(state) = self.merchants.get_mut(merchant as usize) else { return };
-        state.previous = match (until_ms, state.previous) {
-            (0, _) => None,
-            // A raise on top of a raise still ends at what was there for good.
-            (_, Some((base, _))) => Some((base, until_ms)),
-            (_, None) => Some((state.merchant.limits, until_ms)),
-        };
-        state.merchant.limits = limits;
-    }
-
-    /// Brings the previous limits back once their time has come. Driven by
-    /// record stamps, so that every replica does it at the same record.
-    pub(super) fn restore_limits(&mut self, merchant: u32, at_us: u64) {
-        let Some(state) = self.merchants.get_mut(merchant as usize) else { return };
-        if let Some((limits, until_ms)) = state.previous {
-            if at_us / 1000 >= until_ms {
-                state.merchant.limits = limits;
-                state.previous = None;
-            }
-        }
-    }
-
-    pub(super) fn admin(&mut self, admin: AdminInput, now: Now, out: &mut Outputs) {
-        let AdminInput { ticket, operator, command } = admin;
-        if self.leading.is_none() {
-            out.admin.push((ticket, Err("this site does not lead the shard".into())));
-            return;
-        }
-        let said = match command {
-            AdminCommand::PutMerchant { merchant, only_if_absent } => {
-                if only_if_absent && self.merchant_ids.contains_key(&merchant.mch_id) {
-                    Ok("kept".into())
-                } else {
-                    let text = format!("merchant {} recorded", merchant.mch_id);
-                    self.propose(&Record::Merchant { operator, merchant }, now, out);
-                    Ok(text)
-                }
-            }
-            AdminCommand::PutLimits { mch_id, limits, until_ms } => {
-                if self.merchant_ids.contains_key(&mch_id) {
-                    self.propose(&Record::Limits { operator, mch_id, limits, until_ms }, now, out);
-                    Ok(format!("limits of {mch_id} recorded"))
-                } else {
-                    Err(format!("no merchant {mch_id}"))
-                }
-            }
-            AdminCommand::Decide { mch_id, out_trade_no, out_refund_no, success, second, note } => {
-                self.decide_by_operator(
-                    operator,
-                    &mch_id,
-                    &out_trade_no,
-                    out_refund_no.as_ref(),
-                    Decision {
-                        sequence: 0,
-                        ordinal: 0,
-                        refund: out_refund_no.is_some(),
-                        success,
-                        operator,
-                        second,
-                        note,
-                    },
-                    now,
-                    out,
-                )
-            }
-        };
-        out.admin.push((ticket, said));
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "the fields of one operator's decision")]
-    fn decide_by_operator(
+    fn committed_mut(
         &mut self,
-        operator: protocol::id::ShortText,
-        mch_id: &protocol::id::MchId,
-        out_trade_no: &protocol::id::OutTradeNo,
-        out_refund_no: Option<&protocol::id::OutRefundNo>,
-        mut decision: Decision,
-        now: Now,
-        out: &mut Outputs,
-    ) -> Result<String, String> {
-        let digest = protocol::channel::order_digest(mch_id, out_trade_no);
-        let at = self
-            .merchant_ids
-            .get(mch_id)
-            .and_then(|merchant| self.find(&digest, *merchant, out_trade_no))
-            .ok_or("no such payment")?;
-        if decision.second.is_empty() || decision.second == operator {
-            return Err("a decision about money needs a second person".into());
+        sequence: u64,
+        ordinal: u8,
+    ) -> Result<&mut super::order::Order, ApplyError> {
+        if self.orders.committed(sequence).is_none() {
+            return Err(ApplyError::UnknownPayment { sequence, ordinal });
         }
-        decision.sequence = u64::from(at) + 1;
-        decision.ordinal = match out_refund_no {
-            Some(no) => {
-                let place = self.refund_by_no(at, no).ok_or("no such refund")?;
-                let refund = self.refunds.get(place as usize).ok_or("no such refund")?;
-                if refund.state != RefundState::Manual {
-                    return Err("the refund does not wait for an operator".into());
-                }
-                refund.ordinal
-            }
-            None => {
-                let order = self.order(at).ok_or("no such payment")?;
-                if order.current() != Attempt::Manual {
-                    return Err("the payment does not wait for an operator".into());
-                }
-                order.attempt
-            }
-        };
-        self.propose(&Record::Decided(decision), now, out);
-        Ok("decision recorded".into())
+        self.orders.get_mut(sequence).ok_or(ApplyError::UnknownPayment { sequence, ordinal })
     }
 }

@@ -1,134 +1,229 @@
-//! Close and reverse (state machine, C10), and the cancels that the switch
-//! starts by itself.
-
-use protocol::code::{Code, OrderState};
-use protocol::money::Amount;
+//! Close, reverse and expiry (state machine, C10): the cancel wish.
+//!
+//! A wish is durable before anything is sent for it. It never changes an
+//! answered outcome: a paid order is given back by a refund under a number of
+//! its own, and stays PAID.
 
 use super::Engine;
+use super::admit::Refused;
 use super::input::{Now, OrderInput};
-use super::order::{Attempt, REVERSAL_ORDINAL};
-use super::output::Outputs;
-use super::record::{CancelCause, Record};
+use super::order::{AttemptState, CancelCause, RefundKind};
+use super::output::{Outputs, Reply};
+use super::record::{CancelStart, Record};
+use super::slab::NIL;
+use super::waiter::Owner;
+use super::weakness::Weakness;
+use protocol::code::{Code, OrderState, RefundState};
+use protocol::message::kind;
 
 impl Engine {
     pub(super) fn close(&mut self, close: &OrderInput, now: Now, out: &mut Outputs) {
-        self.cancel(close, now, out);
+        if let Err(Refused(code, retry)) = self.try_cancel(close, now, out) {
+            out.replies.push(Reply::refusal(close.origin.waiter, code, retry));
+        }
     }
 
     pub(super) fn reverse(&mut self, reverse: &OrderInput, now: Now, out: &mut Outputs) {
-        let paid = self
-            .named(&reverse.origin, &reverse.order, &reverse.digest)
-            .ok()
-            .filter(|(at, _)| self.order(*at).is_some_and(|o| o.state == OrderState::Paid));
-        match paid {
-            Some((at, merchant)) if self.leading.is_some() => {
-                self.reverse_paid(at, merchant, reverse, now, out);
-            }
-            _ => self.cancel(reverse, now, out),
-        }
+        self.close(reverse, now, out);
     }
 
-    fn cancel(&mut self, cancel: &OrderInput, now: Now, out: &mut Outputs) {
-        let waiter = cancel.origin.waiter;
-        if self.leading.is_none() {
-            return self.refuse(waiter, Code::NoLeader, 50, out);
-        }
-        let (at, merchant) = match self.named(&cancel.origin, &cancel.order, &cancel.digest) {
-            Ok(named) => named,
-            Err(code) => return self.refuse(waiter, code, 0, out),
-        };
-        let Some(order) = self.order(at) else { return };
-        let (finished, cancelled, attempt) =
-            (order.state.is_final(), order.cancelled, order.attempt);
-        if finished {
-            if let Some(reply) = self.order_reply(at, &waiter, true) {
-                self.say(waiter, reply, out);
-            }
-            return;
-        }
-        if !cancelled {
-            if let Err(wait) = self.take_refund_rate(merchant, now) {
-                return self.refuse(waiter, Code::RateLimited, wait, out);
-            }
-            let cause = CancelCause::Merchant;
-            let sequence = u64::from(at) + 1;
-            self.propose(&Record::Cancel { sequence, attempt, cause }, now, out);
-        }
-        self.wait_for_order(at, &cancel.origin, now, out);
-    }
-
-    /// A reverse of a paid payment is a full refund under its own number.
-    fn reverse_paid(
+    fn try_cancel(
         &mut self,
-        at: u32,
-        merchant: u32,
-        reverse: &OrderInput,
+        input: &OrderInput,
         now: Now,
         out: &mut Outputs,
-    ) {
-        let waiter = reverse.origin.waiter;
-        if let Some(existing) = self.refund_of(at, REVERSAL_ORDINAL) {
-            return self.wait_or_say_reversal(at, existing, reverse, now, out);
+    ) -> Result<(), Refused> {
+        let merchant = self.merchant_of(&input.origin)?;
+        let sequence = self.find_order(merchant, &input.order, &input.digest)?;
+        let (waiter, owner) = (input.origin.waiter, Owner::Order(sequence));
+        let order = &self.orders[sequence];
+        if order.state == OrderState::Paid && waiter.kind == kind::REVERSE {
+            return self.reverse_paid(sequence, Some(input), now, out);
         }
-        let Some(order) = self.order(at) else { return };
-        let (amount, finished_ms) = (order.amount, order.finished_ms);
-        let has_refund = order.refunds != super::order::NONE || order.volatile.refunding > 0;
-        let late = now.wall_us > finished_ms * 1000 + self.config.reverse_window_us;
-        if has_refund {
-            return self.refuse(waiter, Code::HasRefund, 0, out);
+        if order.state.is_final() {
+            let code = if order.state == OrderState::Paid { Code::OrderPaid } else { Code::Ok };
+            let body = self.order_body(sequence, code, true);
+            out.replies.push(Reply { waiter, body });
+            return Ok(());
         }
-        if late {
-            return self.refuse(waiter, Code::WindowClosed, 0, out);
+        let first =
+            order.cancel_wish() == CancelCause::None || order.cancel_wish() == CancelCause::GaveUp;
+        let free = !order.live.ending;
+        if first {
+            self.take_refund_rate(merchant, now)?;
         }
-        if let Err(wait) = self.take_refund_rate(merchant, now) {
-            return self.refuse(waiter, Code::RateLimited, wait, out);
+        let waits = self.attach(owner, waiter, input.origin.wait_us, !first, now);
+        if first && free {
+            self.start_cancel(sequence, CancelCause::Merchant, true, now, out);
         }
-        let Some(attempt) = self.order(at).and_then(super::order::Order::paid_attempt) else {
-            return;
-        };
-        self.propose_refund(at, REVERSAL_ORDINAL, attempt, amount, None, now, out);
-        self.wait_for_order(at, &reverse.origin, now, out);
+        if !waits {
+            let body = self.order_body(sequence, Code::Ok, !first);
+            out.replies.push(Reply { waiter, body });
+        }
+        Ok(())
     }
 
-    fn wait_or_say_reversal(
-        &mut self,
-        at: u32,
-        refund: u32,
-        reverse: &OrderInput,
-        now: Now,
-        out: &mut Outputs,
-    ) {
-        let open = self
-            .refunds
-            .get(refund as usize)
-            .is_some_and(|refund| refund.state == protocol::code::RefundState::Processing);
-        if open {
-            self.wait_for_order(at, &reverse.origin, now, out);
-        } else if let Some(reply) = self.order_reply(at, &reverse.origin.waiter, true) {
-            self.say(reverse.origin.waiter, reply, out);
-        }
+    /// Takes one operation of the rate that refunds, closes and reverses share.
+    pub(super) fn take_refund_rate(&mut self, merchant: u32, now: Now) -> Result<(), Refused> {
+        let entry = self.merchants.at_mut(merchant);
+        let limits = entry.limits(now.wall_us);
+        entry
+            .admitted
+            .refund
+            .check(now.wall_us, limits.refund_per_minute, limits.burst)
+            .map_err(|retry| Refused(Code::RateLimited, retry))?;
+        entry.admitted.refund.take(now.wall_us, limits.refund_per_minute);
+        Ok(())
     }
 
-    /// Starts a cancel of an in-doubt attempt by the switch itself.
-    pub(super) fn cancel_doubt(
+    /// Proposes the cancel record of an order that is not final.
+    pub(super) fn start_cancel(
         &mut self,
-        at: u32,
+        sequence: u64,
         cause: CancelCause,
+        counted: bool,
         now: Now,
         out: &mut Outputs,
     ) {
-        let Some(order) = self.order_mut(at) else { return };
-        if order.volatile.deciding || order.current() == Attempt::Reversing {
+        let order = &self.orders[sequence];
+        let known = order.cancel_wish();
+        if known.is_cancel() && cause.is_cancel() || order.live.ending {
             return;
         }
-        order.volatile.deciding = true;
-        let attempt = order.attempt;
-        let sequence = u64::from(at) + 1;
-        self.propose(&Record::Cancel { sequence, attempt, cause }, now, out);
+        let open = matches!(
+            order.attempt.state,
+            AttemptState::Started | AttemptState::Unknown | AttemptState::Awaiting
+        );
+        let reversible = self.channel(order.attempt.channel).is_some_and(|c| c.reversible);
+        // An attempt that is only proposed is never sent once a cancel stands
+        // behind it; a proposed give-up reverses already.
+        let reversing = open && reversible && !order.live.starting && known != CancelCause::GaveUp;
+        let attempt = order.attempt.ordinal;
+        self.orders[sequence].live.cancelling = cause;
+        let record = CancelStart { sequence, attempt, cause, reversing, counted };
+        self.propose(now, &Record::CancelStart(record), out);
     }
 
-    /// The whole amount of a payment, for an orphan charge.
-    pub(super) fn whole(&self, at: u32) -> Option<Amount> {
-        self.order(at).map(|order| order.amount)
+    /// Reverses a paid order: a full refund with its own number.
+    pub(super) fn reverse_paid(
+        &mut self,
+        sequence: u64,
+        input: Option<&OrderInput>,
+        now: Now,
+        out: &mut Outputs,
+    ) -> Result<(), Refused> {
+        let order = &self.orders[sequence];
+        let reversal =
+            self.orders.refunds_of(sequence).find(|(_, r)| r.kind == RefundKind::Reversal);
+        if let Some((place, refund)) = reversal {
+            let running = refund.state == RefundState::Processing;
+            if let Some(input) = input {
+                let origin = &input.origin;
+                let owner = Owner::Refund(place);
+                if !running || !self.attach(owner, origin.waiter, origin.wait_us, true, now) {
+                    let body = self.order_body(sequence, Code::Ok, true);
+                    out.replies.push(Reply { waiter: origin.waiter, body });
+                }
+            }
+            return Ok(());
+        }
+        if order.refunds != NIL && !self.weakened(Weakness::CancelIgnoresRefunds) {
+            let merchants =
+                self.orders.refunds_of(sequence).any(|(_, r)| r.kind == RefundKind::Merchant);
+            if merchants {
+                return Err(Code::HasRefund.into());
+            }
+        }
+        if now.wall_us > order.finished_ms * 1000 + self.config.reverse_window_us {
+            return Err(Code::WindowClosed.into());
+        }
+        let (attempt, amount, merchant) = (order.attempt.ordinal, order.amount, order.merchant);
+        if !self.has_room(order.attempt.channel) {
+            return Err(Refused(Code::ChannelUnavailable, 200));
+        }
+        if input.is_some() {
+            self.take_refund_rate(merchant, now)?;
+        }
+        let place = self.propose_refund(
+            (sequence, RefundKind::Reversal, attempt, amount),
+            None,
+            input.is_some(),
+            now,
+            out,
+        );
+        if let Some(input) = input {
+            let origin = &input.origin;
+            self.attach(Owner::Refund(place), origin.waiter, origin.wait_us, false, now);
+        }
+        Ok(())
+    }
+
+    /// Answers everyone who waits for the order, now that it settled: final,
+    /// in front of the payer, or in front of an operator.
+    pub(super) fn answer_settled(&mut self, sequence: u64, now: Now, out: &mut Outputs) {
+        let state = self.orders[sequence].state;
+        if state == OrderState::Processing {
+            return;
+        }
+        let owner = Owner::Order(sequence);
+        // Who asked for a cancel does not want to hear that the payer must act.
+        let patient = [kind::CLOSE, kind::REVERSE];
+        let keep_cancels = state == OrderState::WaitPayer;
+        let mut list = self.take_waiters(owner);
+        while let Some(wait) =
+            self.next_of_list(&mut list, |w| keep_cancels && patient.contains(&w.waiter.kind))
+        {
+            if state == OrderState::Paid && wait.waiter.kind == kind::REVERSE {
+                self.reverse_settled(sequence, wait, now, out);
+                continue;
+            }
+            let paid_close = state == OrderState::Paid && wait.waiter.kind == kind::CLOSE;
+            let code = if paid_close { Code::OrderPaid } else { Code::Ok };
+            let body = self.order_body(sequence, code, wait.replayed);
+            out.replies.push(Reply { waiter: wait.waiter, body });
+        }
+    }
+
+    /// A reverse that was waiting when the order became paid.
+    fn reverse_settled(
+        &mut self,
+        sequence: u64,
+        wait: super::waiter::Wait,
+        now: Now,
+        out: &mut Outputs,
+    ) {
+        let refused_before = self
+            .orders
+            .refunds_of(sequence)
+            .any(|(_, r)| r.kind == RefundKind::Reversal && r.state == RefundState::Failed);
+        let started =
+            if refused_before { Ok(()) } else { self.reverse_paid(sequence, None, now, out) };
+        let reversal = self
+            .orders
+            .refunds_of(sequence)
+            .find(|(_, r)| r.kind == RefundKind::Reversal && r.state == RefundState::Processing)
+            .map(|(place, _)| place);
+        match (started, reversal) {
+            (Ok(()), Some(place))
+                if self.attach(Owner::Refund(place), wait.waiter, 0, false, now) => {}
+            (Err(Refused(code, _)), _) => {
+                let body = self.order_body(sequence, code, wait.replayed);
+                out.replies.push(Reply { waiter: wait.waiter, body });
+            }
+            _ => {
+                let body = self.order_body(sequence, Code::Ok, wait.replayed);
+                out.replies.push(Reply { waiter: wait.waiter, body });
+            }
+        }
+    }
+
+    /// Starts the cancel of those who asked while another outcome was proposed
+    /// that left the order open.
+    pub(super) fn cancel_if_asked(&mut self, sequence: u64, now: Now, out: &mut Outputs) {
+        let order = &self.orders[sequence];
+        let undecided = !order.state.is_final() && !order.cancel_wish().is_cancel();
+        if undecided && self.has_waiter(order.live.waiters, &[kind::CLOSE, kind::REVERSE]) {
+            self.start_cancel(sequence, CancelCause::Merchant, true, now, out);
+        }
     }
 }

@@ -2,6 +2,7 @@
 //! on every replica of a shard.
 
 use protocol::code::Method;
+use protocol::id::ShortText;
 
 /// Settings of one engine.
 #[derive(Clone, Debug)]
@@ -29,8 +30,9 @@ pub struct EngineConfig {
     pub event_retry_us: u64,
     /// Deliveries before an event is dead-lettered.
     pub event_tries_max: u8,
-    /// Gateway names, indexed by number - 1: who gets whose events.
-    pub gateways: Vec<protocol::id::ShortText>,
+    /// Names of the gateways, indexed by `Origin::gateway` - 1: merchants name
+    /// the gateways that get their events.
+    pub gateways: Vec<ShortText>,
     /// Channels, indexed by number - 1.
     pub channels: Vec<ChannelConfig>,
     /// Ordered rules; the first that matches gives the ordered channel list.

@@ -1,332 +1,498 @@
-//! What channels say, judged (state machine, C3 and C8). Evidence becomes a
-//! proposal; nothing here changes replicated state.
-
-use protocol::channel::ChannelStatus;
-use protocol::code::{Reason, RefundState};
-use protocol::id::ShortText;
+//! Channel statements: what they prove, and the record that follows.
+//!
+//! A statement is first compared with what was asked (number, amount,
+//! currency), then the transition table decides, then the outcome is proposed.
+//! Nothing about money changes here: only applied records do that.
 
 use super::Engine;
+use super::attempt::{Asked, Facts, Step, step};
 use super::input::{Evidence, Now, Operation, OperationId};
-use super::order::{ATTEMPTS_MAX, Attempt, ORPHAN_ORDINAL};
-use super::output::{AlarmKind, Outputs};
-use super::record::{CancelCause, End, Ending, Record};
+use super::order::{AttemptState, CancelCause, Class, Order, RefundKind};
+use super::output::{Alarm, AlarmKind, Outputs, Send};
+use super::record::{Outcome, Record};
+use super::weakness::Weakness;
+use protocol::channel::{ChannelRequest, ChannelStatus, charge_number, kind};
+use protocol::code::{Code, OrderState, Reason};
+use protocol::id::ShortText;
+use protocol::money::Amount;
 
-/// Most evidence kept while decisions about its attempts are on their way.
-const DEFERRED_MAX: usize = 65_536;
-
-/// Declines after which another channel may be tried: the channel's trouble,
-/// not the payer's.
-fn may_cascade(reason: Reason) -> bool {
-    matches!(reason, Reason::ChannelRisk | Reason::NotSent)
+/// A statement after comparison with what was asked.
+#[derive(Clone, Copy)]
+pub(super) struct Statement {
+    pub(super) class: Class,
+    pub(super) reason: Reason,
+    pub(super) amount: i64,
+    pub(super) channel_ref: ShortText,
 }
 
-struct Answer {
-    status: ChannelStatus,
-    reason: Reason,
-    fits: bool,
-    channel_ref: ShortText,
+impl Statement {
+    pub(super) const fn plain(class: Class, reason: Reason) -> Self {
+        Self { class, reason, amount: 0, channel_ref: ShortText::EMPTY }
+    }
 }
+
+/// Most statements set aside while an outcome is proposed; more are dropped,
+/// as the network might have done.
+const DEFERRED_MAX: usize = 4096;
 
 impl Engine {
     pub(super) fn evidence(
         &mut self,
-        id: OperationId,
-        evidence: Evidence,
+        operation: OperationId,
+        evidence: &Evidence,
         now: Now,
         out: &mut Outputs,
     ) {
-        let place = self.place(id.sequence).filter(|at| (*at as usize) < self.committed);
-        let Some(at) = place.filter(|_| self.leading.is_some()) else { return };
-        match id.operation {
-            Operation::Charge | Operation::Query | Operation::Reverse => {
-                self.attempt_evidence(at, id, evidence, now, out);
+        if self.term.is_none() {
+            return;
+        }
+        if operation.shard != self.config.shard
+            || self.orders.committed(operation.sequence).is_none()
+        {
+            self.counters.unmatched += 1;
+            return;
+        }
+        match operation.operation {
+            Operation::Charge => self.charge_evidence(operation, Asked::Charge, evidence, now, out),
+            Operation::Query => self.charge_evidence(operation, Asked::Query, evidence, now, out),
+            Operation::Reverse => {
+                self.charge_evidence(operation, Asked::Reverse, evidence, now, out);
             }
             Operation::Refund | Operation::QueryRefund => {
-                self.refund_evidence(at, id, evidence, now, out);
+                self.refund_evidence(operation, evidence, now, out);
             }
         }
     }
 
-    fn attempt_evidence(
+    fn charge_evidence(
         &mut self,
-        at: u32,
-        id: OperationId,
-        evidence: Evidence,
+        operation: OperationId,
+        asked: Asked,
+        evidence: &Evidence,
         now: Now,
         out: &mut Outputs,
     ) {
-        let Some(order) = self.order(at) else { return };
-        let (deciding, state) = (order.volatile.deciding, order.attempt_state(id.ordinal));
-        if deciding && id.ordinal == order.attempt {
-            if self.deferred.len() < DEFERRED_MAX {
-                self.deferred.push((id, evidence));
+        let (sequence, ordinal) = (operation.sequence, operation.ordinal);
+        let newest = self.orders[sequence].attempt.ordinal == ordinal;
+        let first_life = newest && self.answered(operation);
+        let Some(statement) = self.compare(operation, evidence, first_life, out) else { return };
+        let Some(attempt) = self.orders.attempt(sequence, ordinal) else {
+            self.counters.unmatched += 1;
+            return;
+        };
+        if attempt.state.is_definitive() {
+            return self.late(sequence, ordinal, asked, &statement, now, out);
+        }
+        if self.orders[sequence].live.ending {
+            let contradicts = matches!(statement.class, Class::Success | Class::Integrity);
+            if contradicts && self.deferred.len() < DEFERRED_MAX {
+                self.deferred.push((operation, *evidence));
             }
             return;
         }
-        let answer = match evidence {
-            Evidence::NotSent if state == Attempt::Started && id.operation == Operation::Charge => {
-                return self.decide(at, Ending::Void, Reason::NotSent, ShortText::EMPTY, now, out);
+        self.decide(sequence, asked, &statement, now, out);
+    }
+
+    /// Books the answer of an operation in flight; whether it is the charge's
+    /// first send inside its time-out.
+    fn answered(&mut self, operation: OperationId) -> bool {
+        let order = &mut self.orders[operation.sequence];
+        let channel = order.attempt.channel;
+        if operation.operation == Operation::Charge && order.live.in_flight {
+            order.live.in_flight = false;
+            self.release_in_flight(channel);
+            return true;
+        }
+        let case = order.live.case;
+        self.case_answered(case, operation.operation);
+        false
+    }
+
+    /// Compares a statement with what was asked; `None` when it is about
+    /// something else.
+    fn compare(
+        &mut self,
+        operation: OperationId,
+        evidence: &Evidence,
+        first_life: bool,
+        out: &mut Outputs,
+    ) -> Option<Statement> {
+        let order = &self.orders[operation.sequence];
+        let (status, detail, charge_no, amount, currency, channel_ref) = match evidence {
+            // Only the first send proves it: an earlier one may be under way.
+            Evidence::NotSent if first_life => {
+                return Some(Statement::plain(Class::NotSent, Reason::NotSent));
             }
-            Evidence::NotSent => return,
-            Evidence::Lost => {
-                if state == Attempt::Started {
-                    self.doubt_attempt(at, now, self.first_query_us(at));
-                }
-                return;
+            Evidence::NotSent | Evidence::Lost => {
+                return Some(Statement::plain(Class::Silent, Reason::None));
             }
             Evidence::Answered { status, detail, charge_no, amount, currency, channel_ref } => {
-                Answer {
-                    status,
-                    reason: Reason::from_wire(detail)
-                        .filter(|reason| *reason != Reason::None)
-                        .unwrap_or(Reason::ChannelDeclined),
-                    fits: charge_no == order.charge_no(id.ordinal)
-                        && amount == order.amount.minor()
-                        && currency == order.currency,
-                    channel_ref,
-                }
+                (*status, *detail, charge_no, *amount, *currency, *channel_ref)
             }
         };
-        self.judge(at, id, state, &answer, now, out);
+        let number_fits = *charge_no == charge_number(&order.digest, operation.ordinal);
+        let money_fits = amount == order.amount && currency == order.currency;
+        let (class, reason) = match status {
+            // A confirmed reversal names no money that moved; the number decides.
+            ChannelStatus::Success if number_fits && money_fits => (Class::Success, Reason::None),
+            ChannelStatus::Success => (Class::Integrity, Reason::Integrity),
+            _ if !number_fits => {
+                raise(out, AlarmKind::Integrity, operation.sequence, operation.ordinal);
+                (Class::Silent, Reason::None)
+            }
+            ChannelStatus::Declined => (Class::Declined, decline_reason(detail)),
+            ChannelStatus::Pending => (Class::Pending, Reason::None),
+            ChannelStatus::NotFound => (Class::NotFound, Reason::None),
+            ChannelStatus::Reversed => (Class::Reversed, Reason::Cancelled),
+            ChannelStatus::Unavailable => (Class::Silent, Reason::None),
+        };
+        Some(Statement { class, reason, amount, channel_ref })
     }
 
-    fn judge(
+    /// The open newest attempt: ask the table and act.
+    pub(super) fn decide(
         &mut self,
-        at: u32,
-        id: OperationId,
-        state: Attempt,
-        answer: &Answer,
+        sequence: u64,
+        asked: Asked,
+        statement: &Statement,
         now: Now,
         out: &mut Outputs,
     ) {
-        match answer.status {
-            ChannelStatus::Success => self.judge_success(at, id, state, answer, now, out),
-            ChannelStatus::Declined => self.judge_decline(at, id, state, answer, now, out),
-            ChannelStatus::Pending => match state {
-                Attempt::Started | Attempt::Unknown | Attempt::Awaiting => {
-                    self.await_payer(at, now, out);
-                }
-                _ => {}
-            },
-            ChannelStatus::NotFound => {
-                let asked = id.operation == Operation::Query;
-                if asked && matches!(state, Attempt::Unknown | Attempt::Awaiting) {
-                    self.not_found(at, now, out);
-                }
-            }
-            ChannelStatus::Reversed => {
-                if !state.definitive() && state != Attempt::Idle {
-                    let reason = if state == Attempt::Reversing {
-                        Reason::BudgetSpent
-                    } else {
-                        Reason::Cancelled
-                    };
-                    self.decide(at, Ending::Reversed, reason, ShortText::EMPTY, now, out);
-                }
-            }
-            ChannelStatus::Unavailable => {
-                if state == Attempt::Started {
-                    self.doubt_attempt(at, now, self.first_query_us(at));
-                }
+        let order = &self.orders[sequence];
+        let state = self.state_with_proposals(order);
+        let facts = self.facts(order, now);
+        match self.weaken(step(state, asked, statement.class, &facts), state, asked, statement) {
+            Step::To(to) => self.conclude(sequence, to, statement, now, out),
+            Step::Doubt => self.doubt(sequence, now.mono_us, now, out),
+            Step::Wait => self.go_on(sequence, now, out),
+            Step::Resend => self.resend(sequence, now, out),
+            Step::Fence => self.start_cancel(sequence, CancelCause::GaveUp, false, now, out),
+            Step::AskCharge => self.ask_charge(sequence, now, out),
+            Step::Ignore => {}
+            Step::Orphan | Step::Residue | Step::Conflict => {
+                debug_assert!(false, "only definitive attempts are contradicted");
             }
         }
     }
 
-    fn judge_success(
+    fn weaken(
+        &self,
+        sound: Step,
+        state: AttemptState,
+        asked: Asked,
+        statement: &Statement,
+    ) -> Step {
+        let silent_charge = asked == Asked::Charge && statement.class == Class::Silent;
+        if self.weakened(Weakness::TimeoutIsDecline)
+            && silent_charge
+            && state == AttemptState::Started
+        {
+            return Step::To(AttemptState::Declined);
+        }
+        let absent = statement.class == Class::NotFound && asked == Asked::Query;
+        if self.weakened(Weakness::NotFoundIsFinal) && absent && state != AttemptState::Reversing {
+            return Step::To(AttemptState::Void);
+        }
+        sound
+    }
+
+    /// The newest attempt's state as it will stand once proposals are applied.
+    fn state_with_proposals(&self, order: &Order) -> AttemptState {
+        let state = order.attempt.state;
+        let reversible = self.channel(order.attempt.channel).is_some_and(|c| c.reversible);
+        let open = !state.is_definitive() && state != AttemptState::Manual;
+        if order.live.cancelling != CancelCause::None && open && reversible {
+            return AttemptState::Reversing;
+        }
+        // Doubt is known before its record is applied.
+        if state == AttemptState::Started && order.live.case != super::slab::NIL {
+            return AttemptState::Unknown;
+        }
+        state
+    }
+
+    fn facts(&self, order: &Order, now: Now) -> Facts {
+        let Some(channel) = self.channel(order.attempt.channel) else { return Facts::default() };
+        let (lifetime_over, reversal_refused) = self.case_facts(order.live.case, channel, now);
+        Facts {
+            idempotent_pay: channel.idempotent_pay,
+            reversible: channel.reversible,
+            fences: channel.fence_on_cancel,
+            wanted: !order.cancel_wish().is_cancel() && !order.expired(now.wall_us),
+            lifetime_over,
+            reversal_refused,
+            reversal_started: order.attempt.reversal_started,
+            void_by_reversal: false,
+        }
+    }
+
+    /// Proposes the attempt's new state and what it means for the order.
+    pub(super) fn conclude(
         &mut self,
-        at: u32,
-        id: OperationId,
-        state: Attempt,
-        answer: &Answer,
+        sequence: u64,
+        to: AttemptState,
+        statement: &Statement,
         now: Now,
         out: &mut Outputs,
     ) {
-        match state {
-            Attempt::Idle | Attempt::Succeeded | Attempt::Reversed => {}
-            // The reversal must finish; only its own answer can say "already paid".
-            Attempt::Reversing if id.operation != Operation::Reverse => {}
-            Attempt::Declined | Attempt::Void => self.orphan(at, id.ordinal, now, out),
-            _ if !answer.fits => {
-                if state != Attempt::Manual {
-                    self.alarm(AlarmKind::Integrity, at, id.ordinal, out);
-                    let reference = answer.channel_ref;
-                    self.decide(at, Ending::Manual, Reason::Integrity, reference, now, out);
+        let order = &self.orders[sequence];
+        let (order_state, reason) = self.order_after(sequence, to, statement, now);
+        let outcome = Outcome {
+            sequence,
+            attempt: order.attempt.ordinal,
+            cancel_result: self.state_with_proposals(order) == AttemptState::Reversing,
+            class: statement.class,
+            attempt_state: to,
+            order_state,
+            reason,
+            amount: statement.amount,
+            channel_ref: statement.channel_ref,
+        };
+        match statement.class {
+            Class::Integrity => raise(out, AlarmKind::Integrity, sequence, outcome.attempt),
+            Class::BudgetSpent => raise(out, AlarmKind::Manual, sequence, outcome.attempt),
+            _ => {}
+        }
+        self.orders[sequence].live.ending = true;
+        self.propose(now, &Record::Outcome(outcome), out);
+        let over = matches!(to, AttemptState::Declined | AttemptState::Void);
+        if over
+            && order_state == OrderState::Processing
+            && let Ok(channel) = self.next_channel(sequence)
+        {
+            // Behind its proof in the same block: one commit less to wait for.
+            self.start_next(sequence, channel, now, out);
+        }
+        if self.weakened(Weakness::AnswerBeforeCommitted) {
+            let before = (self.orders[sequence].state, self.orders[sequence].reason);
+            (self.orders[sequence].state, self.orders[sequence].reason) = (order_state, reason);
+            self.answer_settled(sequence, now, out);
+            (self.orders[sequence].state, self.orders[sequence].reason) = before;
+        }
+    }
+
+    /// What the order becomes when its newest attempt becomes `to`.
+    fn order_after(
+        &self,
+        sequence: u64,
+        to: AttemptState,
+        statement: &Statement,
+        now: Now,
+    ) -> (OrderState, Reason) {
+        let order = &self.orders[sequence];
+        let wish = order.cancel_wish();
+        match to {
+            AttemptState::Awaiting => (OrderState::WaitPayer, Reason::None),
+            AttemptState::Manual => (OrderState::Manual, statement.reason),
+            // Money stands although it is not wanted: it goes back first.
+            AttemptState::Succeeded if wish.is_cancel() => (OrderState::Processing, Reason::None),
+            AttemptState::Succeeded => (OrderState::Paid, Reason::None),
+            AttemptState::Declined | AttemptState::Void => {
+                if self.weakened(Weakness::GiveUpIsFailed) && statement.class == Class::BudgetSpent
+                {
+                    return (OrderState::Failed, Reason::BudgetSpent);
                 }
+                self.order_without_money(sequence, to, statement, wish, now)
             }
-            Attempt::Manual if self.order(at).is_some_and(|o| o.reason == Reason::Integrity) => {}
-            _ => {
-                let reference = answer.channel_ref;
-                self.decide(at, Ending::Succeeded, Reason::None, reference, now, out);
+            AttemptState::Started | AttemptState::Unknown | AttemptState::Reversing => {
+                (order.state, order.reason)
             }
         }
     }
 
-    fn judge_decline(
+    fn order_without_money(
+        &self,
+        sequence: u64,
+        to: AttemptState,
+        statement: &Statement,
+        wish: CancelCause,
+        now: Now,
+    ) -> (OrderState, Reason) {
+        if wish.is_cancel() {
+            return (OrderState::Closed, wish.reason());
+        }
+        let expired = self.orders[sequence].expired(now.wall_us);
+        let cascades = to == AttemptState::Void || may_cascade(statement.reason);
+        if cascades && !expired && self.next_channel(sequence).is_ok() {
+            return (OrderState::Processing, Reason::None);
+        }
+        match to {
+            AttemptState::Void if expired => (OrderState::Closed, Reason::Expired),
+            AttemptState::Void => (OrderState::Failed, Reason::NotSent),
+            _ => (OrderState::Failed, statement.reason),
+        }
+    }
+
+    /// The next channel of the order's route that was not tried yet.
+    pub(super) fn next_channel(&self, sequence: u64) -> Result<u16, Code> {
+        let order = &self.orders[sequence];
+        if order.attempt.ordinal >= ATTEMPTS_MAX {
+            return Err(Code::NoRoute);
+        }
+        let mch_id = self.merchants.at(order.merchant).merchant.mch_id;
+        let tried = |channel| {
+            (1..=order.attempt.ordinal).any(|ordinal| {
+                self.orders.attempt(sequence, ordinal).is_some_and(|a| a.channel == channel)
+            })
+        };
+        self.choose_channel(order.method, order.currency, order.amount, &mch_id, tried)
+            .map_err(|refused| refused.0)
+    }
+
+    /// A statement about a definitive attempt (state machine, C8).
+    fn late(
         &mut self,
-        at: u32,
-        id: OperationId,
-        state: Attempt,
-        answer: &Answer,
+        sequence: u64,
+        ordinal: u8,
+        asked: Asked,
+        statement: &Statement,
         now: Now,
         out: &mut Outputs,
     ) {
-        let reference = answer.channel_ref;
-        match state {
-            Attempt::Started | Attempt::Unknown | Attempt::Awaiting | Attempt::Manual => {
-                self.decide(at, Ending::Declined, answer.reason, reference, now, out);
+        let Some(attempt) = self.orders.attempt(sequence, ordinal) else { return };
+        let (state, noted) = (attempt.state, attempt.noted);
+        let facts =
+            Facts { void_by_reversal: attempt.class == Class::Reversed, ..Facts::default() };
+        match step(state, asked, statement.class, &facts) {
+            Step::Orphan if self.weakened(Weakness::LateSuccessFlipsClosed) => {
+                self.orders[sequence].state = OrderState::Paid;
             }
-            // Nothing to undo, said by the reversal itself.
-            Attempt::Reversing if id.operation == Operation::Reverse => {
-                self.decide(at, Ending::Void, answer.reason, reference, now, out);
+            Step::Orphan => self.compensate(sequence, ordinal, now, out),
+            Step::Residue if asked == Asked::Charge => self.ask_again(sequence, ordinal, out),
+            Step::Residue | Step::Conflict => {
+                if !noted {
+                    self.note(sequence, ordinal, state, statement, now, out);
+                }
+                self.ask_again(sequence, ordinal, out);
             }
-            Attempt::Succeeded => self.alarm(AlarmKind::Conflict, at, id.ordinal, out),
             _ => {}
         }
     }
 
-    /// Proposes the end of the current attempt.
-    pub(super) fn decide(
+    /// Puts a contradiction on record, once per attempt.
+    fn note(
         &mut self,
-        at: u32,
-        ending: Ending,
-        reason: Reason,
-        channel_ref: ShortText,
+        sequence: u64,
+        ordinal: u8,
+        state: AttemptState,
+        statement: &Statement,
         now: Now,
         out: &mut Outputs,
     ) {
-        let goes_on = self.goes_on(at, ending, reason, now);
-        let Some(order) = self.order_mut(at) else { return };
-        order.volatile.deciding = true;
-        let end = End {
-            sequence: u64::from(at) + 1,
-            ordinal: order.attempt,
-            ending,
-            reason,
-            goes_on,
-            channel_ref,
-        };
-        self.propose(&Record::End(end), now, out);
-    }
-
-    /// Whether another channel is tried after this ending.
-    fn goes_on(&self, at: u32, ending: Ending, reason: Reason, now: Now) -> bool {
-        let Some(order) = self.order(at) else { return false };
-        matches!(ending, Ending::Declined | Ending::Void)
-            && may_cascade(reason)
-            && !order.cancelled
-            && order.time_expire_ms > now.wall_us / 1000
-            && usize::from(order.attempt) < ATTEMPTS_MAX
-            && self.next_channel(at).is_some()
-    }
-
-    /// The first channel of the payment's route that was not tried yet and can
-    /// take a charge.
-    fn next_channel(&self, at: u32) -> Option<u16> {
-        let order = self.order(at)?;
-        let merchant = self.merchant(order.merchant)?;
-        let list = self.route_list(
-            order.method,
-            order.currency,
-            order.amount.minor(),
-            &merchant.merchant.mch_id,
-        );
-        let tried = &order.channels[..usize::from(order.attempt).min(ATTEMPTS_MAX)];
-        list.iter().copied().find(|channel| !tried.contains(channel) && self.can_take(*channel))
-    }
-
-    /// Proposes the next attempt of a payment whose last one is proven void. When
-    /// the route has closed meanwhile, the payment is cancelled instead: it
-    /// must not be left open.
-    pub(super) fn go_on(&mut self, at: u32, now: Now, out: &mut Outputs) {
-        let next = self.next_channel(at);
-        let expired = self.order(at).is_some_and(|o| o.time_expire_ms <= now.wall_us / 1000);
-        let Some(order) = self.order_mut(at) else { return };
-        order.volatile.deciding = true;
-        let attempt = order.attempt;
-        let sequence = u64::from(at) + 1;
-        let record = match next {
-            Some(channel) if !expired && usize::from(attempt) < ATTEMPTS_MAX => {
-                Record::Attempt { sequence, attempt: attempt + 1, channel }
-            }
-            _ => Record::Cancel { sequence, attempt, cause: CancelCause::Expired },
-        };
-        self.propose(&record, now, out);
-    }
-
-    /// A charge that appeared after its attempt was given up: give it back, and
-    /// say so. The merchant's outcome does not change.
-    fn orphan(&mut self, at: u32, attempt: u8, now: Now, out: &mut Outputs) {
-        let ordinal = ORPHAN_ORDINAL + attempt;
-        if self.refund_of(at, ordinal).is_some() {
+        if self.orders[sequence].live.asked_again {
             return;
         }
-        self.alarm(AlarmKind::OrphanSuccess, at, attempt, out);
-        if let Some(amount) = self.whole(at) {
-            self.propose_refund(at, ordinal, attempt, amount, None, now, out);
+        raise(out, AlarmKind::Conflict, sequence, ordinal);
+        let order = &self.orders[sequence];
+        let outcome = Outcome {
+            sequence,
+            attempt: ordinal,
+            cancel_result: false,
+            class: Class::Noted,
+            attempt_state: state,
+            order_state: order.state,
+            reason: order.reason,
+            amount: statement.amount,
+            channel_ref: statement.channel_ref,
+        };
+        self.propose(now, &Record::Outcome(outcome), out);
+    }
+
+    /// Asks once what stands; the answer can only alarm.
+    fn ask_again(&mut self, sequence: u64, ordinal: u8, out: &mut Outputs) {
+        let Some(attempt) = self.orders.attempt(sequence, ordinal) else { return };
+        let channel = attempt.channel;
+        let queryable = self.channel(channel).is_some_and(|c| c.queryable);
+        let order = &mut self.orders[sequence];
+        if queryable && !std::mem::replace(&mut order.live.asked_again, true) {
+            self.send(channel, sequence, Operation::Query, ordinal, out);
         }
     }
 
-    fn refund_evidence(
-        &mut self,
-        at: u32,
-        id: OperationId,
-        evidence: Evidence,
-        now: Now,
+    /// An orphan success: give it back, once per attempt (state machine, C8).
+    fn compensate(&mut self, sequence: u64, ordinal: u8, now: Now, out: &mut Outputs) {
+        let done = |(_, refund): (u32, &super::order::Refund)| {
+            refund.kind == RefundKind::Orphan && refund.attempt == ordinal
+        };
+        if self.orders.refunds_of(sequence).any(done) {
+            return;
+        }
+        raise(out, AlarmKind::OrphanSuccess, sequence, ordinal);
+        let amount = self.orders[sequence].amount;
+        self.start_refund_of_our_own(sequence, RefundKind::Orphan, ordinal, amount, now, out);
+    }
+
+    /// Sends the first request of the newest attempt.
+    pub(super) fn send_charge(&self, sequence: u64, out: &mut Outputs) {
+        let attempt = &self.orders[sequence].attempt;
+        self.send(attempt.channel, sequence, Operation::Charge, attempt.ordinal, out);
+    }
+
+    /// Emits a request about an attempt.
+    pub(super) fn send(
+        &self,
+        channel: u16,
+        sequence: u64,
+        operation: Operation,
+        ordinal: u8,
         out: &mut Outputs,
     ) {
-        let Some(place) = self.refund_of(at, id.ordinal) else { return };
-        let Some(refund) = self.refunds.get_mut(place as usize) else { return };
-        if refund.deciding || !matches!(refund.state, RefundState::Processing | RefundState::Manual)
-        {
-            return;
-        }
-        let Evidence::Answered { status, detail, amount, channel_ref, charge_no, currency } =
-            evidence
-        else {
-            return;
+        let order = &self.orders[sequence];
+        let Some(amount) = Amount::new(order.amount) else { return };
+        let kind = match operation {
+            Operation::Charge => kind::CHARGE,
+            Operation::Query => kind::QUERY,
+            Operation::Reverse => kind::REVERSE,
+            Operation::Refund => kind::REFUND,
+            Operation::QueryRefund => kind::QUERY_REFUND,
         };
-        let (expected, attempt) = (refund.amount.minor(), refund.attempt);
-        let Some(order) = self.orders.get(at as usize) else { return };
-        let fits = charge_no == order.charge_no(attempt) && currency == order.currency;
-        let (ending, reason) = match status {
-            ChannelStatus::Success if amount == expected && fits => {
-                (Ending::Succeeded, Reason::None)
-            }
-            ChannelStatus::Success => {
-                self.alarm(AlarmKind::Integrity, at, id.ordinal, out);
-                (Ending::Manual, Reason::Integrity)
-            }
-            ChannelStatus::Declined => {
-                let reason = Reason::from_wire(detail).unwrap_or(Reason::ChannelDeclined);
-                (Ending::Declined, reason)
-            }
-            ChannelStatus::NotFound if id.operation == Operation::QueryRefund => {
-                // It never arrived: the same number again can move money only once.
-                return self.send_refund(place, now, out);
-            }
-            _ => return,
-        };
-        if let Some(refund) = self.refunds.get_mut(place as usize) {
-            refund.deciding = true;
-        }
-        let end = End {
-            sequence: u64::from(at) + 1,
-            ordinal: id.ordinal,
-            ending,
-            reason,
-            goes_on: false,
-            channel_ref,
-        };
-        self.propose(&Record::RefundEnd(end), now, out);
+        out.sends.push(Send {
+            channel,
+            operation: OperationId { shard: self.config.shard, sequence, operation, ordinal },
+            request: ChannelRequest {
+                kind,
+                charge_no: charge_number(&order.digest, ordinal),
+                refund_no: None,
+                amount,
+                currency: order.currency,
+                time_expire_ms: order.time_expire_ms,
+            },
+        });
     }
 
-    /// Evidence that had to wait for a decision is judged against its result.
-    pub(super) fn retry_deferred(&mut self, now: Now, out: &mut Outputs) {
+    /// Statements that were set aside, once nothing is proposed about them.
+    pub(super) fn hear_deferred(&mut self, now: Now, out: &mut Outputs) {
         if self.deferred.is_empty() {
             return;
         }
-        for (id, evidence) in std::mem::take(&mut self.deferred) {
-            self.evidence(id, evidence, now, out);
+        for (operation, evidence) in std::mem::take(&mut self.deferred) {
+            self.evidence(operation, &evidence, now, out);
         }
     }
+}
+
+/// Most attempts of one order; also bounded by the ordinal's 7 bits.
+const ATTEMPTS_MAX: u8 = 16;
+
+pub(super) fn raise(out: &mut Outputs, kind: AlarmKind, sequence: u64, ordinal: u8) {
+    out.alarms.push(Alarm { kind, sequence, ordinal });
+}
+
+/// A decline's reason; an unknown class is a plain decline.
+pub(super) fn decline_reason(detail: u16) -> Reason {
+    match Reason::from_wire(detail) {
+        Some(
+            reason @ (Reason::InsufficientFunds
+            | Reason::ChannelRisk
+            | Reason::PayerInvalid
+            | Reason::ChannelDeclined),
+        ) => reason,
+        _ => Reason::ChannelDeclined,
+    }
+}
+
+/// Whether another channel might accept what this one declined: the payer's
+/// balance and risk standing follow the payer, a channel's own rules do not.
+fn may_cascade(reason: Reason) -> bool {
+    matches!(reason, Reason::ChannelDeclined | Reason::PayerInvalid)
 }

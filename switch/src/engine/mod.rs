@@ -3,186 +3,154 @@
 //! Knows no file, socket, thread, clock or random source: everything comes in
 //! as [`Input`] with [`Now`], everything it wants goes out through [`Outputs`].
 //!
-//! State changes only when a committed record is applied (`apply`). On the
-//! leader, requests are decided against that state plus a volatile overlay of
-//! what is proposed (`admit`, `cancel`, `refund`); evidence from channels becomes
-//! proposals (`evidence`); the in-doubt set is worked off by time (`resolver`).
-//! Tested by tables, by crash replays at every record, and by seeded random
-//! histories against an honest channel, with must-fail mutations of the rules.
+//! State changes in one place only: when a committed record is applied. On the
+//! leader a request is decided against that state *plus what is proposed but
+//! not yet committed* (fields named `live`, `proposed`, `admitted`); this view
+//! is volatile and vanishes on step-down. Answers that promise durability, and
+//! sends to channels, are emitted when their record is applied, never earlier.
+//!
+//! A channel is down until [`Input::ChannelUp`] says otherwise.
+//!
+//! | file | what |
+//! |---|---|
+//! | `admit`, `cancel`, `refund`, `admin` | requests, decided and turned into records |
+//! | `evidence`, `attempt` | channel statements; the transition table |
+//! | `resolver`, `timer` | the in-doubt set, what is due when |
+//! | `apply`, `record` | committed records; their bytes |
+//! | `outbox`, `waiter` | who is told |
+//! | `order`, `index`, `slab`, `directory`, `limit` | where it is kept |
+//!
+//! Tested in `tests/`: every row of the rule book, replay at every log prefix,
+//! and a seeded model with faults that must catch every weakened rule.
 
-mod admit;
-mod apply;
-mod cancel;
 pub mod config;
-mod evidence;
-mod index;
 pub mod input;
-mod limit;
 pub mod merchant;
-mod order;
-mod outbox;
+pub mod order;
 pub mod output;
 pub mod record;
+
+mod admin;
+mod admit;
+mod apply;
+mod attempt;
+mod cancel;
+mod directory;
+mod evidence;
+mod index;
+mod limit;
+mod outbox;
 mod refund;
 mod resolver;
 mod slab;
-mod state;
 #[cfg(test)]
 mod tests;
+mod timer;
 mod view;
-mod waiters;
+mod waiter;
+mod weakness;
 
+pub use apply::ApplyError;
 pub use config::EngineConfig;
 pub use input::{Input, Now};
 pub use outbox::event_shard;
 pub use output::Outputs;
-pub use view::{DoubtView, OrderView};
+pub use view::{AttemptView, ChannelStats, DoubtView, OrderView, RefundView, Stats};
 
-use std::collections::{BinaryHeap, HashMap, VecDeque};
-
-use protocol::id::MchId;
-
-use index::Index;
-use limit::Limiter;
-use merchant::Merchant;
-use order::{Order, Refund};
+use directory::Directory;
+use input::{Evidence, OperationId};
+use order::Orders;
 use outbox::Outbox;
-use record::RecordError;
-use resolver::{ChannelState, Doubt, Timer};
-use slab::Slab;
-use waiters::Waiters;
+use record::Record;
+use resolver::Resolver;
+use std::collections::VecDeque;
+use timer::{Budget, Fifo, Heap};
+use waiter::Waiters;
 
-/// Why a committed block cannot be applied: log and program do not fit
-/// together, or the log was tampered with. Never skipped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ApplyError {
-    /// A record cannot be read.
-    #[error(transparent)]
-    Record(#[from] RecordError),
-    /// The block's index does not follow.
-    #[error("block {found} follows block {last}")]
-    Gap {
-        /// Last index applied.
-        last: u64,
-        /// Index found.
-        found: u64,
-    },
-    /// A payment's sequence does not follow.
-    #[error("payment {found} follows payment {last}")]
-    Sequence {
-        /// Payments held.
-        last: u64,
-        /// Sequence found.
-        found: u64,
-    },
-    /// A record names a payment, refund or merchant that does not exist.
-    #[error("a record of block {index} names what does not exist")]
-    Dangling {
-        /// Index of the block.
-        index: u64,
-    },
-}
-
-/// Figures of an engine.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Stats {
-    /// Payments held.
-    pub orders: u64,
-    /// Without a final state.
-    pub open: u64,
-    /// Attempts and refunds in doubt (leader only).
-    pub in_doubt: u64,
-    /// In front of an operator.
-    pub manual: u64,
-    /// Waiting answers.
-    pub waiters: u64,
-    /// Events not yet taken over.
-    pub outbox: u64,
-    /// Charges without answer per channel.
-    pub in_flight: Vec<u32>,
-    /// Committed records that did not fit the state and were left out.
-    pub misfits: u64,
-}
-
-struct MerchantState {
-    merchant: Merchant,
-    /// Limits that come back, and when (Unix milliseconds).
-    previous: Option<(merchant::Limits, u64)>,
-    /// Replicated: advanced by applied records only.
-    live: Limiter,
-    /// Leader's view: advanced at admission.
-    ahead: Limiter,
-}
-
-/// One shard's engine.
+/// The engine of one shard.
 pub struct Engine {
     config: EngineConfig,
-    orders: Slab<Order>,
-    /// Payments whose BEGIN is applied; the rest of `orders` is proposed.
-    committed: usize,
-    index: Index,
-    refunds: Slab<Refund>,
-    committed_refunds: usize,
-    merchants: Vec<MerchantState>,
-    merchant_ids: HashMap<MchId, u32>,
+    merchants: Directory,
+    orders: Orders,
     outbox: Outbox,
+    counters: Counters,
+    /// Index of the last block applied.
     applied: u64,
-    open: u64,
-    manual: u64,
-    misfits: u64,
-    /// Term that this replica leads in.
-    leading: Option<u64>,
+    /// The term this replica leads in.
+    term: Option<u64>,
+    channels: Vec<Channel>,
     waiters: Waiters,
-    channels: Vec<ChannelState>,
-    doubts: HashMap<(u32, u8), Doubt>,
-    timers: BinaryHeap<Timer>,
-    /// Early answers in order of time: due, payment, refund ordinal or 0.
-    waits: VecDeque<(u64, u32, u8)>,
-    /// Evidence that came while a decision about its attempt was on its way.
-    deferred: Vec<(input::OperationId, input::Evidence)>,
+    resolver: Resolver,
+    /// Refunds whose F record is proposed, in log order.
+    proposed_refunds: VecDeque<(u64, u32)>,
+    /// Operators waiting for their record, in log order.
+    tickets: VecDeque<u64>,
+    /// Statements that came while another outcome of their attempt was
+    /// proposed and that might contradict it.
+    deferred: Vec<(OperationId, Evidence)>,
+    #[cfg(test)]
+    weakness: Option<weakness::Weakness>,
+    #[cfg(test)]
+    salt: std::cell::Cell<u8>,
+}
+
+/// What happened, counted on this replica.
+#[derive(Clone, Copy, Default)]
+struct Counters {
+    ignored_records: u64,
+    unmatched: u64,
+    manual_attempts: u64,
+    manual_refunds: u64,
+}
+
+/// The volatile side of one channel.
+struct Channel {
+    up: bool,
+    /// Operations without answer, reservations of proposals included.
+    in_flight: u32,
+    /// Time-outs of first sends.
+    replies: Fifo<(u64, u8)>,
+    /// Cases that want to ask, oldest doubt first.
+    ready: Heap<(u32, u32)>,
+    budget: Budget,
 }
 
 impl Engine {
-    /// An empty shard.
+    /// An engine without state: the log or a checkpoint brings it.
     pub fn new(config: EngineConfig) -> Self {
+        let channels = config.channels.iter().map(|channel| Channel {
+            up: false,
+            in_flight: 0,
+            replies: Fifo::new(),
+            ready: Heap::new(),
+            budget: Budget::new(channel.resolver_per_second),
+        });
         Self {
-            orders: Slab::new(),
-            committed: 0,
-            index: Index::new(),
-            refunds: Slab::new(),
-            committed_refunds: 0,
-            merchants: Vec::new(),
-            merchant_ids: HashMap::new(),
-            outbox: Outbox::default(),
+            channels: channels.collect(),
+            merchants: Directory::default(),
+            orders: Orders::new(),
+            outbox: Outbox::new(config.shard),
+            counters: Counters::default(),
             applied: 0,
-            open: 0,
-            manual: 0,
-            misfits: 0,
-            leading: None,
-            waiters: Waiters::default(),
-            channels: config.channels.iter().map(|_| ChannelState::default()).collect(),
-            doubts: HashMap::new(),
-            timers: BinaryHeap::new(),
-            waits: VecDeque::new(),
+            term: None,
+            waiters: Waiters::new(),
+            resolver: Resolver::new(),
+            proposed_refunds: VecDeque::new(),
+            tickets: VecDeque::new(),
             deferred: Vec::new(),
+            #[cfg(test)]
+            weakness: None,
+            #[cfg(test)]
+            salt: std::cell::Cell::new(0),
             config,
         }
-    }
-
-    /// This shard.
-    pub fn shard(&self) -> u16 {
-        self.config.shard
-    }
-
-    /// Highest block applied.
-    pub fn applied(&self) -> u64 {
-        self.applied
     }
 
     /// Takes one input.
     ///
     /// # Errors
-    /// [`ApplyError`], for `Input::Committed` only.
+    /// [`ApplyError`] for a committed block that cannot be applied: the replica
+    /// must stop, its state no longer follows the log.
     pub fn handle(
         &mut self,
         input: Input<'_>,
@@ -196,36 +164,140 @@ impl Engine {
             Input::Reverse(reverse) => self.reverse(&reverse, now, out),
             Input::Refund(refund) => self.refund(&refund, now, out),
             Input::QueryRefund(query) => self.query_refund(&query, now, out),
-            Input::Subscribe { waiter, gateway } => self.outbox.subscribe(waiter, gateway),
-            Input::EventAck { event_id, waiter } => self.event_ack(event_id, waiter, now, out),
-            Input::ConnectionClosed { connection } => self.outbox.unsubscribe(connection),
+            Input::Subscribe { waiter, gateway } => self.subscribe(waiter, gateway, now, out),
+            Input::EventAck { event_id, .. } => self.event_ack(event_id, now, out),
+            Input::ConnectionClosed { connection } => self.connection_closed(connection),
             Input::Evidence { operation, evidence } => {
-                self.evidence(operation, evidence, now, out);
+                self.evidence(operation, &evidence, now, out);
             }
-            Input::LinkLost { channel } => self.link_lost(channel, now),
-            Input::ChannelUp { channel, up } => self.channel_up(channel, up),
+            Input::LinkLost { channel } => self.link_lost(channel, now, out),
+            Input::ChannelUp { channel, up } => self.channel_up(channel, up, now, out),
             Input::Admin(admin) => self.admin(admin, now, out),
             Input::Tick => self.tick(now, out),
             Input::Committed { index, term, block } => {
                 return self.apply(index, term, block, now, out);
             }
             Input::Lead { term } => self.lead(term, now, out),
-            Input::StepDown => self.step_down(),
+            Input::StepDown => self.step_down(out),
         }
         Ok(())
     }
 
-    /// Figures.
-    pub fn stats(&self) -> Stats {
-        Stats {
-            orders: self.orders.len() as u64,
-            open: self.open,
-            in_doubt: self.doubts.len() as u64,
-            manual: self.manual,
-            waiters: self.waiters.len() as u64,
-            outbox: self.outbox.len() as u64,
-            in_flight: self.channels.iter().map(|channel| channel.in_flight).collect(),
-            misfits: self.misfits,
+    /// The shard.
+    pub fn shard(&self) -> u16 {
+        self.config.shard
+    }
+
+    /// Index of the last block applied.
+    pub fn applied(&self) -> u64 {
+        self.applied
+    }
+
+    /// When [`Input::Tick`] is wanted next, monotonic microseconds.
+    pub fn next_due(&self) -> Option<u64> {
+        self.term?;
+        let replies = self.channels.iter().filter_map(|channel| channel.replies.front());
+        let ready =
+            self.channels.iter().filter(|channel| channel.up && channel.ready.first().is_some());
+        [self.waiters.next_due(), self.resolver.next_due(), self.outbox.next_due()]
+            .into_iter()
+            .flatten()
+            .chain(replies.map(|(due, _)| due))
+            .chain(ready.map(|channel| channel.budget.ready_at()))
+            .min()
+    }
+
+    fn tick(&mut self, now: Now, out: &mut Outputs) {
+        if self.term.is_none() {
+            return;
+        }
+        self.waits_over(now, out);
+        self.reply_timeouts(now, out);
+        self.work_due(now, out);
+        self.deliver_due(now, out);
+    }
+
+    fn propose(&self, now: Now, record: &Record<'_>, out: &mut Outputs) {
+        debug_assert!(self.term.is_some(), "only a leader proposes");
+        record::append(&mut out.block, now.wall_us, record);
+        out.block_records += 1;
+    }
+
+    fn channel(&self, number: u16) -> Option<&config::ChannelConfig> {
+        self.config.channels.get(usize::from(number).checked_sub(1)?)
+    }
+
+    fn live_channel(&mut self, number: u16) -> Option<&mut Channel> {
+        self.channels.get_mut(usize::from(number).checked_sub(1)?)
+    }
+
+    fn release_in_flight(&mut self, number: u16) {
+        if let Some(channel) = self.live_channel(number) {
+            debug_assert!(channel.in_flight > 0);
+            channel.in_flight = channel.in_flight.saturating_sub(1);
+        }
+    }
+
+    /// Whether the channel takes one more operation now.
+    fn has_room(&self, number: u16) -> bool {
+        let Some(config) = self.channel(number) else { return false };
+        let channel = &self.channels[usize::from(number) - 1];
+        channel.up && channel.in_flight < config.in_flight_max
+    }
+
+    /// Leadership begins: everything open is in doubt, volatile views start
+    /// from what the log says.
+    fn lead(&mut self, term: u64, now: Now, out: &mut Outputs) {
+        debug_assert_eq!(self.orders.len(), self.orders.committed);
+        self.term = Some(term);
+        self.merchants.forget_admitted();
+        let busy: Vec<u64> = self.orders.busy.ones().collect();
+        for sequence in busy {
+            self.take_over(sequence, now, out);
+        }
+        self.outbox.redeliver_all(now);
+        self.work_due(now, out);
+    }
+
+    /// Leadership ends: forget what was proposed and who waits.
+    fn step_down(&mut self, out: &mut Outputs) {
+        if self.term.take().is_none() {
+            return;
+        }
+        self.waiters.drain_all(|waiter| {
+            out.replies.push(output::Reply::refusal(waiter, protocol::code::Code::NotLeader, 0))
+        });
+        for (sequence, place) in self.proposed_refunds.drain(..).rev() {
+            if let Some(refund) = self.orders.refunds.remove(place)
+                && let Some(order) = self.orders.get_mut(sequence)
+            {
+                debug_assert_eq!(order.refunds, place);
+                order.refunds = refund.next;
+                order.refund_count -= u8::from(refund.kind == order::RefundKind::Merchant);
+                order.live.reserving = 0;
+            }
+        }
+        while self.orders.pop_proposed().is_some() {}
+        let busy: Vec<u64> = self.orders.busy.ones().collect();
+        for sequence in busy {
+            self.orders[sequence].live = order::Live::NONE;
+            let mut at = self.orders[sequence].refunds;
+            while let Some(refund) = self.orders.refunds.get_mut(at) {
+                (refund.case, refund.ending) = (slab::NIL, false);
+                (refund.waiters, refund.waiter_count) = (slab::NIL, 0);
+                at = refund.next;
+            }
+        }
+        for channel in &mut self.channels {
+            channel.in_flight = 0;
+            channel.replies.clear();
+            channel.ready.clear();
+        }
+        self.resolver = Resolver::new();
+        self.deferred.clear();
+        self.outbox.forget_deliveries();
+        for ticket in self.tickets.drain(..) {
+            out.admin.push((ticket, Err("leadership moved: ask the new leader".into())));
         }
     }
 }

@@ -1,40 +1,128 @@
-//! Outcome events: made by applied records, delivered at least once until a
-//! subscriber takes them over. What is undelivered is replicated state; who
-//! subscribes and when the next try is due is the leader's.
-
-use std::collections::BTreeMap;
-
-use protocol::code::RefundState;
-use protocol::id::ShortText;
-use protocol::message::Event;
+//! Outcome events on their way to subscribers: delivered at least once, in
+//! order of the payment's sequence, until taken over or given up.
+//!
+//! The events are replicated; who subscribed and what was delivered when is
+//! the leader's volatile view. Tested through the engine.
 
 use super::Engine;
 use super::input::{Now, Waiter};
 use super::output::Outputs;
 use super::record::Record;
+use super::timer::Fifo;
+use protocol::code::{OrderState, Reason, RefundState};
+use protocol::id::{ShortText, TransactionId};
+use protocol::message::Event;
+use sha2::{Digest, Sha256};
+use std::collections::{HashMap, VecDeque};
 
-/// Events handed out in one turn.
-const DELIVER_MAX: usize = 512;
-
-struct Pending {
-    at: u32,
-    /// Refund ordinal, or 0 for the payment.
-    ordinal: u8,
-    sequence: u8,
-    at_us: u64,
+/// An event as it stands in the log's state.
+#[derive(Clone, Copy)]
+struct Held {
+    /// Payment.
+    payment: u64,
+    /// Sequence within the payment.
+    number: u32,
+    state: OrderState,
+    reason: Reason,
+    /// Refund's place, if it is about one.
+    refund: Option<u32>,
+    refund_state: RefundState,
+    at_ms: u64,
+    /// Volatile: deliveries in this life.
     tries: u8,
-    due_us: u64,
+    /// Volatile: its removal is proposed.
+    leaving: bool,
 }
 
-/// Undelivered events and subscribers.
-#[derive(Default)]
+#[derive(Clone, Copy)]
+struct Subscriber {
+    waiter: Waiter,
+    gateway: u16,
+}
+
 pub(super) struct Outbox {
-    /// In order of creation: number and event.
-    pending: BTreeMap<u64, Pending>,
-    /// From event id to number.
-    numbers: std::collections::HashMap<u64, u64>,
-    next: u64,
-    subscribers: Vec<(Waiter, u16)>,
+    shard: u16,
+    events: HashMap<u64, Held>,
+    /// Created and not yet tried.
+    fresh: VecDeque<u64>,
+    /// Delivered, to be delivered again when not taken over.
+    again: Fifo<u64>,
+    /// Without a subscriber that may have them.
+    parked: VecDeque<u64>,
+    subscribers: Vec<Subscriber>,
+    /// Takes turns among subscribers.
+    turn: usize,
+}
+
+/// Events delivered per tick from the backlog: a new subscriber must not
+/// stall the shard.
+const BACKLOG_PER_TICK: usize = 1024;
+/// Most subscriptions of a shard.
+const SUBSCRIBERS_MAX: usize = 1024;
+
+impl Outbox {
+    pub(super) fn new(shard: u16) -> Self {
+        Self {
+            shard,
+            events: HashMap::new(),
+            fresh: VecDeque::new(),
+            again: Fifo::new(),
+            parked: VecDeque::new(),
+            subscribers: Vec::new(),
+            turn: 0,
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.events.len()
+    }
+
+    pub(super) fn delivered(&mut self, event_id: u64) {
+        self.events.remove(&event_id);
+    }
+
+    pub(super) fn next_due(&self) -> Option<u64> {
+        let backlog = !self.fresh.is_empty() && !self.subscribers.is_empty();
+        let backlog = backlog.then_some(0);
+        backlog.into_iter().chain(self.again.front().map(|(due, _)| due)).min()
+    }
+
+    pub(super) fn unsubscribe(&mut self, connection: u64) {
+        self.subscribers.retain(|subscriber| subscriber.waiter.connection != connection);
+    }
+
+    /// A new leader does not know what was delivered: all of it, again.
+    pub(super) fn redeliver_all(&mut self, _: Now) {
+        let mut ids: Vec<u64> = self.events.keys().copied().collect();
+        ids.sort_unstable();
+        self.fresh = ids.into();
+        self.parked.clear();
+        self.again.clear();
+    }
+
+    pub(super) fn forget_deliveries(&mut self) {
+        for held in self.events.values_mut() {
+            (held.tries, held.leaving) = (0, false);
+        }
+        self.fresh.clear();
+        self.parked.clear();
+        self.again.clear();
+        self.subscribers.clear();
+    }
+
+    pub(super) fn hash(&self, hash: &mut Sha256) {
+        let mut ids: Vec<u64> = self.events.keys().copied().collect();
+        ids.sort_unstable();
+        for id in ids {
+            let held = &self.events[&id];
+            hash.update(id.to_le_bytes());
+            hash.update(held.payment.to_le_bytes());
+            hash.update(held.number.to_le_bytes());
+            hash.update(held.at_ms.to_le_bytes());
+            hash.update([held.state.wire(), held.refund_state.wire()]);
+            hash.update(held.reason.wire().to_le_bytes());
+        }
+    }
 }
 
 /// The shard that an event id belongs to.
@@ -42,173 +130,149 @@ pub fn event_shard(event_id: u64) -> u16 {
     (event_id >> 54) as u16
 }
 
-/// Shard 10 bits, sequence within the payment 8, payment 44 (low).
-fn event_id(shard: u16, at: u32, sequence: u8) -> u64 {
-    u64::from(shard) << 54 | u64::from(sequence) << 44 | (u64::from(at) + 1)
+/// Shard 10 bits, number within the payment 10, payment sequence 44.
+fn event_id(shard: u16, sequence: u64, number: u32) -> u64 {
+    u64::from(shard) << 54 | u64::from(number & 1023) << 44 | sequence
 }
 
-impl Outbox {
-    pub(super) fn len(&self) -> usize {
-        self.pending.len()
-    }
-
-    pub(super) fn subscribe(&mut self, waiter: Waiter, gateway: u16) {
-        self.subscribers.retain(|(other, _)| {
-            other.connection != waiter.connection || other.stream != waiter.stream
-        });
-        self.subscribers.push((waiter, gateway));
-        self.wake();
-    }
-
-    pub(super) fn unsubscribe(&mut self, connection: u64) {
-        self.subscribers.retain(|(waiter, _)| waiter.connection != connection);
-    }
-
-    /// Everything undelivered is due at once.
-    fn wake(&mut self) {
-        for pending in self.pending.values_mut() {
-            pending.due_us = 0;
-        }
-    }
-
-    pub(super) fn restart(&mut self, _now: Now) {
-        self.subscribers.clear();
-        for pending in self.pending.values_mut() {
-            pending.tries = 0;
-            pending.due_us = 0;
-        }
-    }
-
-    pub(super) fn remove(&mut self, event_id: u64) {
-        if let Some(number) = self.numbers.remove(&event_id) {
-            self.pending.remove(&number);
-        }
-    }
-
-    /// Without a subscriber nothing is due: a subscription wakes everything.
-    pub(super) fn next_due(&self) -> Option<u64> {
-        if self.subscribers.is_empty() {
-            return None;
-        }
-        self.pending.values().map(|pending| pending.due_us).min()
-    }
-
-    /// Replicated part, for the state hash.
-    pub(super) fn hash(&self, add: &mut impl FnMut(&[u8])) {
-        for pending in self.pending.values() {
-            add(&pending.at.to_le_bytes());
-            add(&[pending.ordinal, pending.sequence]);
-        }
-    }
+/// The payment that an event id belongs to.
+pub(super) fn event_payment(event_id: u64) -> u64 {
+    event_id & ((1 << 44) - 1)
 }
 
 impl Engine {
-    /// Makes the event of a change, when the payment wants events.
-    pub(super) fn event(&mut self, at: u32, ordinal: u8, at_us: u64) {
-        let Some(order) = self.orders.get_mut(at as usize) else { return };
-        if !order.notify || order.events == u8::MAX {
+    /// An outcome became final. On every replica.
+    pub(super) fn create_event(&mut self, sequence: u64, refund: Option<u32>, at_ms: u64) {
+        let order = &mut self.orders[sequence];
+        if !order.notify {
             return;
         }
         order.events += 1;
-        let sequence = order.events;
-        let number = self.outbox.next;
-        self.outbox.next += 1;
-        let id = event_id(self.config.shard, at, sequence);
-        self.outbox.numbers.insert(id, number);
-        let pending = Pending { at, ordinal, sequence, at_us, tries: 0, due_us: 0 };
-        self.outbox.pending.insert(number, pending);
+        let about = refund.and_then(|place| self.orders.refunds.get(place));
+        let order = &self.orders[sequence];
+        let held = Held {
+            payment: sequence,
+            number: order.events,
+            state: order.state,
+            reason: about.map_or(order.reason, |refund| refund.reason),
+            refund,
+            refund_state: about.map_or(RefundState::None, |refund| refund.state),
+            at_ms,
+            tries: 0,
+            leaving: false,
+        };
+        let id = event_id(self.outbox.shard, sequence, order.events);
+        self.outbox.events.insert(id, held);
+        if self.term.is_some() {
+            self.outbox.fresh.push_back(id);
+        }
     }
 
-    /// Hands out events whose time has come to a subscriber that may have them.
-    pub(super) fn deliver_due(&mut self, now: Now, out: &mut Outputs) {
-        if self.outbox.subscribers.is_empty() || self.outbox.pending.is_empty() {
+    pub(super) fn subscribe(&mut self, waiter: Waiter, gateway: u16, now: Now, out: &mut Outputs) {
+        if self.term.is_none() {
             return;
         }
-        let due: Vec<u64> = self
-            .outbox
-            .pending
-            .iter()
-            .filter(|(_, pending)| pending.due_us <= now.mono_us)
-            .map(|(number, _)| *number)
-            .take(DELIVER_MAX)
-            .collect();
-        for number in due {
-            self.deliver(number, now, out);
+        let subscribers = &mut self.outbox.subscribers;
+        subscribers.retain(|known| {
+            (known.waiter.connection, known.waiter.stream) != (waiter.connection, waiter.stream)
+        });
+        if subscribers.len() >= SUBSCRIBERS_MAX {
+            return;
+        }
+        subscribers.push(Subscriber { waiter, gateway });
+        let parked = std::mem::take(&mut self.outbox.parked);
+        self.outbox.fresh.extend(parked);
+        self.deliver_new(now, out);
+    }
+
+    pub(super) fn event_ack(&mut self, event_id: u64, now: Now, out: &mut Outputs) {
+        if self.term.is_some() {
+            self.drop_event(event_id, false, now, out);
         }
     }
 
-    fn deliver(&mut self, number: u64, now: Now, out: &mut Outputs) {
-        let Some(pending) = self.outbox.pending.get(&number) else { return };
-        let (at, ordinal, sequence, at_us) =
-            (pending.at, pending.ordinal, pending.sequence, pending.at_us);
-        let id = event_id(self.config.shard, at, sequence);
-        let subscriber = self.subscriber(at);
-        let given_up = pending.tries >= self.config.event_tries_max;
-        if given_up {
-            self.propose(&Record::Delivered { event_id: id, taken: false }, now, out);
-        } else if let Some(waiter) = subscriber {
-            if let Some(event) = self.event_body(at, ordinal, sequence, id, at_us) {
-                out.events.push((waiter, event));
+    fn drop_event(&mut self, event_id: u64, dead: bool, now: Now, out: &mut Outputs) {
+        let Some(held) = self.outbox.events.get_mut(&event_id) else { return };
+        if !std::mem::replace(&mut held.leaving, true) {
+            self.propose(now, &Record::Delivered { event_id, taken: !dead }, out);
+        }
+    }
+
+    /// Delivers what is fresh, within the budget of one call.
+    pub(super) fn deliver_new(&mut self, now: Now, out: &mut Outputs) {
+        for _ in 0..BACKLOG_PER_TICK {
+            let Some(id) = self.outbox.fresh.pop_front() else { return };
+            self.deliver(id, now, out);
+        }
+    }
+
+    /// Delivers again what nobody took over in time.
+    pub(super) fn deliver_due(&mut self, now: Now, out: &mut Outputs) {
+        self.deliver_new(now, out);
+        for _ in 0..BACKLOG_PER_TICK {
+            let Some(id) = self.outbox.again.pop_due(now.mono_us) else { return };
+            let Some(held) = self.outbox.events.get(&id) else { continue };
+            if held.tries >= self.config.event_tries_max {
+                self.drop_event(id, true, now, out);
+            } else {
+                self.deliver(id, now, out);
             }
         }
-        let retry_us = self.config.event_retry_us;
-        if let Some(pending) = self.outbox.pending.get_mut(&number) {
-            pending.tries = pending.tries.saturating_add(u8::from(subscriber.is_some()));
-            pending.due_us = now.mono_us + retry_us;
+    }
+
+    fn deliver(&mut self, id: u64, now: Now, out: &mut Outputs) {
+        let Some(held) = self.outbox.events.get(&id).copied() else { return };
+        if held.leaving {
+            return;
         }
-    }
-
-    /// A subscriber whose gateway may speak for the payment's merchant.
-    fn subscriber(&self, at: u32) -> Option<Waiter> {
-        let merchant = self.merchant(self.order(at)?.merchant)?;
-        let allowed = &merchant.merchant.gateways;
-        let may = |gateway: u16| {
-            allowed.is_empty()
-                || usize::from(gateway)
-                    .checked_sub(1)
-                    .and_then(|at| self.config.gateways.get(at))
-                    .is_some_and(|name| allowed.contains(name))
+        let Some(waiter) = self.pick_subscriber(held.payment) else {
+            self.outbox.parked.push_back(id);
+            return;
         };
-        let found = self.outbox.subscribers.iter().find(|(_, gateway)| may(*gateway));
-        found.map(|(waiter, _)| *waiter)
+        if let Some(held) = self.outbox.events.get_mut(&id) {
+            held.tries = held.tries.saturating_add(1);
+        }
+        self.outbox.again.push(now.mono_us + self.config.event_retry_us, id);
+        let event = self.event_of(id, &held);
+        out.events.push((waiter, event));
     }
 
-    fn event_body(
-        &self,
-        at: u32,
-        ordinal: u8,
-        sequence: u8,
-        event_id: u64,
-        at_us: u64,
-    ) -> Option<Event> {
-        let order = self.order(at)?;
-        let refund = self.refund_of(at, ordinal).and_then(|place| self.refunds.get(place as usize));
-        Some(Event {
-            event_id,
-            sequence: sequence.into(),
-            mch_id: self.merchant(order.merchant)?.merchant.mch_id,
+    /// A subscriber whose gateway may have the payment's events; they take turns.
+    fn pick_subscriber(&mut self, sequence: u64) -> Option<Waiter> {
+        let count = self.outbox.subscribers.len();
+        let merchant = &self.merchants.at(self.orders[sequence].merchant).merchant;
+        for offset in 0..count {
+            let at = (self.outbox.turn + offset) % count;
+            let subscriber = self.outbox.subscribers[at];
+            let name = self.config.gateways.get(usize::from(subscriber.gateway).wrapping_sub(1));
+            let allowed = merchant.gateways.is_empty()
+                || name.is_some_and(|name| merchant.gateways.contains(name));
+            if allowed {
+                self.outbox.turn = at + 1;
+                return Some(subscriber.waiter);
+            }
+        }
+        None
+    }
+
+    fn event_of(&self, id: u64, held: &Held) -> Event {
+        let order = &self.orders[held.payment];
+        let refund = held.refund.and_then(|place| self.orders.refunds.get(place));
+        Event {
+            event_id: id,
+            sequence: held.number,
+            mch_id: self.merchants.at(order.merchant).merchant.mch_id,
             out_trade_no: order.out_trade_no,
-            transaction_id: self.transaction_id(at),
-            state: order.shown_state(),
-            reason: refund.map_or(order.reason, |refund| refund.reason),
+            transaction_id: TransactionId::new(self.config.shard, held.payment),
+            state: held.state,
+            reason: held.reason,
             out_refund_no: refund
-                .and_then(|refund| refund.out_refund_no)
-                .and_then(|no| ShortText::new(no.as_bytes()))
+                .and_then(|refund| ShortText::new(refund.out_refund_no.as_bytes()))
                 .unwrap_or_default(),
-            refund_state: refund.map_or(RefundState::None, |refund| refund.state),
-            amount: refund.map_or(order.amount, |refund| refund.amount).minor(),
+            refund_state: held.refund_state,
+            amount: refund.map_or(order.amount, |refund| refund.amount),
             currency: order.currency,
-            at_ms: at_us / 1000,
-        })
-    }
-
-    pub(super) fn event_ack(&mut self, event_id: u64, waiter: Waiter, now: Now, out: &mut Outputs) {
-        let known = self.outbox.numbers.contains_key(&event_id);
-        let subscribed = self.outbox.subscribers.iter().any(|(subscriber, _)| {
-            subscriber.connection == waiter.connection && subscriber.stream == waiter.stream
-        });
-        if self.leading.is_some() && known && subscribed {
-            self.propose(&Record::Delivered { event_id, taken: true }, now, out);
+            at_ms: held.at_ms,
         }
     }
 }

@@ -1,450 +1,519 @@
-//! The log's records: what a block holds. Little-endian, length-prefixed, one
-//! stamp per record.
+//! The log records of a shard (state machine, C2) and their bytes.
 //!
-//! A block is the leader's wall clock (u64 microseconds) followed by records:
-//! kind u8, zero u8, body length u16, microseconds after the block's clock u32,
-//! body. Letters B E X F G N M are the state machine's names.
-
-use std::fmt::Write;
-
-use protocol::code::{Method, Reason, Scene};
-use protocol::id::{MchId, OutRefundNo, OutTradeNo, ShortText};
-use protocol::money::{Amount, Currency};
+//! A block is a wall stamp (u64, Unix microseconds) and a sequence of records:
+//!
+//! | offset | field | type |
+//! |---|---|---|
+//! | 0 | kind | u8 |
+//! | 1 | flags | u8 |
+//! | 2 | body length | u16 |
+//! | 4 | microseconds since the block's stamp | u32 |
+//! | 8 | body | |
+//!
+//! Everything is little endian; texts carry a length byte. Knows nothing of
+//! the state they change. Tested by round trips over random records, by
+//! truncation at every byte and by random bytes.
 
 use super::merchant::{AddressRange, KeyKind, Limits, Merchant, MerchantKey, MerchantStatus};
+use super::order::{AttemptState, CancelCause, Class, RefundKind};
+use protocol::code::{Method, OrderState, Reason, RefundState, Scene};
+use protocol::id::{MchId, OutRefundNo, OutTradeNo, ShortText};
+use protocol::money::{Amount, Currency};
+use std::fmt::Write;
 
-const BLOCK_HEADER: usize = 8;
-const RECORD_HEADER: usize = 8;
-
-/// A block that cannot be read: the log and the program do not fit together.
+/// A committed block that cannot be read. The replica must stop: the log said
+/// it was whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("record {record} of the block cannot be read")]
-pub struct RecordError {
-    /// Number of the record within its block, from 0.
-    pub record: u32,
+pub enum DecodeError {
+    /// The block ends inside its stamp, a header or a body.
+    #[error("block ends inside the record at offset {offset}")]
+    Truncated {
+        /// Offset of the record in the block.
+        offset: usize,
+    },
+    /// No such kind.
+    #[error("unknown record kind {kind} at offset {offset}")]
+    UnknownKind {
+        /// Offset of the record in the block.
+        offset: usize,
+        /// Kind found.
+        kind: u8,
+    },
+    /// A field is outside its table or range, or the body has bytes left over.
+    #[error("record of kind {kind} at offset {offset} has an invalid body")]
+    InvalidBody {
+        /// Offset of the record in the block.
+        offset: usize,
+        /// Kind of the record.
+        kind: u8,
+    },
 }
 
-/// How an attempt or refund ended.
+/// B: an order accepted and its first attempt started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Ending {
-    /// The money moved.
-    Succeeded = 1,
-    /// The channel said no.
-    Declined = 2,
-    /// Nothing was or can be charged: never sent, or unknown for good.
-    Void = 3,
-    /// Nothing stands charged: the channel confirmed the reversal.
-    Reversed = 4,
-    /// In front of an operator.
-    Manual = 5,
-}
-
-impl Ending {
-    fn from_wire(raw: u8) -> Option<Self> {
-        [Self::Succeeded, Self::Declined, Self::Void, Self::Reversed, Self::Manual]
-            .into_iter()
-            .find(|ending| *ending as u8 == raw)
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Succeeded => "succeeded",
-            Self::Declined => "declined",
-            Self::Void => "void",
-            Self::Reversed => "reversed",
-            Self::Manual => "manual",
-        }
-    }
-}
-
-/// Why a cancel was started.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum CancelCause {
-    /// The merchant closed or reversed the payment.
-    Merchant = 1,
-    /// `time_expire` passed.
-    Expired = 2,
-    /// The channel gave no answer for too long.
-    GaveUp = 3,
-}
-
-impl CancelCause {
-    fn from_wire(raw: u8) -> Option<Self> {
-        [Self::Merchant, Self::Expired, Self::GaveUp].into_iter().find(|cause| *cause as u8 == raw)
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Merchant => "merchant",
-            Self::Expired => "expired",
-            Self::GaveUp => "gave_up",
-        }
-    }
-}
-
-/// B of the first attempt: the payment exists from here on.
-#[derive(Clone, Copy, Debug)]
 pub struct Begin<'a> {
-    /// Sequence within the shard, from 1, without gaps.
+    /// Payment sequence.
     pub sequence: u64,
-    /// Channel of attempt 1.
-    pub channel: u16,
+    /// Merchant.
+    pub mch_id: MchId,
+    /// The merchant's number.
+    pub out_trade_no: OutTradeNo,
+    /// Order digest.
+    pub digest: [u8; 16],
+    /// Content fingerprint.
+    pub fingerprint: [u8; 16],
     /// Amount.
     pub amount: Amount,
     /// Currency.
     pub currency: Currency,
-    /// How the payer pays.
+    /// Method.
     pub method: Method,
-    /// Where.
+    /// Scene.
     pub scene: Scene,
-    /// Whether events are wanted.
-    pub notify: bool,
-    /// Unix milliseconds.
+    /// Channel of the first attempt.
+    pub channel: u16,
+    /// Gateway that brought it.
+    pub gateway: u16,
+    /// Expiry, Unix milliseconds.
     pub time_expire_ms: u64,
-    /// Fingerprint of the content.
-    pub fingerprint: [u8; 16],
-    /// `order_digest`.
-    pub digest: [u8; 16],
-    /// Merchant.
-    pub mch_id: MchId,
-    /// Its number.
-    pub out_trade_no: OutTradeNo,
-    /// What the engine does not read.
+    /// Hash of the payer token.
+    pub payer_hash: u64,
+    /// Hash of the device id.
+    pub device_hash: u64,
+    /// Outcome events wanted.
+    pub notify: bool,
+    /// A second signature was given.
+    pub second_signature: bool,
+    /// Remaining content, opaque.
     pub content: &'a [u8],
 }
 
-/// F: the amount is reserved from here on.
-#[derive(Clone, Copy, Debug)]
-pub struct RefundBegin {
-    /// The payment.
+/// B: a further attempt started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NextAttempt {
+    /// Payment sequence.
+    pub sequence: u64,
+    /// Ordinal of the attempt.
+    pub ordinal: u8,
+    /// Its channel.
+    pub channel: u16,
+}
+
+/// E or Y: evidence, and what follows for attempt and order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// Payment sequence.
+    pub sequence: u64,
+    /// Attempt.
+    pub attempt: u8,
+    /// Whether it ends a reversal (Y).
+    pub cancel_result: bool,
+    /// Class of the evidence.
+    pub class: Class,
+    /// The attempt's state from now on.
+    pub attempt_state: AttemptState,
+    /// The order's state from now on.
+    pub order_state: OrderState,
+    /// Why.
+    pub reason: Reason,
+    /// Amount the channel named, minor units.
+    pub amount: i64,
+    /// The channel's own number.
+    pub channel_ref: ShortText,
+}
+
+/// X: a cancel started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CancelStart {
+    /// Payment sequence.
+    pub sequence: u64,
+    /// Attempt.
+    pub attempt: u8,
+    /// Who wishes it.
+    pub cause: CancelCause,
+    /// The attempt is being reversed from now on; else only the wish is set.
+    pub reversing: bool,
+    /// It counts in the merchant's refund rate.
+    pub counted: bool,
+}
+
+/// F: a refund accepted, its amount reserved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RefundStart {
+    /// Payment sequence.
     pub sequence: u64,
     /// Ordinal of the refund within the payment.
     pub ordinal: u8,
-    /// Attempt whose charge is given back.
+    /// What it is for.
+    pub kind: RefundKind,
+    /// Attempt whose money goes back.
     pub attempt: u8,
     /// Amount.
     pub amount: Amount,
-    /// Merchant's number; `None` for reversals and orphan refunds.
-    pub out_refund_no: Option<OutRefundNo>,
+    /// The merchant's number, or the channel number of a refund of our own.
+    pub out_refund_no: OutRefundNo,
+    /// It counts in the merchant's refund rate.
+    pub counted: bool,
 }
 
-/// E, Y and G: an attempt or a refund ended.
-#[derive(Clone, Copy, Debug)]
-pub struct End {
-    /// The payment.
+/// G: a refund's result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RefundOutcome {
+    /// Payment sequence.
     pub sequence: u64,
-    /// Attempt, or refund ordinal.
+    /// Ordinal of the refund.
     pub ordinal: u8,
-    /// How.
-    pub ending: Ending,
+    /// Class of the evidence.
+    pub class: Class,
+    /// The refund's state from now on.
+    pub state: RefundState,
     /// Why.
     pub reason: Reason,
-    /// Attempt only: the payment goes on with another channel.
-    pub goes_on: bool,
     /// The channel's own number.
     pub channel_ref: ShortText,
 }
 
 /// M: an operator's decision.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decision {
-    /// The payment.
+    /// Payment sequence.
     pub sequence: u64,
-    /// Attempt, or refund ordinal.
+    /// Attempt or refund ordinal.
     pub ordinal: u8,
-    /// Whether it is about a refund.
+    /// It is about a refund.
     pub refund: bool,
-    /// Whether the money moved.
+    /// The money moved.
     pub success: bool,
-    /// Who.
+    /// Operator.
     pub operator: ShortText,
-    /// The second person.
+    /// Second operator; empty when not needed.
     pub second: ShortText,
-    /// Evidence in words.
+    /// Evidence in their words.
     pub note: ShortText,
 }
 
+/// A merchant created or replaced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MerchantPut {
+    /// Operator.
+    pub operator: ShortText,
+    /// The record.
+    pub merchant: Merchant,
+}
+
+/// A merchant's limits changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LimitsPut {
+    /// Operator.
+    pub operator: ShortText,
+    /// Merchant.
+    pub mch_id: MchId,
+    /// New limits.
+    pub limits: Limits,
+    /// When the previous ones come back, Unix milliseconds; 0: never.
+    pub until_ms: u64,
+}
+
 /// One record.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record<'a> {
-    /// B of attempt 1.
+    /// B, first attempt.
     Begin(Begin<'a>),
-    /// B of a later attempt: payment, attempt, channel.
-    Attempt {
-        /// The payment.
-        sequence: u64,
-        /// Its number.
-        attempt: u8,
-        /// Its channel.
-        channel: u16,
-    },
-    /// E or Y.
-    End(End),
+    /// B, further attempt.
+    NextAttempt(NextAttempt),
+    /// E and Y.
+    Outcome(Outcome),
     /// X.
-    Cancel {
-        /// The payment.
-        sequence: u64,
-        /// Attempt being cancelled.
-        attempt: u8,
-        /// Why.
-        cause: CancelCause,
-    },
+    CancelStart(CancelStart),
     /// F.
-    Refund(RefundBegin),
+    RefundStart(RefundStart),
     /// G.
-    RefundEnd(End),
-    /// N: an event was taken over (`true`) or given up.
+    RefundOutcome(RefundOutcome),
+    /// U: an attempt is in doubt.
+    Doubt {
+        /// Payment sequence.
+        sequence: u64,
+        /// Attempt.
+        attempt: u8,
+    },
+    /// N: an event was taken over, or given up.
     Delivered {
-        /// Which.
+        /// Event.
         event_id: u64,
-        /// Taken over, or dead-lettered.
+        /// Taken over by a subscriber.
         taken: bool,
     },
     /// M.
-    Decided(Decision),
-    /// A merchant's record, whole.
-    Merchant {
-        /// Who changed it.
-        operator: ShortText,
-        /// The record.
-        merchant: Merchant,
-    },
-    /// A merchant's limits.
-    Limits {
-        /// Who changed them.
-        operator: ShortText,
-        /// Whose.
-        mch_id: MchId,
-        /// The limits.
-        limits: Limits,
-        /// When the previous ones come back, Unix milliseconds; 0: never.
-        until_ms: u64,
-    },
+    Decision(Decision),
+    /// Merchant record.
+    MerchantPut(Box<MerchantPut>),
+    /// Limits record.
+    LimitsPut(LimitsPut),
 }
 
 /// A record with its time.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stamped<'a> {
-    /// Unix microseconds, as the leader stamped it.
+    /// Unix microseconds.
     pub at_us: u64,
     /// The record.
     pub record: Record<'a>,
 }
 
-fn text(out: &mut Vec<u8>, text: &[u8]) {
-    out.push(text.len() as u8);
-    out.extend_from_slice(text);
+const STAMP_LEN: usize = 8;
+const HEADER_LEN: usize = 8;
+
+mod kind {
+    pub(super) const BEGIN: u8 = b'B';
+    pub(super) const NEXT_ATTEMPT: u8 = b'A';
+    pub(super) const EVIDENCE: u8 = b'E';
+    pub(super) const CANCEL_START: u8 = b'X';
+    pub(super) const CANCEL_RESULT: u8 = b'Y';
+    pub(super) const REFUND_START: u8 = b'F';
+    pub(super) const REFUND_OUTCOME: u8 = b'G';
+    pub(super) const DOUBT: u8 = b'U';
+    pub(super) const DELIVERED: u8 = b'N';
+    pub(super) const DECISION: u8 = b'M';
+    pub(super) const MERCHANT_PUT: u8 = b'P';
+    pub(super) const LIMITS_PUT: u8 = b'L';
 }
 
-impl Record<'_> {
-    fn kind(&self) -> u8 {
-        match self {
-            Self::Begin(_) => 1,
-            Self::Attempt { .. } => 2,
-            Self::End(_) => 3,
-            Self::Cancel { .. } => 4,
-            Self::Refund(_) => 5,
-            Self::RefundEnd(_) => 6,
-            Self::Delivered { .. } => 7,
-            Self::Decided(_) => 8,
-            Self::Merchant { .. } => 9,
-            Self::Limits { .. } => 10,
-        }
+/// Appends `record`, made at `wall_us`, to an open block.
+pub fn append(block: &mut Vec<u8>, wall_us: u64, record: &Record<'_>) {
+    if block.is_empty() {
+        block.extend_from_slice(&wall_us.to_le_bytes());
     }
-
-    /// The record's name in dumps and time lines.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::Begin(_) => "begin",
-            Self::Attempt { .. } => "attempt",
-            Self::End(_) => "end",
-            Self::Cancel { .. } => "cancel",
-            Self::Refund(_) => "refund",
-            Self::RefundEnd(_) => "refund_end",
-            Self::Delivered { .. } => "delivered",
-            Self::Decided(_) => "decided",
-            Self::Merchant { .. } => "merchant",
-            Self::Limits { .. } => "limits",
-        }
-    }
-
-    /// Appends the record to a block, starting the block when it is empty.
-    pub fn append(&self, at_us: u64, block: &mut Vec<u8>) {
-        if block.is_empty() {
-            block.extend_from_slice(&at_us.to_le_bytes());
-        }
-        let clock = u64_at(block).unwrap_or(at_us);
-        let after = at_us.saturating_sub(clock).min(u64::from(u32::MAX)) as u32;
-        let start = block.len();
-        block.extend_from_slice(&[self.kind(), 0, 0, 0]);
-        block.extend_from_slice(&after.to_le_bytes());
-        self.body(block);
-        let len = (block.len() - start - RECORD_HEADER) as u16;
-        block[start + 2..start + 4].copy_from_slice(&len.to_le_bytes());
-    }
-
-    fn body(&self, out: &mut Vec<u8>) {
-        match self {
-            Self::Begin(begin) => begin.body(out),
-            Self::Attempt { sequence, attempt, channel } => {
-                out.extend_from_slice(&sequence.to_le_bytes());
-                out.push(*attempt);
-                out.extend_from_slice(&channel.to_le_bytes());
-            }
-            Self::End(end) | Self::RefundEnd(end) => end.body(out),
-            Self::Cancel { sequence, attempt, cause } => {
-                out.extend_from_slice(&sequence.to_le_bytes());
-                out.extend_from_slice(&[*attempt, *cause as u8]);
-            }
-            Self::Refund(refund) => {
-                out.extend_from_slice(&refund.sequence.to_le_bytes());
-                out.extend_from_slice(&[refund.ordinal, refund.attempt]);
-                out.extend_from_slice(&refund.amount.minor().to_le_bytes());
-                text(out, refund.out_refund_no.as_ref().map_or(&[], |no| no.as_bytes()));
-            }
-            Self::Delivered { event_id, taken } => {
-                out.extend_from_slice(&event_id.to_le_bytes());
-                out.push((*taken).into());
-            }
-            Self::Decided(decision) => {
-                out.extend_from_slice(&decision.sequence.to_le_bytes());
-                out.extend_from_slice(&[
-                    decision.ordinal,
-                    decision.refund.into(),
-                    decision.success.into(),
-                ]);
-                for part in [&decision.operator, &decision.second, &decision.note] {
-                    text(out, part.as_bytes());
-                }
-            }
-            Self::Merchant { operator, merchant } => {
-                text(out, operator.as_bytes());
-                merchant_body(merchant, out);
-            }
-            Self::Limits { operator, mch_id, limits, until_ms } => {
-                text(out, operator.as_bytes());
-                text(out, mch_id.as_bytes());
-                limits_body(limits, out);
-                out.extend_from_slice(&until_ms.to_le_bytes());
-            }
-        }
-    }
+    let stamp = block.first_chunk().map_or(wall_us, |bytes| u64::from_le_bytes(*bytes));
+    let delta = u32::try_from(wall_us.saturating_sub(stamp)).unwrap_or(u32::MAX);
+    let start = block.len();
+    block.extend_from_slice(&[0; 4]);
+    block.extend_from_slice(&delta.to_le_bytes());
+    let (kind, flags) = write_body(block, record);
+    let length = block.len() - start - HEADER_LEN;
+    debug_assert!(length <= usize::from(u16::MAX), "bodies are bounded by the frame size");
+    block[start] = kind;
+    block[start + 1] = flags;
+    block[start + 2..start + 4].copy_from_slice(&(length as u16).to_le_bytes());
 }
 
-impl Begin<'_> {
-    fn body(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.sequence.to_le_bytes());
-        out.extend_from_slice(&self.channel.to_le_bytes());
-        out.extend_from_slice(&self.amount.minor().to_le_bytes());
-        out.extend_from_slice(&self.currency.bytes());
-        out.extend_from_slice(&[self.method.wire(), self.scene.wire(), self.notify.into()]);
-        out.extend_from_slice(&self.time_expire_ms.to_le_bytes());
-        out.extend_from_slice(&self.fingerprint);
-        out.extend_from_slice(&self.digest);
-        text(out, self.mch_id.as_bytes());
-        text(out, self.out_trade_no.as_bytes());
-        out.extend_from_slice(self.content);
+fn write_body(b: &mut Vec<u8>, record: &Record<'_>) -> (u8, u8) {
+    match record {
+        Record::Begin(r) => {
+            write_begin(b, r);
+            (kind::BEGIN, u8::from(r.notify) | u8::from(r.second_signature) << 1)
+        }
+        Record::NextAttempt(r) => {
+            put_u64(b, r.sequence);
+            b.push(r.ordinal);
+            put_u16(b, r.channel);
+            (kind::NEXT_ATTEMPT, 0)
+        }
+        Record::Outcome(r) => {
+            put_u64(b, r.sequence);
+            b.extend_from_slice(&[
+                r.attempt,
+                r.class as u8,
+                r.attempt_state as u8,
+                r.order_state.wire(),
+            ]);
+            put_u16(b, r.reason.wire());
+            put_u64(b, r.amount as u64);
+            put_text(b, r.channel_ref.as_bytes());
+            (if r.cancel_result { kind::CANCEL_RESULT } else { kind::EVIDENCE }, 0)
+        }
+        Record::CancelStart(r) => {
+            put_u64(b, r.sequence);
+            b.extend_from_slice(&[r.attempt, r.cause as u8]);
+            (kind::CANCEL_START, u8::from(r.reversing) | u8::from(r.counted) << 1)
+        }
+        Record::RefundStart(r) => {
+            put_u64(b, r.sequence);
+            b.extend_from_slice(&[r.ordinal, r.kind as u8, r.attempt]);
+            put_u64(b, r.amount.minor() as u64);
+            put_text(b, r.out_refund_no.as_bytes());
+            (kind::REFUND_START, u8::from(r.counted))
+        }
+        Record::RefundOutcome(r) => {
+            put_u64(b, r.sequence);
+            b.extend_from_slice(&[r.ordinal, r.class as u8, r.state.wire()]);
+            put_u16(b, r.reason.wire());
+            put_text(b, r.channel_ref.as_bytes());
+            (kind::REFUND_OUTCOME, 0)
+        }
+        Record::Doubt { sequence, attempt } => {
+            put_u64(b, *sequence);
+            b.push(*attempt);
+            (kind::DOUBT, 0)
+        }
+        Record::Delivered { event_id, taken } => {
+            put_u64(b, *event_id);
+            (kind::DELIVERED, u8::from(*taken))
+        }
+        Record::Decision(r) => {
+            put_u64(b, r.sequence);
+            b.push(r.ordinal);
+            for text in [&r.operator, &r.second, &r.note] {
+                put_text(b, text.as_bytes());
+            }
+            (kind::DECISION, u8::from(r.success) | u8::from(r.refund) << 1)
+        }
+        Record::MerchantPut(r) => {
+            put_text(b, r.operator.as_bytes());
+            write_merchant(b, &r.merchant);
+            (kind::MERCHANT_PUT, 0)
+        }
+        Record::LimitsPut(r) => {
+            put_text(b, r.operator.as_bytes());
+            put_text(b, r.mch_id.as_bytes());
+            write_limits(b, &r.limits);
+            put_u64(b, r.until_ms);
+            (kind::LIMITS_PUT, 0)
+        }
     }
 }
 
-impl End {
-    fn body(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.sequence.to_le_bytes());
-        out.extend_from_slice(&[self.ordinal, self.ending as u8, self.goes_on.into()]);
-        out.extend_from_slice(&self.reason.wire().to_le_bytes());
-        text(out, self.channel_ref.as_bytes());
-    }
+fn write_begin(b: &mut Vec<u8>, r: &Begin<'_>) {
+    put_u64(b, r.sequence);
+    b.extend_from_slice(&r.digest);
+    b.extend_from_slice(&r.fingerprint);
+    put_u64(b, r.amount.minor() as u64);
+    put_u64(b, r.time_expire_ms);
+    put_u64(b, r.payer_hash);
+    put_u64(b, r.device_hash);
+    put_u16(b, r.channel);
+    put_u16(b, r.gateway);
+    b.extend_from_slice(&r.currency.bytes());
+    b.extend_from_slice(&[r.method.wire(), r.scene.wire()]);
+    put_text(b, r.mch_id.as_bytes());
+    put_text(b, r.out_trade_no.as_bytes());
+    b.extend_from_slice(r.content);
 }
 
-fn limits_body(limits: &Limits, out: &mut Vec<u8>) {
+fn write_limits(b: &mut Vec<u8>, limits: &Limits) {
     for rate in
         [limits.pay_per_minute, limits.query_per_minute, limits.refund_per_minute, limits.burst]
     {
-        out.extend_from_slice(&rate.to_le_bytes());
+        b.extend_from_slice(&rate.to_le_bytes());
     }
-    for bound in [limits.daily_cap, limits.single_max, limits.second_signature_from] {
-        out.extend_from_slice(&bound.to_le_bytes());
+    for amount in [limits.daily_cap, limits.single_max, limits.second_signature_from] {
+        put_u64(b, amount as u64);
     }
 }
 
-fn merchant_body(merchant: &Merchant, out: &mut Vec<u8>) {
-    text(out, merchant.mch_id.as_bytes());
-    out.push(merchant.status as u8);
-    limits_body(&merchant.limits, out);
-    out.push(merchant.keys.len() as u8);
+fn write_merchant(b: &mut Vec<u8>, merchant: &Merchant) {
+    put_text(b, merchant.mch_id.as_bytes());
+    b.push(merchant.status as u8);
+    write_limits(b, &merchant.limits);
+    b.push(merchant.keys.len() as u8);
     for key in &merchant.keys {
-        out.extend_from_slice(&key.key_id.to_le_bytes());
-        out.push(key.kind as u8);
-        text(out, &key.material);
+        b.extend_from_slice(&key.key_id.to_le_bytes());
+        b.push(key.kind as u8);
+        put_text(b, &key.material);
     }
-    out.push(merchant.gateways.len() as u8);
-    for gateway in &merchant.gateways {
-        text(out, gateway.as_bytes());
+    b.push(merchant.gateways.len() as u8);
+    for name in &merchant.gateways {
+        put_text(b, name.as_bytes());
     }
-    out.push(merchant.addresses.len() as u8);
+    b.push(merchant.addresses.len() as u8);
     for range in &merchant.addresses {
-        out.extend_from_slice(&range.address);
-        out.push(range.prefix_len);
+        b.extend_from_slice(&range.address);
+        b.push(range.prefix_len);
     }
 }
 
-fn u64_at(bytes: &[u8]) -> Option<u64> {
-    bytes.first_chunk::<8>().map(|word| u64::from_le_bytes(*word))
+/// Most keys of a merchant.
+pub const KEYS_MAX: usize = 2;
+/// Longest key material, bytes.
+pub const KEY_MATERIAL_MAX: usize = 128;
+/// Most gateway names, and most address ranges, of a merchant.
+pub const RANGES_MAX: usize = 16;
+
+fn put_u16(b: &mut Vec<u8>, value: u16) {
+    b.extend_from_slice(&value.to_le_bytes());
 }
 
-/// The records of a block, in order.
+fn put_u64(b: &mut Vec<u8>, value: u64) {
+    b.extend_from_slice(&value.to_le_bytes());
+}
+
+fn put_text(b: &mut Vec<u8>, text: &[u8]) {
+    b.push(text.len() as u8);
+    b.extend_from_slice(text);
+}
+
+/// The records of a block, in order. Ends after the first error.
 pub struct Records<'a> {
-    clock_us: u64,
-    rest: &'a [u8],
-    record: u32,
+    block: &'a [u8],
+    stamp: u64,
+    at: usize,
+    failed: bool,
 }
 
 impl<'a> Records<'a> {
-    /// Reads a block.
+    /// Reads a block; an empty block holds no record.
     ///
     /// # Errors
-    /// [`RecordError`] when it is shorter than its header.
-    pub fn new(block: &'a [u8]) -> Result<Self, RecordError> {
-        let clock_us = u64_at(block).ok_or(RecordError { record: 0 })?;
-        Ok(Self { clock_us, rest: &block[BLOCK_HEADER..], record: 0 })
+    /// [`DecodeError::Truncated`] when it is shorter than its stamp.
+    pub fn new(block: &'a [u8]) -> Result<Self, DecodeError> {
+        if block.is_empty() {
+            return Ok(Self { block, stamp: 0, at: 0, failed: false });
+        }
+        let stamp = block.first_chunk().ok_or(DecodeError::Truncated { offset: 0 })?;
+        Ok(Self { block, stamp: u64::from_le_bytes(*stamp), at: STAMP_LEN, failed: false })
     }
 
-    fn read(&mut self) -> Option<Stamped<'a>> {
-        let (head, rest) = self.rest.split_first_chunk::<RECORD_HEADER>()?;
-        let len = usize::from(u16::from_le_bytes([head[2], head[3]]));
-        let after = u32::from_le_bytes([head[4], head[5], head[6], head[7]]);
-        let (body, rest) = rest.split_at_checked(len)?;
-        let record = Body(body).record(head[0])?;
-        self.rest = rest;
-        Some(Stamped { at_us: self.clock_us.checked_add(after.into())?, record })
+    /// The block's wall stamp, Unix microseconds.
+    pub fn stamp(&self) -> u64 {
+        self.stamp
+    }
+
+    fn read(&mut self) -> Result<Stamped<'a>, DecodeError> {
+        let offset = self.at;
+        let truncated = DecodeError::Truncated { offset };
+        let rest = self.block.get(offset..).ok_or(truncated)?;
+        let (header, body) = rest.split_first_chunk::<HEADER_LEN>().ok_or(truncated)?;
+        let [kind, flags, l0, l1, d0, d1, d2, d3] = *header;
+        let length = usize::from(u16::from_le_bytes([l0, l1]));
+        let body = body.get(..length).ok_or(truncated)?;
+        self.at = offset + HEADER_LEN + length;
+        if !is_kind(kind) {
+            return Err(DecodeError::UnknownKind { offset, kind });
+        }
+        let record =
+            read_body(kind, flags, Body(body)).ok_or(DecodeError::InvalidBody { offset, kind })?;
+        let delta = u64::from(u32::from_le_bytes([d0, d1, d2, d3]));
+        Ok(Stamped { at_us: self.stamp.saturating_add(delta), record })
     }
 }
 
 impl<'a> Iterator for Records<'a> {
-    type Item = Result<Stamped<'a>, RecordError>;
+    type Item = Result<Stamped<'a>, DecodeError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.rest.is_empty() {
+        if self.failed || self.at >= self.block.len() {
             return None;
         }
-        let read = self.read().ok_or(RecordError { record: self.record });
-        if read.is_err() {
-            self.rest = &[];
-        }
-        self.record += 1;
+        let read = self.read();
+        self.failed = read.is_err();
         Some(read)
     }
+}
+
+fn is_kind(kind: u8) -> bool {
+    matches!(
+        kind,
+        b'B' | b'A' | b'E' | b'X' | b'Y' | b'F' | b'G' | b'U' | b'N' | b'M' | b'P' | b'L'
+    )
 }
 
 struct Body<'a>(&'a [u8]);
 
 impl<'a> Body<'a> {
+    #[inline]
     fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
-        let (taken, rest) = self.0.split_first_chunk::<N>()?;
+        let (head, rest) = self.0.split_first_chunk::<N>()?;
         self.0 = rest;
-        Some(*taken)
+        Some(*head)
     }
 
     fn u8(&mut self) -> Option<u8> {
@@ -467,258 +536,385 @@ impl<'a> Body<'a> {
         self.array().map(i64::from_le_bytes)
     }
 
-    fn bool(&mut self) -> Option<bool> {
-        match self.u8()? {
-            0 => Some(false),
-            1 => Some(true),
-            _ => None,
-        }
-    }
-
-    fn bytes(&mut self) -> Option<&'a [u8]> {
-        let len = usize::from(self.u8()?);
-        let (taken, rest) = self.0.split_at_checked(len)?;
+    fn text(&mut self) -> Option<&'a [u8]> {
+        let length = usize::from(self.u8()?);
+        let (head, rest) = self.0.split_at_checked(length)?;
         self.0 = rest;
-        Some(taken)
+        Some(head)
     }
 
-    fn text(&mut self) -> Option<ShortText> {
-        ShortText::new(self.bytes()?)
+    fn short(&mut self) -> Option<ShortText> {
+        ShortText::new(self.text()?)
     }
 
     fn mch_id(&mut self) -> Option<MchId> {
-        MchId::parse(self.bytes()?).ok()
+        MchId::parse(self.text()?).ok()
     }
 
-    fn record(mut self, kind: u8) -> Option<Record<'a>> {
-        match kind {
-            1 => self.begin().map(Record::Begin),
-            2 => Some(Record::Attempt {
-                sequence: self.u64()?,
-                attempt: self.u8()?,
-                channel: self.u16()?,
-            }),
-            3 => self.end().map(Record::End),
-            4 => Some(Record::Cancel {
-                sequence: self.u64()?,
-                attempt: self.u8()?,
-                cause: CancelCause::from_wire(self.u8()?)?,
-            }),
-            5 => self.refund().map(Record::Refund),
-            6 => self.end().map(Record::RefundEnd),
-            7 => Some(Record::Delivered { event_id: self.u64()?, taken: self.bool()? }),
-            8 => Some(Record::Decided(Decision {
-                sequence: self.u64()?,
-                ordinal: self.u8()?,
-                refund: self.bool()?,
-                success: self.bool()?,
-                operator: self.text()?,
-                second: self.text()?,
-                note: self.text()?,
-            })),
-            9 => Some(Record::Merchant { operator: self.text()?, merchant: self.merchant()? }),
-            10 => Some(Record::Limits {
-                operator: self.text()?,
-                mch_id: self.mch_id()?,
-                limits: self.limits()?,
-                until_ms: self.u64()?,
-            }),
-            _ => None,
-        }
+    fn reason(&mut self) -> Option<Reason> {
+        Reason::from_wire(self.u16()?)
     }
 
-    fn begin(&mut self) -> Option<Begin<'a>> {
-        Some(Begin {
-            sequence: self.u64()?,
-            channel: self.u16()?,
-            amount: Amount::new(self.i64()?)?,
-            currency: Currency::new(self.array()?)?,
-            method: Method::from_wire(self.u8()?)?,
-            scene: Scene::from_wire(self.u8()?)?,
-            notify: self.bool()?,
-            time_expire_ms: self.u64()?,
-            fingerprint: self.array()?,
-            digest: self.array()?,
-            mch_id: self.mch_id()?,
-            out_trade_no: OutTradeNo::parse(self.bytes()?).ok()?,
-            content: self.0,
-        })
+    fn amount(&mut self) -> Option<Amount> {
+        Amount::new(self.i64()?)
     }
 
-    fn end(&mut self) -> Option<End> {
-        Some(End {
-            sequence: self.u64()?,
-            ordinal: self.u8()?,
-            ending: Ending::from_wire(self.u8()?)?,
-            goes_on: self.bool()?,
-            reason: Reason::from_wire(self.u16()?)?,
-            channel_ref: self.text()?,
-        })
+    /// The record, provided that the whole body was read.
+    fn done<T>(self, record: T) -> Option<T> {
+        self.0.is_empty().then_some(record)
     }
+}
 
-    fn refund(&mut self) -> Option<RefundBegin> {
-        Some(RefundBegin {
-            sequence: self.u64()?,
-            ordinal: self.u8()?,
-            attempt: self.u8()?,
-            amount: Amount::new(self.i64()?)?,
-            out_refund_no: match self.bytes()? {
-                [] => None,
-                text => Some(OutRefundNo::parse(text).ok()?),
-            },
-        })
+fn read_body<'a>(kind: u8, flags: u8, mut b: Body<'a>) -> Option<Record<'a>> {
+    // An unknown flag is a record of a later version: refuse rather than guess.
+    let known = match kind {
+        kind::BEGIN | kind::CANCEL_START | kind::DECISION => 3,
+        kind::REFUND_START | kind::DELIVERED => 1,
+        _ => 0,
+    };
+    if flags & !known != 0 {
+        return None;
     }
+    let record = match kind {
+        kind::BEGIN => return read_begin(flags, b).map(Record::Begin),
+        kind::NEXT_ATTEMPT => Record::NextAttempt(NextAttempt {
+            sequence: b.u64()?,
+            ordinal: b.u8()?,
+            channel: b.u16()?,
+        }),
+        kind::EVIDENCE | kind::CANCEL_RESULT => Record::Outcome(Outcome {
+            cancel_result: kind == kind::CANCEL_RESULT,
+            sequence: b.u64()?,
+            attempt: b.u8()?,
+            class: Class::from_wire(b.u8()?)?,
+            attempt_state: AttemptState::from_wire(b.u8()?)?,
+            order_state: OrderState::from_wire(b.u8()?)?,
+            reason: b.reason()?,
+            amount: b.i64()?,
+            channel_ref: b.short()?,
+        }),
+        kind::CANCEL_START => Record::CancelStart(CancelStart {
+            sequence: b.u64()?,
+            attempt: b.u8()?,
+            cause: CancelCause::from_wire(b.u8()?)?,
+            reversing: flags & 1 != 0,
+            counted: flags & 2 != 0,
+        }),
+        kind::REFUND_START => Record::RefundStart(RefundStart {
+            sequence: b.u64()?,
+            ordinal: b.u8()?,
+            kind: RefundKind::from_wire(b.u8()?)?,
+            attempt: b.u8()?,
+            amount: b.amount()?,
+            out_refund_no: OutRefundNo::parse(b.text()?).ok()?,
+            counted: flags & 1 != 0,
+        }),
+        kind::REFUND_OUTCOME => Record::RefundOutcome(RefundOutcome {
+            sequence: b.u64()?,
+            ordinal: b.u8()?,
+            class: Class::from_wire(b.u8()?)?,
+            state: RefundState::from_wire(b.u8()?)?,
+            reason: b.reason()?,
+            channel_ref: b.short()?,
+        }),
+        kind::DOUBT => Record::Doubt { sequence: b.u64()?, attempt: b.u8()? },
+        kind::DELIVERED => Record::Delivered { event_id: b.u64()?, taken: flags & 1 != 0 },
+        kind::DECISION => Record::Decision(Decision {
+            sequence: b.u64()?,
+            ordinal: b.u8()?,
+            refund: flags & 2 != 0,
+            success: flags & 1 != 0,
+            operator: b.short()?,
+            second: b.short()?,
+            note: b.short()?,
+        }),
+        kind::MERCHANT_PUT => Record::MerchantPut(Box::new(MerchantPut {
+            operator: b.short()?,
+            merchant: read_merchant(&mut b)?,
+        })),
+        kind::LIMITS_PUT => Record::LimitsPut(LimitsPut {
+            operator: b.short()?,
+            mch_id: b.mch_id()?,
+            limits: read_limits(&mut b)?,
+            until_ms: b.u64()?,
+        }),
+        _ => return None,
+    };
+    b.done(record)
+}
 
-    fn limits(&mut self) -> Option<Limits> {
-        Some(Limits {
-            pay_per_minute: self.u32()?,
-            query_per_minute: self.u32()?,
-            refund_per_minute: self.u32()?,
-            burst: self.u32()?,
-            daily_cap: self.i64()?,
-            single_max: self.i64()?,
-            second_signature_from: self.i64()?,
-        })
-    }
+fn read_begin<'a>(flags: u8, mut b: Body<'a>) -> Option<Begin<'a>> {
+    Some(Begin {
+        sequence: b.u64()?,
+        digest: b.array()?,
+        fingerprint: b.array()?,
+        amount: b.amount()?,
+        time_expire_ms: b.u64()?,
+        payer_hash: b.u64()?,
+        device_hash: b.u64()?,
+        channel: b.u16()?,
+        gateway: b.u16()?,
+        currency: Currency::new(b.array()?)?,
+        method: Method::from_wire(b.u8()?)?,
+        scene: Scene::from_wire(b.u8()?)?,
+        mch_id: b.mch_id()?,
+        out_trade_no: OutTradeNo::parse(b.text()?).ok()?,
+        notify: flags & 1 != 0,
+        second_signature: flags & 2 != 0,
+        content: b.0,
+    })
+}
 
-    fn merchant(&mut self) -> Option<Merchant> {
-        let mch_id = self.mch_id()?;
-        let status = match self.u8()? {
-            1 => MerchantStatus::Active,
-            2 => MerchantStatus::Limited,
-            3 => MerchantStatus::Suspended,
-            4 => MerchantStatus::Dormant,
-            _ => return None,
-        };
-        let limits = self.limits()?;
-        let keys = (0..self.u8()?).map(|_| self.key()).collect::<Option<_>>()?;
-        let gateways = (0..self.u8()?).map(|_| self.text()).collect::<Option<_>>()?;
-        let range =
-            |body: &mut Self| Some(AddressRange { address: body.array()?, prefix_len: body.u8()? });
-        let addresses = (0..self.u8()?).map(|_| range(self)).collect::<Option<_>>()?;
-        Some(Merchant { mch_id, status, keys, gateways, addresses, limits })
-    }
+fn read_limits(b: &mut Body<'_>) -> Option<Limits> {
+    Some(Limits {
+        pay_per_minute: b.u32()?,
+        query_per_minute: b.u32()?,
+        refund_per_minute: b.u32()?,
+        burst: b.u32()?,
+        daily_cap: b.i64()?,
+        single_max: b.i64()?,
+        second_signature_from: b.i64()?,
+    })
+}
 
-    fn key(&mut self) -> Option<MerchantKey> {
-        let key_id = self.u32()?;
-        let kind = match self.u8()? {
+fn read_merchant(b: &mut Body<'_>) -> Option<Merchant> {
+    let mch_id = b.mch_id()?;
+    let status = match b.u8()? {
+        1 => MerchantStatus::Active,
+        2 => MerchantStatus::Limited,
+        3 => MerchantStatus::Suspended,
+        4 => MerchantStatus::Dormant,
+        _ => return None,
+    };
+    let limits = read_limits(b)?;
+    let keys = read_list(b, KEYS_MAX, |b| {
+        let key_id = b.u32()?;
+        let kind = match b.u8()? {
             1 => KeyKind::HmacSha256,
             2 => KeyKind::Ed25519,
             _ => return None,
         };
-        Some(MerchantKey { key_id, kind, material: self.bytes()?.to_vec() })
+        let material = b.text()?;
+        (material.len() <= KEY_MATERIAL_MAX).then(|| MerchantKey {
+            key_id,
+            kind,
+            material: material.to_vec(),
+        })
+    })?;
+    let gateways = read_list(b, RANGES_MAX, |b| b.short())?;
+    let addresses = read_list(b, RANGES_MAX, |b| {
+        let (address, prefix_len) = (b.array()?, b.u8()?);
+        (prefix_len <= 128).then_some(AddressRange { address, prefix_len })
+    })?;
+    Some(Merchant { mch_id, status, keys, gateways, addresses, limits })
+}
+
+fn read_list<T>(
+    b: &mut Body<'_>,
+    max: usize,
+    mut read: impl FnMut(&mut Body<'_>) -> Option<T>,
+) -> Option<Vec<T>> {
+    let count = usize::from(b.u8()?);
+    if count > max {
+        return None;
+    }
+    (0..count).map(|_| read(b)).collect()
+}
+
+impl Record<'_> {
+    /// Appends the record, made at `wall_us`, to an open block.
+    pub fn append(&self, wall_us: u64, block: &mut Vec<u8>) {
+        append(block, wall_us, self);
+    }
+
+    /// The record's name in dumps and time lines.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Begin(_) => "begin",
+            Self::NextAttempt(_) => "attempt",
+            Self::Outcome(r) if r.class == Class::Noted => "noted",
+            Self::Outcome(r) if r.attempt_state == AttemptState::Awaiting => "awaiting",
+            Self::Outcome(r) if r.class == Class::RouteEnded => "route_end",
+            Self::Outcome(_) => "end",
+            Self::CancelStart(_) => "cancel",
+            Self::RefundStart(_) => "refund",
+            Self::RefundOutcome(_) => "refund_end",
+            Self::Doubt { .. } => "doubt",
+            Self::Delivered { .. } => "delivered",
+            Self::Decision(_) => "decided",
+            Self::MerchantPut(_) => "merchant",
+            Self::LimitsPut(_) => "limits",
+        }
+    }
+
+    /// The payment the record is about.
+    pub fn sequence(&self) -> Option<u64> {
+        match self {
+            Self::Begin(r) => Some(r.sequence),
+            Self::NextAttempt(r) => Some(r.sequence),
+            Self::Outcome(r) => Some(r.sequence),
+            Self::CancelStart(r) => Some(r.sequence),
+            Self::RefundStart(r) => Some(r.sequence),
+            Self::RefundOutcome(r) => Some(r.sequence),
+            Self::Decision(r) => Some(r.sequence),
+            Self::Doubt { sequence, .. } => Some(*sequence),
+            Self::Delivered { event_id, .. } => Some(super::outbox::event_payment(*event_id)),
+            Self::MerchantPut(_) | Self::LimitsPut(_) => None,
+        }
     }
 }
 
 impl Stamped<'_> {
-    /// One JSON object for `log dump` and time lines: what happened, never payer
-    /// data, content or keys. All texts are plain ASCII by construction.
+    /// Appends the record as one JSON object for dumps and time lines. Payer
+    /// token, content and key material never appear.
     pub fn to_json(&self, out: &mut String) {
-        // Writing into a String cannot fail.
-        let _ = self.write_json(out);
-    }
-
-    fn write_json(&self, out: &mut String) -> std::fmt::Result {
-        write!(out, "{{\"at_us\":{}", self.at_us)?;
-        match &self.record {
-            Record::Begin(begin) => write!(
-                out,
-                ",\"kind\":\"begin\",\"sequence\":{},\"attempt\":1,\"channel\":{},\"mch_id\":\"{}\",\"out_trade_no\":\"{}\",\"charge_no\":\"{}\",\"amount\":{},\"currency\":\"{}\",\"method\":\"{}\",\"time_expire_ms\":{},\"notify\":{}",
-                begin.sequence,
-                begin.channel,
-                begin.mch_id,
-                Escaped(begin.out_trade_no.as_str()),
-                protocol::channel::charge_number(&begin.digest, 1),
-                begin.amount.minor(),
-                begin.currency,
-                begin.method.name(),
-                begin.time_expire_ms,
-                begin.notify
-            )?,
-            Record::Attempt { sequence, attempt, channel } => write!(
-                out,
-                ",\"kind\":\"attempt\",\"sequence\":{sequence},\"attempt\":{attempt},\"channel\":{channel}"
-            )?,
-            Record::End(end) => {
-                write!(out, ",\"kind\":\"end\",\"attempt\":{}", end.ordinal)?;
-                end.write_json(out)?;
-                write!(out, ",\"goes_on\":{}", end.goes_on)?;
-            }
-            Record::Cancel { sequence, attempt, cause } => write!(
-                out,
-                ",\"kind\":\"cancel\",\"sequence\":{sequence},\"attempt\":{attempt},\"cause\":\"{}\"",
-                cause.name()
-            )?,
-            Record::Refund(refund) => write!(
-                out,
-                ",\"kind\":\"refund\",\"sequence\":{},\"ordinal\":{},\"attempt\":{},\"amount\":{},\"out_refund_no\":\"{}\"",
-                refund.sequence,
-                refund.ordinal,
-                refund.attempt,
-                refund.amount.minor(),
-                refund.out_refund_no.as_ref().map_or("", |no| no.as_str())
-            )?,
-            Record::RefundEnd(end) => {
-                write!(out, ",\"kind\":\"refund_end\",\"ordinal\":{}", end.ordinal)?;
-                end.write_json(out)?;
-            }
-            Record::Delivered { event_id, taken } => {
-                write!(out, ",\"kind\":\"delivered\",\"event_id\":{event_id},\"taken\":{taken}")?
-            }
-            Record::Decided(decision) => write!(
-                out,
-                ",\"kind\":\"decided\",\"sequence\":{},\"ordinal\":{},\"refund\":{},\"success\":{},\"operator\":\"{}\",\"second\":\"{}\",\"note\":\"{}\"",
-                decision.sequence,
-                decision.ordinal,
-                decision.refund,
-                decision.success,
-                Escaped(decision.operator.as_str()),
-                Escaped(decision.second.as_str()),
-                Escaped(decision.note.as_str())
-            )?,
-            Record::Merchant { operator, merchant } => write!(
-                out,
-                ",\"kind\":\"merchant\",\"operator\":\"{}\",\"mch_id\":\"{}\",\"status\":\"{:?}\",\"keys\":{},\"limits\":{}",
-                Escaped(operator.as_str()),
-                merchant.mch_id,
-                merchant.status,
-                merchant.keys.len(),
-                LimitsJson(&merchant.limits)
-            )?,
-            Record::Limits { operator, mch_id, limits, until_ms } => write!(
-                out,
-                ",\"kind\":\"limits\",\"operator\":\"{}\",\"mch_id\":\"{mch_id}\",\"limits\":{},\"until_ms\":{until_ms}",
-                Escaped(operator.as_str()),
-                LimitsJson(limits)
-            )?,
+        // Writing to a String cannot fail.
+        let _ = write!(out, "{{\"at_us\":{},\"kind\":\"{}\"", self.at_us, self.record.name());
+        if let Some(sequence) = self.record.sequence() {
+            let _ = write!(out, ",\"sequence\":{sequence}");
         }
+        let _ = self.write_fields(out);
         out.push('}');
-        Ok(())
+    }
+
+    fn write_fields(&self, out: &mut String) -> std::fmt::Result {
+        match &self.record {
+            Record::Begin(r) => write_begin_json(r, out),
+            Record::NextAttempt(r) => {
+                write!(out, ",\"attempt\":{},\"channel\":{}", r.ordinal, r.channel)
+            }
+            Record::Outcome(r) => write_outcome_json(r, out),
+            Record::CancelStart(r) => write!(
+                out,
+                ",\"attempt\":{},\"cause\":\"{}\",\"reversing\":{}",
+                r.attempt,
+                r.cause.name(),
+                r.reversing
+            ),
+            Record::RefundStart(r) => {
+                // A refund of our own has no number of the merchant's.
+                let number = match r.kind {
+                    RefundKind::Merchant => r.out_refund_no.as_str(),
+                    RefundKind::Reversal | RefundKind::Orphan => "",
+                };
+                write!(
+                    out,
+                    ",\"ordinal\":{},\"for\":\"{}\",\"attempt\":{},\"amount\":{},\"out_refund_no\":\"{number}\"",
+                    r.ordinal,
+                    r.kind.name(),
+                    r.attempt,
+                    r.amount.minor(),
+                )
+            }
+            Record::RefundOutcome(r) => write!(
+                out,
+                ",\"ordinal\":{},\"class\":\"{}\",\"ending\":\"{}\",\"reason\":\"{}\",\"channel_ref\":\"{}\"",
+                r.ordinal,
+                r.class.name(),
+                refund_ending(r.state),
+                r.reason.name(),
+                Escaped(&r.channel_ref)
+            ),
+            Record::Doubt { attempt, .. } => write!(out, ",\"attempt\":{attempt}"),
+            Record::Delivered { event_id, taken } => {
+                write!(out, ",\"event_id\":{event_id},\"taken\":{taken}")
+            }
+            Record::Decision(r) => write!(
+                out,
+                ",\"ordinal\":{},\"refund\":{},\"success\":{},\"operator\":\"{}\",\"second\":\"{}\",\"note\":\"{}\"",
+                r.ordinal,
+                r.refund,
+                r.success,
+                Escaped(&r.operator),
+                Escaped(&r.second),
+                Escaped(&r.note)
+            ),
+            Record::MerchantPut(r) => write!(
+                out,
+                ",\"operator\":\"{}\",\"mch_id\":\"{}\",\"status\":\"{:?}\",\"keys\":{},\"limits\":{{{}}}",
+                Escaped(&r.operator),
+                r.merchant.mch_id,
+                r.merchant.status,
+                r.merchant.keys.len(),
+                LimitsJson(&r.merchant.limits)
+            ),
+            Record::LimitsPut(r) => write!(
+                out,
+                ",\"operator\":\"{}\",\"mch_id\":\"{}\",\"until_ms\":{},\"limits\":{{{}}}",
+                Escaped(&r.operator),
+                r.mch_id,
+                r.until_ms,
+                LimitsJson(&r.limits)
+            ),
+        }
     }
 }
 
-impl End {
-    fn write_json(&self, out: &mut String) -> std::fmt::Result {
-        write!(
-            out,
-            ",\"sequence\":{},\"ending\":\"{}\",\"reason\":\"{}\",\"channel_ref\":\"{}\"",
-            self.sequence,
-            self.ending.name(),
-            self.reason.name(),
-            Escaped(self.channel_ref.as_str())
-        )
+fn write_begin_json(r: &Begin<'_>, out: &mut String) -> std::fmt::Result {
+    write!(
+        out,
+        ",\"attempt\":1,\"channel\":{},\"mch_id\":\"{}\",\"out_trade_no\":\"{}\",\"charge_no\":\"{}\",\"amount\":{},\"currency\":\"{}\",\"method\":\"{}\",\"scene\":\"{}\",\"gateway\":{},\"time_expire_ms\":{},\"notify\":{}",
+        r.channel,
+        r.mch_id,
+        r.out_trade_no,
+        protocol::channel::charge_number(&r.digest, 1),
+        r.amount.minor(),
+        r.currency,
+        r.method.name(),
+        r.scene.name(),
+        r.gateway,
+        r.time_expire_ms,
+        r.notify,
+    )
+}
+
+fn write_outcome_json(r: &Outcome, out: &mut String) -> std::fmt::Result {
+    let over = matches!(r.attempt_state, AttemptState::Declined | AttemptState::Void);
+    write!(
+        out,
+        ",\"attempt\":{},\"class\":\"{}\",\"ending\":\"{}\",\"goes_on\":{},\"order_state\":\"{}\",\"reason\":\"{}\",\"amount\":{},\"channel_ref\":\"{}\"",
+        r.attempt,
+        r.class.name(),
+        attempt_ending(r),
+        over && r.order_state == OrderState::Processing,
+        r.order_state.name(),
+        r.reason.name(),
+        r.amount,
+        Escaped(&r.channel_ref),
+    )
+}
+
+/// How the attempt ended, as dumps and audits name it.
+fn attempt_ending(r: &Outcome) -> &'static str {
+    match r.attempt_state {
+        AttemptState::Succeeded => "succeeded",
+        AttemptState::Declined => "declined",
+        AttemptState::Void if r.class == Class::Reversed => "reversed",
+        AttemptState::Void => "void",
+        _ => "manual",
     }
 }
 
-struct Escaped<'a>(&'a str);
+fn refund_ending(state: RefundState) -> &'static str {
+    match state {
+        RefundState::Success => "succeeded",
+        RefundState::Failed => "declined",
+        _ => "manual",
+    }
+}
+
+/// A short text inside JSON quotes.
+struct Escaped<'a>(&'a ShortText);
 
 impl std::fmt::Display for Escaped<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // ShortText is printable ASCII: only these two need an escape.
-        self.0.chars().try_for_each(|c| match c {
-            '"' | '\\' => write!(f, "\\{c}"),
-            c => f.write_char(c),
-        })
+        for c in self.0.as_str().chars() {
+            if matches!(c, '"' | '\\') {
+                f.write_char('\\')?;
+            }
+            f.write_char(c)?;
+        }
+        Ok(())
     }
 }
 
@@ -726,17 +922,18 @@ struct LimitsJson<'a>(&'a Limits);
 
 impl std::fmt::Display for LimitsJson<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let limits = self.0;
+        let l = self.0;
         write!(
             f,
-            "{{\"pay_per_minute\":{},\"query_per_minute\":{},\"refund_per_minute\":{},\"burst\":{},\"daily_cap\":{},\"single_max\":{},\"second_signature_from\":{}}}",
-            limits.pay_per_minute,
-            limits.query_per_minute,
-            limits.refund_per_minute,
-            limits.burst,
-            limits.daily_cap,
-            limits.single_max,
-            limits.second_signature_from
+            "\"pay_per_minute\":{},\"query_per_minute\":{},\"refund_per_minute\":{},\"burst\":{},\
+             \"daily_cap\":{},\"single_max\":{},\"second_signature_from\":{}",
+            l.pay_per_minute,
+            l.query_per_minute,
+            l.refund_per_minute,
+            l.burst,
+            l.daily_cap,
+            l.single_max,
+            l.second_signature_from
         )
     }
 }

@@ -1,573 +1,637 @@
-//! Sending, waiting and doubt: what the leader does with time (state machine,
-//! C7 and C11). Volatile: a new leader rebuilds it from the open attempts.
+//! The in-doubt set: what to ask next, when, and when to stop asking (state
+//! machine, C11).
 //!
-//! Reply time-outs and waits have one length per channel and per engine, so
-//! they are queues, not heaps. The slow path (queries, reversals, refunds in
-//! doubt) is a heap, worked off oldest first within each channel's budget.
+//! A case is the volatile work on one open attempt or refund. Its time-outs
+//! live in a heap; when a case wants to ask it queues at its channel, oldest
+//! doubt first, and asks when the channel is up, has room, and the budget
+//! allows. Nothing here is replicated: a new leader opens its own cases.
 
-use std::cmp::Ordering;
-use std::collections::VecDeque;
-
-use protocol::channel::{ChannelRequest, kind};
-use protocol::code::{Code, OrderState, Reason, RefundState};
-use protocol::id::ShortText;
-
-use super::Engine;
+use super::attempt::Asked;
 use super::config::ChannelConfig;
-use super::input::{Now, Operation, OperationId, Origin};
-use super::order::{Attempt, NONE};
-use super::output::{AlarmKind, Outputs, Send};
-use super::record::{CancelCause, End, Ending, Record};
+use super::evidence::{Statement, raise};
+use super::input::{Now, Operation};
+use super::order::{AttemptState, CancelCause, Class};
+use super::output::{AlarmKind, Outputs};
+use super::record::Record;
+use super::slab::{NIL, Slab};
+use super::timer::Heap;
+use super::weakness::Weakness;
+use super::{Engine, order};
+use protocol::code::{OrderState, Reason, RefundState};
 
-/// Pause of the resolver when a channel is down or its budget is used up.
-const BUDGET_PAUSE_US: u64 = 200_000;
-
-/// The leader's view of a channel.
-#[derive(Default)]
-pub(super) struct ChannelState {
-    pub(super) up: bool,
-    /// Charges without answer.
-    pub(super) in_flight: u32,
-    /// Reply time-outs in order of time: due, payment, attempt.
-    replies: VecDeque<(u64, u32, u8)>,
-    /// Resolver budget: second and operations used in it.
-    budget: (u64, u32),
+/// What a case is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Subject {
+    /// The newest attempt of a payment.
+    Attempt(u64),
+    /// A refund, by its place.
+    Refund(u32),
 }
 
-/// An attempt (ordinal 0) or refund in doubt.
-pub(super) struct Doubt {
-    pub(super) since_us: u64,
-    step: usize,
+pub(super) struct Case {
+    subject: Subject,
+    channel: u16,
+    /// Since when in doubt.
+    since_us: u64,
     due_us: u64,
+    /// The operation without answer.
+    asked: Option<Operation>,
+    /// When the charge was last sent, or may have been.
     last_send_us: u64,
+    /// Place in the query plan.
+    step: u16,
+    /// Reversals refused.
+    refused: u8,
+    /// The next operation is the charge or refund itself.
+    resend: bool,
+    /// The next operation is a query although a reversal is under way.
+    ask_charge: bool,
     alarmed: bool,
+    queued: bool,
 }
 
-/// What a timer is for.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Due {
-    /// The next step for an attempt or refund in doubt.
-    Doubt,
-    /// Early answers for a payment or refund.
-    Wait,
+pub(super) struct Resolver {
+    cases: Slab<Case>,
+    due: Heap<(u32, u32)>,
 }
 
-/// An entry of the slow path; the earliest is the greatest.
-#[derive(PartialEq, Eq)]
-pub(super) struct Timer {
-    due_us: u64,
-    at: u32,
-    ordinal: u8,
-    due: Due,
-}
+/// Refused reversals after which a success that the channel still reports is
+/// taken as standing.
+const REFUSALS_MAX: u8 = 3;
 
-impl Ord for Timer {
-    fn cmp(&self, other: &Self) -> Ordering {
-        let key = |timer: &Self| (timer.due_us, timer.at, timer.ordinal, timer.due);
-        key(other).cmp(&key(self))
+impl Resolver {
+    pub(super) fn new() -> Self {
+        Self { cases: Slab::new(), due: Heap::new() }
     }
-}
 
-impl PartialOrd for Timer {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
+    pub(super) fn count(&self) -> u32 {
+        self.cases.used()
+    }
+
+    pub(super) fn next_due(&self) -> Option<u64> {
+        self.due.first().map(|(due, _)| due)
+    }
+
+    /// Since when a case is open, monotonic microseconds.
+    pub(super) fn since_us(&self, case: u32) -> Option<u64> {
+        self.cases.get(case).map(|open| open.since_us)
+    }
+
+    fn schedule(&mut self, case: u32, due_us: u64) {
+        let generation = self.cases.generation(case);
+        if let Some(open) = self.cases.get_mut(case) {
+            open.due_us = due_us;
+            self.due.push(due_us, (case, generation));
+        }
     }
 }
 
 impl Engine {
-    pub(super) fn contract(&self, channel: u16) -> Option<&ChannelConfig> {
-        self.config.channels.get(usize::from(channel).checked_sub(1)?)
-    }
-
-    fn channel_mut(&mut self, channel: u16) -> Option<&mut ChannelState> {
-        self.channels.get_mut(usize::from(channel).checked_sub(1)?)
-    }
-
-    /// Whether a new charge may go to the channel.
-    pub(super) fn can_take(&self, channel: u16) -> bool {
-        let state = usize::from(channel).checked_sub(1).and_then(|at| self.channels.get(at));
-        match (state, self.contract(channel)) {
-            (Some(state), Some(contract)) => state.up && state.in_flight < contract.in_flight_max,
-            _ => false,
-        }
-    }
-
-    pub(super) fn take_slot(&mut self, channel: u16) {
-        if let Some(state) = self.channel_mut(channel) {
-            state.in_flight += 1;
-        }
-    }
-
-    pub(super) fn free_slot(&mut self, channel: u16) {
-        if let Some(state) = self.channel_mut(channel) {
-            state.in_flight = state.in_flight.saturating_sub(1);
-        }
-    }
-
-    pub(super) fn channel_up(&mut self, channel: u16, up: bool) {
-        if let Some(state) = self.channel_mut(channel) {
-            state.up = up;
-        }
-    }
-
-    /// What was sent on this link has no answer any more: in doubt, asked soon.
-    pub(super) fn link_lost(&mut self, channel: u16, now: Now) {
-        let Some(state) = self.channel_mut(channel) else { return };
-        let replies = std::mem::take(&mut state.replies);
-        for (_, at, attempt) in replies {
-            self.reply_missing(at, attempt, now);
-        }
-    }
-
-    fn reply_missing(&mut self, at: u32, attempt: u8, now: Now) {
-        let Some(order) = self.order(at) else { return };
-        let due = order.attempt == attempt
-            && order.current() == Attempt::Started
-            && !order.volatile.deciding;
-        if due {
-            self.doubt_attempt(at, now, self.first_query_us(at));
-        }
-    }
-
-    pub(super) fn first_query_us(&self, at: u32) -> u64 {
-        let channel = self.order(at).map_or(0, super::order::Order::channel);
-        self.contract(channel).map_or(1_000_000, |contract| contract.first_query_after_us)
-    }
-
-    fn operation(&self, at: u32, operation: Operation, ordinal: u8) -> OperationId {
-        let sequence = u64::from(at) + 1;
-        OperationId { shard: self.config.shard, sequence, operation, ordinal }
-    }
-
-    fn ask(&self, at: u32, operation: Operation, out: &mut Outputs) {
-        let Some(order) = self.order(at) else { return };
-        let kind = match operation {
-            Operation::Query => kind::QUERY,
-            Operation::Reverse => kind::REVERSE,
-            _ => kind::CHARGE,
+    /// Opens a case, or finds the open one.
+    fn open_case(&mut self, subject: Subject, since_us: u64, due_us: u64, now: Now) -> u32 {
+        let (known, channel) = match subject {
+            Subject::Attempt(sequence) => {
+                let order = &self.orders[sequence];
+                (order.live.case, order.attempt.channel)
+            }
+            Subject::Refund(place) => {
+                let Some(refund) = self.orders.refunds.get(place) else { return NIL };
+                let attempt = self.orders.attempt(refund.sequence, refund.attempt);
+                (refund.case, attempt.map_or(0, |attempt| attempt.channel))
+            }
         };
-        out.sends.push(Send {
-            channel: order.channel(),
-            operation: self.operation(at, operation, order.attempt),
-            request: ChannelRequest {
-                kind,
-                charge_no: order.charge_no(order.attempt),
-                refund_no: None,
-                amount: order.amount,
-                currency: order.currency,
-                time_expire_ms: order.time_expire_ms,
-            },
-        });
-    }
-
-    /// Sends the current attempt's charge for the first time.
-    pub(super) fn send_charge(&mut self, at: u32, now: Now, out: &mut Outputs) {
-        let Some(order) = self.order(at) else { return };
-        let (channel, attempt) = (order.channel(), order.attempt);
-        let timeout = self.contract(channel).map_or(0, |contract| contract.reply_timeout_us);
-        if let Some(state) = self.channel_mut(channel) {
-            state.replies.push_back((now.mono_us + timeout, at, attempt));
+        if known != NIL {
+            return known;
         }
-        self.ask(at, Operation::Charge, out);
-    }
-
-    /// Sends a refund, the first time or again: its number moves money once.
-    pub(super) fn send_refund(&mut self, place: u32, now: Now, out: &mut Outputs) {
-        self.ask_refund(place, Operation::Refund, out);
-        let Some(refund) = self.refunds.get(place as usize) else { return };
-        let (at, ordinal, attempt) = (refund.order, refund.ordinal, refund.attempt);
-        let channel = self.order(at).map_or(0, |order| order.channel_of(attempt));
-        let timeout = self.contract(channel).map_or(0, |contract| contract.reply_timeout_us);
-        self.doubt(at, ordinal, now, timeout);
-    }
-
-    fn ask_refund(&self, place: u32, operation: Operation, out: &mut Outputs) {
-        let Some(refund) = self.refunds.get(place as usize) else { return };
-        let Some(order) = self.order(refund.order) else { return };
-        let kind = match operation {
-            Operation::QueryRefund => kind::QUERY_REFUND,
-            _ => kind::REFUND,
-        };
-        out.sends.push(Send {
-            channel: order.channel_of(refund.attempt),
-            operation: self.operation(refund.order, operation, refund.ordinal),
-            request: ChannelRequest {
-                kind,
-                charge_no: order.charge_no(refund.attempt),
-                refund_no: Some(order.refund_no(refund.ordinal)),
-                amount: refund.amount,
-                currency: order.currency,
-                time_expire_ms: order.time_expire_ms,
-            },
-        });
-    }
-
-    /// Puts something into the in-doubt set, or moves its next step.
-    fn doubt(&mut self, at: u32, ordinal: u8, now: Now, after_us: u64) {
-        let due_us = now.mono_us + after_us;
-        let doubt = self.doubts.entry((at, ordinal)).or_insert(Doubt {
-            since_us: now.mono_us,
-            step: 0,
+        let case = self.resolver.cases.insert(Case {
+            subject,
+            channel,
+            since_us,
             due_us,
+            asked: None,
             last_send_us: now.mono_us,
+            step: 0,
+            refused: 0,
+            resend: false,
+            ask_charge: false,
             alarmed: false,
+            queued: false,
         });
-        doubt.due_us = due_us;
-        self.timers.push(Timer { due_us, at, ordinal, due: Due::Doubt });
+        self.link_case(subject, case);
+        self.resolver.schedule(case, due_us);
+        case
     }
 
-    /// The current attempt's outcome is unknown from now on.
-    pub(super) fn doubt_attempt(&mut self, at: u32, now: Now, after_us: u64) {
-        let Some(order) = self.order_mut(at) else { return };
-        let (was, channel) = (order.current(), order.channel());
-        if was == Attempt::Started {
-            order.set_current(Attempt::Unknown);
-            self.free_slot(channel);
-        }
-        self.doubt(at, 0, now, after_us);
-    }
-
-    /// The channel says that the payer has to act.
-    pub(super) fn await_payer(&mut self, at: u32, now: Now, out: &mut Outputs) {
-        self.doubt_attempt(at, now, self.first_query_us(at));
-        if let Some(order) = self.order_mut(at) {
-            order.set_current(Attempt::Awaiting);
-        }
-        self.answer_order(at, out);
-    }
-
-    /// A cancel is recorded: tell the channel, again and again until it answers.
-    pub(super) fn begin_reversal(&mut self, at: u32, now: Now, out: &mut Outputs) {
-        self.ask(at, Operation::Reverse, out);
-        let channel = self.order(at).map_or(0, super::order::Order::channel);
-        let timeout = self.contract(channel).map_or(0, |contract| contract.reply_timeout_us);
-        // The age of the doubt goes on; its plan starts afresh.
-        self.doubt(at, 0, now, timeout);
-        if let Some(doubt) = self.doubts.get_mut(&(at, 0)) {
-            doubt.step = 0;
-        }
-    }
-
-    /// The channel has never seen the charge.
-    pub(super) fn not_found(&mut self, at: u32, now: Now, out: &mut Outputs) {
-        let Some(order) = self.order(at) else { return };
-        let (channel, cancelled) = (order.channel(), order.cancelled);
-        let expired = order.time_expire_ms <= now.wall_us / 1000;
-        let Some(contract) = self.contract(channel) else { return };
-        let (idempotent, reversible) = (contract.idempotent_pay, contract.reversible);
-        let life = contract.max_msg_life_us;
-        let sent = self.doubts.get(&(at, 0)).map_or(now.mono_us, |doubt| doubt.last_send_us);
-        if idempotent && !cancelled && !expired {
-            // The same number again: it can charge once at most. Stays in doubt.
-            self.ask(at, Operation::Charge, out);
-            if let Some(doubt) = self.doubts.get_mut(&(at, 0)) {
-                doubt.last_send_us = now.mono_us;
+    fn link_case(&mut self, subject: Subject, case: u32) {
+        match subject {
+            Subject::Attempt(sequence) => self.orders[sequence].live.case = case,
+            Subject::Refund(place) => {
+                if let Some(refund) = self.orders.refunds.get_mut(place) {
+                    refund.case = case;
+                }
             }
-        } else if reversible {
-            let cause = if expired { CancelCause::Expired } else { CancelCause::GaveUp };
-            self.cancel_doubt(at, cause, now, out);
-        } else if life > 0 && now.mono_us > sent + life {
-            let reason = if expired { Reason::Expired } else { Reason::NotSent };
-            self.decide(at, Ending::Void, reason, ShortText::EMPTY, now, out);
         }
     }
 
-    /// Moves the next step of a payment in doubt to now.
-    pub(super) fn ask_soon(&mut self, at: u32, now: Now) {
-        if self.doubts.contains_key(&(at, 0)) {
-            self.doubt(at, 0, now, 0);
+    /// Closes a case; its queue entries go stale.
+    pub(super) fn close_case(&mut self, case: u32) {
+        let Some(closed) = self.resolver.cases.remove(case) else { return };
+        if closed.asked.is_some() {
+            self.release_in_flight(closed.channel);
+        }
+        self.link_case(closed.subject, NIL);
+    }
+
+    /// Books an answer to the case's operation.
+    pub(super) fn case_answered(&mut self, case: u32, operation: Operation) {
+        let Some(open) = self.resolver.cases.get_mut(case) else { return };
+        if open.asked == Some(operation) {
+            open.asked = None;
+            let channel = open.channel;
+            self.release_in_flight(channel);
         }
     }
 
-    /// Runs what is due.
-    pub(super) fn tick(&mut self, now: Now, out: &mut Outputs) {
-        if self.leading.is_none() {
+    /// Whether nothing sent before can be acted on or answered any more, and
+    /// whether the reversal was refused for good.
+    ///
+    /// The bound is twice the channel's message life: a request may wander for
+    /// one before it is acted on, and the answer at hand may have been given
+    /// that long ago.
+    pub(super) fn case_facts(&self, case: u32, channel: &ChannelConfig, now: Now) -> (bool, bool) {
+        let Some(open) = self.resolver.cases.get(case) else { return (false, false) };
+        let life = channel.max_msg_life_us;
+        let over =
+            life > 0 && now.mono_us > open.last_send_us.saturating_add(life.saturating_mul(2));
+        (over, open.refused >= REFUSALS_MAX)
+    }
+
+    /// The attempt is in doubt from now on; first question after `first_us`.
+    pub(super) fn doubt(&mut self, sequence: u64, first_us: u64, now: Now, out: &mut Outputs) {
+        let attempt = &self.orders[sequence].attempt;
+        let (state, ordinal) = (attempt.state, attempt.ordinal);
+        self.open_case(Subject::Attempt(sequence), now.mono_us, first_us, now);
+        if state == AttemptState::Started {
+            self.propose(now, &Record::Doubt { sequence, attempt: ordinal }, out);
+        }
+    }
+
+    /// No answer that settles anything: next step of the plan.
+    pub(super) fn go_on(&mut self, sequence: u64, now: Now, _: &mut Outputs) {
+        let case = self.orders[sequence].live.case;
+        self.next_step(case, now);
+    }
+
+    pub(super) fn next_step(&mut self, case: u32, now: Now) {
+        let Some(open) = self.resolver.cases.get_mut(case) else { return };
+        if open.asked.is_some() || open.queued {
             return;
         }
-        for channel in 0..self.channels.len() {
-            while let Some((due, at, attempt)) = self.channels[channel].replies.front().copied() {
-                if due > now.mono_us {
-                    break;
-                }
-                self.channels[channel].replies.pop_front();
-                self.reply_missing(at, attempt, now);
-            }
-        }
-        while let Some((due, at, ordinal)) = self.waits.front().copied() {
-            if due > now.mono_us {
-                break;
-            }
-            self.waits.pop_front();
-            self.answer_early(at, ordinal, out);
-        }
-        while self.timers.peek().is_some_and(|timer| timer.due_us <= now.mono_us) {
-            let Some(timer) = self.timers.pop() else { break };
-            match timer.due {
-                Due::Wait => self.answer_early(timer.at, timer.ordinal, out),
-                Due::Doubt => {
-                    let doubt = self.doubts.get(&(timer.at, timer.ordinal));
-                    // An entry that was moved has a later timer of its own.
-                    if doubt.is_some_and(|doubt| doubt.due_us == timer.due_us) {
-                        self.step(timer.at, timer.ordinal, now, out);
-                    }
-                }
-            }
-        }
-        self.deliver_due(now, out);
+        let channel = self.config.channels.get(usize::from(open.channel).wrapping_sub(1));
+        let plan = channel.map_or(&[][..], |channel| &channel.query_plan_us);
+        let step = usize::from(open.step).min(plan.len().saturating_sub(1));
+        // One millisecond at least, so that an empty or zero plan cannot spin.
+        let delay = plan.get(step).copied().unwrap_or(1_000_000).max(1000);
+        open.step = open.step.saturating_add(1);
+        self.resolver.schedule(case, now.mono_us + delay);
     }
 
-    /// When to call `Tick` next, monotonic microseconds.
-    pub fn next_due(&self) -> Option<u64> {
-        self.leading?;
-        let replies = self.channels.iter().filter_map(|c| c.replies.front().map(|r| r.0));
-        let waits = self.waits.front().map(|wait| wait.0);
-        let timers = self.timers.peek().map(|timer| timer.due_us);
-        replies.chain(waits).chain(timers).chain(self.outbox.next_due()).min()
+    /// The channel never had the charge: charge again under the same number.
+    pub(super) fn resend(&mut self, sequence: u64, now: Now, out: &mut Outputs) {
+        let case = self.orders[sequence].live.case;
+        if let Some(open) = self.resolver.cases.get_mut(case) {
+            open.resend = true;
+        }
+        self.start_now(case, now, out);
     }
 
-    pub(super) fn start_wait(&mut self, at: u32, ordinal: u8, origin: &Origin, now: Now) {
-        let bound = self.config.sync_wait_us;
-        if origin.wait_us == 0 || origin.wait_us >= bound {
-            self.waits.push_back((now.mono_us + bound, at, ordinal));
+    /// The reversal was refused: learn what stands.
+    pub(super) fn ask_charge(&mut self, sequence: u64, now: Now, out: &mut Outputs) {
+        let case = self.orders[sequence].live.case;
+        let _ = out;
+        if let Some(open) = self.resolver.cases.get_mut(case) {
+            open.refused = open.refused.saturating_add(1);
+            open.ask_charge = true;
+        }
+        self.next_step(case, now);
+    }
+
+    /// A merchant asks for a fresh look: bring the next question forward.
+    pub(super) fn ask_soon(&mut self, sequence: u64, now: Now, out: &mut Outputs) {
+        let order = &self.orders[sequence];
+        let (case, state) = (order.live.case, order.attempt.state);
+        let idle = self.resolver.cases.get(case).is_some_and(|c| c.asked.is_none() && !c.queued);
+        if idle {
+            self.resolver.schedule(case, now.mono_us);
+            self.work_due(now, out);
+        } else if state == AttemptState::Manual && !order.live.ending {
+            self.ask_operator_case(sequence, out);
+        }
+    }
+
+    /// An operator's case: one question, whose answer may settle it.
+    fn ask_operator_case(&mut self, sequence: u64, out: &mut Outputs) {
+        let attempt = &self.orders[sequence].attempt;
+        let (channel, ordinal) = (attempt.channel, attempt.ordinal);
+        if self.channel(channel).is_some_and(|c| c.queryable) && self.has_room(channel) {
+            self.send(channel, sequence, Operation::Query, ordinal, out);
+        }
+    }
+
+    /// The newest attempt waits for the payer, or is being reversed: a case
+    /// with a fresh clock.
+    pub(super) fn restart_case(&mut self, sequence: u64, due_us: u64, now: Now) -> u32 {
+        let case = self.open_case(Subject::Attempt(sequence), now.mono_us, due_us, now);
+        if let Some(open) = self.resolver.cases.get_mut(case) {
+            (open.since_us, open.step) = (now.mono_us, 0);
+            (open.alarmed, open.resend, open.ask_charge) = (false, false, false);
+        }
+        self.resolver.schedule(case, due_us);
+        case
+    }
+
+    /// Works a case at once, or queues it when its channel is down or full.
+    /// First sends do not count in the resolver's budget.
+    pub(super) fn start_now(&mut self, case: u32, now: Now, out: &mut Outputs) {
+        let Some(open) = self.resolver.cases.get(case) else { return };
+        if self.has_room(open.channel) {
+            self.ask(case, now, out);
         } else {
-            let due_us = now.mono_us + origin.wait_us;
-            self.timers.push(Timer { due_us, at, ordinal, due: Due::Wait });
+            self.queue(case, now);
         }
     }
 
-    /// The wait is over before an outcome: say how it stands.
-    fn answer_early(&mut self, at: u32, ordinal: u8, out: &mut Outputs) {
-        if ordinal == 0 {
-            // A BEGIN that is not durable yet promises nothing: its waiters are
-            // told to come back.
-            if self.order(at).is_some_and(|order| order.volatile.proposed) {
-                return self.refuse_waiting(at, out);
+    /// A refund's case; `resend` when its first send is still to be made.
+    pub(super) fn open_refund_case(
+        &mut self,
+        place: u32,
+        resend: bool,
+        due_us: u64,
+        now: Now,
+    ) -> u32 {
+        let case = self.open_case(Subject::Refund(place), now.mono_us, due_us, now);
+        if let Some(open) = self.resolver.cases.get_mut(case) {
+            open.resend = resend;
+        }
+        case
+    }
+
+    /// After a change of leadership every open thing is in doubt (C7): ask
+    /// first, never send blindly.
+    pub(super) fn take_over(&mut self, sequence: u64, now: Now, out: &mut Outputs) {
+        let order = &self.orders[sequence];
+        match order.attempt.state {
+            AttemptState::Started => self.doubt(sequence, now.mono_us, now, out),
+            AttemptState::Unknown | AttemptState::Awaiting | AttemptState::Reversing => {
+                self.open_case(Subject::Attempt(sequence), now.mono_us, now.mono_us, now);
             }
-            self.answer_order(at, out);
-        } else if let Some(place) = self.refund_of(at, ordinal) {
-            self.answer_refund(place, out);
+            AttemptState::Manual => {}
+            AttemptState::Succeeded | AttemptState::Declined | AttemptState::Void => {
+                if order.state == OrderState::Processing {
+                    self.advance(sequence, now, out);
+                }
+            }
+        }
+        let open: Vec<u32> = self
+            .orders
+            .refunds_of(sequence)
+            .filter(|(_, refund)| refund.state == RefundState::Processing && !refund.proposed)
+            .map(|(place, _)| place)
+            .collect();
+        for place in open {
+            self.open_refund_case(place, false, now.mono_us, now);
         }
     }
 
-    fn refuse_waiting(&mut self, at: u32, out: &mut Outputs) {
-        loop {
-            let Some(order) = self.orders.get_mut(at as usize) else { return };
-            let Some(waiter) = self.waiters.pop(&mut order.volatile.waiters) else { return };
-            self.refuse(waiter, Code::Overloaded, 100, out);
+    /// First sends whose answer is overdue.
+    pub(super) fn reply_timeouts(&mut self, now: Now, out: &mut Outputs) {
+        for at in 0..self.channels.len() {
+            let first_query = self.config.channels[at].first_query_after_us;
+            while let Some((sequence, ordinal)) = self.channels[at].replies.pop_due(now.mono_us) {
+                self.silence(sequence, ordinal, now.mono_us + first_query, now, out);
+            }
         }
     }
 
-    /// Whether the resolver may ask this channel now.
-    fn take_budget(&mut self, channel: u16, now: Now) -> bool {
-        let per_second = self.contract(channel).map_or(0, |c| c.resolver_per_second);
-        let second = now.mono_us / 1_000_000;
-        let Some(state) = self.channel_mut(channel) else { return false };
-        if state.budget.0 != second {
-            state.budget = (second, 0);
+    /// The first send of an attempt stays without answer.
+    fn silence(&mut self, sequence: u64, ordinal: u8, due_us: u64, now: Now, out: &mut Outputs) {
+        if !self.waits_for_reply(sequence, ordinal) {
+            return;
         }
-        let may = state.up && state.budget.1 < per_second;
-        state.budget.1 += u32::from(may);
-        may
+        let order = &mut self.orders[sequence];
+        order.live.in_flight = false;
+        let (channel, ending) = (order.attempt.channel, order.live.ending);
+        self.release_in_flight(channel);
+        if ending {
+            return;
+        }
+        if self.weakened(Weakness::TimeoutIsDecline) {
+            let silent = Statement::plain(Class::Silent, Reason::None);
+            return self.decide(sequence, Asked::Charge, &silent, now, out);
+        }
+        self.doubt(sequence, due_us, now, out);
     }
 
-    fn step(&mut self, at: u32, ordinal: u8, now: Now, out: &mut Outputs) {
-        if ordinal == 0 {
-            self.step_attempt(at, now, out);
-        } else {
-            self.step_refund(at, ordinal, now, out);
+    fn waits_for_reply(&self, sequence: u64, ordinal: u8) -> bool {
+        self.orders
+            .committed(sequence)
+            .is_some_and(|order| order.live.in_flight && order.attempt.ordinal == ordinal)
+    }
+
+    /// Removes answered sends from the front of the time-out queues.
+    pub(super) fn trim_replies(&mut self) {
+        for at in 0..self.channels.len() {
+            while let Some((_, (sequence, ordinal))) = self.channels[at].replies.front()
+                && !self.waits_for_reply(sequence, ordinal)
+            {
+                self.channels[at].replies.pop();
+            }
         }
     }
 
-    /// Age of a doubt; raises the alarm once.
-    fn age(&mut self, at: u32, ordinal: u8, alarm_us: u64, now: Now, out: &mut Outputs) -> u64 {
-        let Some(doubt) = self.doubts.get_mut(&(at, ordinal)) else { return 0 };
-        let age = now.mono_us.saturating_sub(doubt.since_us);
-        let alarm = age >= alarm_us && !std::mem::replace(&mut doubt.alarmed, age >= alarm_us);
+    /// Nothing that was sent on this link will be answered on it.
+    pub(super) fn link_lost(&mut self, number: u16, now: Now, out: &mut Outputs) {
+        if self.term.is_none() {
+            return;
+        }
+        let at = usize::from(number).wrapping_sub(1);
+        while let Some((_, (sequence, ordinal))) =
+            self.channels.get_mut(at).and_then(|channel| channel.replies.pop())
+        {
+            self.silence(sequence, ordinal, now.mono_us, now, out);
+        }
+        let lost: Vec<u32> = self
+            .resolver
+            .cases
+            .indexes()
+            .filter(|&case| {
+                let case = self.resolver.cases.get(case);
+                case.is_some_and(|open| open.channel == number && open.asked.is_some())
+            })
+            .collect();
+        for case in lost {
+            if let Some(open) = self.resolver.cases.get_mut(case) {
+                open.asked = None;
+            }
+            self.release_in_flight(number);
+            self.next_step(case, now);
+        }
+    }
+
+    pub(super) fn channel_up(&mut self, number: u16, up: bool, now: Now, out: &mut Outputs) {
+        if let Some(channel) = self.live_channel(number) {
+            channel.up = up;
+        }
+        if up && self.term.is_some() {
+            self.run_ready(number, now, out);
+        }
+    }
+
+    /// Cases that are due, then whatever the channels can take.
+    pub(super) fn work_due(&mut self, now: Now, out: &mut Outputs) {
+        while let Some((case, generation)) = self.resolver.due.pop_due(now.mono_us) {
+            let current = self.resolver.cases.live(case, generation);
+            if current.is_some_and(|open| open.due_us <= now.mono_us) {
+                self.fall_due(case, now, out);
+            }
+        }
+        for number in 1..=self.channels.len() as u16 {
+            self.run_ready(number, now, out);
+        }
+    }
+
+    fn fall_due(&mut self, case: u32, now: Now, out: &mut Outputs) {
+        let Some(open) = self.resolver.cases.get_mut(case) else { return };
+        if open.asked.take().is_some() {
+            // Its answer is overdue; the next question comes by the plan.
+            let channel = open.channel;
+            self.release_in_flight(channel);
+            self.judge(case, now, out);
+            return self.next_step(case, now);
+        }
+        if self.judge(case, now, out) {
+            self.queue(case, now);
+        }
+    }
+
+    fn queue(&mut self, case: u32, now: Now) {
+        let generation = self.resolver.cases.generation(case);
+        let check = self.next_check(case, now);
+        let Some(open) = self.resolver.cases.get_mut(case) else { return };
+        if !std::mem::replace(&mut open.queued, true) {
+            let (since, number) = (open.since_us, open.channel);
+            if let Some(channel) = self.live_channel(number) {
+                channel.ready.push(since, (case, generation));
+            }
+        }
+        self.resolver.schedule(case, check);
+    }
+
+    /// When a case that cannot ask must be looked at again.
+    fn next_check(&self, case: u32, now: Now) -> u64 {
+        let Some(open) = self.resolver.cases.get(case) else { return u64::MAX };
+        let Some(channel) = self.channel(open.channel) else { return u64::MAX };
+        let mut moments = vec![
+            open.since_us + channel.manual_after_us,
+            open.since_us + channel.in_doubt_alarm_us,
+        ];
+        if channel.reverse_after_us > 0 {
+            moments.push(open.since_us + channel.reverse_after_us);
+        }
+        if let Subject::Attempt(sequence) = open.subject {
+            moments.push(self.expiry_mono(sequence, now));
+        }
+        let later = moments.into_iter().filter(|&moment| moment > now.mono_us).min();
+        later.unwrap_or(now.mono_us + channel.manual_after_us.max(60_000_000))
+    }
+
+    /// The order's expiry on the monotonic clock.
+    fn expiry_mono(&self, sequence: u64, now: Now) -> u64 {
+        let expire_us = self.orders[sequence].time_expire_ms.saturating_mul(1000);
+        now.mono_us.saturating_add(expire_us.saturating_sub(now.wall_us))
+    }
+
+    fn run_ready(&mut self, number: u16, now: Now, out: &mut Outputs) {
+        while self.has_room(number) {
+            let Some(channel) = self.live_channel(number) else { return };
+            let Some((_, (case, generation))) = channel.ready.first() else { return };
+            let waits = self.resolver.cases.live(case, generation).is_some_and(|open| open.queued);
+            let Some(channel) = self.live_channel(number) else { return };
+            if waits && !channel.budget.take(now.mono_us) {
+                return;
+            }
+            channel.ready.pop();
+            if waits {
+                self.ask(case, now, out);
+            }
+        }
+    }
+
+    /// Asks the channel what this case needs next.
+    fn ask(&mut self, case: u32, now: Now, out: &mut Outputs) {
+        let Some(open) = self.resolver.cases.get_mut(case) else { return };
+        open.queued = false;
+        let (subject, number) = (open.subject, open.channel);
+        // What was asked before is superseded; its late answer still counts.
+        if open.asked.take().is_some() {
+            self.release_in_flight(number);
+        }
+        let Some(channel) = self.channel(number) else { return };
+        let timeout = channel.reply_timeout_us;
+        let Some(operation) = self.next_operation(case, channel, now) else {
+            let check = self.next_check(case, now);
+            return self.resolver.schedule(case, check);
+        };
+        let Some(open) = self.resolver.cases.get_mut(case) else { return };
+        match operation {
+            Operation::Charge => (open.resend, open.last_send_us) = (false, now.mono_us),
+            Operation::Refund => open.resend = false,
+            Operation::Query => open.ask_charge = false,
+            Operation::Reverse | Operation::QueryRefund => {}
+        }
+        open.asked = Some(operation);
+        if let Some(live) = self.live_channel(number) {
+            live.in_flight += 1;
+        }
+        self.resolver.schedule(case, now.mono_us + timeout);
+        match subject {
+            Subject::Attempt(sequence) => {
+                let ordinal = self.orders[sequence].attempt.ordinal;
+                self.send(number, sequence, operation, ordinal, out);
+            }
+            Subject::Refund(place) => self.send_refund(number, place, operation, out),
+        }
+    }
+
+    /// `None` when the case has nothing to ask now.
+    fn next_operation(&self, case: u32, channel: &ChannelConfig, now: Now) -> Option<Operation> {
+        let open = self.resolver.cases.get(case)?;
+        let sequence = match open.subject {
+            Subject::Refund(place) => {
+                let refund = self.orders.refunds.get(place)?;
+                if refund.ending || refund.state != RefundState::Processing {
+                    return None;
+                }
+                // A refund number moves money once: without queries it is sent again.
+                let again = open.resend || !channel.queryable;
+                return Some(if again { Operation::Refund } else { Operation::QueryRefund });
+            }
+            Subject::Attempt(sequence) => sequence,
+        };
+        let order = &self.orders[sequence];
+        if order.live.ending || order.live.cancelling != CancelCause::None {
+            return None;
+        }
+        let wanted = !order.cancel.is_cancel() && !order.expired(now.wall_us);
+        match order.attempt.state {
+            AttemptState::Reversing if open.ask_charge && channel.queryable => {
+                Some(Operation::Query)
+            }
+            AttemptState::Reversing => Some(Operation::Reverse),
+            AttemptState::Started | AttemptState::Unknown | AttemptState::Awaiting => {
+                if channel.idempotent_pay && wanted && (open.resend || !channel.queryable) {
+                    return Some(Operation::Charge);
+                }
+                channel.queryable.then_some(Operation::Query)
+            }
+            _ => None,
+        }
+    }
+
+    /// What time alone decides about a case. `true`: it may ask on.
+    fn judge(&mut self, case: u32, now: Now, out: &mut Outputs) -> bool {
+        let Some(open) = self.resolver.cases.get(case) else { return false };
+        let Some(channel) = self.channel(open.channel) else { return false };
+        let age = now.mono_us.saturating_sub(open.since_us);
+        let alarm = age >= channel.in_doubt_alarm_us && !open.alarmed;
+        let spent = age >= channel.manual_after_us;
+        match open.subject {
+            Subject::Refund(place) => self.judge_refund(case, place, alarm, spent, now, out),
+            Subject::Attempt(sequence) => {
+                self.judge_attempt(case, sequence, (age, alarm, spent), now, out)
+            }
+        }
+    }
+
+    fn judge_refund(
+        &mut self,
+        case: u32,
+        place: u32,
+        alarm: bool,
+        spent: bool,
+        now: Now,
+        out: &mut Outputs,
+    ) -> bool {
+        let Some(refund) = self.orders.refunds.get(place) else { return false };
+        if refund.ending {
+            return true;
+        }
+        let (sequence, ordinal) = (refund.sequence, refund.ordinal);
         if alarm {
-            self.alarm(AlarmKind::InDoubtTooLong, at, ordinal, out);
+            self.alarm_case(case, sequence, ordinal, out);
         }
-        age
+        if spent {
+            let statement = Statement::plain(Class::BudgetSpent, Reason::BudgetSpent);
+            self.conclude_refund(place, RefundState::Manual, &statement, now, out);
+        }
+        true
     }
 
-    /// Moves to the plan's next delay.
-    fn next_step(&mut self, at: u32, ordinal: u8, channel: u16, now: Now) {
-        let Some(doubt) = self.doubts.get_mut(&(at, ordinal)) else { return };
-        let step = doubt.step;
-        doubt.step += 1;
-        let plan = self.contract(channel).map(|contract| &contract.query_plan_us);
-        let delay = plan
-            .and_then(|plan| plan.get(step).or(plan.last()))
-            .copied()
-            .unwrap_or(BUDGET_PAUSE_US);
-        self.doubt(at, ordinal, now, delay);
+    fn judge_attempt(
+        &mut self,
+        case: u32,
+        sequence: u64,
+        (age, alarm, spent): (u64, bool, bool),
+        now: Now,
+        out: &mut Outputs,
+    ) -> bool {
+        let order = &self.orders[sequence];
+        let (state, ordinal) = (order.attempt.state, order.attempt.ordinal);
+        if order.live.ending || order.live.cancelling != CancelCause::None {
+            return true;
+        }
+        let Some(channel) = self.channel(order.attempt.channel) else { return false };
+        let (reversible, queryable) = (channel.reversible, channel.queryable);
+        let expired = order.expired(now.wall_us);
+        let reverse_after = channel.reverse_after_us;
+        let waits_for_payer = state == AttemptState::Awaiting && !expired;
+        if alarm && !waits_for_payer {
+            self.alarm_case(case, sequence, ordinal, out);
+        }
+        if order::AttemptState::is_definitive(state) || state == AttemptState::Manual {
+            return false;
+        }
+        if spent && !waits_for_payer {
+            self.give_up(sequence, now, out);
+            return true;
+        }
+        if state == AttemptState::Reversing || !reversible {
+            return true;
+        }
+        let waited = reverse_after > 0 && age >= reverse_after && state != AttemptState::Awaiting;
+        if expired && !self.orders[sequence].cancel.is_cancel() {
+            self.start_cancel(sequence, CancelCause::Expired, false, now, out);
+        } else if expired || !queryable || waited {
+            self.start_cancel(sequence, CancelCause::GaveUp, false, now, out);
+        }
+        true
     }
 
-    fn step_attempt(&mut self, at: u32, now: Now, out: &mut Outputs) {
-        let Some(order) = self.order(at) else { return };
-        let (channel, state, deciding) =
-            (order.channel(), order.current(), order.volatile.deciding);
-        let expired = order.time_expire_ms <= now.wall_us / 1000;
-        let cancelled = order.cancelled;
-        if deciding {
-            return self.doubt(at, 0, now, BUDGET_PAUSE_US);
+    fn alarm_case(&mut self, case: u32, sequence: u64, ordinal: u8, out: &mut Outputs) {
+        if let Some(open) = self.resolver.cases.get_mut(case) {
+            open.alarmed = true;
         }
-        let Some(contract) = self.contract(channel).cloned() else { return };
-        let age = self.age(at, 0, contract.in_doubt_alarm_us, now, out);
-        if state.definitive() || state == Attempt::Manual {
-            self.doubts.remove(&(at, 0));
-            return;
-        }
-        if age >= contract.manual_after_us {
-            let none = ShortText::EMPTY;
-            return self.decide(at, Ending::Manual, Reason::BudgetSpent, none, now, out);
-        }
-        if !self.take_budget(channel, now) {
-            return self.doubt(at, 0, now, BUDGET_PAUSE_US);
-        }
-        let gave_up = contract.reverse_after_us > 0
-            && age >= contract.reverse_after_us
-            && state == Attempt::Unknown;
-        if state == Attempt::Reversing {
-            self.ask(at, Operation::Reverse, out);
-        } else if contract.reversible && (expired || gave_up) && !cancelled {
-            let cause = if expired { CancelCause::Expired } else { CancelCause::GaveUp };
-            self.cancel_doubt(at, cause, now, out);
-        } else if contract.queryable {
-            self.ask(at, Operation::Query, out);
-        } else if contract.reversible {
-            // Cannot be asked: undo it (plain ISO 8583).
-            self.cancel_doubt(at, CancelCause::GaveUp, now, out);
-        } else if contract.idempotent_pay && !expired && !cancelled {
-            self.ask(at, Operation::Charge, out);
-            if let Some(doubt) = self.doubts.get_mut(&(at, 0)) {
-                doubt.last_send_us = now.mono_us;
-            }
-        }
-        self.next_step(at, 0, channel, now);
+        raise(out, AlarmKind::InDoubtTooLong, sequence, ordinal);
     }
 
-    fn step_refund(&mut self, at: u32, ordinal: u8, now: Now, out: &mut Outputs) {
-        let Some(place) = self.refund_of(at, ordinal) else { return };
-        let Some(refund) = self.refunds.get(place as usize) else { return };
-        let (attempt, state, deciding) = (refund.attempt, refund.state, refund.deciding);
-        if state != RefundState::Processing {
-            self.doubts.remove(&(at, ordinal));
-            return;
-        }
-        let channel = self.order(at).map_or(0, |order| order.channel_of(attempt));
-        let Some(contract) = self.contract(channel).cloned() else { return };
-        let age = self.age(at, ordinal, contract.in_doubt_alarm_us, now, out);
-        if deciding {
-            return self.doubt(at, ordinal, now, BUDGET_PAUSE_US);
-        }
-        if age >= contract.manual_after_us {
-            if let Some(refund) = self.refunds.get_mut(place as usize) {
-                refund.deciding = true;
-            }
-            let end = End {
-                sequence: u64::from(at) + 1,
-                ordinal,
-                ending: Ending::Manual,
-                reason: Reason::BudgetSpent,
-                goes_on: false,
-                channel_ref: ShortText::EMPTY,
-            };
-            return self.propose(&Record::RefundEnd(end), now, out);
-        }
-        if !self.take_budget(channel, now) {
-            return self.doubt(at, ordinal, now, BUDGET_PAUSE_US);
-        }
-        let operation = if contract.queryable { Operation::QueryRefund } else { Operation::Refund };
-        self.ask_refund(place, operation, out);
-        self.next_step(at, ordinal, channel, now);
-    }
-
-    /// Takes the shard over: every open attempt is in doubt, whatever the old
-    /// leader may still be doing.
-    pub(super) fn lead(&mut self, term: u64, now: Now, out: &mut Outputs) {
-        self.step_down();
-        self.leading = Some(term);
-        for state in &mut self.merchants {
-            state.ahead = state.live;
-        }
-        for at in 0..self.committed as u32 {
-            let Some(order) = self.order(at) else { continue };
-            if order.state != OrderState::Processing {
-                continue;
-            }
-            match order.current() {
-                Attempt::Started | Attempt::Unknown | Attempt::Awaiting => {
-                    if let Some(order) = self.order_mut(at) {
-                        order.set_current(Attempt::Unknown);
-                    }
-                    self.doubt(at, 0, now, 0);
-                }
-                Attempt::Reversing => self.doubt(at, 0, now, 0),
-                Attempt::Manual | Attempt::Idle => {}
-                _ => self.go_on(at, now, out),
-            }
-        }
-        for place in 0..self.committed_refunds {
-            let Some(refund) = self.refunds.get(place) else { continue };
-            if refund.state == RefundState::Processing {
-                self.doubt(refund.order, refund.ordinal, now, 0);
-            }
-        }
-        self.outbox.restart(now);
-    }
-
-    /// Forgets everything volatile: proposals, waiters, doubts.
-    pub(super) fn step_down(&mut self) {
-        self.leading = None;
-        self.waiters.clear();
-        self.doubts.clear();
-        self.timers.clear();
-        self.waits.clear();
-        self.deferred.clear();
-        for channel in &mut self.channels {
-            channel.in_flight = 0;
-            channel.replies.clear();
-        }
-        if self.orders.len() > self.committed {
-            self.orders.truncate(self.committed);
-            self.rebuild_index();
-        }
-        while self.refunds.len() > self.committed_refunds {
-            self.drop_refund();
-        }
-        for at in 0..self.committed {
-            if let Some(order) = self.orders.get_mut(at) {
-                order.volatile = super::order::Volatile::NEW;
-                if matches!(order.current(), Attempt::Unknown | Attempt::Awaiting) {
-                    order.set_current(Attempt::Started);
-                }
-            }
-        }
-        for place in 0..self.refunds.len() {
-            if let Some(refund) = self.refunds.get_mut(place) {
-                refund.waiters = NONE;
-                refund.deciding = false;
-            }
-        }
-    }
-
-    fn rebuild_index(&mut self) {
-        self.index.clear();
-        for at in 0..self.committed {
-            if let Some(order) = self.orders.get(at) {
-                self.index.insert(&order.digest, at as u32);
-            }
-        }
-    }
-
-    /// Takes the newest refund, a proposal, out of its payment's list.
-    fn drop_refund(&mut self) {
-        let last = self.refunds.len() - 1;
-        let Some(refund) = self.refunds.get(last) else { return };
-        let (at, next) = (refund.order, refund.next);
-        if let Some(order) = self.orders.get_mut(at as usize) {
-            order.refunds = next;
-        }
-        self.refunds.truncate(last);
+    /// The budget is spent: an operator decides, never a guess.
+    fn give_up(&mut self, sequence: u64, now: Now, out: &mut Outputs) {
+        let statement = Statement::plain(Class::BudgetSpent, Reason::BudgetSpent);
+        let to = if self.weakened(Weakness::GiveUpIsFailed) {
+            AttemptState::Declined
+        } else {
+            AttemptState::Manual
+        };
+        self.conclude(sequence, to, &statement, now, out);
     }
 }

@@ -1,23 +1,66 @@
-//! Looks at the state for operators and for comparing replicas.
+//! What is shown of the state: reply bodies, statistics, the explain view and
+//! the state hash. Changes nothing.
 
-use protocol::code::{OrderState, Reason};
-use protocol::id::{MchId, OutTradeNo, TransactionId};
+use super::Engine;
+use super::directory::Entry;
+use super::input::Waiter;
+use super::order::{Attempt, AttemptState, Order, Refund, RefundKind};
+use super::output::{Reply, ReplyBody};
+use protocol::channel::{charge_number, order_digest};
+use protocol::code::{Code, OrderState, Reason, RefundState};
+use protocol::id::{ChannelNo, MchId, OutRefundNo, OutTradeNo, ShortText, TransactionId};
+use protocol::message::{OrderReply, RefundReply, kind};
 use protocol::money::Currency;
 use sha2::{Digest, Sha256};
 
-use super::Engine;
-use super::order::Attempt;
+/// Figures of one engine.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Payments held, committed.
+    pub orders: u64,
+    /// Payments proposed.
+    pub proposed: u64,
+    /// Payments that are not final or have an open refund.
+    pub open: u64,
+    /// Attempts and refunds in doubt, being undone or waiting for the payer.
+    pub in_doubt: u64,
+    /// Attempts and refunds in front of an operator.
+    pub manual: u64,
+    /// Askers waiting.
+    pub waiters: u64,
+    /// Events not delivered.
+    pub outbox: u64,
+    /// Refunds held.
+    pub refunds: u64,
+    /// Committed records that did not fit the state and changed nothing.
+    pub ignored_records: u64,
+    /// Channel statements about payments that do not exist here.
+    pub unmatched: u64,
+    /// By channel, in the order of the configuration.
+    pub channels: Vec<ChannelStats>,
+}
 
-/// A payment as an operator sees it.
+/// Figures of one channel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ChannelStats {
+    /// Number.
+    pub number: u16,
+    /// Whether it takes requests.
+    pub up: bool,
+    /// Operations without answer.
+    pub in_flight: u32,
+}
+
+/// A payment for `explain`.
 #[derive(Clone, Debug)]
 pub struct OrderView {
     /// Our number.
     pub transaction_id: TransactionId,
     /// Merchant.
     pub mch_id: MchId,
-    /// Its number.
+    /// The merchant's number.
     pub out_trade_no: OutTradeNo,
-    /// Sequence within the shard.
+    /// Sequence in the shard, from 1.
     pub sequence: u64,
     /// State.
     pub state: OrderState,
@@ -31,6 +74,16 @@ pub struct OrderView {
     pub refunded: i64,
     /// Reserved, minor units.
     pub reserved: i64,
+    /// Accepted, Unix milliseconds.
+    pub created_at_ms: u64,
+    /// Final, Unix milliseconds; 0 when not.
+    pub finished_at_ms: u64,
+    /// Expiry, Unix milliseconds.
+    pub time_expire_ms: u64,
+    /// Attempts, oldest first.
+    pub attempts: Vec<AttemptView>,
+    /// Refunds, oldest first.
+    pub refunds: Vec<RefundView>,
 }
 
 /// Something in doubt or in front of an operator.
@@ -38,144 +91,326 @@ pub struct OrderView {
 pub struct DoubtView {
     /// The payment.
     pub order: OrderView,
-    /// Refund ordinal, or 0 for the payment.
+    /// Refund ordinal, or 0 for the payment's newest attempt.
     pub ordinal: u8,
     /// State of the attempt or refund.
     pub state: &'static str,
     /// Channel number.
     pub channel: u16,
-    /// When it began, Unix microseconds for payments in front of an operator,
-    /// else monotonic microseconds.
+    /// Since when, microseconds of the monotonic or the Unix clock.
     pub since_us: u64,
     /// Whether `since_us` is monotonic.
     pub monotonic: bool,
 }
 
-impl Engine {
-    /// The payment under a merchant's number.
-    pub fn order_view(&self, mch_id: &MchId, out_trade_no: &OutTradeNo) -> Option<OrderView> {
-        let digest = protocol::channel::order_digest(mch_id, out_trade_no);
-        let merchant = *self.merchant_ids.get(mch_id)?;
-        self.find(&digest, merchant, out_trade_no).and_then(|at| self.view(at))
-    }
+/// An attempt for `explain`.
+#[derive(Clone, Debug)]
+pub struct AttemptView {
+    /// Ordinal.
+    pub ordinal: u8,
+    /// Channel.
+    pub channel: u16,
+    /// Number at the channel.
+    pub charge_no: ChannelNo,
+    /// State.
+    pub state: AttemptState,
+    /// Why.
+    pub reason: Reason,
+    /// The channel's own number.
+    pub channel_ref: ShortText,
+}
 
-    fn view(&self, at: u32) -> Option<OrderView> {
-        let order = self.order(at)?;
-        Some(OrderView {
-            transaction_id: self.transaction_id(at),
-            mch_id: self.merchant(order.merchant)?.merchant.mch_id,
-            out_trade_no: order.out_trade_no,
-            sequence: u64::from(at) + 1,
-            state: order.shown_state(),
+/// A refund for `explain`.
+#[derive(Clone, Debug)]
+pub struct RefundView {
+    /// Ordinal.
+    pub ordinal: u8,
+    /// What it is for.
+    pub kind: RefundKind,
+    /// The merchant's number, or ours.
+    pub out_refund_no: OutRefundNo,
+    /// Number at the channel.
+    pub refund_no: ChannelNo,
+    /// State.
+    pub state: RefundState,
+    /// Why.
+    pub reason: Reason,
+    /// Amount, minor units.
+    pub amount: i64,
+    /// The attempt whose money goes back.
+    pub attempt: u8,
+}
+
+impl Engine {
+    /// Reply about a payment as it stands.
+    pub(super) fn order_body(&self, sequence: u64, code: Code, replayed: bool) -> ReplyBody {
+        let order = &self.orders[sequence];
+        ReplyBody::Order(OrderReply {
+            code,
+            retry_after_ms: 0,
+            replayed,
+            state: order.state,
             reason: order.reason,
-            amount: order.amount.minor(),
-            currency: order.currency,
+            transaction_id: Some(TransactionId::new(self.config.shard, sequence)),
+            amount: order.amount,
+            currency: Some(order.currency),
             refunded: order.refunded,
-            reserved: order.reserved,
+            refunding: order.reserved,
+            channel: order.attempt.channel,
+            finished_at_ms: order.finished_ms,
+            leader_hint: 0,
+            out_trade_no: ShortText::new(order.out_trade_no.as_bytes()).unwrap_or_default(),
+            channel_ref: order.attempt.channel_ref,
         })
     }
 
-    /// Payments and refunds in doubt, at most `limit`, and payments in front of
-    /// an operator.
-    pub fn doubt_views(&self, limit: usize) -> Vec<DoubtView> {
-        let mut keys: Vec<_> =
-            self.doubts.iter().map(|(key, doubt)| (doubt.since_us, *key)).collect();
-        keys.sort_unstable();
-        let mut views: Vec<DoubtView> = keys
-            .into_iter()
-            .take(limit)
-            .filter_map(|(since_us, (at, ordinal))| {
-                let order = self.order(at)?;
-                Some(DoubtView {
-                    order: self.view(at)?,
-                    ordinal,
-                    state: if ordinal == 0 { state_name(order.current()) } else { "refunding" },
-                    channel: order.channel(),
-                    since_us,
-                    monotonic: true,
-                })
-            })
-            .collect();
-        if self.manual > 0 {
-            let manual = (0..self.committed as u32)
-                .filter(|at| self.order(*at).is_some_and(|o| o.state == OrderState::Manual))
-                .take(limit);
-            views.extend(manual.filter_map(|at| {
-                let order = self.order(at)?;
-                Some(DoubtView {
-                    order: self.view(at)?,
-                    ordinal: 0,
-                    state: "manual",
-                    channel: order.channel(),
-                    since_us: order.begun_us,
-                    monotonic: false,
-                })
-            }));
-        }
-        views
+    /// Reply about a refund as it stands.
+    pub(super) fn refund_body(&self, place: u32, code: Code, replayed: bool) -> ReplyBody {
+        let Some(refund) = self.orders.refunds.get(place) else {
+            let nobody = Waiter { kind: kind::REFUND, ..Waiter::default() };
+            return Reply::refusal(nobody, code, 0).body;
+        };
+        let order = &self.orders[refund.sequence];
+        ReplyBody::Refund(RefundReply {
+            code,
+            retry_after_ms: 0,
+            replayed,
+            state: refund.state,
+            reason: refund.reason,
+            transaction_id: Some(TransactionId::new(self.config.shard, refund.sequence)),
+            amount: refund.amount,
+            currency: Some(order.currency),
+            refunded: order.refunded,
+            refunding: order.reserved,
+            finished_at_ms: refund.finished_ms,
+            leader_hint: 0,
+            channel_ref: refund.channel_ref,
+        })
     }
 
-    /// SHA-256 over the replicated state: equal on replicas that applied the
-    /// same blocks, whatever they lead.
+    /// Figures for metrics and status.
+    pub fn stats(&self) -> Stats {
+        let channels = self.channels.iter().zip(&self.config.channels);
+        Stats {
+            orders: self.orders.committed - 1,
+            proposed: self.orders.len() - self.orders.committed,
+            open: self.orders.busy.count(),
+            in_doubt: u64::from(self.resolver.count()),
+            manual: self.counters.manual_attempts + self.counters.manual_refunds,
+            waiters: u64::from(self.waiters.count()),
+            outbox: self.outbox.len() as u64,
+            refunds: u64::from(self.orders.refunds.used()),
+            ignored_records: self.counters.ignored_records,
+            unmatched: self.counters.unmatched,
+            channels: channels
+                .map(|(live, config)| ChannelStats {
+                    number: config.number,
+                    up: live.up,
+                    in_flight: live.in_flight,
+                })
+                .collect(),
+        }
+    }
+
+    /// A committed payment by the merchant's number.
+    pub fn order_view(&self, mch_id: &MchId, out_trade_no: &OutTradeNo) -> Option<OrderView> {
+        let merchant = self.merchants.find(mch_id)?;
+        let digest = order_digest(mch_id, out_trade_no);
+        self.view(self.orders.find(&digest, merchant, out_trade_no)?)
+    }
+
+    fn view(&self, sequence: u64) -> Option<OrderView> {
+        let order = self.orders.committed(sequence)?;
+        let mut refunds: Vec<_> = self
+            .orders
+            .refunds_of(sequence)
+            .filter(|(_, refund)| !refund.proposed)
+            .map(|(_, refund)| self.refund_view(refund))
+            .collect();
+        refunds.reverse();
+        Some(OrderView {
+            transaction_id: TransactionId::new(self.config.shard, sequence),
+            mch_id: self.merchants.at(order.merchant).merchant.mch_id,
+            out_trade_no: order.out_trade_no,
+            sequence,
+            state: order.state,
+            reason: order.reason,
+            amount: order.amount,
+            currency: order.currency,
+            refunded: order.refunded,
+            reserved: order.reserved,
+            created_at_ms: order.created_ms,
+            finished_at_ms: order.finished_ms,
+            time_expire_ms: order.time_expire_ms,
+            attempts: (1..=order.attempt.ordinal)
+                .filter_map(|ordinal| self.orders.attempt(sequence, ordinal))
+                .map(|attempt| attempt_view(order, attempt))
+                .collect(),
+            refunds,
+        })
+    }
+
+    /// What is in doubt, waits for the payer, is being undone or is in front of
+    /// an operator: oldest payment first, at most `limit`.
+    pub fn doubt_views(&self, limit: usize) -> Vec<DoubtView> {
+        let doubts = self.orders.busy.ones().flat_map(|sequence| {
+            let order = &self.orders[sequence];
+            let open = !order.attempt.state.is_definitive();
+            let attempt = open
+                .then(|| self.doubt_of(sequence, 0, order.attempt.state.name(), order.live.case));
+            let refunds =
+                self.orders.refunds_of(sequence).filter(|(_, r)| r.is_open() && !r.proposed);
+            let refunds = refunds
+                .map(move |(_, r)| self.doubt_of(sequence, r.ordinal, r.state.name(), r.case));
+            attempt.into_iter().chain(refunds).flatten()
+        });
+        doubts.take(limit).collect()
+    }
+
+    /// `None` for an attempt that simply waits for its first answer.
+    fn doubt_of(
+        &self,
+        sequence: u64,
+        ordinal: u8,
+        state: &'static str,
+        case: u32,
+    ) -> Option<DoubtView> {
+        let since = self.resolver.since_us(case);
+        if since.is_none() && self.term.is_some() && state == AttemptState::Started.name() {
+            return None;
+        }
+        let order = self.view(sequence)?;
+        Some(DoubtView {
+            ordinal,
+            state,
+            channel: self.orders[sequence].attempt.channel,
+            since_us: since.unwrap_or(order.created_at_ms.saturating_mul(1000)),
+            monotonic: since.is_some(),
+            order,
+        })
+    }
+
+    fn refund_view(&self, refund: &Refund) -> RefundView {
+        RefundView {
+            ordinal: refund.ordinal,
+            kind: refund.kind,
+            out_refund_no: refund.out_refund_no,
+            refund_no: self.orders.refund_number(refund),
+            state: refund.state,
+            reason: refund.reason,
+            amount: refund.amount,
+            attempt: refund.attempt,
+        }
+    }
+
+    /// SHA-256 over the replicated state: equal on every replica that applied
+    /// the same records. Walks everything: for checks, not for the hot path.
     pub fn state_hash(&self) -> [u8; 32] {
         let mut hash = Sha256::new();
-        let mut add = |bytes: &[u8]| hash.update(bytes);
-        add(&self.applied.to_le_bytes());
-        for at in 0..self.committed {
-            let Some(order) = self.orders.get(at) else { continue };
-            add(&order.digest);
-            add(&order.fingerprint);
-            for number in [order.amount.minor(), order.refunded, order.reserved] {
-                add(&number.to_le_bytes());
-            }
-            add(&order.finished_ms.to_le_bytes());
-            add(&[order.state.wire(), order.attempt, order.refund_count, order.events]);
-            add(&[order.cancelled.into(), order.cancel_expired.into()]);
-            add(&order.reason.wire().to_le_bytes());
-            for (attempt, channel) in order.attempts.iter().zip(order.channels) {
-                add(&[replicated(*attempt) as u8]);
-                add(&channel.to_le_bytes());
-            }
-            add(order.channel_ref.as_bytes());
+        for entry in self.merchants.ordered() {
+            hash_merchant(&mut hash, entry);
         }
-        for place in 0..self.committed_refunds {
-            let Some(refund) = self.refunds.get(place) else { continue };
-            add(&refund.order.to_le_bytes());
-            add(&[refund.ordinal, refund.attempt, refund.state.wire()]);
-            add(&refund.amount.minor().to_le_bytes());
-            add(&refund.finished_ms.to_le_bytes());
+        hash.update(self.orders.committed.to_le_bytes());
+        for sequence in 1..self.orders.committed {
+            self.hash_order(&mut hash, sequence);
         }
-        for state in &self.merchants {
-            add(state.merchant.mch_id.as_bytes());
-            add(&state.merchant.limits.daily_cap.to_le_bytes());
-            add(&state.merchant.limits.pay_per_minute.to_le_bytes());
-            add(&[state.merchant.status as u8, state.previous.is_some().into()]);
-            state.live.hash(&mut add);
-        }
-        self.outbox.hash(&mut add);
+        self.outbox.hash(&mut hash);
         hash.finalize().into()
     }
-}
 
-/// Doubt is the leader's view of a started attempt.
-fn replicated(attempt: Attempt) -> Attempt {
-    match attempt {
-        Attempt::Unknown | Attempt::Awaiting => Attempt::Started,
-        other => other,
+    fn hash_order(&self, hash: &mut Sha256, sequence: u64) {
+        let order = &self.orders[sequence];
+        hash.update(order.digest);
+        hash.update(order.fingerprint);
+        hash.update(self.merchants.at(order.merchant).merchant.mch_id.as_bytes());
+        hash.update(order.out_trade_no.as_bytes());
+        for value in [
+            order.amount as u64,
+            order.refunded as u64,
+            order.reserved as u64,
+            order.time_expire_ms,
+            order.created_ms,
+            order.finished_ms,
+            u64::from(order.events),
+            u64::from(order.gateway),
+            u64::from(order.reason.wire()),
+        ] {
+            hash.update(value.to_le_bytes());
+        }
+        hash.update(order.currency.bytes());
+        hash.update([
+            order.method.wire(),
+            order.scene.wire(),
+            order.state.wire(),
+            order.cancel as u8,
+            u8::from(order.notify),
+        ]);
+        for ordinal in 1..=order.attempt.ordinal {
+            if let Some(attempt) = self.orders.attempt(sequence, ordinal) {
+                hash_attempt(hash, attempt);
+            }
+        }
+        for (_, refund) in self.orders.refunds_of(sequence).filter(|(_, r)| !r.proposed) {
+            hash_refund(hash, refund);
+        }
     }
 }
 
-fn state_name(attempt: Attempt) -> &'static str {
-    match attempt {
-        Attempt::Idle => "idle",
-        Attempt::Started => "started",
-        Attempt::Unknown => "unknown",
-        Attempt::Awaiting => "awaiting",
-        Attempt::Reversing => "reversing",
-        Attempt::Manual => "manual",
-        Attempt::Succeeded => "succeeded",
-        Attempt::Declined => "declined",
-        Attempt::Void => "void",
-        Attempt::Reversed => "reversed",
+fn attempt_view(order: &Order, attempt: &Attempt) -> AttemptView {
+    AttemptView {
+        ordinal: attempt.ordinal,
+        channel: attempt.channel,
+        charge_no: charge_number(&order.digest, attempt.ordinal),
+        state: attempt.state,
+        reason: attempt.reason,
+        channel_ref: attempt.channel_ref,
+    }
+}
+
+fn hash_attempt(hash: &mut Sha256, attempt: &Attempt) {
+    hash.update([
+        attempt.ordinal,
+        attempt.state as u8,
+        attempt.class as u8,
+        u8::from(attempt.noted) | u8::from(attempt.reversal_started) << 1,
+    ]);
+    hash.update(attempt.channel.to_le_bytes());
+    hash.update(attempt.reason.wire().to_le_bytes());
+    hash.update(attempt.channel_ref.as_bytes());
+}
+
+fn hash_refund(hash: &mut Sha256, refund: &Refund) {
+    hash.update([refund.ordinal, refund.kind as u8, refund.state.wire(), refund.attempt]);
+    for value in [refund.amount as u64, refund.created_ms, refund.finished_ms] {
+        hash.update(value.to_le_bytes());
+    }
+    hash.update(refund.reason.wire().to_le_bytes());
+    hash.update(refund.out_refund_no.as_bytes());
+    hash.update(refund.channel_ref.as_bytes());
+}
+
+fn hash_merchant(hash: &mut Sha256, entry: &Entry) {
+    // The record's own encoding is a complete and canonical form.
+    let mut bytes = Vec::new();
+    let put =
+        super::record::MerchantPut { operator: ShortText::EMPTY, merchant: entry.merchant.clone() };
+    super::record::append(&mut bytes, 0, &super::record::Record::MerchantPut(Box::new(put)));
+    if let Some(temporary) = entry.temporary {
+        let put = super::record::LimitsPut {
+            operator: ShortText::EMPTY,
+            mch_id: entry.merchant.mch_id,
+            limits: temporary.before,
+            until_ms: temporary.until_ms,
+        };
+        super::record::append(&mut bytes, 0, &super::record::Record::LimitsPut(put));
+    }
+    hash.update(&bytes);
+    for value in [
+        entry.applied.pay.tat_ns,
+        entry.applied.refund.tat_ns,
+        entry.applied.daily.day,
+        entry.applied.daily.sum as u64,
+    ] {
+        hash.update(value.to_le_bytes());
     }
 }

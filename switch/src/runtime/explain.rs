@@ -6,7 +6,7 @@ use protocol::id::{MchId, OutTradeNo};
 
 use super::clock;
 use crate::admin::api::{Explain, ExplainRecord, InDoubt};
-use crate::engine::record::{Record, Records, Stamped};
+use crate::engine::record::{Records, Stamped};
 use crate::engine::{Engine, OrderView};
 
 /// The payment as the engine holds it.
@@ -48,7 +48,7 @@ pub fn time_line(log_dir: &Path, view: OrderView) -> Result<Explain, String> {
         }
         // The engine has applied these very blocks: they can be read.
         for stamped in Records::new(frame.payload).into_iter().flatten().flatten() {
-            if sequence_of(&stamped) == Some(view.sequence) {
+            if stamped.record.sequence() == Some(view.sequence) {
                 records.push(line(frame.index, frame.term, &stamped));
             }
         }
@@ -78,18 +78,5 @@ fn line(index: u64, term: u64, stamped: &Stamped<'_>) -> ExplainRecord {
         at_ms: stamped.at_us / 1000,
         kind: stamped.record.name().into(),
         text,
-    }
-}
-
-fn sequence_of(stamped: &Stamped<'_>) -> Option<u64> {
-    match &stamped.record {
-        Record::Begin(begin) => Some(begin.sequence),
-        Record::Attempt { sequence, .. } | Record::Cancel { sequence, .. } => Some(*sequence),
-        Record::End(end) | Record::RefundEnd(end) => Some(end.sequence),
-        Record::Refund(refund) => Some(refund.sequence),
-        Record::Decided(decision) => Some(decision.sequence),
-        // Event ids carry the payment in their low 44 bits.
-        Record::Delivered { event_id, .. } => Some(event_id & ((1 << 44) - 1)),
-        Record::Merchant { .. } | Record::Limits { .. } => None,
     }
 }

@@ -106,7 +106,7 @@ pub fn channel_transport(channel: &ChannelSection) -> TransportConfig {
 
 /// Largest UDP payload that path discovery tries: a jumbo frame's. Fewer, larger
 /// packets are the biggest single lever on the cost of a message.
-pub const PAYLOAD_MAX: u16 = 8_952;
+pub const PAYLOAD_MAX: u16 = 1_472;
 /// Bytes in flight before the first acknowledgement. Our traffic is bursts of whole
 /// batches with pauses between them, in which a window of ten packets does not
 /// grow: each burst would wait for a delayed acknowledgement.

@@ -1,0 +1,83 @@
+//! The straight ways: pay, refund, query, close, events.
+
+use super::driver::*;
+use crate::engine::input::{Input, Operation, Waiter};
+use protocol::channel::ChannelStatus;
+use protocol::code::{Code, OrderState, Reason, RefundState};
+
+#[test]
+fn a_payment_sends_after_begin_and_answers_after_end() {
+    let mut world = World::new();
+    let asked = world.pay("a", 500);
+    world.nothing_sent();
+    world.commit();
+    let send = world.sent(Operation::Charge);
+    assert_eq!(send.request.charge_no, charge_no("a", 1));
+    let reply = crate::engine::input::Evidence::Answered {
+        status: ChannelStatus::Success,
+        detail: 0,
+        charge_no: send.request.charge_no,
+        amount: 500,
+        currency: cny(),
+        channel_ref: Default::default(),
+    };
+    world.give(Input::Evidence { operation: send.operation, evidence: reply });
+    assert!(world.order_reply(asked).is_none(), "END is not durable yet");
+    world.commit();
+    let reply = world.order_reply(asked).expect("answered");
+    assert_eq!((reply.code, reply.state, reply.amount), (Code::Ok, OrderState::Paid, 500));
+    assert_eq!(reply.transaction_id.expect("assigned").shard(), 3);
+    assert_eq!(world.engine.stats().channels[0].in_flight, 0);
+    assert_eq!(world.engine.stats().open, 0);
+    world.assert_follower_agrees();
+}
+
+#[test]
+fn a_decline_fails_the_order_with_its_reason() {
+    let mut world = World::new();
+    let asked = world.pay("a", 500);
+    world.settle();
+    let send = world.sent(Operation::Charge);
+    world.answer_as(send.operation, &send, ChannelStatus::Declined, 1);
+    let reply = world.order_reply(asked).expect("answered");
+    assert_eq!((reply.state, reply.reason), (OrderState::Failed, Reason::InsufficientFunds));
+    world.assert_follower_agrees();
+}
+
+#[test]
+fn refunds_move_reserved_to_refunded() {
+    let mut world = World::new();
+    world.paid("a", 500);
+    let asked = world.refund("a", "r1", 200);
+    world.settle();
+    assert_eq!(world.query("a").refunding, 200);
+    let send = world.sent(Operation::Refund);
+    world.answer(&send, ChannelStatus::Success);
+    let reply = world.refund_reply(asked).expect("answered");
+    assert_eq!((reply.state, reply.refunded, reply.refunding), (RefundState::Success, 200, 0));
+    assert_eq!(world.query_refund("a", "r1").state, RefundState::Success);
+    assert_eq!(world.engine.stats().channels[0].in_flight, 0);
+    world.assert_follower_agrees();
+}
+
+#[test]
+fn events_are_delivered_until_taken_over_or_given_up() {
+    let mut world = World::new();
+    world.paid("a", 500);
+    assert_eq!(world.engine.stats().outbox, 1);
+    let waiter = Waiter { connection: 9, stream: 1, kind: 0x20, correlation: 5 };
+    world.give(Input::Subscribe { waiter, gateway: 1 });
+    let (to, event) = world.out.events.remove(0);
+    assert_eq!((to, event.sequence, event.state), (waiter, 1, OrderState::Paid));
+    world.pass(3 * SECOND);
+    let (_, again) = world.out.events.remove(0);
+    assert_eq!(again, event);
+    world.give(Input::EventAck { event_id: event.event_id, waiter });
+    world.settle();
+    assert_eq!(world.engine.stats().outbox, 0);
+    world.paid("b", 500);
+    world.pass(20 * SECOND);
+    assert_eq!(world.out.events.len(), 3, "tried three times, then dead-lettered");
+    assert_eq!(world.engine.stats().outbox, 0);
+    world.assert_follower_agrees();
+}

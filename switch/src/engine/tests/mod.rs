@@ -1,0 +1,10 @@
+//! Tests of the engine: `driver` plays log, channel and clock around it; the
+//! others each hold one part of the rule book.
+
+mod codec;
+mod driver;
+mod happy;
+mod limits;
+mod model;
+mod rules;
+mod table;
