@@ -465,55 +465,8 @@ fn open_loop(options: &Options) {
     }
 }
 
-/// One million payments: two million records of 200 bytes in blocks of 40, over
-/// twelve shards, each link of its chain verified.
-fn recovery(options: &Options) {
-    const BLOCKS: u64 = 50_000;
-    const SHARDS: u64 = 12;
-    let dir = tempfile::tempdir_in(&options.dir).expect("a directory on the disk");
-    let Ours { mut log, notify, .. } = Ours::new(dir.path(), Backend::Auto, false);
-    let payload = vec![0x5a; 40 * 200];
-    let mut chains = [storage::CHAIN_START; SHARDS as usize];
-    for nth in 0..BLOCKS {
-        let (shard, index) = (nth % SHARDS, nth / SHARDS + 1);
-        let chain = &mut chains[shard as usize];
-        *chain = storage::chain_next(chain, &payload);
-        let kind = FrameKind::Block;
-        let frame =
-            Frame { kind, shard: shard as u16, term: 1, index, chain: *chain, payload: &payload };
-        log.append(&frame).expect("room");
-        if shard == SHARDS - 1 || nth + 1 == BLOCKS {
-            while !log.submit().expect("a sound log") {
-                notify.wait(100_000);
-            }
-            while log.poll().expect("a sound log").is_none() {
-                notify.wait(100_000);
-            }
-        }
-    }
-    drop(log);
-    let mut bytes = 0;
-    let start = Instant::now();
-    let config = LogConfig::new(dir.path(), 1, 0);
-    let (_, recovery) = Log::open(config, notify, &mut |frame| {
-        bytes += frame.payload.len();
-        Ok(())
-    })
-    .expect("a sound log");
-    let elapsed = start.elapsed();
-    assert_eq!(recovery.frames, BLOCKS);
-    println!(
-        "\nrecovery: {} records in {BLOCKS} blocks, {} MB, {:.2} s, {:.0} MB/s",
-        BLOCKS * 40,
-        bytes / 1_000_000,
-        elapsed.as_secs_f64(),
-        bytes as f64 / 1e6 / elapsed.as_secs_f64()
-    );
-}
-
 fn main() {
     let options = options();
-    recovery(&options);
     one_writer(&options);
     open_loop(&options);
 }
