@@ -469,7 +469,7 @@ fn kill_nine_loses_nothing_acknowledged() {
 fn a_full_file_system_keeps_the_reserve_and_recovers() {
     let dir = tempfile::tempdir().unwrap();
     let mount = std::process::Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=8m", "tmpfs"])
+        .args(["-t", "tmpfs", "-o", "size=24m", "tmpfs"])
         .arg(dir.path())
         .output();
     if !mount.is_ok_and(|output| output.status.success()) {

@@ -228,14 +228,16 @@ impl Work {
         std::fs::metadata(self.reserve_path()).map_or(0, |metadata| metadata.len())
     }
 
-    /// Gives one segment's worth of the reserve back to the file system.
+    /// Gives back from the reserve what one more segment needs.
     fn release_reserve(&self) -> io::Result<bool> {
         let kept = self.reserve_kept();
         if kept == 0 {
             return Ok(false);
         }
         let file = OpenOptions::new().write(true).open(self.reserve_path())?;
-        file.set_len(kept.saturating_sub(self.plan.segment_bytes + MARGIN_BYTES))?;
+        let wanted = self.plan.segment_bytes + MARGIN_BYTES;
+        let missing = wanted.saturating_sub(self.available()?);
+        file.set_len(kept.saturating_sub(missing))?;
         Ok(true)
     }
 
