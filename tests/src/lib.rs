@@ -123,6 +123,7 @@ impl Drop for Process {
 pub struct Deployment {
     dir: tempfile::TempDir,
     base: u16,
+    has_channel: std::cell::Cell<bool>,
 }
 
 impl Deployment {
@@ -133,7 +134,7 @@ impl Deployment {
 
     fn init_in(dir: tempfile::TempDir, merchants: u32) -> Self {
         let base = port_base();
-        let deployment = Self { dir, base };
+        let deployment = Self { dir, base, has_channel: std::cell::Cell::new(false) };
         let output = deployment.payswitch(&[
             "init",
             "--dir",
@@ -202,7 +203,9 @@ impl Deployment {
         let started = Instant::now();
         let admin = self.address("admin", "listen");
         loop {
-            if http::get(&admin, "/ready").is_ok_and(|reply| reply.status == 200) {
+            if http::get(&admin, "/ready").is_ok_and(|reply| reply.status == 200)
+                && (!self.has_channel.get() || channel_is_up(&admin))
+            {
                 return process;
             }
             let ended = process.child.try_wait().expect("the child can be waited for");
@@ -227,6 +230,7 @@ impl Deployment {
         let mut command = Command::new(binaries().join("loadgen"));
         command.args(["channel", "--config"]).arg(self.file("channel.toml")).args(args);
         let output = self.file("channel.out");
+        self.has_channel.set(true);
         drop(std::fs::remove_file(&output));
         let mut process = Process::spawn("loadgen channel", command, output);
         let started = Instant::now();
@@ -241,6 +245,13 @@ impl Deployment {
         }
         process
     }
+}
+
+/// Whether the switch's link to its channel stands: a site is ready without.
+fn channel_is_up(admin: &str) -> bool {
+    let Ok(status) = http::get(admin, "/status") else { return false };
+    let status: serde_json::Value = serde_json::from_str(&status.body).unwrap_or_default();
+    status["channels"][0]["up"] == true
 }
 
 fn run(program: &Path, args: &[&str]) -> Output {

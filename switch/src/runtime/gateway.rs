@@ -94,10 +94,11 @@ impl Connection {
     /// Frees a stream's slot once nothing can be answered on it any more, so
     /// that a late answer never reaches a newer stream.
     fn release_stream(&self, stream: &Stream) {
-        if stream.closed.get() && stream.pending.get() == 0 {
-            if let Some(slot) = self.streams.borrow_mut().get_mut(stream.slot as usize) {
-                *slot = None;
-            }
+        if stream.closed.get()
+            && stream.pending.get() == 0
+            && let Some(slot) = self.streams.borrow_mut().get_mut(stream.slot as usize)
+        {
+            *slot = None;
         }
     }
 

@@ -97,7 +97,7 @@ impl Link {
         let correlation = send.operation.pack();
         send.request.encode_frame(correlation, &mut buffer);
         stream.dirty.set(true);
-        if send.operation.sequence % SAMPLE == 0 {
+        if send.operation.sequence.is_multiple_of(SAMPLE) {
             self.sample(correlation);
         }
         true
@@ -265,10 +265,10 @@ impl Link {
             self.count(net, |channel| channel.unmatched.add(1));
             return;
         };
-        if operation.sequence % SAMPLE == 0 {
-            if let Some(took) = self.sampled(correlation) {
-                net.metrics.channel_round_trip.record(took);
-            }
+        if operation.sequence % SAMPLE == 0
+            && let Some(took) = self.sampled(correlation)
+        {
+            net.metrics.channel_round_trip.record(took);
         }
         self.count(net, |channel| channel.answered.add(1));
         let evidence = match ChannelReply::decode(kind, body) {
