@@ -141,7 +141,9 @@ fn at_block(at: &FrameAt<'_>, error: impl std::fmt::Display) -> Failure {
     let (segment, offset) = (at.at.segment, at.at.offset);
     Failure::new(
         Exit::Usage,
-        format_args!("{segment:016x}.wal offset {offset}: block {index} of shard {shard}: {error}"),
+        format_args!(
+            "{segment:016x}.wal at offset {offset}: block {index} of shard {shard}: {error}"
+        ),
     )
 }
 
