@@ -43,7 +43,11 @@ fn bad_requests_get_their_code_and_the_connection_lives_on() {
         ("negative", amount(-5), Code::InvalidAmount),
         ("overflowing", amount(i64::MAX), Code::InvalidAmount),
         ("tampered amount", amount(99), Code::BadSignature),
-        ("truncated", frame(kind::PAY, &[1; 30]), Code::MalformedBody),
+        (
+            "truncated",
+            frame(kind::PAY, &signed_pay(&m, &pay(&m, "bad", 1), 7)[16..46]),
+            Code::MalformedBody,
+        ),
         ("empty", frame(kind::PAY, &[]), Code::MalformedBody),
         ("unknown currency form", tampered(&m, |b| b[36] = b'c'), Code::InvalidField),
         ("expired", signed(&|p| p.time_expire_ms = now_ms() - 1), Code::Expired),
@@ -181,7 +185,7 @@ fn strangers_are_not_greeted() {
             (
                 "wrong ALPN",
                 Credentials { alpn: b"payswitch/9", identity: Some((&cert, &key)) },
-                "application protocol",
+                "known protocol",
             ),
         ];
         for (name, credentials, text) in cases {
