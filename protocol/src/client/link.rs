@@ -20,6 +20,8 @@ use tokio::time::timeout;
 const STREAM_WAIT: Duration = Duration::from_millis(50);
 /// Longest time that a leaving site may keep its connection, whatever it says.
 const LEAVE_MAX: Duration = Duration::from_secs(60);
+/// What a leaving site gets beyond its deadline, for the close to arrive.
+const LEAVE_GRACE: Duration = Duration::from_secs(1);
 /// Chunks taken from a stream in one go.
 const CHUNKS: usize = 32;
 
@@ -235,7 +237,8 @@ async fn watch_control(link: Arc<Link>, shared: Arc<Shared>, mut control: quinn:
     if let Some(deadline) = deadline {
         link.draining.store(true, Ordering::Release);
         shared.changed();
-        if timeout(deadline.min(LEAVE_MAX), link.quic.closed()).await.is_err() {
+        let wait = deadline.min(LEAVE_MAX) + LEAVE_GRACE;
+        if timeout(wait, link.quic.closed()).await.is_err() {
             close(&link.quic, CloseCode::Normal, "");
         }
     }

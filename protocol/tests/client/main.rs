@@ -14,6 +14,7 @@ use protocol::money::{Amount, Currency};
 use protocol::sign::{MerchantKey, SigningKey};
 use site::{Act, Authority, Cluster, Script, always, event, paid, refunded, until};
 use std::error::Error;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 const WITHIN: Duration = Duration::from_secs(120);
@@ -298,6 +299,7 @@ async fn a_draining_site_gets_nothing_new() {
     let cluster = Cluster::start(vec![always(Act::Done), always(Act::Done)]);
     let client = cluster.client().await;
     assert_eq!(client.sites(), [Ok(1), Ok(2)]);
+    cluster.sites[0].deadline_ms.store(50, Ordering::Relaxed);
     cluster.endpoints[0].set_server_config(None);
     cluster.sites[0].go_away.notify_one();
     until(|| client.sites()[0].is_err()).await;
@@ -307,6 +309,25 @@ async fn a_draining_site_gets_nothing_new() {
     assert!(cluster.sites[0].requests().is_empty());
     // It does not close by its own deadline, so we do.
     until(|| cluster.sites[0].was_closed_with(CloseCode::Normal)).await;
+}
+
+#[tokio::test]
+async fn a_leaving_site_still_answers() {
+    let cluster = Cluster::start(vec![always(Act::Hold)]);
+    let client = cluster.client().await;
+    let asked = {
+        let client = client.clone();
+        tokio::spawn(async move { client.pay(&pay(), &signer(), WITHIN).await })
+    };
+    let site = &cluster.sites[0];
+    until(|| site.requests().len() == 1).await;
+    cluster.endpoints[0].set_server_config(None);
+    site.go_away.notify_one();
+    until(|| client.sites()[0].is_err()).await;
+    assert_eq!(client.ping(1, SHORT).await, Err(ClientError::NotSent));
+    site.release.notify_waiters();
+    assert_eq!(asked.await.unwrap(), Ok(paid(1)));
+    assert_eq!(site.requests().len(), 1);
 }
 
 #[tokio::test]
@@ -404,6 +425,9 @@ async fn strangers_do_not_get_in_and_wrong_names_are_noticed() {
     let mut config = cluster.config();
     config.sites[0].server_name = "no name".to_owned();
     assert_eq!(refused(config).await, LinkError::Address);
+    // A greeting that makes no sense.
+    cluster.sites[0].hello.lock().unwrap().shards = 0;
+    assert_eq!(refused(cluster.config()).await, LinkError::Protocol);
     // Nobody there.
     let mut config = cluster.config();
     let nobody = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();

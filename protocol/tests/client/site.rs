@@ -14,6 +14,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -48,6 +49,8 @@ pub enum Act {
     /// Carries it out.
     Done,
     Silent,
+    /// Carries it out and answers when released.
+    Hold,
     /// Answers with a code and a leader hint.
     Refuse(Code, u8),
     /// Closes the connection.
@@ -77,6 +80,10 @@ pub struct FakeSite {
     script: Script,
     requests: Mutex<Vec<Vec<u8>>>,
     pub go_away: Notify,
+    /// What it says with GOAWAY.
+    pub deadline_ms: AtomicU32,
+    /// Lets the answers go that are held.
+    pub release: Notify,
     acknowledged: Mutex<Vec<u64>>,
     connections: Mutex<Vec<quinn::Connection>>,
     closed: Mutex<Vec<quinn::ConnectionError>>,
@@ -91,6 +98,8 @@ impl FakeSite {
             script,
             requests: Mutex::default(),
             go_away: Notify::new(),
+            deadline_ms: AtomicU32::new(50_000),
+            release: Notify::new(),
             acknowledged: Mutex::default(),
             connections: Mutex::default(),
             closed: Mutex::default(),
@@ -259,7 +268,8 @@ async fn greet_and_serve(quic: &quinn::Connection, site: &Arc<FakeSite>) {
     let farewell = async {
         site.go_away.notified().await;
         frame.clear();
-        GoAway { code: CloseCode::Draining, deadline_ms: 50 }.encode_frame(0, &mut frame);
+        let deadline_ms = site.deadline_ms.load(Ordering::Relaxed);
+        GoAway { code: CloseCode::Draining, deadline_ms }.encode_frame(0, &mut frame);
         drop(control.write_all(&frame).await);
         quic.closed().await;
     };
@@ -273,10 +283,22 @@ async fn stream(
     mut recv: quinn::RecvStream,
 ) {
     let mut splitter = Splitter::new();
-    while let Ok(Some(chunk)) = recv.read_chunk(65_536, true).await {
+    let mut held = Vec::new();
+    loop {
+        let released = site.release.notified();
+        let chunk = tokio::select! {
+            chunk = recv.read_chunk(65_536, true) => chunk,
+            () = released => {
+                if send.write_all(&std::mem::take(&mut held)).await.is_err() {
+                    return;
+                }
+                continue;
+            }
+        };
+        let Ok(Some(chunk)) = chunk else { return };
         let mut out = Vec::new();
         let fed = splitter.push(&chunk.bytes, |header, body| {
-            if !react(&site, header, body, &mut out) {
+            if !react(&site, header, body, &mut out, &mut held) {
                 quic.close(CloseCode::Internal.wire().into(), b"dropped by script");
             }
         });
@@ -287,7 +309,13 @@ async fn stream(
 }
 
 /// Answers a frame; `false`: drop the connection.
-fn react(site: &FakeSite, header: Header, body: &[u8], out: &mut Vec<u8>) -> bool {
+fn react(
+    site: &FakeSite,
+    header: Header,
+    body: &[u8],
+    out: &mut Vec<u8>,
+    held: &mut Vec<u8>,
+) -> bool {
     let correlation = header.correlation;
     match header.kind {
         kind::PING => {
@@ -316,6 +344,7 @@ fn react(site: &FakeSite, header: Header, body: &[u8], out: &mut Vec<u8>) -> boo
         Act::Silent => {}
         Act::Drop => return false,
         Act::Done => answer(header.kind, paid(number), correlation, out),
+        Act::Hold => answer(header.kind, paid(number), correlation, held),
         Act::Twice => {
             answer(header.kind, paid(number), correlation, out);
             answer(header.kind, paid(number), correlation, out);
