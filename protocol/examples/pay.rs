@@ -1,9 +1,11 @@
 //! Pays once and asks for the state: everything a gateway needs, to be copied.
 //!
 //! ```text
-//! payswitch init --dir demo && payswitch serve --config demo/site-1.toml
+//! payswitch init --dir demo
+//! loadgen channel --config demo/channel.toml &
+//! payswitch serve --config demo/site-1.toml &
 //! cargo run -p protocol --features client --example pay -- \
-//!     127.0.0.1:7000 demo/certs MERCHANT KEY_ID SECRET_HEX ORDER_NUMBER
+//!     127.0.0.1:7400 demo/certs MERCHANT KEY_ID SECRET_HEX ORDER_NUMBER
 //! ```
 //!
 //! The address is `gateway.listen` of `site-1.toml`; merchant, key id and

@@ -8,7 +8,7 @@
 //! # use std::time::Duration;
 //! # async fn example(pay: Pay<'_>, signer: Signer) -> Result<(), Box<dyn std::error::Error>> {
 //! let site = Site {
-//!     address: "127.0.0.1:7000".parse()?,
+//!     address: "127.0.0.1:7400".parse()?,
 //!     server_name: "site-1.site.payswitch".to_owned(),
 //! };
 //! let pem = |name| std::fs::read(name);
