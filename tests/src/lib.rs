@@ -37,12 +37,15 @@ pub fn binaries() -> &'static Path {
     })
 }
 
-/// A port base whose next ports are free. Each deployment takes its own range.
+/// A port base whose next ports are free. Each deployment takes its own range,
+/// all of them below the ports that the system gives to outgoing connections
+/// (32 768 and up on Linux): those come and go between our look and our use.
 fn port_base() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
+    let process = (std::process::id() % 50) as u16;
     loop {
         let step = NEXT.fetch_add(1, Ordering::Relaxed);
-        let base = 20_000 + (std::process::id() as u16 % 200) * 100 + step % 10 * 10;
+        let base = 12_000 + process * 400 + step % 40 * 10;
         let free = (base..base + 10).all(|port| {
             UdpSocket::bind(("127.0.0.1", port)).is_ok()
                 && std::net::TcpListener::bind(("127.0.0.1", port)).is_ok()
