@@ -158,6 +158,9 @@ pub struct LogConfig {
     pub reserve_mib: u32,
     /// Without traffic the last batch is sealed after this time.
     pub idle_seal_ms: u64,
+    /// Least time between two log writes on the average, microseconds; 0: none.
+    /// A few writes after a pause are not held back.
+    pub commit_interval_us: u64,
 }
 
 impl Default for LogConfig {
@@ -168,6 +171,7 @@ impl Default for LogConfig {
             batch_max_kib: 4096,
             reserve_mib: 256,
             idle_seal_ms: 100,
+            commit_interval_us: 600,
         }
     }
 }

@@ -114,6 +114,7 @@ admin_key = "certs/admin.key"
 # batch_max_kib = 4096              # written and synced at once
 # reserve_mib = 256                 # free space below which no payment is admitted
 # idle_seal_ms = 100                # an idle log seals its last batch after this
+# commit_interval_us = 600          # least average time between two log writes; less on fast disks
 
 [worker]
 # inbox_batches = 1024

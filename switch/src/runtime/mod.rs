@@ -41,9 +41,6 @@ use worker::{Recovering, Report, Shared, Worker, WorkerError, WorkerSettings};
 
 /// How long a stopping node waits for answers to requests in flight.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
-/// Least time between two log writes under load, microseconds. Each flush
-/// costs 40-60 us of CPU whatever it carries (docs/BENCHMARKS.md).
-const COMMIT_INTERVAL_US: u64 = 300;
 
 /// Why the node could not start or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -206,7 +203,7 @@ fn spawn_worker(
     let settings = WorkerSettings {
         site: u64::from(config.site),
         queue_delay_max_us: config.worker.queue_delay_max_ms * 1000,
-        commit_interval_us: COMMIT_INTERVAL_US,
+        commit_interval_us: config.log.commit_interval_us,
         blocks_bytes_max: config.worker.block_max_bytes as usize,
         engines: (0..config.shards).map(|shard| config.engine(shard)).collect(),
     };

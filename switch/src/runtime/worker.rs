@@ -27,6 +27,11 @@ const BATCHES_PER_TURN: usize = 64;
 /// what was fetched is still in the cache when it is needed.
 const WARM_ITEMS: usize = 16;
 
+/// A batch of this size is written without waiting for more, bytes.
+const WRITE_AT_ONCE_BYTES: usize = 64 * 1024;
+/// Writes that may follow each other without pause after a quiet time.
+const WRITE_BURST: u64 = 4;
+
 /// Settings of a worker.
 #[derive(Clone, Debug)]
 pub struct WorkerSettings {
@@ -34,7 +39,7 @@ pub struct WorkerSettings {
     pub site: u64,
     /// A pay that waited longer than this in the inbox is shed, microseconds.
     pub queue_delay_max_us: u64,
-    /// Least time between two log writes under load, microseconds.
+    /// Least time between two log writes on the average, microseconds.
     pub commit_interval_us: u64,
     /// Bytes of blocks in one log write, so that it fits the log's buffer.
     pub blocks_bytes_max: usize,
@@ -113,6 +118,8 @@ pub struct Worker {
     settings: WorkerSettings,
     out: Box<OutBatch>,
     last_submit_us: u64,
+    /// When the next small batch may be written.
+    write_due_us: u64,
     busy: bool,
     report_due_us: u64,
     pending_bytes: usize,
@@ -173,6 +180,7 @@ impl Worker {
             shared,
             settings,
             last_submit_us: 0,
+            write_due_us: 0,
             busy: false,
             report_due_us: 0,
             pending_bytes: 0,
@@ -371,17 +379,22 @@ impl Worker {
         Ok(started)
     }
 
-    /// Whether to let the batch grow a little: each flush costs some 50 us of
-    /// CPU, so under load a short interval saves more than it delays. A lone
-    /// payment is never held back.
+    /// Whether to let the batch grow a little: writes come at most once per
+    /// commit interval on the average, since each costs the same whatever it
+    /// carries. A few may follow each other sooner after a pause, so that a lone
+    /// payment is never held back; large batches do not wait.
     fn paced(&mut self, now: Now, bytes: usize) -> bool {
-        let since = now.mono_us.saturating_sub(self.last_submit_us);
-        let paced = self.busy && since < self.settings.commit_interval_us && bytes < 64 * 1024;
-        if !paced {
-            // Busy means: more than a handful of records per commit interval.
-            self.busy = bytes > 4096 && since < 8 * self.settings.commit_interval_us;
+        if self.write_due_us > now.mono_us && bytes < WRITE_AT_ONCE_BYTES {
+            return true;
         }
-        paced
+        let interval = self.settings.commit_interval_us;
+        let since = now.mono_us.saturating_sub(self.last_submit_us);
+        // Busy means: more than a handful of records per commit interval.
+        self.busy = bytes > 4096 && since < 8 * interval;
+        let earliest = now.mono_us.saturating_sub(WRITE_BURST * interval);
+        self.write_due_us =
+            (self.write_due_us.max(earliest) + interval).min(now.mono_us + interval);
+        false
     }
 
     /// Collects what the engines let go and hands it to the network thread.
@@ -429,8 +442,7 @@ impl Worker {
         let waiting = self.shards.iter().any(|shard| !shard.out.block.is_empty());
         let mut listen = true;
         if waiting && !self.log.in_flight() {
-            let since = now.mono_us.saturating_sub(self.last_submit_us);
-            timeout = timeout.min(self.settings.commit_interval_us.saturating_sub(since));
+            timeout = timeout.min(self.write_due_us.saturating_sub(now.mono_us));
             listen = false;
         } else if self.busy && self.log.in_flight() {
             // The completion wakes us; batches that arrive meanwhile can wait for it.
