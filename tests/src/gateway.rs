@@ -21,7 +21,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use crate::Deployment;
 
 /// Longest wait for one answer.
-const ANSWER_MAX: Duration = Duration::from_secs(20);
+const ANSWER_MAX: Duration = Duration::from_secs(60);
 
 /// How a connection is opened.
 pub struct Credentials<'a> {
@@ -220,6 +220,14 @@ impl Gateway {
     /// Writes bytes to the stream.
     pub async fn write(&mut self, bytes: &[u8]) {
         self.send.write_all(bytes).await.expect("written");
+    }
+
+    /// Writes bytes to a stream that may have ended.
+    ///
+    /// # Errors
+    /// What QUIC says.
+    pub async fn try_write(&mut self, bytes: &[u8]) -> Result<(), String> {
+        self.send.write_all(bytes).await.map_err(|error| error.to_string())
     }
 
     /// The next frame, or how the stream ended.

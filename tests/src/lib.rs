@@ -10,11 +10,14 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
+pub mod faults;
 pub mod gateway;
 pub mod http;
 
+use faults::Faults;
+
 /// Longest wait for a process to become ready.
-const READY_MAX: Duration = Duration::from_secs(30);
+const READY_MAX: Duration = Duration::from_secs(60);
 
 /// The folder of the built binaries, which are built first when they are not
 /// there or are older than their sources.
@@ -94,10 +97,21 @@ impl Process {
 
     /// SIGTERM, then the exit status.
     pub fn stop(mut self) -> ExitStatus {
+        self.signal("TERM");
+        self.wait(Duration::from_secs(90))
+    }
+
+    /// Sends a signal by its name without `SIG`.
+    pub fn signal(&self, name: &str) {
         let pid = self.child.id().to_string();
-        let sent = Command::new("kill").args(["-TERM", &pid]).status().expect("kill runs");
+        let sent =
+            Command::new("kill").args([&format!("-{name}"), &pid]).status().expect("kill runs");
         assert!(sent.success());
-        self.wait(Duration::from_secs(30))
+    }
+
+    /// Whether it still runs.
+    pub fn runs(&mut self) -> bool {
+        self.child.try_wait().expect("the child can be waited for").is_none()
     }
 
     /// Waits for it to end by itself.
@@ -124,6 +138,7 @@ pub struct Deployment {
     dir: tempfile::TempDir,
     base: u16,
     has_channel: std::cell::Cell<bool>,
+    has_faults: std::cell::Cell<bool>,
 }
 
 impl Deployment {
@@ -134,7 +149,8 @@ impl Deployment {
 
     fn init_in(dir: tempfile::TempDir, merchants: u32) -> Self {
         let base = port_base();
-        let deployment = Self { dir, base, has_channel: std::cell::Cell::new(false) };
+        let (has_channel, has_faults) = Default::default();
+        let deployment = Self { dir, base, has_channel, has_faults };
         let output = deployment.payswitch(&[
             "init",
             "--dir",
@@ -202,6 +218,18 @@ impl Deployment {
         self.has_channel.set(false);
     }
 
+    /// Switches started from now on obey the plan of the returned faults. Only
+    /// the blocking writer of the log goes through the C library.
+    pub fn with_faults(&self) -> Faults {
+        self.edit("# backend = \"auto\"", "backend = \"blocking\"");
+        self.has_faults.set(true);
+        Faults::new(&self.fault_plan())
+    }
+
+    fn fault_plan(&self) -> PathBuf {
+        self.file("fault.plan")
+    }
+
     /// Starts the switch and waits until it is ready, and its channel's link is
     /// up when one runs.
     pub fn serve(&self) -> Process {
@@ -210,13 +238,14 @@ impl Deployment {
         let admin = self.address("admin", "listen");
         loop {
             if http::get(&admin, "/ready").is_ok_and(|reply| reply.status == 200)
-                && (!self.has_channel.get() || channel_is_up(&admin))
+                && (!self.has_channel.get() || self.channel_is_up())
             {
+                let faulty = !self.has_faults.get() || Faults::loaded(&self.fault_plan());
+                assert!(faulty, "the fault library was not preloaded:\n{}", process.printed());
                 return process;
             }
-            let ended = process.child.try_wait().expect("the child can be waited for");
             assert!(
-                ended.is_none() && started.elapsed() < READY_MAX,
+                process.runs() && started.elapsed() < READY_MAX,
                 "the switch is not ready:\n{}",
                 process.printed()
             );
@@ -228,7 +257,41 @@ impl Deployment {
     pub fn start_switch(&self) -> Process {
         let mut command = Command::new(binaries().join("payswitch"));
         command.args(["serve", "--config"]).arg(self.file("site-1.toml"));
+        if self.has_faults.get() {
+            let dir = self.path().canonicalize().expect("the deployment's folder exists");
+            command
+                .env("LD_PRELOAD", faults::library())
+                .env("PAYSWITCH_FAULT_PLAN", self.fault_plan())
+                .env("PAYSWITCH_FAULT_DIR", dir.join("data/site-1/worker-0"));
+        }
         Process::spawn("payswitch serve", command, self.file("switch.out"))
+    }
+
+    /// What the running switch says under `/status`.
+    ///
+    /// # Errors
+    /// Connection and format errors.
+    pub fn status(&self) -> std::io::Result<serde_json::Value> {
+        let reply = http::get(&self.address("admin", "listen"), "/status")?;
+        Ok(serde_json::from_str(&reply.body)?)
+    }
+
+    /// The running switch's value of a metric without labels but the site's.
+    ///
+    /// # Panics
+    /// When there is no such metric.
+    pub fn metric(&self, name: &str) -> u64 {
+        let admin = self.address("admin", "listen");
+        let page = http::get(&admin, "/metrics").expect("the admin port answers").body;
+        let prefix = format!("payswitch_{name}{{site=\"1\"}} ");
+        let value = page.lines().find_map(|line| line.strip_prefix(&prefix));
+        let value = value.unwrap_or_else(|| panic!("no metric {name} in:\n{page}"));
+        value.parse().expect("a whole number")
+    }
+
+    /// Whether the switch's link to its channel stands: a site is ready without.
+    pub fn channel_is_up(&self) -> bool {
+        self.status().is_ok_and(|status| status["channels"][0]["up"] == true)
     }
 
     /// Starts the simulated channel with extra arguments and waits until it is ready.
@@ -253,11 +316,17 @@ impl Deployment {
     }
 }
 
-/// Whether the switch's link to its channel stands: a site is ready without.
-fn channel_is_up(admin: &str) -> bool {
-    let Ok(status) = http::get(admin, "/status") else { return false };
-    let status: serde_json::Value = serde_json::from_str(&status.body).unwrap_or_default();
-    status["channels"][0]["up"] == true
+/// Asks again and again until `holds`, for at most a minute: the machine may
+/// be busy with other tests.
+///
+/// # Panics
+/// When it does not come true.
+pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !holds() {
+        assert!(started.elapsed() < Duration::from_secs(60), "not within a minute: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 fn run(program: &Path, args: &[&str]) -> Output {
