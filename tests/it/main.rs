@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod damage;
+mod full_disk;
 mod payments;
 mod python;
 mod restart;

@@ -149,20 +149,30 @@ pub fn signed_pay(merchant: &Merchant, pay: &Pay<'_>, correlation: u64) -> Vec<u
 
 /// The frame of a query, close or reverse, signed.
 pub fn signed_order(merchant: &Merchant, kind: u8, order: OrderRef, correlation: u64) -> Vec<u8> {
-    let mut request = OrderRequest {
+    let request = OrderRequest {
         mch_id: merchant.id,
         order,
         refresh: false,
         wait_ms: 0,
         auth: auth(merchant),
     };
+    signed_request(merchant, kind, request, correlation)
+}
+
+/// The frame of any query, close or reverse, signed.
+pub fn signed_request(
+    merchant: &Merchant,
+    kind: u8,
+    request: OrderRequest<'_>,
+    correlation: u64,
+) -> Vec<u8> {
     let mut canonical = Vec::new();
     request.canonical(kind, &mut canonical);
     let mut signature = [0; 64];
     let len = merchant.key.sign(&canonical, &mut signature);
-    request.auth.signature = &signature[..len];
+    let auth = Auth { signature: &signature[..len], ..request.auth };
     let mut frame = Vec::new();
-    request.encode_frame(kind, correlation, &mut frame);
+    OrderRequest { auth, ..request }.encode_frame(kind, correlation, &mut frame);
     frame
 }
 
