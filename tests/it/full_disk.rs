@@ -15,12 +15,10 @@ use tests::{Deployment, text, wait_until};
 
 use crate::run;
 
-/// Smallest segments: 255 batches fill one. And nobody but the test closes.
-fn small_segments(deployment: &Deployment, reserve_mib: u32) {
+/// Small segments and reserve, and nobody but the test closes.
+fn configure(deployment: &Deployment, reserve_mib: u32) {
     deployment.edit("reverse_after_ms = 30000", "reverse_after_ms = 0");
-    deployment.edit("# segment_mib = 64", "segment_mib = 1");
-    deployment.edit("# batch_max_kib = 4096", "batch_max_kib = 64");
-    deployment.edit("# block_max_bytes = 1048576", "block_max_bytes = 32768");
+    deployment.small_segments();
     deployment.edit("# reserve_mib = 256", &format!("reserve_mib = {reserve_mib}"));
 }
 
@@ -92,7 +90,7 @@ fn is_full(deployment: &Deployment) -> bool {
 #[test]
 fn a_full_disk_refuses_what_is_new_finishes_what_is_open_and_recovers() {
     let deployment = Deployment::init(20);
-    small_segments(&deployment, 4);
+    configure(&deployment, 4);
     let faults = deployment.with_faults();
     let channel = deployment.channel(&[]);
     let switch = deployment.serve();
@@ -169,7 +167,7 @@ fn a_full_disk_refuses_what_is_new_finishes_what_is_open_and_recovers() {
 #[test]
 fn a_disk_full_to_the_last_block_only_waits() {
     let deployment = Deployment::init(20);
-    small_segments(&deployment, 1);
+    configure(&deployment, 1);
     let faults = deployment.with_faults();
     let _channel = deployment.channel(&["--drop-reply", "100"]);
     let mut switch = deployment.serve();

@@ -73,6 +73,7 @@ async fn settled(gateway: &mut Gateway, m: &Merchant, no: &str) -> Option<OrderR
 #[test]
 fn a_failed_write_ends_the_switch_and_nothing_unwritten_was_answered() {
     let deployment = Deployment::init(20);
+    deployment.small_segments();
     let faults = deployment.with_faults();
     let _channel = deployment.channel(&[]);
     let m = merchant(&deployment, 0);
@@ -80,6 +81,8 @@ fn a_failed_write_ends_the_switch_and_nothing_unwritten_was_answered() {
         (libc::EIO, Done::Nothing, "Input/output error"),
         (libc::EIO, Done::All, "Input/output error"),
         (libc::EIO, Done::Half, "Input/output error"),
+        // The next segment cannot be prepared.
+        (libc::EIO, Done::Unsynced, "Input/output error"),
         (libc::ENOSPC, Done::Nothing, "No space left on device"),
     ];
     for (round, (errno, done, said)) in cases.into_iter().enumerate() {

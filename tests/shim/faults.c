@@ -26,7 +26,8 @@ struct plan {
     int64_t clock_offset_ns; /* added to CLOCK_REALTIME */
     int64_t capacity;        /* bytes of the directory's file system; 0: the real one */
     int64_t write_errno;     /* of writes and syncs; 0: they work */
-    int64_t write_mode;      /* what a failing write still does: 0 nothing, 1 all, 2 half */
+    int64_t write_mode;      /* what a failing write still does: 0 nothing, 1 all, 2 half;
+                                3: writes work, syncs fail */
     int64_t struck;          /* calls that were failed, counted here */
     int64_t loaded;          /* set to 1 here */
 };
@@ -111,8 +112,8 @@ ssize_t pwrite64(int fd, const void *bytes, size_t count, off64_t at) {
     if (!next) next = real("pwrite64");
     if (!plan) return next(fd, bytes, count, at);
     int code = (int)word(&plan->write_errno);
-    if (code != 0 && is_target(fd)) {
-        int64_t mode = word(&plan->write_mode);
+    int64_t mode = word(&plan->write_mode);
+    if (code != 0 && mode != 3 && is_target(fd)) {
         /* Half means half of the blocks: a torn write. */
         size_t done = mode == 1 ? count : mode == 2 ? count / 2 & ~(size_t)4095 : 0;
         if (done > 0 && next(fd, bytes, done, at) < 0) return -1;

@@ -30,6 +30,8 @@ pub enum Done {
     All = 1,
     /// The first half of its blocks.
     Half = 2,
+    /// Writes work and only syncs fail: what is prepared in the background.
+    Unsynced = 3,
 }
 
 /// The faults of one deployment's switch. Made by

@@ -76,6 +76,15 @@ pub struct Merchant {
     pub key_id: u32,
     /// Key.
     pub key: SigningKey,
+    /// How far its clock is ahead of the true one, milliseconds.
+    pub ahead_ms: u64,
+}
+
+impl Merchant {
+    /// Unix milliseconds by its clock.
+    pub fn now_ms(&self) -> u64 {
+        now_ms() + self.ahead_ms
+    }
 }
 
 /// The deployment's merchant at a place of `gateway-merchants.toml`.
@@ -94,6 +103,7 @@ pub fn merchant(deployment: &Deployment, at: usize) -> Merchant {
         id: MchId::parse(entry["id"].as_str().expect("an id").as_bytes()).expect("an id"),
         key_id: key["key_id"].as_integer().expect("a number") as u32,
         key: signing,
+        ahead_ms: 0,
     }
 }
 
@@ -121,7 +131,7 @@ pub fn pay(merchant: &Merchant, no: &str, amount: i64) -> Pay<'static> {
         payer_token: b"tok_test",
         device_id: b"",
         client_ip: [0; 16],
-        time_expire_ms: now_ms() + 600_000,
+        time_expire_ms: merchant.now_ms() + 600_000,
         notify: b"",
         wait_ms: 0,
         tags: Tags::default(),
@@ -132,7 +142,7 @@ pub fn pay(merchant: &Merchant, no: &str, amount: i64) -> Pay<'static> {
 
 /// Signature data without the signature.
 pub fn auth(merchant: &Merchant) -> Auth<'static> {
-    Auth { key_id: merchant.key_id, timestamp_ms: now_ms(), nonce: 7, signature: &[] }
+    Auth { key_id: merchant.key_id, timestamp_ms: merchant.now_ms(), nonce: 7, signature: &[] }
 }
 
 /// The frame of a pay, signed by its merchant.

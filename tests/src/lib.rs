@@ -7,7 +7,7 @@ use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 pub mod faults;
@@ -137,8 +137,8 @@ impl Drop for Process {
 pub struct Deployment {
     dir: tempfile::TempDir,
     base: u16,
-    has_channel: std::cell::Cell<bool>,
-    has_faults: std::cell::Cell<bool>,
+    has_channel: AtomicBool,
+    has_faults: AtomicBool,
 }
 
 impl Deployment {
@@ -215,14 +215,21 @@ impl Deployment {
 
     /// The channel was ended on purpose: a switch need not wait for its link.
     pub fn without_channel(&self) {
-        self.has_channel.set(false);
+        self.has_channel.store(false, Ordering::Relaxed);
+    }
+
+    /// The smallest segments, of which 255 batches fill one.
+    pub fn small_segments(&self) {
+        self.edit("# segment_mib = 64", "segment_mib = 1");
+        self.edit("# batch_max_kib = 4096", "batch_max_kib = 64");
+        self.edit("# block_max_bytes = 1048576", "block_max_bytes = 32768");
     }
 
     /// Switches started from now on obey the plan of the returned faults. Only
     /// the blocking writer of the log goes through the C library.
     pub fn with_faults(&self) -> Faults {
         self.edit("# backend = \"auto\"", "backend = \"blocking\"");
-        self.has_faults.set(true);
+        self.has_faults.store(true, Ordering::Relaxed);
         Faults::new(&self.fault_plan())
     }
 
@@ -238,9 +245,10 @@ impl Deployment {
         let admin = self.address("admin", "listen");
         loop {
             if http::get(&admin, "/ready").is_ok_and(|reply| reply.status == 200)
-                && (!self.has_channel.get() || self.channel_is_up())
+                && (!self.has_channel.load(Ordering::Relaxed) || self.channel_is_up())
             {
-                let faulty = !self.has_faults.get() || Faults::loaded(&self.fault_plan());
+                let faulty =
+                    !self.has_faults.load(Ordering::Relaxed) || Faults::loaded(&self.fault_plan());
                 assert!(faulty, "the fault library was not preloaded:\n{}", process.printed());
                 return process;
             }
@@ -257,7 +265,7 @@ impl Deployment {
     pub fn start_switch(&self) -> Process {
         let mut command = Command::new(binaries().join("payswitch"));
         command.args(["serve", "--config"]).arg(self.file("site-1.toml"));
-        if self.has_faults.get() {
+        if self.has_faults.load(Ordering::Relaxed) {
             let dir = self.path().canonicalize().expect("the deployment's folder exists");
             command
                 .env("LD_PRELOAD", faults::library())
@@ -281,9 +289,21 @@ impl Deployment {
     /// # Panics
     /// When there is no such metric.
     pub fn metric(&self, name: &str) -> u64 {
+        self.sample(name, "site=\"1\"")
+    }
+
+    /// As [`Self::metric`], with one more label, for example `op="pay"`.
+    ///
+    /// # Panics
+    /// When there is no such metric.
+    pub fn labelled_metric(&self, name: &str, label: &str) -> u64 {
+        self.sample(name, &format!("site=\"1\",{label}"))
+    }
+
+    fn sample(&self, name: &str, labels: &str) -> u64 {
         let admin = self.address("admin", "listen");
         let page = http::get(&admin, "/metrics").expect("the admin port answers").body;
-        let prefix = format!("payswitch_{name}{{site=\"1\"}} ");
+        let prefix = format!("payswitch_{name}{{{labels}}} ");
         let value = page.lines().find_map(|line| line.strip_prefix(&prefix));
         let value = value.unwrap_or_else(|| panic!("no metric {name} in:\n{page}"));
         value.parse().expect("a whole number")
@@ -299,7 +319,7 @@ impl Deployment {
         let mut command = Command::new(binaries().join("loadgen"));
         command.args(["channel", "--config"]).arg(self.file("channel.toml")).args(args);
         let output = self.file("channel.out");
-        self.has_channel.set(true);
+        self.has_channel.store(true, Ordering::Relaxed);
         drop(std::fs::remove_file(&output));
         let mut process = Process::spawn("loadgen channel", command, output);
         let started = Instant::now();
