@@ -13,10 +13,10 @@ use std::time::Instant;
 use protocol::id::{MchId, OutTradeNo, ShortText};
 use tokio::sync::{mpsc, oneshot};
 
-use super::explain;
 use super::inbox::{Exchange, Item};
 use super::net::Net;
 use super::worker::{Report, Shared};
+use super::{clock, explain};
 use crate::admin::api::{ChannelStatus, Explain, InDoubt, LogStatus, ShardStatus, Status};
 use crate::admin::control::{Answer, Control, ControlError};
 use crate::config::Config;
@@ -160,6 +160,7 @@ impl NodeControl {
             metrics.log_bytes.set(segments * self.segment_bytes);
             metrics.disk_free_bytes.set(log.free_bytes.unwrap_or_default());
         }
+        metrics.clock_offset_s.set(clock::offset_s());
         metrics.disk_full.set(self.shared.storage_full.load(Ordering::Relaxed).into());
         metrics.inbox_batches.set(self.shared.exchange.waiting() as u64);
         report
