@@ -1,10 +1,13 @@
 //! System tests: real processes, real sockets, real files on loopback.
 
 mod bad_input;
+mod clock_step;
 mod damage;
 mod full_disk;
+mod overload;
 mod payments;
 mod python;
+mod reload;
 mod restart;
 mod write_error;
 
