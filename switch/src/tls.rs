@@ -15,7 +15,7 @@ mod transport;
 pub use identity::{Identity, IdentityError, Role, identity, peer_identity};
 pub use transport::{
     EndpointKeys, admin_server, channel_client, channel_endpoint, channel_transport,
-    gateway_endpoint, gateway_server, gateway_transport, site_server,
+    gateway_endpoint, gateway_server, gateway_transport, require_site_name, site_server,
 };
 
 use crate::secret::{SecretError, read_private};

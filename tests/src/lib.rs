@@ -7,7 +7,7 @@ use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 pub mod faults;
@@ -40,13 +40,17 @@ pub fn binaries() -> &'static Path {
     })
 }
 
-/// A port base whose next ports are free. Each deployment takes its own range.
+/// First port of a hundred of its own for each deployment, below the ports
+/// that the system hands out; those that a deployment uses are free.
 fn port_base() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
+    const HUNDREDS: u32 = 220;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let start = std::process::id().wrapping_mul(37);
     loop {
         let step = NEXT.fetch_add(1, Ordering::Relaxed);
-        let base = 20_000 + (std::process::id() as u16 % 200) * 100 + step % 10 * 10;
-        let free = (base..base + 10).all(|port| {
+        let base = 10_000 + (start.wrapping_add(step) % HUNDREDS) as u16 * 100;
+        let mut used = (base..base + 10).chain([base + CHANNEL_PORT]);
+        let free = used.all(|port| {
             UdpSocket::bind(("127.0.0.1", port)).is_ok()
                 && std::net::TcpListener::bind(("127.0.0.1", port)).is_ok()
         });
@@ -55,6 +59,9 @@ fn port_base() -> u16 {
         }
     }
 }
+
+/// Where `payswitch init` places the channel, from the first port on.
+const CHANNEL_PORT: u16 = 90;
 
 /// A child process that never outlives its test.
 pub struct Process {
