@@ -7,6 +7,8 @@
 #![forbid(unsafe_code)]
 
 pub mod channel;
+#[cfg(feature = "client")]
+pub mod client;
 pub mod code;
 pub mod frame;
 pub mod id;

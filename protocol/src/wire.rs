@@ -113,9 +113,19 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// Longest text that its one length byte can tell. Every field's own limit is
+/// lower.
+const TEXT_MAX: usize = u8::MAX as usize;
+
+/// Appends a field with a one-byte length. A text that no length byte can tell
+/// is cut to [`TEXT_MAX`]: above the field's limit still, so every reader refuses
+/// it by name, and the fields behind it stay where they belong.
 pub(crate) fn put_text(out: &mut Vec<u8>, text: &[u8]) {
-    debug_assert!(text.len() <= 255);
-    out.push(text.len() as u8);
+    let (text, len) = match u8::try_from(text.len()) {
+        Ok(len) => (text, len),
+        Err(_) => (&text[..TEXT_MAX], u8::MAX),
+    };
+    out.push(len);
     out.extend_from_slice(text);
 }
 

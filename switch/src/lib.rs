@@ -1,5 +1,5 @@
 //! payswitch, the payment switch core: see docs/ARCHITECTURE.md for the map.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 pub mod admin;
 pub mod cli;
 pub mod config;

@@ -5,6 +5,7 @@
 //! Changes come out as ledger entries, and applying the entries again builds
 //! the same book. Never knows faults or sockets. Tested on these rules.
 
+use super::charges::{Charge, Charges};
 use super::number::Number;
 use protocol::channel::{ChannelRequest, ChannelStatus, kind};
 use protocol::code::Reason;
@@ -50,14 +51,11 @@ impl Answer {
     }
 }
 
-#[derive(Clone, Copy)]
-struct Charge {
-    amount: i64,
-    refunded: i64,
-    currency: [u8; 3],
-    status: ChannelStatus,
-    detail: u16,
-    asked: u16,
+impl Charge {
+    fn answer(&self) -> Answer {
+        let moved = if self.status == ChannelStatus::Success { self.amount } else { 0 };
+        Answer { status: self.status, detail: self.detail, amount: moved }
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -90,12 +88,9 @@ impl Hasher for DigestHasher {
 
 type Table<V> = HashMap<Number, V, BuildHasherDefault<DigestHasher>>;
 
-/// Tables are split so that growing one never stops the channel noticeably.
-const TABLES: usize = 4096;
-
 /// All charges and refunds.
 pub(crate) struct Book {
-    charges: Vec<Table<Charge>>,
+    charges: Charges,
     refunds: Table<Refund>,
     /// Requests about numbers without a charge, for the faults' count.
     strangers: Table<u16>,
@@ -113,25 +108,17 @@ pub(crate) struct Circumstances {
 impl Book {
     /// An empty book.
     pub(crate) fn new() -> Self {
-        Self {
-            charges: (0..TABLES).map(|_| Table::default()).collect(),
-            refunds: Table::default(),
-            strangers: Table::default(),
-        }
-    }
-
-    fn table(&mut self, number: &Number) -> &mut Table<Charge> {
-        &mut self.charges[number.spread() as usize % TABLES]
+        Self { charges: Charges::new(), refunds: Table::default(), strangers: Table::default() }
     }
 
     /// Number of charges and refunds.
     pub(crate) fn len(&self) -> (usize, usize) {
-        (self.charges.iter().map(HashMap::len).sum(), self.refunds.len())
+        (self.charges.len(), self.refunds.len())
     }
 
     /// How often this charge number was asked about before; counts this time.
     pub(crate) fn count(&mut self, number: &Number) -> u32 {
-        let asked = match self.table(number).get_mut(number) {
+        let asked = match self.charges.get_mut(number) {
             Some(charge) => &mut charge.asked,
             None => self.strangers.entry(*number).or_default(),
         };
@@ -166,8 +153,8 @@ impl Book {
         around: Circumstances,
         change: &mut impl FnMut(&Entry),
     ) -> Answer {
-        if self.table(&number).contains_key(&number) {
-            return self.charge_state(&number);
+        if let Some(known) = self.charges.get(&number) {
+            return known.answer();
         }
         let (status, detail) = if around.now_ms > request.time_expire_ms {
             (ChannelStatus::Declined, Reason::Expired.wire())
@@ -179,15 +166,20 @@ impl Book {
         let entry = entry(request, number, None, (status, detail), around);
         change(&entry);
         self.apply(&entry);
-        self.charge_state(&number)
+        let amount = if status == ChannelStatus::Success { entry.amount } else { 0 };
+        Answer { status, detail, amount }
     }
 
-    fn charge_state(&mut self, number: &Number) -> Answer {
-        let Some(charge) = self.table(number).get(number) else {
-            return Answer::of(ChannelStatus::NotFound);
-        };
-        let moved = if charge.status == ChannelStatus::Success { charge.amount } else { 0 };
-        Answer { status: charge.status, detail: charge.detail, amount: moved }
+    fn charge_state(&self, number: &Number) -> Answer {
+        self.charges
+            .get(number)
+            .map_or(Answer::of(ChannelStatus::NotFound), |charge| charge.answer())
+    }
+
+    /// Asks for the memory of a charge without needing it yet: done for a whole
+    /// batch ahead of handling it, the cache misses overlap.
+    pub(crate) fn warm(&self, number: &Number) {
+        std::hint::black_box(self.charges.get(number).is_some());
     }
 
     /// Undoes a charge or fences an unused number. A charge with refunds
@@ -200,7 +192,7 @@ impl Book {
         change: &mut impl FnMut(&Entry),
     ) -> Answer {
         let stands = self
-            .table(&number)
+            .charges
             .get(&number)
             .is_some_and(|charge| charge.status != ChannelStatus::Success || charge.refunded > 0);
         if !stands {
@@ -222,7 +214,7 @@ impl Book {
         if self.refunds.contains_key(&refund) {
             return self.refund_state(&refund);
         }
-        let fits = self.table(&number).get(&number).is_some_and(|charge| {
+        let fits = self.charges.get(&number).is_some_and(|charge| {
             charge.status == ChannelStatus::Success
                 && charge.currency == request.currency.bytes()
                 && charge.refunded + request.amount.minor() <= charge.amount
@@ -254,21 +246,24 @@ impl Book {
             let (amount, status) = (entry.amount, entry.status);
             self.refunds.insert(refund, Refund { amount, status });
             let moved = if status == ChannelStatus::Success { amount } else { 0 };
-            if let Some(charge) = self.table(&entry.charge).get_mut(&entry.charge) {
+            if let Some(charge) = self.charges.get_mut(&entry.charge) {
                 charge.refunded += moved;
             }
             return;
         }
-        let charge = self.table(&entry.charge).entry(entry.charge).or_insert(Charge {
+        if let Some(charge) = self.charges.get_mut(&entry.charge) {
+            (charge.status, charge.detail) = (entry.status, entry.detail);
+            return;
+        }
+        let charge = Charge {
             amount: entry.amount,
             refunded: 0,
             currency: entry.currency,
             status: entry.status,
             detail: entry.detail,
             asked,
-        });
-        charge.status = entry.status;
-        charge.detail = entry.detail;
+        };
+        self.charges.insert(entry.charge, charge);
     }
 }
 

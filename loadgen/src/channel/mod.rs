@@ -6,6 +6,7 @@
 //! or merchants. Tested over loopback.
 
 pub(crate) mod book;
+mod charges;
 mod faults;
 pub(crate) mod ledger;
 pub(crate) mod number;
@@ -40,6 +41,8 @@ const IDLE: Duration = Duration::from_secs(3);
 const STREAMS: u32 = 64;
 /// Unwritten replies of one stream above which no more requests are read.
 const UNWRITTEN_MAX: usize = 2 << 20;
+/// Operations whose charges are looked up ahead, so that cache misses overlap.
+const WARM: usize = 16;
 /// Replies that wait for their time, over all streams; more are lost.
 const DELAYED_MAX: usize = 2_000_000;
 
@@ -212,6 +215,8 @@ struct State {
     book: Book,
     ledger: Ledger,
     faults: Faults,
+    /// The requests of one batch; kept for its memory.
+    operations: Vec<Operation>,
     counts: bool,
     start: Instant,
     second: u64,
@@ -227,6 +232,7 @@ impl Channel {
             book,
             ledger,
             faults,
+            operations: Vec::new(),
             counts,
             start: Instant::now(),
             second: 0,
@@ -296,22 +302,32 @@ impl Channel {
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let (now, now_ms) = (Instant::now(), wall.as_millis() as u64);
         let mut delayed = false;
+        let mut operations = std::mem::take(&mut state.operations);
+        operations.clear();
         for chunk in chunks {
             let bytes = std::mem::take(chunk);
-            let split = splitter.push(&bytes, |header, body| {
-                let before = replies.len();
-                let Some(fate) = state.answer(header, body, now, now_ms, replies) else { return };
-                if fate.delay_ns > 0 {
-                    let due = now + Duration::from_nanos(fate.delay_ns);
-                    self.delay(due, replies.split_off(before), outgoing);
-                    delayed = true;
-                }
+            let split = splitter.push(&bytes, |header, body| match parse(header, body) {
+                Some(operation) => operations.push(operation),
+                None => state.counters.malformed += 1,
             });
             if split.is_err() {
                 state.counters.malformed += 1;
                 return false;
             }
         }
+        for (at, operation) in operations.iter().enumerate() {
+            if at % WARM == 0 {
+                operations[at..].iter().take(WARM).for_each(|next| state.book.warm(&next.charge));
+            }
+            let before = replies.len();
+            let Some(fate) = state.answer(operation, now, now_ms, replies) else { continue };
+            if fate.delay_ns > 0 {
+                let due = now + Duration::from_nanos(fate.delay_ns);
+                self.delay(due, replies.split_off(before), outgoing);
+                delayed = true;
+            }
+        }
+        state.operations = operations;
         if let Err(failure) = state.ledger.flush() {
             // What is not in the book must not be told.
             replies.clear();
@@ -384,19 +400,15 @@ impl State {
     /// none to send.
     fn answer(
         &mut self,
-        header: Header,
-        body: &[u8],
+        operation: &Operation,
         now: Instant,
         now_ms: u64,
         replies: &mut Vec<u8>,
     ) -> Option<Fate> {
-        let Some((request, charge, refund)) = parse(header.kind, body) else {
-            self.counters.malformed += 1;
-            return None;
-        };
+        let Operation { correlation, ref request, charge, refund } = *operation;
         self.counters.requests[usize::from(request.kind - kind::CHARGE)] += 1;
         let elapsed = now.duration_since(self.start);
-        let fate = self.fate(&request, &charge, refund.as_ref(), elapsed);
+        let fate = self.fate(request, &charge, refund.as_ref(), elapsed);
         if fate.request_lost {
             self.counters.requests_lost += 1;
             return None;
@@ -417,7 +429,7 @@ impl State {
             let around = Circumstances { now_ms, declines };
             let ledger = &mut self.ledger;
             let answer =
-                self.book.handle(&request, charge, refund, around, &mut |entry| ledger.push(entry));
+                self.book.handle(request, charge, refund, around, &mut |entry| ledger.push(entry));
             (reply.status, reply.detail, reply.amount) =
                 (answer.status, answer.detail, answer.amount);
         }
@@ -429,10 +441,10 @@ impl State {
             self.counters.replies_lost += 1;
             return None;
         }
-        reply.encode_frame(header.correlation, replies);
+        reply.encode_frame(correlation, replies);
         if fate.reply_twice {
             self.counters.replies_twice += 1;
-            reply.encode_frame(header.correlation, replies);
+            reply.encode_frame(correlation, replies);
         }
         self.counters.replies_late += u64::from(fate.delay_ns > 0);
         Some(fate)
@@ -483,15 +495,24 @@ impl State {
     }
 }
 
-/// A request with its numbers; `None` when it is not one of a switch.
-fn parse(frame_kind: u8, body: &[u8]) -> Option<(ChannelRequest, Number, Option<Number>)> {
-    let request = ChannelRequest::decode(frame_kind, body).ok()?;
+/// A request with its numbers.
+struct Operation {
+    correlation: u64,
+    request: ChannelRequest,
+    charge: Number,
+    refund: Option<Number>,
+}
+
+/// `None` when it is not a request of a switch.
+fn parse(header: Header, body: &[u8]) -> Option<Operation> {
+    let request = ChannelRequest::decode(header.kind, body).ok()?;
     let charge = Number::parse(&request.charge_no)?;
     let refund = match request.refund_no {
         None => None,
         Some(no) => Some(Number::parse(&no).filter(|refund| refund.digest == charge.digest)?),
     };
-    (charge.kind == b'P').then_some((request, charge, refund))
+    let correlation = header.correlation;
+    (charge.kind == b'P').then_some(Operation { correlation, request, charge, refund })
 }
 
 /// The channel's own number: always the same for the same operation.

@@ -34,6 +34,13 @@ impl Number {
         u64::from_le_bytes(word)
     }
 
+    /// Four other bytes of the digest, and the ordinal: told apart are almost
+    /// all numbers that share a table.
+    pub(crate) fn tag(&self) -> u32 {
+        let [a, b, c, d, ..] = self.digest;
+        u32::from_le_bytes([a, b, c, d]) ^ u32::from(self.ordinal).wrapping_mul(0x9e37_79b9)
+    }
+
     /// Reads a number; `None` when it is not one of the switch's.
     pub(crate) fn parse(no: &ChannelNo) -> Option<Self> {
         Self::parse_text(no.as_bytes())

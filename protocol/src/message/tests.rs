@@ -365,3 +365,68 @@ fn fingerprint_covers_the_content_and_only_it() {
     assert_eq!(Pay { device_id: b"d", ..pay }.fingerprint(), base);
     assert_ne!(Pay { notify: b"d", ..pay }.fingerprint(), base);
 }
+
+/// Before, 256 bytes and more panicked in debug builds, and in release builds
+/// wrote a length of theirs modulo 256, which moved all the fields behind.
+#[test]
+fn a_field_beyond_its_limit_is_refused_by_every_reader() {
+    let plain = Pay {
+        mch_id: MchId::parse(b"m-1").unwrap(),
+        out_trade_no: OutTradeNo::parse(b"no-1").unwrap(),
+        amount: Amount::new(1).unwrap(),
+        currency: Currency::new(*b"CNY").unwrap(),
+        method: Method::Wallet,
+        scene: Scene::App,
+        payer_token: b"tok",
+        device_id: b"",
+        client_ip: [0; 16],
+        time_expire_ms: 1,
+        notify: b"",
+        wait_ms: 0,
+        tags: Tags::default(),
+        auth: Auth::NONE,
+        second: Auth::NONE,
+    };
+    let refund = Refund {
+        mch_id: plain.mch_id,
+        order: OrderRef::OutTradeNo(plain.out_trade_no),
+        out_refund_no: OutRefundNo::parse(b"r-1").unwrap(),
+        amount: plain.amount,
+        currency: plain.currency,
+        reason: b"",
+        wait_ms: 0,
+        auth: Auth::NONE,
+    };
+    for len in [129, 255, 256, 257, 300, 512, 20_000] {
+        let text = vec![b'x'; len];
+        let auth = Auth { signature: &text, ..Auth::NONE };
+        for (pay, field) in [
+            (Pay { payer_token: &text, ..plain }, "payer_token"),
+            (Pay { device_id: &text, ..plain }, "device_id"),
+            (Pay { notify: &text, ..plain }, "notify"),
+            (Pay { auth, ..plain }, "signature"),
+            (Pay { second: auth, ..plain }, "signature"),
+        ] {
+            let mut body = Vec::new();
+            pay.encode(&mut body);
+            let error = Pay::decode(&body).unwrap_err();
+            assert_eq!((error.code(), error.field()), (Code::InvalidField, field), "{len}");
+        }
+        for (refund, field) in [
+            (Refund { reason: &text, ..refund }, "reason"),
+            (Refund { auth, ..refund }, "signature"),
+        ] {
+            let mut body = Vec::new();
+            refund.encode(&mut body);
+            let error = Refund::decode(&body).unwrap_err();
+            assert_eq!((error.code(), error.field()), (Code::InvalidField, field), "{len}");
+        }
+        let long = String::from_utf8(text.clone()).unwrap();
+        assert!(Tags::build(&[("name", &long)], &mut Vec::new()).is_none());
+        assert!(Tags::build(&[(&long, "")], &mut Vec::new()).is_none());
+        let told = ErrorFrame { code: Code::UnknownKind, retry_after_ms: 0, detail: &text };
+        let mut frame = Vec::new();
+        told.encode_frame(1, &mut frame);
+        assert_eq!(ErrorFrame::decode(&frame[16..]).unwrap().detail.len(), 128);
+    }
+}

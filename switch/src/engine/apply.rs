@@ -15,7 +15,7 @@ use super::order::{AttemptState, CancelCause, Class, EarlierAttempt, Refund, Ref
 use super::output::Outputs;
 use super::record::{
     Begin, CancelStart, Decision, DecodeError, NextAttempt, Outcome, Record, Records,
-    RefundOutcome, RefundStart, Stamped,
+    RefundOutcome, RefundStart, Sequences, Stamped,
 };
 use super::refund::refund_of;
 use super::weakness::Weakness;
@@ -69,6 +69,11 @@ pub enum ApplyError {
     },
 }
 
+/// How many records ahead of the one being applied its order is asked for.
+const WARM_FAR: usize = 12;
+/// As [`WARM_FAR`], for what the order leads to.
+const WARM_NEAR: usize = 6;
+
 /// Where a record is applied.
 #[derive(Clone, Copy)]
 struct At {
@@ -95,8 +100,15 @@ impl Engine {
             return Err(ApplyError::BlockGap { last: self.applied, found: index });
         }
         let leads = self.term == Some(term);
+        let (mut far, mut near) = (Sequences::new(block), Sequences::new(block));
+        far.by_ref().take(WARM_FAR).for_each(|sequence| self.orders.warm(sequence));
+        near.by_ref().take(WARM_NEAR).for_each(drop);
         for stamped in Records::new(block)? {
             let Stamped { at_us, record } = stamped?;
+            // The cache misses of the records to come overlap with the work on
+            // this one: first their order, then who waits for it.
+            far.next().into_iter().for_each(|sequence| self.orders.warm(sequence));
+            near.next().into_iter().for_each(|sequence| self.warm_waiter(sequence));
             self.apply_record(&record, At { us: at_us, leads }, now, out)?;
         }
         self.applied = index;

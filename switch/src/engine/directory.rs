@@ -106,7 +106,7 @@ impl Directory {
 /// Folds eight bytes at a time. Only operators create keys of the map, so that
 /// nobody can fill it with collisions.
 #[derive(Default)]
-pub(super) struct FoldHasher(u64);
+pub(crate) struct FoldHasher(u64);
 
 impl Hasher for FoldHasher {
     fn write(&mut self, bytes: &[u8]) {

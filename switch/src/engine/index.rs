@@ -5,6 +5,8 @@
 //! 64 bits of the digest; the caller compares the whole key on a hit. Tested
 //! beside the code against a standard map.
 
+use super::prefetch::prefetch;
+
 /// One entry; `place` is the sequence + 1, zero when the entry is free.
 #[derive(Clone, Copy, Default)]
 struct Entry {
@@ -28,6 +30,15 @@ impl Index {
     pub(super) fn new() -> Self {
         let table = || Table { entries: vec![Entry::default(); FIRST_LEN], used: 0 };
         Self { tables: (0..256).map(|_| table()).collect() }
+    }
+
+    /// Asks for the memory that [`Self::find`] of this digest will read, without
+    /// waiting for it.
+    #[inline]
+    pub(super) fn warm(&self, digest: &[u8; 16]) {
+        let table = &self.tables[usize::from(digest[0])];
+        let mask = table.entries.len() - 1;
+        prefetch(&table.entries[hash_of(digest) as usize & mask]);
     }
 
     /// The first sequence under this digest for which `is_it` holds.

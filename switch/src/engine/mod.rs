@@ -40,6 +40,7 @@ mod evidence;
 mod index;
 mod limit;
 mod outbox;
+mod prefetch;
 mod refund;
 mod resolver;
 mod slab;
@@ -52,6 +53,7 @@ mod weakness;
 
 pub use apply::ApplyError;
 pub use config::EngineConfig;
+pub(crate) use directory::FoldHasher;
 pub use input::{Input, Now};
 pub use outbox::event_shard;
 pub use output::Outputs;
@@ -181,6 +183,20 @@ impl Engine {
             Input::StepDown => self.step_down(out),
         }
         Ok(())
+    }
+
+    /// Asks for the memory that a pay or query of this digest will read first.
+    /// Called for a whole batch ahead of handling it, the cache misses of its
+    /// payments overlap instead of adding up.
+    #[inline]
+    pub fn warm_key(&self, digest: &[u8; 16]) {
+        self.orders.index.warm(digest);
+    }
+
+    /// As [`Self::warm_key`], for what concerns a known payment.
+    #[inline]
+    pub fn warm_order(&self, sequence: u64) {
+        self.orders.warm(sequence);
     }
 
     /// The shard.

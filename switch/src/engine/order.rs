@@ -6,6 +6,7 @@
 //! are volatile, never hashed and never decide how a record is applied.
 
 use super::index::Index;
+use super::prefetch::prefetch;
 use super::slab::{Bitmap, Chunked, NIL, Slab};
 use protocol::channel::{NumberKind, refund_number};
 use protocol::code::{Method, OrderState, Reason, RefundState, Scene};
@@ -457,6 +458,15 @@ impl Orders {
             let order = &self.slots[sequence];
             order.merchant == merchant && order.out_trade_no == *no
         })
+    }
+
+    /// Asks for the memory of an order without waiting for it: an order spans
+    /// four cache lines that were last touched a channel's round trip ago.
+    #[inline]
+    pub(super) fn warm(&self, sequence: u64) {
+        if let Some(order) = self.slots.get(sequence) {
+            prefetch(order);
+        }
     }
 
     pub(super) fn get(&self, sequence: u64) -> Option<&Order> {

@@ -507,6 +507,30 @@ impl<'a> Records<'a> {
     }
 }
 
+/// The payments that the records of a block are about, without decoding or
+/// checking anything: a hint of what will be needed.
+pub(super) struct Sequences<'a>(&'a [u8]);
+
+impl<'a> Sequences<'a> {
+    pub(super) fn new(block: &'a [u8]) -> Self {
+        Self(block.get(STAMP_LEN..).unwrap_or_default())
+    }
+}
+
+impl Iterator for Sequences<'_> {
+    type Item = u64;
+
+    #[inline]
+    fn next(&mut self) -> Option<u64> {
+        let (header, rest) = self.0.split_first_chunk::<HEADER_LEN>()?;
+        let length = usize::from(u16::from_le_bytes([header[2], header[3]]));
+        // Every body that is about a payment begins with its sequence.
+        let sequence = rest.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+        self.0 = rest.get(length..)?;
+        Some(sequence)
+    }
+}
+
 impl<'a> Iterator for Records<'a> {
     type Item = Result<Stamped<'a>, DecodeError>;
 

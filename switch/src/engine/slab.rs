@@ -4,6 +4,8 @@
 //! no insert ever stalls on copying what is already there. Tested beside the
 //! code.
 
+use super::prefetch::prefetch;
+
 const CHUNK_BITS: u32 = 14;
 const CHUNK: usize = 1 << CHUNK_BITS;
 
@@ -106,7 +108,16 @@ impl<T> Slab<T> {
         let slot = &mut self.slots[u64::from(index)];
         self.free = slot.next_free;
         slot.value = Some(value);
+        self.warm(self.free);
         index
+    }
+
+    /// Asks for the memory of a slot without waiting for it.
+    #[inline]
+    pub(super) fn warm(&self, index: u32) {
+        if let Some(slot) = self.slots.get(u64::from(index)) {
+            prefetch(slot);
+        }
     }
 
     pub(super) fn remove(&mut self, index: u32) -> Option<T> {

@@ -132,6 +132,14 @@ impl Engine {
         true
     }
 
+    /// Asks for the memory of a payment's first waiter without waiting for it.
+    #[inline]
+    pub(super) fn warm_waiter(&self, sequence: u64) {
+        if let Some(order) = self.orders.get(sequence) {
+            self.waiters.waits.warm(order.live.waiters);
+        }
+    }
+
     /// Takes the first waiter of an owner.
     pub(super) fn take_waiter(&mut self, owner: Owner) -> Option<Wait> {
         let (head, count) = head_of(&mut self.orders, owner)?;

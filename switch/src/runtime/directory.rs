@@ -3,6 +3,7 @@
 //! commits; never holds limits or money.
 
 use std::collections::HashMap;
+use std::hash::BuildHasherDefault;
 use std::net::IpAddr;
 
 use protocol::code::Code;
@@ -10,6 +11,7 @@ use protocol::id::{MchId, ShortText};
 use protocol::message::Auth;
 use protocol::sign::MerchantKey;
 
+use crate::engine::FoldHasher;
 use crate::engine::merchant::{AddressRange, KeyKind, Merchant};
 use crate::secret::Kek;
 
@@ -21,7 +23,7 @@ struct Entry {
 
 /// Merchants by id.
 pub struct Directory {
-    entries: HashMap<MchId, Entry>,
+    entries: HashMap<MchId, Entry, BuildHasherDefault<FoldHasher>>,
     kek: std::sync::Arc<Kek>,
     /// Largest distance of a request's timestamp from our clock, milliseconds.
     window_ms: u64,
@@ -49,7 +51,7 @@ pub fn mapped(address: IpAddr) -> [u8; 16] {
 impl Directory {
     /// An empty directory that unwraps keys with `kek`.
     pub fn new(kek: std::sync::Arc<Kek>, window_ms: u64) -> Self {
-        Self { entries: HashMap::new(), kek, window_ms }
+        Self { entries: HashMap::default(), kek, window_ms }
     }
 
     /// Takes a committed record over. Keys that cannot be unwrapped are left

@@ -29,6 +29,10 @@ const PART_BYTES_MIN: usize = 16 << 10;
 /// second, and nobody frees some in less, milliseconds.
 const STORAGE_RETRY_MS: u32 = 1_000;
 
+/// Items whose memory is asked for at once, ahead of their turn: few enough that
+/// what was fetched is still in the cache when it is needed.
+const WARM_ITEMS: usize = 16;
+
 /// Settings of a worker.
 #[derive(Clone, Debug)]
 pub struct WorkerSettings {
@@ -239,7 +243,6 @@ impl Worker {
                 payload.clear();
                 shard.spare.push(payload);
             }
-            shard.due_us = shard.engine.next_due();
         }
         metrics.fsync.record(now.mono_us.saturating_sub(self.last_submit_us));
         metrics.batches.add(1);
@@ -273,7 +276,10 @@ impl Worker {
         self.shared.metrics.queue_delay.record_n(delay_us, batch.items.len() as u64);
         let late = delay_us > self.settings.queue_delay_max_us;
         let full = self.shared.storage_full.load(Ordering::Relaxed);
-        for (shard, item) in &batch.items {
+        for (at, (shard, item)) in batch.items.iter().enumerate() {
+            if at % WARM_ITEMS == 0 {
+                self.warm(&batch.items[at..]);
+            }
             if let Some((waiter, code)) = shed(item, late, full) {
                 let retry_ms = match code {
                     Code::StorageFull => STORAGE_RETRY_MS,
@@ -299,12 +305,25 @@ impl Worker {
         }
     }
 
+    /// Touches what the next items will need, so that their cache misses overlap.
+    fn warm(&self, items: &[(u16, Item)]) {
+        for (shard, item) in items.iter().take(WARM_ITEMS) {
+            let Some(shard) = self.shards.get(usize::from(*shard)) else { continue };
+            match item {
+                Item::Pay(pay, _) => shard.engine.warm_key(&pay.digest),
+                Item::Evidence(operation, _) => shard.engine.warm_order(operation.sequence),
+                _ => {}
+            }
+        }
+    }
+
     fn retry_after_ms(&self) -> u32 {
         (self.settings.queue_delay_max_us / 1000).max(1) as u32 * 4
     }
 
     fn run_timers(&mut self, now: Now) -> Result<(), WorkerError> {
         for shard in &mut self.shards {
+            shard.due_us = shard.engine.next_due();
             if shard.due_us.is_some_and(|due| due <= now.mono_us) {
                 shard.engine.handle(Input::Tick, now, &mut shard.out).map_err(apply)?;
                 shard.due_us = shard.engine.next_due();
@@ -524,5 +543,4 @@ fn handle(shard: &mut Shard, item: &Item, arena: &[u8], now: Now) {
     // Only a committed block can fail to apply.
     let handled = shard.engine.handle(input, now, &mut shard.out);
     debug_assert!(handled.is_ok());
-    shard.due_us = shard.engine.next_due();
 }

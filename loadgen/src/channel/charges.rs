@@ -1,0 +1,145 @@
+//! Where the charges are kept: rows in the order they came, and a table that
+//! leads to them.
+//!
+//! Made for millions: a look-up of a new number touches eight bytes, not a
+//! row, rows never move, and growing stops the channel for microseconds only.
+//! Never knows what a charge means. Tested beside the code.
+
+use super::number::Number;
+use hashbrown::HashTable;
+use protocol::channel::ChannelStatus;
+
+/// What became of a charge number.
+#[derive(Clone, Copy)]
+pub(super) struct Charge {
+    /// Minor units.
+    pub(super) amount: i64,
+    /// Given back, minor units.
+    pub(super) refunded: i64,
+    /// Currency.
+    pub(super) currency: [u8; 3],
+    /// Success, declined or reversed.
+    pub(super) status: ChannelStatus,
+    /// Decline class; 0 when none.
+    pub(super) detail: u16,
+    /// How often it was asked about.
+    pub(super) asked: u16,
+}
+
+/// Half of a number's hash and the row.
+#[derive(Clone, Copy)]
+struct Place {
+    tag: u32,
+    row: u32,
+}
+
+/// Tables are split so that growing one never stops the channel noticeably, and
+/// few enough that their heads stay in the cache.
+const TABLES: usize = 256;
+const ROWS: usize = 1 << 14;
+
+/// All charges by number.
+pub(super) struct Charges {
+    tables: Vec<HashTable<Place>>,
+    rows: Vec<Vec<(Number, Charge)>>,
+}
+
+impl Charges {
+    /// None.
+    pub(super) fn new() -> Self {
+        Self { tables: (0..TABLES).map(|_| HashTable::new()).collect(), rows: Vec::new() }
+    }
+
+    /// How many.
+    pub(super) fn len(&self) -> usize {
+        self.rows.last().map_or(0, |last| (self.rows.len() - 1) * ROWS + last.len())
+    }
+
+    /// The charge of a number.
+    pub(super) fn get(&self, number: &Number) -> Option<&Charge> {
+        self.row(number).map(|row| &self.rows[row / ROWS][row % ROWS].1)
+    }
+
+    /// As [`Self::get`], to change it.
+    pub(super) fn get_mut(&mut self, number: &Number) -> Option<&mut Charge> {
+        self.row(number).map(|row| &mut self.rows[row / ROWS][row % ROWS].1)
+    }
+
+    /// Adds a number that is not there.
+    pub(super) fn insert(&mut self, number: Number, charge: Charge) {
+        let row = self.len() as u32;
+        if self.rows.last().is_none_or(|last| last.len() == ROWS) {
+            self.rows.push(Vec::with_capacity(ROWS));
+        }
+        if let Some(last) = self.rows.last_mut() {
+            last.push((number, charge));
+        }
+        let tag = number.tag();
+        let table = &mut self.tables[number.spread() as usize % TABLES];
+        table.insert_unique(spread(tag), Place { tag, row }, |place| spread(place.tag));
+    }
+
+    fn row(&self, number: &Number) -> Option<usize> {
+        let tag = number.tag();
+        let table = &self.tables[number.spread() as usize % TABLES];
+        let is_it = |place: &Place| {
+            let row = place.row as usize;
+            place.tag == tag && self.rows[row / ROWS][row % ROWS].0 == *number
+        };
+        table.find(spread(tag), is_it).map(|place| place.row as usize)
+    }
+}
+
+/// A tag over all 64 bits: the table uses the highest and the lowest.
+fn spread(tag: u32) -> u64 {
+    u64::from(tag).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn charge(amount: i64) -> Charge {
+        let status = ChannelStatus::Success;
+        Charge { amount, refunded: 0, currency: *b"CNY", status, detail: 0, asked: 0 }
+    }
+
+    #[test]
+    fn numbers_of_one_tag_and_table_are_told_apart() {
+        let number = |last: u8, ordinal: u8| {
+            let mut digest = [7; 16];
+            // Neither part of the tag nor of the table's choice.
+            digest[7] = last;
+            Number { digest, kind: b'P', ordinal }
+        };
+        let mut charges = Charges::new();
+        let numbers: Vec<Number> =
+            (0..200).flat_map(|last| (1..3).map(move |ordinal| number(last, ordinal))).collect();
+        for (at, number) in numbers.iter().enumerate() {
+            assert!(charges.get(number).is_none());
+            charges.insert(*number, charge(at as i64));
+        }
+        assert_eq!(charges.len(), 400);
+        for (at, number) in numbers.iter().enumerate() {
+            assert_eq!(charges.get(number).map(|charge| charge.amount), Some(at as i64));
+        }
+    }
+
+    #[test]
+    fn rows_stay_when_the_store_grows() {
+        let mut charges = Charges::new();
+        let number = |n: u64| {
+            let hash = n.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes();
+            let mut digest = [0; 16];
+            digest[..8].copy_from_slice(&hash);
+            digest[8..].copy_from_slice(&hash);
+            Number { digest, kind: b'P', ordinal: 1 }
+        };
+        let count = ROWS as u64 * 2 + 1;
+        (0..count).for_each(|n| charges.insert(number(n), charge(n as i64)));
+        charges.get_mut(&number(5)).unwrap().refunded = 3;
+        assert!((0..count).all(|n| charges.get(&number(n)).unwrap().amount == n as i64));
+        assert_eq!(charges.get(&number(5)).unwrap().refunded, 3);
+        assert_eq!(charges.len(), count as usize);
+    }
+}
