@@ -74,6 +74,8 @@ pub struct LogStats {
     pub durable: Lsn,
     /// Room on the file system.
     pub space: Space,
+    /// Bytes free on the file system, as last seen; `None` when unknown.
+    pub free_bytes: Option<u64>,
     /// How the log writes, and why not better.
     pub disk: DiskFacts,
 }
@@ -301,6 +303,12 @@ impl<D: Disk> Log<D> {
         self.flight.is_some()
     }
 
+    /// Whether the open batch holds frames that no write was started for: the
+    /// last [`Log::submit`] found no segment ready. Submit again when woken.
+    pub fn unsubmitted(&self) -> bool {
+        self.open_frames > 0
+    }
+
     /// Everything up to here is durable.
     pub fn durable(&self) -> Lsn {
         Lsn(self.durable)
@@ -364,6 +372,7 @@ impl<D: Disk> Log<D> {
             segment: self.segment.id,
             durable: Lsn(self.durable),
             space: self.disk.space(),
+            free_bytes: self.disk.free_bytes(),
             disk: self.disk.facts(),
         }
     }

@@ -274,6 +274,13 @@ pub struct Metrics {
     pub connections: Gauge,
     /// Gateway connections refused.
     pub connections_refused: Counter,
+    /// Certificates and keys read again.
+    pub tls_reloads: Counter,
+    /// Certificates and keys that were to be read again and are not usable.
+    pub tls_reloads_refused: Counter,
+    /// Distance of the host's wall clock from the node's, which follows it only
+    /// at start, seconds.
+    pub clock_offset_s: Gauge,
     /// Handshakes under way.
     pub handshakes: Gauge,
     /// Batches in the worker's inbox.
@@ -328,6 +335,9 @@ impl Metrics {
             disk_full: Gauge::default(),
             connections: Gauge::default(),
             connections_refused: Counter::default(),
+            tls_reloads: Counter::default(),
+            tls_reloads_refused: Counter::default(),
+            clock_offset_s: Gauge::default(),
             handshakes: Gauge::default(),
             inbox_batches: Gauge::default(),
             in_flight: Gauge::default(),

@@ -14,14 +14,14 @@ mod transport;
 
 pub use identity::{Identity, IdentityError, Role, identity, peer_identity};
 pub use transport::{
-    EndpointKeys, channel_client, channel_endpoint, channel_transport, gateway_endpoint,
-    gateway_server, gateway_transport,
+    EndpointKeys, admin_server, channel_client, channel_endpoint, channel_transport,
+    gateway_endpoint, gateway_server, gateway_transport, require_site_name, site_server,
 };
 
 use crate::secret::{SecretError, read_private};
 use rustls::crypto::{CryptoProvider, aws_lc_rs as provider};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use std::path::{Path, PathBuf};
@@ -71,6 +71,14 @@ pub enum TlsError {
         path: PathBuf,
         /// Why.
         source: rustls::Error,
+    },
+    /// A server's certificate that its clients would refuse.
+    #[error("{} is no certificate for {expected}, the name that clients look for", path.display())]
+    WrongName {
+        /// The certificate's file.
+        path: PathBuf,
+        /// The name that clients look for.
+        expected: String,
     },
     /// The client verifier cannot be built from the authorities.
     #[error("cannot verify clients against {}: {source}", path.display())]
@@ -201,6 +209,16 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
         return Err(TlsError::Empty { path: path.to_owned() });
     }
     Ok(chain)
+}
+
+/// Refuses a certificate that clients which look for `name` would refuse.
+fn require_name(path: &Path, name: &str) -> Result<(), TlsError> {
+    let chain = certificates(path)?;
+    let wrong = || TlsError::WrongName { path: path.to_owned(), expected: name.to_owned() };
+    let server_name = ServerName::try_from(name).map_err(|_| wrong())?;
+    // `certificates` refuses an empty chain.
+    let parsed = webpki::EndEntityCert::try_from(&chain[0]).map_err(|_| wrong())?;
+    parsed.verify_is_valid_for_subject_name(&server_name).map_err(|_| wrong())
 }
 
 /// aws-lc-rs with TLS 1.3 suites only, AES-128-GCM first: the cheapest here,

@@ -2,16 +2,21 @@
 
 mod bad_input;
 mod client;
+mod clock_step;
 mod damage;
+mod full_disk;
+mod overload;
 mod payments;
 mod python;
+mod reload;
 mod restart;
+mod write_error;
 
 /// Runs a test's future on a runtime of its own.
-fn run(test: impl Future<Output = ()>) {
+fn run<T>(test: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .expect("a runtime")
-        .block_on(test);
+        .block_on(test)
 }

@@ -21,7 +21,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use crate::Deployment;
 
 /// Longest wait for one answer.
-const ANSWER_MAX: Duration = Duration::from_secs(20);
+const ANSWER_MAX: Duration = Duration::from_secs(60);
 
 /// How a connection is opened.
 pub struct Credentials<'a> {
@@ -76,6 +76,15 @@ pub struct Merchant {
     pub key_id: u32,
     /// Key.
     pub key: SigningKey,
+    /// How far its clock is ahead of the true one, milliseconds.
+    pub ahead_ms: u64,
+}
+
+impl Merchant {
+    /// Unix milliseconds by its clock.
+    pub fn now_ms(&self) -> u64 {
+        now_ms() + self.ahead_ms
+    }
 }
 
 /// The deployment's merchant at a place of `gateway-merchants.toml`.
@@ -94,6 +103,7 @@ pub fn merchant(deployment: &Deployment, at: usize) -> Merchant {
         id: MchId::parse(entry["id"].as_str().expect("an id").as_bytes()).expect("an id"),
         key_id: key["key_id"].as_integer().expect("a number") as u32,
         key: signing,
+        ahead_ms: 0,
     }
 }
 
@@ -121,7 +131,7 @@ pub fn pay(merchant: &Merchant, no: &str, amount: i64) -> Pay<'static> {
         payer_token: b"tok_test",
         device_id: b"",
         client_ip: [0; 16],
-        time_expire_ms: now_ms() + 600_000,
+        time_expire_ms: merchant.now_ms() + 600_000,
         notify: b"",
         wait_ms: 0,
         tags: Tags::default(),
@@ -132,7 +142,7 @@ pub fn pay(merchant: &Merchant, no: &str, amount: i64) -> Pay<'static> {
 
 /// Signature data without the signature.
 pub fn auth(merchant: &Merchant) -> Auth<'static> {
-    Auth { key_id: merchant.key_id, timestamp_ms: now_ms(), nonce: 7, signature: &[] }
+    Auth { key_id: merchant.key_id, timestamp_ms: merchant.now_ms(), nonce: 7, signature: &[] }
 }
 
 /// The frame of a pay, signed by its merchant.
@@ -149,20 +159,30 @@ pub fn signed_pay(merchant: &Merchant, pay: &Pay<'_>, correlation: u64) -> Vec<u
 
 /// The frame of a query, close or reverse, signed.
 pub fn signed_order(merchant: &Merchant, kind: u8, order: OrderRef, correlation: u64) -> Vec<u8> {
-    let mut request = OrderRequest {
+    let request = OrderRequest {
         mch_id: merchant.id,
         order,
         refresh: false,
         wait_ms: 0,
         auth: auth(merchant),
     };
+    signed_request(merchant, kind, request, correlation)
+}
+
+/// The frame of any query, close or reverse, signed.
+pub fn signed_request(
+    merchant: &Merchant,
+    kind: u8,
+    request: OrderRequest<'_>,
+    correlation: u64,
+) -> Vec<u8> {
     let mut canonical = Vec::new();
     request.canonical(kind, &mut canonical);
     let mut signature = [0; 64];
     let len = merchant.key.sign(&canonical, &mut signature);
-    request.auth.signature = &signature[..len];
+    let auth = Auth { signature: &signature[..len], ..request.auth };
     let mut frame = Vec::new();
-    request.encode_frame(kind, correlation, &mut frame);
+    OrderRequest { auth, ..request }.encode_frame(kind, correlation, &mut frame);
     frame
 }
 
@@ -220,6 +240,14 @@ impl Gateway {
     /// Writes bytes to the stream.
     pub async fn write(&mut self, bytes: &[u8]) {
         self.send.write_all(bytes).await.expect("written");
+    }
+
+    /// Writes bytes to a stream that may have ended.
+    ///
+    /// # Errors
+    /// What QUIC says.
+    pub async fn try_write(&mut self, bytes: &[u8]) -> Result<(), String> {
+        self.send.write_all(bytes).await.map_err(|error| error.to_string())
     }
 
     /// The next frame, or how the stream ended.

@@ -7,14 +7,17 @@ use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+pub mod faults;
 pub mod gateway;
 pub mod http;
 
+use faults::Faults;
+
 /// Longest wait for a process to become ready.
-const READY_MAX: Duration = Duration::from_secs(30);
+const READY_MAX: Duration = Duration::from_secs(60);
 
 /// The folder of the built binaries, which are built first when they are not
 /// there or are older than their sources.
@@ -37,16 +40,17 @@ pub fn binaries() -> &'static Path {
     })
 }
 
-/// A port base whose next ports are free. Each deployment takes its own range,
-/// all of them below the ports that the system gives to outgoing connections
-/// (32 768 and up on Linux): those come and go between our look and our use.
+/// First port of a hundred of its own for each deployment, below the ports
+/// that the system hands out; those that a deployment uses are free.
 fn port_base() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let process = (std::process::id() % 50) as u16;
+    const HUNDREDS: u32 = 220;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let start = std::process::id().wrapping_mul(37);
     loop {
         let step = NEXT.fetch_add(1, Ordering::Relaxed);
-        let base = 12_000 + process * 400 + step % 40 * 10;
-        let free = (base..base + 10).all(|port| {
+        let base = 10_000 + (start.wrapping_add(step) % HUNDREDS) as u16 * 100;
+        let mut used = (base..base + 10).chain([base + CHANNEL_PORT]);
+        let free = used.all(|port| {
             UdpSocket::bind(("127.0.0.1", port)).is_ok()
                 && std::net::TcpListener::bind(("127.0.0.1", port)).is_ok()
         });
@@ -55,6 +59,9 @@ fn port_base() -> u16 {
         }
     }
 }
+
+/// Where `payswitch init` places the channel, from the first port on.
+const CHANNEL_PORT: u16 = 90;
 
 /// A child process that never outlives its test.
 pub struct Process {
@@ -97,10 +104,21 @@ impl Process {
 
     /// SIGTERM, then the exit status.
     pub fn stop(mut self) -> ExitStatus {
+        self.signal("TERM");
+        self.wait(Duration::from_secs(90))
+    }
+
+    /// Sends a signal by its name without `SIG`.
+    pub fn signal(&self, name: &str) {
         let pid = self.child.id().to_string();
-        let sent = Command::new("kill").args(["-TERM", &pid]).status().expect("kill runs");
+        let sent =
+            Command::new("kill").args([&format!("-{name}"), &pid]).status().expect("kill runs");
         assert!(sent.success());
-        self.wait(Duration::from_secs(30))
+    }
+
+    /// Whether it still runs.
+    pub fn runs(&mut self) -> bool {
+        self.child.try_wait().expect("the child can be waited for").is_none()
     }
 
     /// Waits for it to end by itself.
@@ -126,7 +144,8 @@ impl Drop for Process {
 pub struct Deployment {
     dir: tempfile::TempDir,
     base: u16,
-    has_channel: std::cell::Cell<bool>,
+    has_channel: AtomicBool,
+    has_faults: AtomicBool,
 }
 
 impl Deployment {
@@ -137,7 +156,8 @@ impl Deployment {
 
     fn init_in(dir: tempfile::TempDir, merchants: u32) -> Self {
         let base = port_base();
-        let deployment = Self { dir, base, has_channel: std::cell::Cell::new(false) };
+        let (has_channel, has_faults) = Default::default();
+        let deployment = Self { dir, base, has_channel, has_faults };
         let output = deployment.payswitch(&[
             "init",
             "--dir",
@@ -202,7 +222,26 @@ impl Deployment {
 
     /// The channel was ended on purpose: a switch need not wait for its link.
     pub fn without_channel(&self) {
-        self.has_channel.set(false);
+        self.has_channel.store(false, Ordering::Relaxed);
+    }
+
+    /// The smallest segments, of which 255 batches fill one.
+    pub fn small_segments(&self) {
+        self.edit("# segment_mib = 64", "segment_mib = 1");
+        self.edit("# batch_max_kib = 4096", "batch_max_kib = 64");
+        self.edit("# block_max_bytes = 1048576", "block_max_bytes = 32768");
+    }
+
+    /// Switches started from now on obey the plan of the returned faults. Only
+    /// the blocking writer of the log goes through the C library.
+    pub fn with_faults(&self) -> Faults {
+        self.edit("# backend = \"auto\"", "backend = \"blocking\"");
+        self.has_faults.store(true, Ordering::Relaxed);
+        Faults::new(&self.fault_plan())
+    }
+
+    fn fault_plan(&self) -> PathBuf {
+        self.file("fault.plan")
     }
 
     /// Starts the switch and waits until it is ready, and its channel's link is
@@ -213,13 +252,15 @@ impl Deployment {
         let admin = self.address("admin", "listen");
         loop {
             if http::get(&admin, "/ready").is_ok_and(|reply| reply.status == 200)
-                && (!self.has_channel.get() || channel_is_up(&admin))
+                && (!self.has_channel.load(Ordering::Relaxed) || self.channel_is_up())
             {
+                let faulty =
+                    !self.has_faults.load(Ordering::Relaxed) || Faults::loaded(&self.fault_plan());
+                assert!(faulty, "the fault library was not preloaded:\n{}", process.printed());
                 return process;
             }
-            let ended = process.child.try_wait().expect("the child can be waited for");
             assert!(
-                ended.is_none() && started.elapsed() < READY_MAX,
+                process.runs() && started.elapsed() < READY_MAX,
                 "the switch is not ready:\n{}",
                 process.printed()
             );
@@ -231,7 +272,53 @@ impl Deployment {
     pub fn start_switch(&self) -> Process {
         let mut command = Command::new(binaries().join("payswitch"));
         command.args(["serve", "--config"]).arg(self.file("site-1.toml"));
+        if self.has_faults.load(Ordering::Relaxed) {
+            let dir = self.path().canonicalize().expect("the deployment's folder exists");
+            command
+                .env("LD_PRELOAD", faults::library())
+                .env("PAYSWITCH_FAULT_PLAN", self.fault_plan())
+                .env("PAYSWITCH_FAULT_DIR", dir.join("data/site-1/worker-0"));
+        }
         Process::spawn("payswitch serve", command, self.file("switch.out"))
+    }
+
+    /// What the running switch says under `/status`.
+    ///
+    /// # Errors
+    /// Connection and format errors.
+    pub fn status(&self) -> std::io::Result<serde_json::Value> {
+        let reply = http::get(&self.address("admin", "listen"), "/status")?;
+        Ok(serde_json::from_str(&reply.body)?)
+    }
+
+    /// The running switch's value of a metric without labels but the site's.
+    ///
+    /// # Panics
+    /// When there is no such metric.
+    pub fn metric(&self, name: &str) -> u64 {
+        self.sample(name, "site=\"1\"")
+    }
+
+    /// As [`Self::metric`], with one more label, for example `op="pay"`.
+    ///
+    /// # Panics
+    /// When there is no such metric.
+    pub fn labelled_metric(&self, name: &str, label: &str) -> u64 {
+        self.sample(name, &format!("site=\"1\",{label}"))
+    }
+
+    fn sample(&self, name: &str, labels: &str) -> u64 {
+        let admin = self.address("admin", "listen");
+        let page = http::get(&admin, "/metrics").expect("the admin port answers").body;
+        let prefix = format!("payswitch_{name}{{{labels}}} ");
+        let value = page.lines().find_map(|line| line.strip_prefix(&prefix));
+        let value = value.unwrap_or_else(|| panic!("no metric {name} in:\n{page}"));
+        value.parse().expect("a whole number")
+    }
+
+    /// Whether the switch's link to its channel stands: a site is ready without.
+    pub fn channel_is_up(&self) -> bool {
+        self.status().is_ok_and(|status| status["channels"][0]["up"] == true)
     }
 
     /// Starts the simulated channel with extra arguments and waits until it is ready.
@@ -239,7 +326,7 @@ impl Deployment {
         let mut command = Command::new(binaries().join("loadgen"));
         command.args(["channel", "--config"]).arg(self.file("channel.toml")).args(args);
         let output = self.file("channel.out");
-        self.has_channel.set(true);
+        self.has_channel.store(true, Ordering::Relaxed);
         drop(std::fs::remove_file(&output));
         let mut process = Process::spawn("loadgen channel", command, output);
         let started = Instant::now();
@@ -256,11 +343,17 @@ impl Deployment {
     }
 }
 
-/// Whether the switch's link to its channel stands: a site is ready without.
-fn channel_is_up(admin: &str) -> bool {
-    let Ok(status) = http::get(admin, "/status") else { return false };
-    let status: serde_json::Value = serde_json::from_str(&status.body).unwrap_or_default();
-    status["channels"][0]["up"] == true
+/// Asks again and again until `holds`, for at most a minute: the machine may
+/// be busy with other tests.
+///
+/// # Panics
+/// When it does not come true.
+pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !holds() {
+        assert!(started.elapsed() < Duration::from_secs(60), "not within a minute: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 fn run(program: &Path, args: &[&str]) -> Output {

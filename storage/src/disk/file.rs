@@ -259,6 +259,10 @@ impl Disk for FileDisk {
     }
 
     fn write(&mut self, write: Write) -> Result<(), DiskError> {
+        // The medium failed in the background: no segment would ever follow.
+        if let Some(error) = self.preparer.as_ref().and_then(Preparer::failure) {
+            return Err(error);
+        }
         let file = self.current.as_ref().ok_or(DiskError::short(DiskOp::Write))?;
         match &mut self.writer {
             Writer::Uring(ring) => ring.write(file, write),
@@ -279,6 +283,10 @@ impl Disk for FileDisk {
 
     fn space(&self) -> Space {
         self.preparer.as_ref().map_or(Space::Ok, Preparer::space)
+    }
+
+    fn free_bytes(&self) -> Option<u64> {
+        self.preparer.as_ref().map(Preparer::free_bytes)
     }
 
     fn facts(&self) -> DiskFacts {

@@ -227,6 +227,9 @@ pub trait Disk: Source {
     fn wait(&mut self, timeout_us: u64);
     /// Room on the file system.
     fn space(&self) -> Space;
+    /// Bytes free for anybody on the file system, as last seen; `None` when
+    /// this disk has none.
+    fn free_bytes(&self) -> Option<u64>;
     /// How the disk is set up.
     fn facts(&self) -> DiskFacts;
 }

@@ -9,7 +9,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -46,6 +46,8 @@ struct Shared {
     ready: AtomicUsize,
     stop: AtomicBool,
     reserve: AtomicBool,
+    /// Free bytes when last looked at.
+    free: AtomicU64,
     /// The error number that ended the thread; 0 while it works.
     failed: AtomicI32,
 }
@@ -83,9 +85,14 @@ impl Preparer {
             self.taken();
             return Ok(Some(prepared));
         }
+        self.failure().map_or(Ok(None), Err)
+    }
+
+    /// What ended the thread, when something did.
+    pub(super) fn failure(&self) -> Option<DiskError> {
         match self.shared.failed.load(Ordering::Acquire) {
-            0 => Ok(None),
-            errno => Err(DiskError { op: DiskOp::Prepare, errno: Some(errno) }),
+            0 => None,
+            errno => Some(DiskError { op: DiskOp::Prepare, errno: Some(errno) }),
         }
     }
 
@@ -99,6 +106,10 @@ impl Preparer {
 
     pub(super) fn ready(&self) -> usize {
         self.shared.ready.load(Ordering::Acquire)
+    }
+
+    pub(super) fn free_bytes(&self) -> u64 {
+        self.shared.free.load(Ordering::Acquire)
     }
 
     pub(super) fn space(&self) -> Space {
@@ -181,7 +192,9 @@ impl Work {
     }
 
     fn available(&self) -> io::Result<u64> {
-        sys::available_bytes(&self.plan.dir)
+        let free = sys::available_bytes(&self.plan.dir)?;
+        self.shared.free.store(free, Ordering::Release);
+        Ok(free)
     }
 
     fn set_reserve(&self, reserve: bool) {

@@ -399,6 +399,10 @@ impl Disk for SimDisk {
         }
     }
 
+    fn free_bytes(&self) -> Option<u64> {
+        None
+    }
+
     fn facts(&self) -> DiskFacts {
         DiskFacts {
             backend: BackendKind::Sim,

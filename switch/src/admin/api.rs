@@ -85,6 +85,9 @@ pub struct LogStatus {
     pub bytes: u64,
     /// Free bytes of the file system.
     pub disk_free_bytes: u64,
+    /// Whether only the reserve is left: no new payment is admitted.
+    #[serde(default)]
+    pub disk_full: bool,
     /// Median of write and fdatasync, microseconds; absent before the first.
     pub fsync_us_p50: Option<u64>,
     /// 99th percentile.

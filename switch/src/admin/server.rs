@@ -5,7 +5,7 @@ use super::control::Control;
 use super::routes::{Context, Peer, answer};
 use crate::config::{AdminConfig, Config};
 use crate::secret::{Kek, SecretError};
-use crate::tls::{self, Credentials, Role, TlsError};
+use crate::tls::{self, Role, TlsError};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -13,7 +13,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use protocol::id::ShortText;
 use std::convert::Infallible;
 use std::net::{SocketAddr, TcpListener as StdTcpListener};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -60,7 +60,32 @@ pub enum AdminError {
 /// [`AdminError`].
 pub fn start(config: &Config, control: Arc<dyn Control>) -> Result<AdminServer, AdminError> {
     let kek = Arc::new(Kek::load(&config.keys.kek)?);
-    AdminServer::start(&config.admin, control, kek)
+    AdminServer::start(&config.admin, AdminTls::load(&config.admin)?, control, kek)
+}
+
+/// The server's certificate, key and authorities, which can be replaced while
+/// it runs.
+#[derive(Clone)]
+pub struct AdminTls(Arc<Mutex<Arc<rustls::ServerConfig>>>);
+
+impl AdminTls {
+    /// Reads the files.
+    ///
+    /// # Errors
+    /// [`TlsError`] naming the file at fault.
+    pub fn load(config: &AdminConfig) -> Result<Self, TlsError> {
+        tls::admin_server(config).map(|server| Self(Arc::new(Mutex::new(server))))
+    }
+
+    /// Connections from now on see these settings.
+    pub fn replace(&self, server: Arc<rustls::ServerConfig>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = server;
+    }
+
+    fn acceptor(&self) -> TlsAcceptor {
+        let server = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        TlsAcceptor::from(Arc::clone(&server))
+    }
 }
 
 /// A running admin server; stops when dropped.
@@ -78,13 +103,10 @@ impl AdminServer {
     /// [`AdminError`]; no port stays open then.
     pub fn start(
         config: &AdminConfig,
+        tls: AdminTls,
         control: Arc<dyn Control>,
         kek: Arc<Kek>,
     ) -> Result<Self, AdminError> {
-        let server_tls = Credentials::load(&config.cert, &config.key, &config.ca)?
-            .server(tls::ALPN_ADMIN)
-            .map(Arc::new)?;
-        tls::refuse_early_data(&server_tls)?;
         let plain = listen("admin.listen", config.listen)?;
         let secure = config.tls_listen.map(|at| listen("admin.tls_listen", at)).transpose()?;
         let (plain_at, secure_at) =
@@ -93,8 +115,8 @@ impl AdminServer {
         let context = Arc::new(Context::new(control, kek));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let thread = std::thread::Builder::new().name("admin".to_owned()).spawn(move || {
-            let acceptor = secure.map(|listener| (listener, TlsAcceptor::from(server_tls)));
-            runtime.block_on(serve(plain, acceptor, context, stopped));
+            let secure = secure.map(|listener| (listener, tls));
+            runtime.block_on(serve(plain, secure, context, stopped));
         })?;
         Ok(Self { plain: plain_at, tls: secure_at, stop, thread: Some(thread) })
     }
@@ -130,7 +152,7 @@ fn listen(what: &'static str, address: SocketAddr) -> Result<StdTcpListener, Adm
 
 async fn serve(
     plain: StdTcpListener,
-    secure: Option<(StdTcpListener, TlsAcceptor)>,
+    secure: Option<(StdTcpListener, AdminTls)>,
     context: Arc<Context>,
     mut stopped: watch::Receiver<bool>,
 ) {
@@ -138,11 +160,11 @@ async fn serve(
     // `from_std` fails only outside a runtime or on a blocking socket.
     let Ok(plain) = TcpListener::from_std(plain) else { return };
     tokio::spawn(accept_plain(plain, context.clone(), slots.clone()));
-    if let Some((listener, acceptor)) = secure {
+    if let Some((listener, tls)) = secure {
         let Ok(listener) = TcpListener::from_std(listener) else { return };
         // Slots of its own: a flood on the plain port must not lock operators out.
         let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        tokio::spawn(accept_tls(listener, acceptor, context, slots));
+        tokio::spawn(accept_tls(listener, tls, context, slots));
     }
     // An error means that the server object is gone: stop as well.
     let _ = stopped.wait_for(|stop| *stop).await;
@@ -178,13 +200,13 @@ async fn accept_plain(listener: TcpListener, context: Arc<Context>, slots: Arc<S
 
 async fn accept_tls(
     listener: TcpListener,
-    acceptor: TlsAcceptor,
+    tls: AdminTls,
     context: Arc<Context>,
     slots: Arc<Semaphore>,
 ) {
     loop {
         let (stream, slot) = accept(&listener, &slots).await;
-        let (context, acceptor) = (context.clone(), acceptor.clone());
+        let (context, acceptor) = (context.clone(), tls.acceptor());
         tokio::spawn(async move {
             let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream));
             if let Ok(Ok(stream)) = handshake.await {

@@ -1,7 +1,7 @@
 use super::api::*;
 use super::client::{Client, ClientError};
 use super::control::{Answer, Control, ControlError};
-use super::server::AdminServer;
+use super::server::{AdminServer, AdminTls};
 use crate::config::merchants::{KeySpec, KindSpec, LimitsSpec, MerchantSpec, StatusSpec};
 use crate::config::{Config, hex};
 use crate::engine::input::AdminCommand;
@@ -363,7 +363,7 @@ fn a_taken_port_is_named_and_a_stopped_server_frees_it() {
     config.tls_listen = None;
     let start = |config| {
         let kek = Arc::new(Kek::load(&site.config.keys.kek).unwrap());
-        AdminServer::start(config, Arc::new(MadeUp::default()), kek)
+        AdminServer::start(config, AdminTls::load(config)?, Arc::new(MadeUp::default()), kek)
     };
     let error = start(&config).err().unwrap().to_string();
     assert!(error.contains("admin.listen") && error.contains("127.0.0.1"), "{error}");

@@ -270,7 +270,7 @@ fn status_table(status: &Status) -> String {
     let fsync = |value: Option<u64>| value.map_or("-".to_owned(), |us| us.to_string());
     let mut text = format!(
         "site {} ({}), version {}, up {} s, {} connections, {} requests in flight\n\
-         log: {}, {} segments, {} MiB, {} MiB free, fsync p50 {} us, p99 {} us\n\n",
+         log: {}, {} segments, {} MiB, {} MiB free{}, fsync p50 {} us, p99 {} us\n\n",
         status.site,
         ready.to_owned() + &status.reason,
         status.version,
@@ -281,6 +281,7 @@ fn status_table(status: &Status) -> String {
         log.segments,
         log.bytes >> 20,
         log.disk_free_bytes >> 20,
+        if log.disk_full { " (FULL: no new payments)" } else { "" },
         fsync(log.fsync_us_p50),
         fsync(log.fsync_us_p99),
     );

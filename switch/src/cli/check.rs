@@ -21,6 +21,7 @@ pub(super) fn check(out: &mut impl std::io::Write, path: &Path) -> Result<(), Fa
 }
 
 fn certificates(config: &Config) -> Result<(), tls::TlsError> {
+    tls::require_site_name(config)?;
     let gateway = &config.gateway;
     Credentials::load(&gateway.cert, &gateway.key, &gateway.ca)?.server(tls::ALPN_GATEWAY)?;
     let admin = &config.admin;

@@ -235,7 +235,7 @@ impl Engine {
             .query
             .check(now.wall_us, limits.query_per_minute, limits.burst)
             .map_err(|retry| Refused(Code::RateLimited, retry))?;
-        entry.query.take(now.wall_us, limits.query_per_minute);
+        entry.query.take(now.wall_us, limits.query_per_minute, limits.burst);
         Ok(merchant)
     }
 

@@ -462,7 +462,7 @@ impl Engine {
         if cancel.counted {
             let entry = self.merchants.at_mut(merchant);
             let limits = entry.limits(at.us);
-            entry.applied.refund.take(at.us, limits.refund_per_minute);
+            entry.applied.refund.take(at.us, limits.refund_per_minute, limits.burst);
         }
         if is_final || cancel.reversing && !reverses {
             self.counters.ignored_records += 1;
@@ -527,7 +527,7 @@ impl Engine {
         if start.counted {
             let entry = self.merchants.at_mut(merchant);
             let limits = entry.limits(at.us);
-            entry.applied.refund.take(at.us, limits.refund_per_minute);
+            entry.applied.refund.take(at.us, limits.refund_per_minute, limits.burst);
         }
         let place = match proposed {
             Some(place) => place,

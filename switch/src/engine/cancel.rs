@@ -72,7 +72,7 @@ impl Engine {
             .refund
             .check(now.wall_us, limits.refund_per_minute, limits.burst)
             .map_err(|retry| Refused(Code::RateLimited, retry))?;
-        entry.admitted.refund.take(now.wall_us, limits.refund_per_minute);
+        entry.admitted.refund.take(now.wall_us, limits.refund_per_minute, limits.burst);
         Ok(())
     }
 

@@ -30,16 +30,24 @@ impl Gcra {
         let interval = interval_ns(per_minute).ok_or(u32::MAX)?;
         let ahead = self.tat_ns.saturating_sub(wall_us.saturating_mul(1000));
         let allowed = interval.saturating_mul(u64::from(burst.max(1)) - 1);
+        // Further ahead than a spent burst: the clock went back, or the limits
+        // were other ones. One operation, which `take` counts from a spent burst,
+        // instead of a merchant shut out for as long as the clock went back.
+        if ahead > allowed.saturating_add(interval) {
+            return Ok(());
+        }
         match ahead.checked_sub(allowed) {
             None | Some(0) => Ok(()),
             Some(early) => Err(u32::try_from(early.div_ceil(1_000_000)).unwrap_or(u32::MAX)),
         }
     }
 
-    /// Takes one operation.
-    pub(super) fn take(&mut self, wall_us: u64, per_minute: u32) {
+    /// Takes one operation that fitted.
+    pub(super) fn take(&mut self, wall_us: u64, per_minute: u32, burst: u32) {
         let interval = interval_ns(per_minute).unwrap_or(0);
-        self.tat_ns = self.tat_ns.max(wall_us.saturating_mul(1000)).saturating_add(interval);
+        let now_ns = wall_us.saturating_mul(1000);
+        let full = now_ns.saturating_add(interval.saturating_mul(u64::from(burst.max(1))));
+        self.tat_ns = self.tat_ns.max(now_ns).saturating_add(interval).min(full);
     }
 }
 
@@ -51,19 +59,22 @@ pub(super) struct DailySum {
 }
 
 impl DailySum {
-    fn on(&self, wall_us: u64) -> i64 {
-        if self.day == day_of(wall_us) { self.sum } else { 0 }
+    /// The day that counts, and its sum: a clock that goes back over midnight
+    /// does not give a day's cap a second time.
+    fn on(&self, wall_us: u64) -> (u64, i64) {
+        let day = day_of(wall_us);
+        if day > self.day { (day, 0) } else { (self.day, self.sum) }
     }
 
     /// Whether `amount` fits under `cap` (0: no cap).
     pub(super) fn fits(&self, wall_us: u64, amount: i64, cap: i64) -> bool {
-        cap == 0 || self.on(wall_us).saturating_add(amount) <= cap
+        cap == 0 || self.on(wall_us).1.saturating_add(amount) <= cap
     }
 
     /// Adds an accepted amount.
     pub(super) fn add(&mut self, wall_us: u64, amount: i64) {
-        self.sum = self.on(wall_us).saturating_add(amount);
-        self.day = day_of(wall_us);
+        let (day, sum) = self.on(wall_us);
+        *self = Self { day, sum: sum.saturating_add(amount) };
     }
 }
 
@@ -89,7 +100,7 @@ pub(super) struct Usage {
 impl Usage {
     /// Takes one accepted pay.
     pub(super) fn take_pay(&mut self, wall_us: u64, amount: i64, limits: &Limits) {
-        self.pay.take(wall_us, limits.pay_per_minute);
+        self.pay.take(wall_us, limits.pay_per_minute, limits.burst);
         self.daily.add(wall_us, amount);
     }
 }
@@ -104,12 +115,36 @@ mod tests {
         let (mut limiter, start) = (Gcra::default(), 1_700_000_000_000_000);
         for _ in 0..5 {
             limiter.check(start, 60, 5).expect("inside the burst");
-            limiter.take(start, 60);
+            limiter.take(start, 60, 5);
         }
         assert_eq!(limiter.check(start, 60, 5), Err(1000));
         assert_eq!(limiter.check(start + 999_999, 60, 5), Err(1));
         assert_eq!(limiter.check(start + 1_000_000, 60, 5), Ok(()));
         assert_eq!(limiter.check(start, 0, 5), Err(u32::MAX));
+    }
+
+    #[test]
+    fn a_clock_that_goes_back_shuts_nobody_out_and_gives_no_second_burst() {
+        let (mut limiter, later) = (Gcra::default(), 1_700_003_600_000_000);
+        for _ in 0..5 {
+            limiter.check(later, 60, 5).expect("inside the burst");
+            limiter.take(later, 60, 5);
+        }
+        let back = later - 3_600_000_000;
+        limiter.check(back, 60, 5).expect("one operation");
+        limiter.take(back, 60, 5);
+        assert_eq!(limiter.check(back, 60, 5), Err(1000), "the burst stays spent");
+        limiter.check(back + 1_000_000, 60, 5).expect("the rate goes on");
+    }
+
+    #[test]
+    fn a_clock_that_goes_back_over_midnight_gives_no_second_cap() {
+        let (mut sum, midnight) = (DailySum::default(), DAY_US * 20_000);
+        sum.add(midnight, 70);
+        assert!(!sum.fits(midnight - 1, 31, 100));
+        sum.add(midnight - 1, 30);
+        assert!(!sum.fits(midnight, 1, 100));
+        assert!(sum.fits(midnight + DAY_US, 100, 100));
     }
 
     #[test]
@@ -136,7 +171,7 @@ mod tests {
             for gap in gaps {
                 now += gap;
                 match limiter.check(now, rate, burst) {
-                    Ok(()) => { limiter.take(now, rate); taken.push(now); }
+                    Ok(()) => { limiter.take(now, rate, burst); taken.push(now); }
                     Err(wait) => prop_assert!(limiter.check(now + u64::from(wait) * 1000, rate, burst).is_ok()),
                 }
             }

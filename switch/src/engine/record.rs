@@ -296,6 +296,27 @@ pub fn append(block: &mut Vec<u8>, wall_us: u64, record: &Record<'_>) {
     block[start + 2..start + 4].copy_from_slice(&(length as u16).to_le_bytes());
 }
 
+/// Moves the records of an open block that reach beyond `max` bytes into
+/// `rest`, which is empty, as a block of the same stamp: the two applied in
+/// order are the one. At least one record stays, whatever its size. Returns how
+/// many stay.
+pub fn split_off(block: &mut Vec<u8>, max: usize, rest: &mut Vec<u8>) -> u32 {
+    let (mut at, mut stays) = (STAMP_LEN, 0);
+    while let Some(&[_, _, l0, l1]) = block.get(at..).and_then(|tail| tail.first_chunk()) {
+        let end = at + HEADER_LEN + usize::from(u16::from_le_bytes([l0, l1]));
+        if stays > 0 && end > max {
+            break;
+        }
+        (at, stays) = (end, stays + 1);
+    }
+    if at < block.len() {
+        rest.extend_from_slice(&block[..STAMP_LEN]);
+        rest.extend_from_slice(&block[at..]);
+        block.truncate(at);
+    }
+    stays
+}
+
 fn write_body(b: &mut Vec<u8>, record: &Record<'_>) -> (u8, u8) {
     match record {
         Record::Begin(r) => {

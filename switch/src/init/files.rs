@@ -118,6 +118,7 @@ admin_key = "certs/admin.key"
 
 [worker]
 # inbox_batches = 1024
+# outstanding_max = 65536           # unanswered requests of all connections; more are shed
 # queue_delay_max_ms = 20           # new payments are shed above this
 # block_max_bytes = 1048576         # one shard's block
 # cpu = 1                           # pin; default: not pinned

@@ -143,6 +143,11 @@ impl Metrics {
         page.gauge("handshakes", "Handshakes under way.", &self.handshakes);
         let help = "Gateway connections refused.";
         page.counter("connections_refused_total", help, &self.connections_refused);
+        let results = [("done", &self.tls_reloads), ("refused", &self.tls_reloads_refused)];
+        let help = "Certificates and keys read again.";
+        page.family("tls_reloads_total", help, "result", results.into_iter());
+        let help = "Distance of the host's wall clock from the node's, which follows it at start.";
+        page.gauge("clock_offset_seconds", help, &self.clock_offset_s);
         page.gauge("in_flight", "Unanswered requests of gateways.", &self.in_flight);
         page.gauge("inbox_batches", "Batches in the worker's inbox.", &self.inbox_batches);
     }

@@ -21,6 +21,11 @@ pub fn now() -> Now {
     Now { mono_us, wall_us: wall_us + mono_us }
 }
 
+/// Seconds between the host's wall clock and the node's: it was stepped.
+pub fn offset_s() -> u64 {
+    system_us().abs_diff(now().wall_us) / 1_000_000
+}
+
 fn start() -> &'static (Instant, u64) {
     START.get_or_init(|| (Instant::now(), system_us()))
 }

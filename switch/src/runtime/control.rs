@@ -13,10 +13,10 @@ use std::time::Instant;
 use protocol::id::{MchId, OutTradeNo, ShortText};
 use tokio::sync::{mpsc, oneshot};
 
-use super::explain;
 use super::inbox::{Exchange, Item};
 use super::net::Net;
-use super::worker::Shared;
+use super::worker::{Report, Shared};
+use super::{clock, explain};
 use crate::admin::api::{ChannelStatus, Explain, InDoubt, LogStatus, ShardStatus, Status};
 use crate::admin::control::{Answer, Control, ControlError};
 use crate::config::Config;
@@ -36,6 +36,7 @@ pub struct NodeControl {
     site: u16,
     shards: u16,
     log_dir: PathBuf,
+    segment_bytes: u64,
     shared: Arc<Shared>,
     started: Instant,
     commands: mpsc::Sender<(u16, Item)>,
@@ -56,6 +57,7 @@ impl NodeControl {
             site: config.site,
             shards: config.shards,
             log_dir: config.data_dir.join("worker-0"),
+            segment_bytes: u64::from(config.log.segment_mib) << 20,
             shared,
             started,
             commands,
@@ -128,6 +130,42 @@ impl NodeControl {
         self.draining.store(true, Ordering::Release);
     }
 
+    /// The worker's last report, with the gauges set to it: nobody needs them
+    /// more often than somebody looks.
+    fn report(&self) -> Report {
+        let report = self.shared.report.lock().map(|report| report.clone()).unwrap_or_default();
+        let metrics = self.metrics();
+        for shard in &report.shards {
+            let Some(gauges) = metrics.shard(shard.shard) else { continue };
+            gauges.leader.set(shard.leads.into());
+            gauges.term.set(shard.term);
+            gauges.commit_index.set(shard.committed);
+            gauges.applied_index.set(shard.applied);
+            gauges.orders.set(shard.engine.orders);
+            gauges.open.set(shard.engine.open);
+            gauges.in_doubt.set(shard.engine.in_doubt);
+            gauges.manual.set(shard.engine.manual);
+            gauges.waiters.set(shard.engine.waiters);
+            gauges.outbox.set(shard.engine.outbox);
+        }
+        for number in 1.. {
+            let Some(channel) = metrics.channel(number) else { break };
+            let engines = report.shards.iter().flat_map(|shard| &shard.engine.channels);
+            let in_flight = engines.filter(|c| c.number == number).map(|c| u64::from(c.in_flight));
+            channel.in_flight.set(in_flight.sum());
+        }
+        if let Some(log) = &report.log {
+            let segments = log.segment + log.disk.spares as u64;
+            metrics.log_segments.set(segments);
+            metrics.log_bytes.set(segments * self.segment_bytes);
+            metrics.disk_free_bytes.set(log.free_bytes.unwrap_or_default());
+        }
+        metrics.clock_offset_s.set(clock::offset_s());
+        metrics.disk_full.set(self.shared.storage_full.load(Ordering::Relaxed).into());
+        metrics.inbox_batches.set(self.shared.exchange.waiting() as u64);
+        report
+    }
+
     /// Runs `look` on an engine, on its worker's thread.
     fn inspect(&self, shard: u16, look: impl FnOnce(&Engine) + Send + 'static) -> bool {
         self.commands.try_send((shard, Item::Inspect(Cell::new(Some(Box::new(look)))))).is_ok()
@@ -168,7 +206,7 @@ impl Control for NodeControl {
     fn status(&self) -> Status {
         let reason = self.ready().err().unwrap_or_default();
         let metrics = self.metrics();
-        let report = self.shared.report.lock().map(|report| report.clone()).unwrap_or_default();
+        let report = self.report();
         let shards = report.shards.iter().map(|shard| ShardStatus {
             shard: shard.shard,
             role: if shard.leads { "leader" } else { "follower" }.into(),
@@ -204,9 +242,10 @@ impl Control for NodeControl {
                     .log
                     .map(|log| format!("{:?}", log.disk.backend))
                     .unwrap_or_default(),
-                segments: report.log.map_or(0, |log| log.segment),
-                bytes: report.log.map_or(0, |log| log.written_bytes),
+                segments: metrics.log_segments.value(),
+                bytes: metrics.log_bytes.value(),
                 disk_free_bytes: metrics.disk_free_bytes.value(),
+                disk_full: metrics.disk_full.value() == 1,
                 fsync_us_p50: metrics.fsync.quantile(0.5),
                 fsync_us_p99: metrics.fsync.quantile(0.99),
             },
@@ -216,6 +255,7 @@ impl Control for NodeControl {
     }
 
     fn render_metrics(&self, out: &mut String) {
+        self.report();
         self.metrics().render(out);
     }
 

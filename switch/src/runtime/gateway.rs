@@ -195,12 +195,14 @@ impl Front {
                 continue;
             }
             handshakes.set(handshakes.get() + 1);
+            self.net.metrics.handshakes.set(handshakes.get().into());
             let front = Rc::clone(&self);
             let handshakes = Rc::clone(&handshakes);
             let handshake_max = Duration::from_millis(self.config.gateway.handshake_timeout_ms);
             tokio::task::spawn_local(async move {
                 let accepted = tokio::time::timeout(handshake_max, incoming).await;
                 handshakes.set(handshakes.get() - 1);
+                front.net.metrics.handshakes.set(handshakes.get().into());
                 if let Ok(Ok(quic)) = accepted {
                     front.serve(quic).await;
                 } else {
@@ -340,7 +342,7 @@ impl Front {
         stream.wake.notify_one();
     }
 
-    /// Once a second: closes connections that leave frames unfinished or are
+    /// Once a second: publishes how many requests are unanswered, closes connections that leave frames unfinished or are
     /// past their age.
     pub async fn run_sweeper(self: Rc<Self>) {
         let frame_us = self.config.gateway.frame_timeout_ms * 1000;
@@ -348,6 +350,7 @@ impl Front {
         let mut interval = tokio::time::interval(Duration::from_secs(1));
         loop {
             interval.tick().await;
+            self.net.metrics.in_flight.set(self.net.outstanding.get() as u64);
             let now = clock::mono_us();
             for connection in self.net.connections() {
                 let stalled = connection.streams.borrow().iter().flatten().any(|stream| {

@@ -160,6 +160,11 @@ impl Exchange {
         Ok(())
     }
 
+    /// Batches that wait for the worker.
+    pub fn waiting(&self) -> usize {
+        self.inbox.len()
+    }
+
     /// Worker: the next batch.
     pub fn pop(&self) -> Option<Box<Batch>> {
         self.inbox.pop()

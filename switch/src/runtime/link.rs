@@ -48,6 +48,8 @@ struct Path {
 pub struct Link {
     number: u16,
     settings: ChannelSection,
+    /// What the next connection is opened with.
+    client: RefCell<quinn::ClientConfig>,
     paths: Vec<Path>,
     /// Sent moments of sampled operations, by sequence, a small ring.
     samples: RefCell<Vec<(u64, u64)>>,
@@ -55,7 +57,7 @@ pub struct Link {
 
 impl Link {
     /// A link that is down until `run` connects it.
-    pub fn new(settings: ChannelSection) -> Rc<Self> {
+    pub fn new(settings: ChannelSection, client: quinn::ClientConfig) -> Rc<Self> {
         let path = |_| Path {
             up: Cell::new(false),
             streams: (0..STREAMS)
@@ -70,6 +72,7 @@ impl Link {
             number: settings.number,
             paths: (0..settings.connections.max(1)).map(path).collect(),
             settings,
+            client: RefCell::new(client),
             samples: RefCell::new(vec![(0, 0); 256]),
         })
     }
@@ -124,32 +127,25 @@ impl Link {
         }
     }
 
+    /// Opens connections with these settings from now on.
+    pub fn replace_client(&self, client: quinn::ClientConfig) {
+        self.client.replace(client);
+    }
+
     /// Keeps every connection of the link up, until the process ends.
-    pub fn run(
-        self: &Rc<Self>,
-        net: &Rc<Net>,
-        endpoint: &quinn::Endpoint,
-        client: &quinn::ClientConfig,
-    ) {
+    pub fn run(self: &Rc<Self>, net: &Rc<Net>, endpoint: &quinn::Endpoint) {
         for index in 0..self.paths.len() {
-            let (link, net) = (Rc::clone(self), Rc::clone(net));
-            let (endpoint, client) = (endpoint.clone(), client.clone());
+            let (link, net, endpoint) = (Rc::clone(self), Rc::clone(net), endpoint.clone());
             tokio::task::spawn_local(async move {
-                link.keep_up(index, &net, &endpoint, &client).await;
+                link.keep_up(index, &net, &endpoint).await;
             });
         }
     }
 
-    async fn keep_up(
-        self: Rc<Self>,
-        index: usize,
-        net: &Rc<Net>,
-        endpoint: &quinn::Endpoint,
-        client: &quinn::ClientConfig,
-    ) {
+    async fn keep_up(self: Rc<Self>, index: usize, net: &Rc<Net>, endpoint: &quinn::Endpoint) {
         let mut pause = RECONNECT_MIN;
         loop {
-            match self.connect(endpoint, client).await {
+            match self.connect(endpoint).await {
                 Ok(quic) => {
                     pause = RECONNECT_MIN;
                     self.serve(index, net, quic).await;
@@ -165,14 +161,11 @@ impl Link {
         }
     }
 
-    async fn connect(
-        &self,
-        endpoint: &quinn::Endpoint,
-        client: &quinn::ClientConfig,
-    ) -> Result<quinn::Connection, String> {
+    async fn connect(&self, endpoint: &quinn::Endpoint) -> Result<quinn::Connection, String> {
         let settings = &self.settings;
+        let client = self.client.borrow().clone();
         let connecting = endpoint
-            .connect_with(client.clone(), settings.address, &settings.server_name)
+            .connect_with(client, settings.address, &settings.server_name)
             .map_err(|error| error.to_string())?;
         let quic = tokio::time::timeout(Duration::from_secs(2), connecting)
             .await

@@ -14,6 +14,7 @@ mod gateway;
 mod inbox;
 mod link;
 mod net;
+mod reload;
 mod request;
 mod worker;
 
@@ -27,6 +28,7 @@ use std::time::{Duration, Instant};
 
 use storage::{Log, Notify, Recovery};
 
+use crate::admin::server::{AdminServer, AdminTls};
 use crate::config::{Config, LogBackend};
 use crate::metrics::Metrics;
 use crate::secret::Kek;
@@ -37,6 +39,7 @@ use gateway::Front;
 use inbox::Exchange;
 use link::Link;
 use net::{Net, NetSettings};
+use reload::Reload;
 use worker::{Recovering, Report, Shared, Worker, WorkerError, WorkerSettings};
 
 /// How long a stopping node waits for answers to requests in flight.
@@ -81,9 +84,9 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
         .map_err(|error| environment(&config.data_dir, &error))?;
     let keys =
         EndpointKeys::load_or_create(&config.data_dir).map_err(|error| config_error(&error))?;
-    let server =
-        tls::gateway_server(&config.gateway, &keys).map_err(|error| config_error(&error))?;
+    let server = tls::site_server(&config, &keys).map_err(|error| config_error(&error))?;
     let kek = Kek::load(&config.keys.kek).map_err(|error| config_error(&error)).map(Arc::new)?;
+    let admin_tls = AdminTls::load(&config.admin).map_err(|error| config_error(&error))?;
     let bootstrap = bootstrap::load(&config, &kek).map_err(ServeError::Config)?;
     let socket = bind_udp(config.gateway.listen, config.gateway.udp_buffer_kib)?;
 
@@ -118,10 +121,12 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
         bootstrap,
         net_wake,
         &control,
+        admin_tls.clone(),
         events,
     )?;
-    let admin = crate::admin::server::AdminServer::start(
+    let admin = AdminServer::start(
         &config.admin,
+        admin_tls,
         Arc::clone(&control) as Arc<dyn crate::admin::control::Control>,
         Arc::clone(&kek),
     )
@@ -273,6 +278,7 @@ fn spawn_net(
     bootstrap: bootstrap::Bootstrap,
     net_wake: Arc<tokio::sync::Notify>,
     control: &Arc<NodeControl>,
+    admin_tls: AdminTls,
     events: mpsc::Sender<Event>,
 ) -> Result<(), ServeError> {
     let config = config.clone();
@@ -295,7 +301,8 @@ fn spawn_net(
                 Arc::new(quinn::TokioRuntime),
             )
             .map_err(|error| ServeError::Environment(error.to_string()))?;
-            net_main(config, endpoint, kek, bootstrap, net_wake, control, &events).await
+            let tls = (keys, admin_tls);
+            net_main(config, endpoint, tls, kek, bootstrap, net_wake, control, &events).await
         });
         if let Err(error) = served {
             drop(events.send(Event::NetEnded(error)));
@@ -308,9 +315,11 @@ fn spawn_net(
         .map_err(|error| ServeError::Environment(format!("no thread: {error}")))
 }
 
+#[expect(clippy::too_many_arguments, reason = "the parts of one node, handed over once")]
 async fn net_main(
     config: Config,
     endpoint: quinn::Endpoint,
+    (keys, admin): (EndpointKeys, AdminTls),
     kek: Arc<Kek>,
     bootstrap: bootstrap::Bootstrap,
     net_wake: Arc<tokio::sync::Notify>,
@@ -339,7 +348,16 @@ async fn net_main(
     start_links(&config, &net)?;
     bootstrap.start(&net, &control);
     tokio::task::spawn_local(control::run_commands(Rc::clone(&net), Arc::clone(&control)));
-    let front = Rc::new(Front { net: Rc::clone(&net), config: Rc::new(config) });
+    let config = Rc::new(config);
+    let reload = Reload {
+        config: Rc::clone(&config),
+        keys,
+        endpoint: endpoint.clone(),
+        admin,
+        net: Rc::clone(&net),
+    };
+    reload.start()?;
+    let front = Rc::new(Front { net: Rc::clone(&net), config });
     tokio::task::spawn_local(Rc::clone(&front).run_sweeper());
     tokio::task::spawn_local(Rc::clone(&front).run(endpoint.clone()));
     control.listening();
@@ -368,9 +386,9 @@ fn start_links(config: &Config, net: &Rc<Net>) -> Result<(), ServeError> {
             Arc::new(quinn::TokioRuntime),
         )
         .map_err(|error| ServeError::Environment(error.to_string()))?;
-        let link = Link::new(channel.clone());
+        let link = Link::new(channel.clone(), client);
         net.links.borrow_mut().push(Rc::clone(&link));
-        link.run(net, &endpoint, &client);
+        link.run(net, &endpoint);
     }
     Ok(())
 }

@@ -16,12 +16,18 @@ use super::clock;
 use super::inbox::{Batch, Exchange, Item, OutBatch};
 use crate::engine::input::{PayInput, Waiter};
 use crate::engine::output::{Outputs, Reply};
+use crate::engine::record;
 use crate::engine::{Engine, EngineConfig, Input, Now};
 use crate::metrics::Metrics;
 use crate::replica::{Entry, HardState, ReplayError, SingleReplica};
 
 /// Batches taken from the inbox between two looks at the log.
 const BATCHES_PER_TURN: usize = 64;
+/// Room below which no part of a block is worth a write: any record fits.
+const PART_BYTES_MIN: usize = 16 << 10;
+/// Wait advised when the disk is full: the free space is looked at four times a
+/// second, and nobody frees some in less, milliseconds.
+const STORAGE_RETRY_MS: u32 = 1_000;
 
 /// Items whose memory is asked for at once, ahead of their turn: few enough that
 /// what was fetched is still in the cache when it is needed.
@@ -283,7 +289,11 @@ impl Worker {
                 self.warm(&batch.items[at..]);
             }
             if let Some((waiter, code)) = shed(item, late, full) {
-                self.out.replies.push(Reply::refusal(waiter, code, self.retry_after_ms()));
+                let retry_ms = match code {
+                    Code::StorageFull => STORAGE_RETRY_MS,
+                    _ => self.retry_after_ms(),
+                };
+                self.out.replies.push(Reply::refusal(waiter, code, retry_ms));
                 continue;
             }
             match item {
@@ -336,6 +346,12 @@ impl Worker {
         if self.log.in_flight() {
             return Ok(false);
         }
+        if self.log.unsubmitted() {
+            // Handed over when no segment was ready: nothing may follow before it.
+            let started = self.log.submit()?;
+            self.last_submit_us = now.mono_us;
+            return Ok(started);
+        }
         let bytes: usize = self.shards.iter().map(|shard| shard.out.block.len()).sum();
         if bytes == 0 {
             self.log.idle(now.mono_us)?;
@@ -347,15 +363,21 @@ impl Worker {
         let mut left = self.settings.blocks_bytes_max;
         let mut records = 0;
         for shard in &mut self.shards {
-            if shard.out.block.is_empty() || shard.out.block.len() > left {
+            let out = &mut shard.out;
+            let whole = out.block.len() <= left;
+            if out.block.is_empty() || !whole && left < PART_BYTES_MIN {
                 continue;
             }
-            left -= shard.out.block.len();
-            self.shared.metrics.records.add(u64::from(shard.out.block_records));
-            records += u64::from(shard.out.block_records);
-            let next = shard.spare.pop().unwrap_or_default();
-            shard.replica.propose(std::mem::replace(&mut shard.out.block, next));
-            shard.out.block_records = 0;
+            let mut rest = shard.spare.pop().unwrap_or_default();
+            let mut taken = out.block_records;
+            if !whole {
+                taken = record::split_off(&mut out.block, left, &mut rest);
+            }
+            left = left.saturating_sub(out.block.len());
+            self.shared.metrics.records.add(u64::from(taken));
+            records += u64::from(taken);
+            out.block_records -= taken;
+            shard.replica.propose(std::mem::replace(&mut out.block, rest));
             while let Some(entry) = shard.replica.next_append() {
                 let lsn = self.log.append(&Frame {
                     kind: FrameKind::Block,
@@ -370,10 +392,11 @@ impl Worker {
         }
         let started = self.log.submit()?;
         self.shared.metrics.batch_records.record(records);
-        self.shared.metrics.batch_bytes.record(bytes as u64);
-        self.shared.metrics.log_written_bytes.add(bytes as u64);
+        let taken = self.settings.blocks_bytes_max - left;
+        self.shared.metrics.batch_bytes.record(taken as u64);
+        self.shared.metrics.log_written_bytes.add(taken as u64);
         self.last_submit_us = now.mono_us;
-        self.pending_bytes = 0;
+        self.pending_bytes = bytes.saturating_sub(taken);
         let full = self.log.space() == Space::Reserve;
         self.shared.storage_full.store(full, Ordering::Relaxed);
         Ok(started)
@@ -439,7 +462,9 @@ impl Worker {
     fn sleep(&mut self, now: Now) -> Result<(), WorkerError> {
         let due = self.shards.iter().filter_map(|shard| shard.due_us).min();
         let mut timeout = due.map_or(50_000, |due| due.saturating_sub(now.mono_us)).min(50_000);
-        let waiting = self.shards.iter().any(|shard| !shard.out.block.is_empty());
+        // While the log waits for a segment only its wake-up helps, not haste.
+        let waiting =
+            !self.log.unsubmitted() && self.shards.iter().any(|shard| !shard.out.block.is_empty());
         let mut listen = true;
         if waiting && !self.log.in_flight() {
             timeout = timeout.min(self.write_due_us.saturating_sub(now.mono_us));

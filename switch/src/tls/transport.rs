@@ -1,8 +1,10 @@
 //! QUIC: transport parameters of our links, and the keys of an endpoint that
 //! outlive the process.
 
-use super::{ALPN_CHANNEL, ALPN_GATEWAY, Credentials, TlsError, refuse_early_data};
-use crate::config::{ChannelSection, GatewayConfig};
+use super::{
+    ALPN_ADMIN, ALPN_CHANNEL, ALPN_GATEWAY, Credentials, TlsError, refuse_early_data, require_name,
+};
+use crate::config::{AdminConfig, ChannelSection, Config, GatewayConfig};
 use crate::secret::read_private;
 use aws_lc_rs::{hkdf, hmac, rand};
 use quinn::congestion::CubicConfig;
@@ -15,6 +17,26 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+
+/// The gateway front's settings of a site: as [`gateway_server`], with a
+/// certificate for the name that gateways look for.
+///
+/// # Errors
+/// As [`gateway_server`]; [`TlsError::WrongName`].
+pub fn site_server(config: &Config, keys: &EndpointKeys) -> Result<quinn::ServerConfig, TlsError> {
+    require_site_name(config)?;
+    gateway_server(&config.gateway, keys)
+}
+
+/// Refuses a gateway certificate that is not for this site's name.
+///
+/// # Errors
+/// [`TlsError::WrongName`], or the file cannot be read.
+pub fn require_site_name(config: &Config) -> Result<(), TlsError> {
+    // The configuration's check: this site is one of them.
+    let own = config.sites.iter().find(|site| site.id == config.site);
+    own.map_or(Ok(()), |site| require_name(&config.gateway.cert, &site.server_name))
+}
 
 /// The gateway front's QUIC server settings.
 ///
@@ -36,6 +58,17 @@ pub fn gateway_server(
         .incoming_buffer_size(64 << 10)
         .incoming_buffer_size_total(16 << 20);
     Ok(config)
+}
+
+/// The operators' HTTPS server settings.
+///
+/// # Errors
+/// [`TlsError`]: files, certificate, or early data.
+pub fn admin_server(admin: &AdminConfig) -> Result<Arc<rustls::ServerConfig>, TlsError> {
+    let credentials = Credentials::load(&admin.cert, &admin.key, &admin.ca)?;
+    let server = credentials.server(ALPN_ADMIN)?;
+    refuse_early_data(&server)?;
+    Ok(Arc::new(server))
 }
 
 /// The gateway front's endpoint settings: persistent keys, and packets as large

@@ -213,6 +213,29 @@ proptest! {
 
     /// A cut block is an error, or ends at a record's border with what was before.
     #[test]
+    fn a_block_in_parts_reads_as_the_whole(
+        list in prop::collection::vec((records(b"c"), 0_u64..9_000_000), 1..12),
+        max in 0_usize..2_000,
+    ) {
+        let mut whole = Vec::new();
+        for (record, later) in &list {
+            record.append(1_000_000 + later, &mut whole);
+        }
+        let (mut open, mut parts, mut stayed) = (whole.clone(), Vec::new(), 0);
+        while !open.is_empty() {
+            let mut rest = Vec::new();
+            let count = split_off(&mut open, max, &mut rest);
+            prop_assert!(count >= 1 && (count == 1 || open.len() <= max));
+            prop_assert_eq!(read(&open).unwrap().len(), count as usize);
+            stayed += count as usize;
+            parts.push(std::mem::replace(&mut open, rest));
+        }
+        prop_assert_eq!(stayed, list.len());
+        let read_parts: Vec<_> = parts.iter().flat_map(|part| read(part).unwrap()).collect();
+        prop_assert_eq!(read_parts, read(&whole).unwrap());
+    }
+
+    #[test]
     fn a_cut_block_never_yields_a_wrong_record(record in records(b"c"), other in records(b"d")) {
         let mut block = Vec::new();
         append(&mut block, 5, &record);
