@@ -55,7 +55,10 @@ async fn query(gateway: &mut Gateway, m: &Merchant, no: &str) -> OrderReply {
 }
 
 /// What a site with a full disk says to a pay, a refund and a query.
-async fn refuses_only_what_is_new(gateway: &mut Gateway, m: &Merchant, paid: &str) {
+async fn refuses_only_what_is_new(gateway: &mut Gateway, m: &Merchant, early: &Pay<'_>) {
+    let again = gateway.order(&signed_pay(m, early, 3)).await;
+    assert_eq!((again.code, again.state, again.replayed), (Code::Ok, OrderState::Paid, true));
+    let paid = "early";
     let refused = gateway.order(&signed_pay(m, &pay(m, "too-late", 100), 3)).await;
     assert_eq!((refused.code, refused.state), (Code::StorageFull, OrderState::None));
     assert!(refused.retry_after_ms > 0 && refused.transaction_id.is_none());
@@ -96,9 +99,10 @@ fn a_full_disk_refuses_what_is_new_finishes_what_is_open_and_recovers() {
     let switch = deployment.serve();
     let m = merchant(&deployment, 0);
     let numbers: Vec<_> = (0..1_000).map(|at| format!("open-{at}")).collect();
+    let early = pay(&m, "early", 100);
     run(async {
         let mut gateway = Gateway::open(&deployment).await;
-        let paid = gateway.order(&signed_pay(&m, &pay(&m, "early", 100), 1)).await;
+        let paid = gateway.order(&signed_pay(&m, &early, 1)).await;
         assert_eq!(paid.state, OrderState::Paid);
     });
 
@@ -119,7 +123,7 @@ fn a_full_disk_refuses_what_is_new_finishes_what_is_open_and_recovers() {
         faults.disk_capacity(Some(used_bytes(&deployment)));
         wait_until("the full disk is noticed", || is_full(&deployment));
         wait_until("no space is shown", || deployment.metric("disk_free_bytes") == 0);
-        refuses_only_what_is_new(&mut gateway, &m, "early").await;
+        refuses_only_what_is_new(&mut gateway, &m, &early).await;
 
         // Each close is a record of its own: together more than what was
         // prepared holds.
@@ -131,7 +135,7 @@ fn a_full_disk_refuses_what_is_new_finishes_what_is_open_and_recovers() {
         }
         assert!(segments(&deployment) > prepared, "the reserve was not needed");
         assert!(reserve_bytes(&deployment) < reserve);
-        refuses_only_what_is_new(&mut gateway, &m, "early").await;
+        refuses_only_what_is_new(&mut gateway, &m, &early).await;
     });
 
     channel.kill();
@@ -149,7 +153,7 @@ fn a_full_disk_refuses_what_is_new_finishes_what_is_open_and_recovers() {
             assert_eq!(reply.state, OrderState::Closed, "{no}");
         }
         assert!(is_full(&deployment), "it was to be finished on a full disk");
-        refuses_only_what_is_new(&mut gateway, &m, "early").await;
+        refuses_only_what_is_new(&mut gateway, &m, &early).await;
 
         faults.disk_capacity(None);
         wait_until("the space is noticed", || !is_full(&deployment));

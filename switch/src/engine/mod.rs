@@ -185,6 +185,13 @@ impl Engine {
         Ok(())
     }
 
+    /// Whether a payment of this merchant and number exists.
+    pub fn knows(&self, pay: &input::PayInput<'_>) -> bool {
+        let merchant = self.merchants.find(&pay.origin.mch_id);
+        merchant
+            .is_some_and(|place| self.orders.find(&pay.digest, place, &pay.out_trade_no).is_some())
+    }
+
     /// Asks for the memory that a pay or query of this digest will read first.
     /// Called for a whole batch ahead of handling it, the cache misses of its
     /// payments overlap instead of adding up.

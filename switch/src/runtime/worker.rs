@@ -288,6 +288,7 @@ impl Worker {
             if at % WARM_ITEMS == 0 {
                 self.warm(&batch.items[at..]);
             }
+            let full = full && !self.is_known(*shard, item);
             if let Some((waiter, code)) = shed(item, late, full) {
                 let retry_ms = match code {
                     Code::StorageFull => STORAGE_RETRY_MS,
@@ -311,6 +312,12 @@ impl Worker {
                 },
             }
         }
+    }
+
+    /// Whether an item is a pay sent again: its answer needs no room.
+    fn is_known(&self, shard: u16, item: &Item) -> bool {
+        let Item::Pay(pay, _) = item else { return false };
+        self.shards.get(usize::from(shard)).is_some_and(|shard| shard.engine.knows(pay))
     }
 
     /// Touches what the next items will need, so that their cache misses overlap.
