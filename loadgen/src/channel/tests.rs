@@ -23,7 +23,8 @@ impl Bench {
         let mut splitter = Splitter::new();
         let pushed = splitter.push(&frame, |header, body| {
             let state = &mut self.channel.state.borrow_mut();
-            fate = state.answer(header, body, Instant::now(), 5, &mut replies);
+            let operation = parse(header, body).unwrap();
+            fate = state.answer(&operation, Instant::now(), 5, &mut replies);
         });
         pushed.unwrap();
         Splitter::new()
@@ -84,6 +85,7 @@ fn late_replies_wait_and_foreign_numbers_are_ignored() {
     request(kind::CHARGE, 1, 0, 100).encode(&mut body);
     let at = body.windows(29).position(|text| Number::parse_text(text).is_some()).unwrap();
     body[at + 26] = b'R';
-    assert!(parse(kind::CHARGE, &body).is_none());
-    assert!(parse(kind::CHARGE, &body[..9]).is_none());
+    let header = |length| Header { length, kind: kind::CHARGE, flags: 0, correlation: 1 };
+    assert!(parse(header(body.len() as u32), &body).is_none());
+    assert!(parse(header(9), &body[..9]).is_none());
 }
