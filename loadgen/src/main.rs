@@ -13,6 +13,7 @@ mod drive;
 mod encode;
 mod exit;
 mod goal;
+mod host;
 mod measure;
 mod null;
 mod pace;

@@ -151,8 +151,9 @@ pub(crate) struct Measure {
     pub(crate) own_lateness: Latency,
     /// Latency of refusals, kept out of the other histograms.
     pub(crate) refusals: Latency,
-    codes: BTreeMap<Code, u64>,
-    states: BTreeMap<&'static str, u64>,
+    /// Few differ and most are the first: found at once.
+    codes: Vec<(Code, u64)>,
+    states: Vec<(Business, u64)>,
     /// Sent.
     pub(crate) sent: u64,
     /// Answered, whatever the code.
@@ -196,8 +197,8 @@ impl Measure {
             lateness: Latency::new(),
             own_lateness: Latency::new(),
             refusals: Latency::new(),
-            codes: BTreeMap::new(),
-            states: BTreeMap::new(),
+            codes: Vec::new(),
+            states: Vec::new(),
             sent: 0,
             answered: 0,
             ok: 0,
@@ -265,9 +266,9 @@ impl Measure {
             return;
         }
         self.answered += 1;
-        *self.codes.entry(code).or_default() += 1;
+        count(&mut self.codes, code);
         if code == Code::Ok {
-            *self.states.entry(state.name()).or_default() += 1;
+            count(&mut self.states, state);
         }
         if !ok {
             self.refused += 1;
@@ -321,8 +322,12 @@ impl Measure {
     }
 
     /// Answers with code OK by business state.
-    pub(crate) fn by_state(&self) -> &BTreeMap<&'static str, u64> {
-        &self.states
+    pub(crate) fn by_state(&self) -> BTreeMap<&'static str, u64> {
+        let mut names = BTreeMap::new();
+        for (state, count) in &self.states {
+            *names.entry(state.name()).or_default() += count;
+        }
+        names
     }
 
     /// Planned-time and raw latency over all operations.
@@ -333,6 +338,13 @@ impl Measure {
             all.1.add(&figures.raw);
         }
         all
+    }
+}
+
+fn count<T: PartialEq>(counts: &mut Vec<(T, u64)>, value: T) {
+    match counts.iter_mut().find(|(known, _)| *known == value) {
+        Some((_, count)) => *count += 1,
+        None => counts.push((value, 1)),
     }
 }
 

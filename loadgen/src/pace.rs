@@ -5,6 +5,7 @@
 //! Never uses the runtime's timers, which are half a millisecond late at the
 //! median. Tested by its lateness, loosely.
 
+use crate::host::Stalls;
 use crate::schedule::Schedule;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,7 +33,18 @@ const SLEEP_MAX: Duration = Duration::from_millis(20);
 /// A running pacer thread; ends when dropped.
 pub(crate) struct Pacer {
     stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<JoinHandle<Stalls>>,
+}
+
+/// How a pacer paces.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pacing {
+    /// How it waits.
+    pub(crate) pace: Pace,
+    /// Its tick.
+    pub(crate) tick: Duration,
+    /// From this offset on it notes how late it wakes up.
+    pub(crate) watch_from: Duration,
 }
 
 impl Pacer {
@@ -40,67 +52,105 @@ impl Pacer {
     pub(crate) fn start(
         schedule: Schedule,
         start: Instant,
-        (pace, tick): (Pace, Duration),
+        pacing: Pacing,
         wake: Arc<Notify>,
     ) -> std::io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let thread = std::thread::Builder::new()
             .name("pacer".to_owned())
-            .spawn(move || run(schedule, start, (pace, tick), &wake, &stopped))?;
+            .spawn(move || run(schedule, start, pacing, &wake, &stopped))?;
         Ok(Self { stop, thread: Some(thread) })
+    }
+
+    /// Stops the pacer; returns how late it woke up.
+    pub(crate) fn finish(mut self) -> Stalls {
+        // The thread does not panic; if it did there is nobody left to tell.
+        self.end().unwrap_or_default()
+    }
+
+    fn end(&mut self) -> Option<Stalls> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.take()?.join().ok()
     }
 }
 
 impl Drop for Pacer {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            // The thread does not panic; if it did there is nobody left to tell.
-            drop(thread.join());
-        }
+        self.end();
     }
 }
 
 fn run(
     mut schedule: Schedule,
     start: Instant,
-    (pace, tick): (Pace, Duration),
+    pacing: Pacing,
     wake: &Notify,
     stop: &AtomicBool,
-) {
-    let tick_ns = (tick.as_nanos() as u64).max(1);
+) -> Stalls {
+    let tick_ns = (pacing.tick.as_nanos() as u64).max(1);
+    let mut watch =
+        Watch { from_ns: pacing.watch_from.as_nanos() as u64, stalls: Stalls::default() };
     tighten_timer_slack();
     while let Some(planned) = schedule.peek() {
-        let due = match pace {
+        let due = match pacing.pace {
             Pace::Tick => planned.div_ceil(tick_ns) * tick_ns,
             Pace::Sleep | Pace::Spin => planned,
         };
-        if !wait_until(start, due, pace, stop) {
-            return;
+        if !wait_until(start, due, pacing.pace, stop, &mut watch) {
+            break;
         }
         schedule.skip_until(elapsed_ns(start));
         wake.notify_one();
     }
+    watch.stalls
+}
+
+/// Notes late wake-ups from a moment on.
+struct Watch {
+    from_ns: u64,
+    stalls: Stalls,
+}
+
+impl Watch {
+    fn note(&mut self, due_ns: u64, now_ns: u64) {
+        if due_ns >= self.from_ns {
+            self.stalls.note(now_ns.saturating_sub(due_ns));
+        }
+    }
 }
 
 /// False: told to stop.
-fn wait_until(start: Instant, due_ns: u64, pace: Pace, stop: &AtomicBool) -> bool {
+fn wait_until(
+    start: Instant,
+    due_ns: u64,
+    pace: Pace,
+    stop: &AtomicBool,
+    watch: &mut Watch,
+) -> bool {
     let spin_ns = if pace == Pace::Spin { SPIN_NS } else { 0 };
-    loop {
-        if stop.load(Ordering::Relaxed) {
-            return false;
-        }
-        let left = due_ns.saturating_sub(elapsed_ns(start));
+    let mut now_ns = elapsed_ns(start);
+    while !stop.load(Ordering::Relaxed) {
+        let left = due_ns.saturating_sub(now_ns);
         if left == 0 {
+            watch.note(due_ns, now_ns);
             return true;
         }
         if left > spin_ns {
-            std::thread::sleep(Duration::from_nanos(left - spin_ns).min(SLEEP_MAX));
+            let nap_ns = (left - spin_ns).min(SLEEP_MAX.as_nanos() as u64);
+            std::thread::sleep(Duration::from_nanos(nap_ns));
+            let until_ns = now_ns + nap_ns;
+            now_ns = elapsed_ns(start);
+            // The last one is noted by what it was for.
+            if until_ns < due_ns && now_ns < due_ns {
+                watch.note(until_ns, now_ns);
+            }
         } else {
             std::hint::spin_loop();
+            now_ns = elapsed_ns(start);
         }
     }
+    false
 }
 
 fn elapsed_ns(start: Instant) -> u64 {
@@ -130,8 +180,8 @@ mod tests {
             let span = Duration::from_millis(100);
             let schedule = Schedule::new(Arrival::Constant, 1_000.0, span, 1);
             let (start, wake) = (Instant::now(), Arc::new(Notify::new()));
-            let pacer =
-                Pacer::start(schedule.clone(), start, (Pace::Tick, TICK), wake.clone()).unwrap();
+            let pacing = Pacing { pace: Pace::Tick, tick: TICK, watch_from: Duration::ZERO };
+            let pacer = Pacer::start(schedule.clone(), start, pacing, wake.clone()).unwrap();
             let mut left = schedule;
             while left.peek().is_some() {
                 wake.notified().await;

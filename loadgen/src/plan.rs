@@ -122,6 +122,8 @@ impl Op {
 /// A run's plan.
 pub(crate) struct Plan {
     params: Params,
+    /// The run's part of every number.
+    run: [u8; RUN_LEN],
     zipf: Zipf,
     currency: Currency,
     ops: Stream,
@@ -155,6 +157,7 @@ impl Plan {
             amounts: stream(3),
             targets: stream(4),
             nonces: stream(5),
+            run: hex(params.run_id),
             params,
         })
     }
@@ -255,15 +258,20 @@ impl Plan {
 
     /// The merchant's number of payment `k`.
     pub(crate) fn out_trade_no(&self, k: u64) -> OutTradeNo {
+        OutTradeNo::parse(&self.number(k)).expect("hex digits are allowed")
+    }
+
+    fn number(&self, n: u64) -> [u8; NUMBER_LEN] {
         let mut text = [0; NUMBER_LEN];
-        write_number(self.params.run_id, k, &mut text);
-        OutTradeNo::parse(&text).expect("hex digits are allowed")
+        text[..RUN_LEN].copy_from_slice(&self.run);
+        text[RUN_LEN..].copy_from_slice(&hex::<{ NUMBER_LEN - RUN_LEN }>(n));
+        text
     }
 
     /// The merchant's number of refund request `n`.
     pub(crate) fn out_refund_no(&self, n: u64) -> OutRefundNo {
         let mut text = [b'R'; NUMBER_LEN + 1];
-        write_number(self.params.run_id, n, &mut text[1..]);
+        text[1..].copy_from_slice(&self.number(n));
         OutRefundNo::parse(&text).expect("hex digits are allowed")
     }
 }
@@ -272,15 +280,18 @@ fn amount(minor: u64) -> Amount {
     Amount::new(minor as i64).expect("planned amounts are small and positive")
 }
 
-/// 11 hex digits of the run and 9 of the request.
-const NUMBER_LEN: usize = 20;
+/// Hex digits of the run.
+const RUN_LEN: usize = 11;
+/// Those and 9 of the request.
+const NUMBER_LEN: usize = RUN_LEN + 9;
 
-fn write_number(run_id: u64, n: u64, out: &mut [u8]) {
+const _: () = assert!(RUN_ID_MAX == 1 << (4 * RUN_LEN));
+const _: () = assert!(REQUESTS_MAX == 1 << (4 * (NUMBER_LEN - RUN_LEN)));
+
+/// The lowest `N` hex digits.
+fn hex<const N: usize>(value: u64) -> [u8; N] {
     const HEX: &[u8; 16] = b"0123456789abcdef";
-    let value = u128::from(run_id) << 36 | u128::from(n & (REQUESTS_MAX - 1));
-    for (at, slot) in out.iter_mut().enumerate() {
-        *slot = HEX[(value >> (4 * (NUMBER_LEN - 1 - at)) & 15) as usize];
-    }
+    std::array::from_fn(|at| HEX[(value >> (4 * (N - 1 - at)) & 15) as usize])
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 use crate::drive::{Outcome, Phase};
 use crate::exit::{Exit, Failure};
 use crate::goal::{Figures, Goal, Verdict};
+use crate::host::Host;
 use crate::measure::{Latency, Measure, Second};
 use crate::plan::{Op, Params};
 use serde::Serialize;
@@ -94,6 +95,7 @@ pub(crate) struct Report {
     cpu_s: f64,
     cpu_us_per_request: f64,
     generator: Health,
+    host: Host,
     goals: Vec<Verdict>,
     interrupted: bool,
     seconds: Vec<Second>,
@@ -149,7 +151,7 @@ impl Report {
             late_replies: measure.late_replies,
             malformed_replies: measure.malformed,
             by_code: measure.by_code(),
-            by_state: measure.by_state().clone(),
+            by_state: measure.by_state(),
             latency_us: Percentiles::of(&overall),
             latency_raw_us: Percentiles::of(&raw),
             lateness_us: Percentiles::of(&measure.lateness),
@@ -158,6 +160,7 @@ impl Report {
             cpu_s: outcome.cpu_s,
             cpu_us_per_request: outcome.cpu_s * 1e6 / measure.all_sent().max(1) as f64,
             generator: health(measure, &raw),
+            host: outcome.host,
             goals: goals.iter().map(|goal| goal.judge(&figures)).collect(),
             interrupted: outcome.interrupted,
             seconds: measure.seconds.clone(),
@@ -228,6 +231,7 @@ impl Report {
             self.generator.own_lateness_us.p99.unwrap_or(0),
             self.generator.reason.as_deref().unwrap_or("kept up"),
         );
+        println!("host      {}", self.host);
         for verdict in &self.goals {
             let word = if verdict.met { "met   " } else { "MISSED" };
             println!("goal      {word} {} (measured {})", verdict.goal, verdict.measured);
@@ -346,7 +350,7 @@ mod tests {
             live: false,
         };
         let goals: Vec<Goal> = goals.iter().map(|goal| Goal::parse(goal).unwrap()).collect();
-        let outcome = Outcome { measure, cpu_s: 0.1, interrupted: false };
+        let outcome = Outcome { measure, cpu_s: 0.1, host: Host::default(), interrupted: false };
         Report::new(&params(), &phase, &outcome, &goals)
     }
 
@@ -380,6 +384,7 @@ mod tests {
             "duration_s",
             "cpu_s",
             "seed",
+            "host",
             "version",
             "goals",
         ] {

@@ -9,13 +9,12 @@
 //! no payment state. Tested by round trips, arbitrary bytes, an injectivity
 //! check of the numbers and the golden vectors.
 
-use sha2::{Digest, Sha256};
-
 use crate::code::Code;
 use crate::frame;
+use crate::hash;
 use crate::id::{ChannelNo, MchId, OutTradeNo, ShortText};
 use crate::money::{Amount, Currency};
-use crate::wire::{DecodeError, Reader, amount, currency, put_text, short_text};
+use crate::wire::{DecodeError, Fixed, Reader, amount, currency, put_short, short_text};
 
 /// Message kinds of the native channel.
 pub mod kind {
@@ -94,10 +93,7 @@ pub fn order_digest(mch_id: &MchId, out_trade_no: &OutTradeNo) -> [u8; 16] {
     let mut text = [0; 65];
     text[..mch.len()].copy_from_slice(mch);
     text[mch.len() + 1..mch.len() + 1 + no.len()].copy_from_slice(no);
-    let hash = Sha256::digest(&text[..mch.len() + 1 + no.len()]);
-    let mut digest = [0; 16];
-    digest.copy_from_slice(&hash[..16]);
-    digest
+    hash::first_half(&hash::of(&text[..mch.len() + 1 + no.len()]))
 }
 
 /// What a channel number stands for: its 27th character.
@@ -178,11 +174,16 @@ impl ChannelRequest {
 
     /// Appends the body.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.amount.minor().to_le_bytes());
-        out.extend_from_slice(&self.time_expire_ms.to_le_bytes());
-        out.extend_from_slice(&self.currency.bytes());
-        put_text(out, self.charge_no.as_bytes());
-        put_text(out, self.refund_no.as_ref().map_or(&[], |no| no.as_bytes()));
+        Fixed::<19>::new()
+            .put(self.amount.minor().to_le_bytes())
+            .put(self.time_expire_ms.to_le_bytes())
+            .put(self.currency.bytes())
+            .append_to(out);
+        put_short(out, self.charge_no.short());
+        match &self.refund_no {
+            Some(no) => put_short(out, no.short()),
+            None => out.push(0),
+        }
     }
 
     /// Appends the whole frame.
@@ -218,12 +219,14 @@ impl ChannelReply {
 
     /// Appends the body.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.amount.to_le_bytes());
-        out.extend_from_slice(&self.detail.to_le_bytes());
-        out.push(self.status.wire());
-        out.extend_from_slice(&self.currency.bytes());
-        put_text(out, self.charge_no.as_bytes());
-        put_text(out, self.channel_ref.as_bytes());
+        Fixed::<14>::new()
+            .put(self.amount.to_le_bytes())
+            .put(self.detail.to_le_bytes())
+            .put([self.status.wire()])
+            .put(self.currency.bytes())
+            .append_to(out);
+        put_short(out, self.charge_no.short());
+        put_short(out, &self.channel_ref);
     }
 
     /// Appends the whole frame.

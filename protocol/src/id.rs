@@ -28,20 +28,50 @@ impl ShortText {
     pub const EMPTY: Self = Self { len: 0, bytes: [0; 32] };
 
     /// Copies `text`; `None` when it is longer than 32 bytes or not printable ASCII.
+    #[inline]
     pub fn new(text: &[u8]) -> Option<Self> {
-        let allowed = text.len() <= Self::MAX && text.iter().all(|b| (0x20..0x7f).contains(b));
-        allowed.then(|| Self::copied(text))
+        let copy = (text.len() <= Self::MAX).then(|| Self::copied(text))?;
+        (copy.count(|byte| byte.wrapping_sub(0x20) < 0x5f) == text.len()).then_some(copy)
     }
 
-    /// Copies a text that was judged by its caller.
+    /// Copies a text of at most 32 bytes that its caller judges. Pieces of
+    /// constant size that overlap: no call to copy a handful of bytes.
     #[inline]
     fn copied(text: &[u8]) -> Self {
-        let mut bytes = [0; Self::MAX];
-        bytes[..text.len()].copy_from_slice(text);
-        Self { len: text.len() as u8, bytes }
+        let (mut bytes, len) = ([0; Self::MAX], text.len());
+        if let (Some(head), Some(tail)) = (text.first_chunk::<16>(), text.last_chunk::<16>()) {
+            bytes[..16].copy_from_slice(head);
+            bytes[len - 16..len].copy_from_slice(tail);
+        } else if let (Some(head), Some(tail)) = (text.first_chunk::<4>(), text.last_chunk::<4>()) {
+            let (second, third) = (4.min(len - 4), 8.min(len - 4));
+            bytes[..4].copy_from_slice(head);
+            bytes[second..second + 4].copy_from_slice(&text[second..second + 4]);
+            bytes[third..third + 4].copy_from_slice(&text[third..third + 4]);
+            bytes[len - 4..len].copy_from_slice(tail);
+        } else {
+            bytes.iter_mut().zip(text).for_each(|(to, from)| *to = *from);
+        }
+        Self { len: len as u8, bytes }
+    }
+
+    /// How many of the 32 bytes are allowed, to be compared with the length: the
+    /// zeros behind the text never are. Without a branch, so that the compiler
+    /// judges many bytes at once.
+    #[inline]
+    fn count(&self, allowed: impl Fn(u8) -> bool) -> usize {
+        self.bytes.iter().map(|&byte| u8::from(allowed(byte))).sum::<u8>().into()
+    }
+
+    /// Appends the text to `out`: 32 bytes of known size first, then cut.
+    #[inline]
+    pub(crate) fn append_to(&self, out: &mut Vec<u8>) {
+        let end = out.len() + usize::from(self.len);
+        out.extend_from_slice(&self.bytes);
+        out.truncate(end);
     }
 
     /// The bytes of the text.
+    #[inline]
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes[..self.len as usize]
     }
@@ -81,37 +111,31 @@ impl std::fmt::Display for ShortText {
     }
 }
 
-/// Which bytes an identifier may hold.
-type Alphabet = [bool; 256];
-
-const fn alphabet(extra: &[u8]) -> Alphabet {
-    let mut table = [false; 256];
-    let mut byte = 0;
-    while byte < 256 {
-        table[byte] = (byte as u8).is_ascii_alphanumeric();
-        byte += 1;
-    }
-    let mut at = 0;
-    while at < extra.len() {
-        table[extra[at] as usize] = true;
-        at += 1;
-    }
-    table
+#[inline]
+fn alphanumeric(byte: u8) -> bool {
+    (byte.wrapping_sub(b'0') < 10) | ((byte | 0x20).wrapping_sub(b'a') < 26)
 }
 
-const MERCHANT: Alphabet = alphabet(b"_-");
-const NUMBER: Alphabet = alphabet(b"_|*-");
-const ALPHANUMERIC: Alphabet = alphabet(b"");
+#[inline]
+fn merchant(byte: u8) -> bool {
+    alphanumeric(byte) | (byte == b'_') | (byte == b'-')
+}
 
 #[inline]
-fn checked(text: &[u8], allowed: &'static Alphabet) -> Result<ShortText, IdError> {
+fn number(byte: u8) -> bool {
+    merchant(byte) | (byte == b'|') | (byte == b'*')
+}
+
+#[inline]
+fn checked(text: &[u8], allowed: impl Fn(u8) -> bool) -> Result<ShortText, IdError> {
     if text.is_empty() || text.len() > ShortText::MAX {
         return Err(IdError::Length);
     }
-    if let Some(at) = text.iter().position(|&b| !allowed[usize::from(b)]) {
-        return Err(IdError::Alphabet(at));
+    let copy = ShortText::copied(text);
+    if copy.count(&allowed) == text.len() {
+        return Ok(copy);
     }
-    Ok(ShortText::copied(text))
+    Err(IdError::Alphabet(text.iter().position(|&byte| !allowed(byte)).unwrap_or(0)))
 }
 
 macro_rules! text_id {
@@ -127,12 +151,19 @@ macro_rules! text_id {
             /// [`IdError`] when the length or a byte is not allowed.
             #[inline]
             pub fn parse(text: &[u8]) -> Result<Self, IdError> {
-                checked(text, &$allowed).map(Self)
+                checked(text, $allowed).map(Self)
             }
 
             /// The identifier's bytes.
+            #[inline]
             pub fn as_bytes(&self) -> &[u8] {
                 self.0.as_bytes()
+            }
+
+            /// The identifier's text, as fields carry it.
+            #[inline]
+            pub(crate) fn short(&self) -> &ShortText {
+                &self.0
             }
 
             /// The identifier as text.
@@ -152,23 +183,23 @@ macro_rules! text_id {
 text_id!(
     /// A merchant: 1-32 of `[0-9A-Za-z_-]`.
     MchId,
-    MERCHANT
+    merchant
 );
 text_id!(
     /// The merchant's number of a payment: 1-32 of `[0-9A-Za-z_|*-]`.
     OutTradeNo,
-    NUMBER
+    number
 );
 text_id!(
     /// The merchant's number of a refund: same alphabet as [`OutTradeNo`].
     OutRefundNo,
-    NUMBER
+    number
 );
 text_id!(
     /// Our deterministic number of an attempt or refund at a channel:
     /// 29 characters (see [`crate::channel::channel_number`]).
     ChannelNo,
-    ALPHANUMERIC
+    alphanumeric
 );
 
 impl ChannelNo {
@@ -255,6 +286,35 @@ mod tests {
         assert_eq!(MchId::parse(&[b'a'; 33]), Err(IdError::Length));
         assert_eq!(MchId::parse(&[b'a'; 32]).map(|id| id.as_bytes().len()), Ok(32));
         assert_eq!(MchId::parse(b"ab c"), Err(IdError::Alphabet(2)));
+    }
+
+    #[test]
+    fn texts_of_every_length_are_copied_whole_and_judged_at_every_place() {
+        let text: Vec<u8> = (b'0'..=b'9').chain(b'A'..=b'Z').collect();
+        for len in 0..=ShortText::MAX {
+            let short = ShortText::new(&text[..len]).unwrap();
+            assert_eq!(short.as_bytes(), &text[..len]);
+            assert_eq!(short.bytes[len..], [0; 32][len..]);
+            let mut out = b"before".to_vec();
+            short.append_to(&mut out);
+            assert_eq!(out[6..], text[..len]);
+            for at in 0..len {
+                for bad in [0, 0x1f, 0x7f, 0x80, 0xff] {
+                    let mut spoilt = text[..len].to_vec();
+                    spoilt[at] = bad;
+                    assert_eq!(ShortText::new(&spoilt), None, "{bad} at {at} of {len}");
+                    assert_eq!(OutTradeNo::parse(&spoilt), Err(IdError::Alphabet(at)));
+                }
+            }
+        }
+        assert_eq!(ShortText::new(&text[..33]), None);
+    }
+
+    #[test]
+    fn short_texts_hold_exactly_printable_ascii() {
+        for byte in 0..=255_u8 {
+            assert_eq!(ShortText::new(&[byte]).is_some(), (0x20..0x7f).contains(&byte), "{byte}");
+        }
     }
 
     #[test]

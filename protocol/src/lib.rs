@@ -11,6 +11,7 @@ pub mod channel;
 pub mod client;
 pub mod code;
 pub mod frame;
+mod hash;
 pub mod id;
 pub mod message;
 pub mod money;

@@ -3,36 +3,38 @@
 //!
 //! Keys have no `Debug`: they cannot be printed by accident.
 
+use crate::hash::{self, BLOCK, INITIAL, State};
 use ed25519_dalek::{Signer, VerifyingKey};
-use sha2::{Digest, Sha256};
-
-const BLOCK: usize = 64;
 
 /// An HMAC-SHA256 key, expanded once: each message continues two hash states
-/// instead of hashing the padded key again.
+/// instead of hashing the padded key again. The two have the size of a cache
+/// line, which is all that a signature reads of a merchant.
 #[derive(Clone)]
 pub struct HmacKey {
-    inner: Sha256,
-    outer: Sha256,
+    inner: State,
+    outer: State,
 }
 
 impl HmacKey {
     /// Expands a secret of any length.
     pub fn new(secret: &[u8]) -> Self {
-        let mut block = [0; BLOCK];
+        let mut padded = [0; BLOCK];
         if secret.len() > BLOCK {
-            block[..32].copy_from_slice(&Sha256::digest(secret));
+            padded[..32].copy_from_slice(&hash::of(secret));
         } else {
-            block[..secret.len()].copy_from_slice(secret);
+            padded[..secret.len()].copy_from_slice(secret);
         }
-        let padded = |pad: u8| Sha256::new_with_prefix(block.map(|byte| byte ^ pad));
-        Self { inner: padded(0x36), outer: padded(0x5c) }
+        let state = |pad: u8| {
+            let mut state = INITIAL;
+            hash::block(&mut state, &padded.map(|byte| byte ^ pad));
+            state
+        };
+        Self { inner: state(0x36), outer: state(0x5c) }
     }
 
     /// The tag of `message`.
     pub fn sign(&self, message: &[u8]) -> [u8; 32] {
-        let inner = self.inner.clone().chain_update(message).finalize();
-        self.outer.clone().chain_update(inner).finalize().into()
+        hash::finish(self.outer, 1, &hash::finish(self.inner, 1, message))
     }
 
     /// Whether `tag` is the tag of `message`; constant time.
@@ -48,8 +50,8 @@ impl HmacKey {
 pub enum MerchantKey {
     /// HMAC-SHA256 with a shared secret.
     Hmac(HmacKey),
-    /// Ed25519 public key.
-    Ed25519(VerifyingKey),
+    /// Ed25519 public key: boxed, so that it does not triple the common one.
+    Ed25519(Box<VerifyingKey>),
 }
 
 impl MerchantKey {
@@ -61,7 +63,7 @@ impl MerchantKey {
     /// A public key; `None` when the 32 bytes are not a point of the curve.
     pub fn ed25519(public: &[u8]) -> Option<Self> {
         let key = VerifyingKey::from_bytes(public.try_into().ok()?).ok()?;
-        (!key.is_weak()).then_some(Self::Ed25519(key))
+        (!key.is_weak()).then(|| Self::Ed25519(Box::new(key)))
     }
 
     /// Whether `signature` signs `canonical`.
@@ -79,8 +81,8 @@ impl MerchantKey {
 pub enum SigningKey {
     /// HMAC-SHA256 with a shared secret.
     Hmac(HmacKey),
-    /// Ed25519 private key.
-    Ed25519(ed25519_dalek::SigningKey),
+    /// Ed25519 private key, boxed as the public one.
+    Ed25519(Box<ed25519_dalek::SigningKey>),
 }
 
 impl SigningKey {
@@ -91,7 +93,7 @@ impl SigningKey {
 
     /// A private key seed of 32 bytes.
     pub fn ed25519(seed: &[u8; 32]) -> Self {
-        Self::Ed25519(ed25519_dalek::SigningKey::from_bytes(seed))
+        Self::Ed25519(Box::new(ed25519_dalek::SigningKey::from_bytes(seed)))
     }
 
     /// Signs into `out`; returns the signature's length (32 or 64).

@@ -47,15 +47,18 @@ pub(crate) struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
+    #[inline]
     pub(crate) fn new(body: &'a [u8]) -> Self {
         Self { rest: body }
     }
 
     /// What has not been read yet.
+    #[inline]
     pub(crate) fn remaining(&self) -> &'a [u8] {
         self.rest
     }
 
+    #[inline]
     pub(crate) fn bytes(
         &mut self,
         len: usize,
@@ -67,6 +70,7 @@ impl<'a> Reader<'a> {
         Ok(taken)
     }
 
+    #[inline]
     pub(crate) fn array<const N: usize>(
         &mut self,
         field: &'static str,
@@ -79,27 +83,33 @@ impl<'a> Reader<'a> {
         Ok(*taken)
     }
 
+    #[inline]
     pub(crate) fn u8(&mut self, field: &'static str) -> Result<u8, DecodeError> {
         self.array::<1>(field).map(|[byte]| byte)
     }
 
+    #[inline]
     pub(crate) fn u16(&mut self, field: &'static str) -> Result<u16, DecodeError> {
         self.array(field).map(u16::from_le_bytes)
     }
 
+    #[inline]
     pub(crate) fn u32(&mut self, field: &'static str) -> Result<u32, DecodeError> {
         self.array(field).map(u32::from_le_bytes)
     }
 
+    #[inline]
     pub(crate) fn u64(&mut self, field: &'static str) -> Result<u64, DecodeError> {
         self.array(field).map(u64::from_le_bytes)
     }
 
+    #[inline]
     pub(crate) fn i64(&mut self, field: &'static str) -> Result<i64, DecodeError> {
         self.array(field).map(i64::from_le_bytes)
     }
 
     /// A field with a one-byte length of at most `max`.
+    #[inline]
     pub(crate) fn text(
         &mut self,
         max: usize,
@@ -127,6 +137,40 @@ pub(crate) fn put_text(out: &mut Vec<u8>, text: &[u8]) {
     };
     out.push(len);
     out.extend_from_slice(text);
+}
+
+/// Appends a field with a one-byte length whose text is short by its type.
+#[inline]
+pub(crate) fn put_short(out: &mut Vec<u8>, text: &ShortText) {
+    out.push(text.len() as u8);
+    text.append_to(out);
+}
+
+/// The fields of known size at the head of a body, gathered so that the buffer
+/// is asked for room once.
+pub(crate) struct Fixed<const N: usize> {
+    bytes: [u8; N],
+    at: usize,
+}
+
+impl<const N: usize> Fixed<N> {
+    #[inline]
+    pub(crate) fn new() -> Self {
+        Self { bytes: [0; N], at: 0 }
+    }
+
+    #[inline]
+    pub(crate) fn put<const M: usize>(mut self, field: [u8; M]) -> Self {
+        self.bytes[self.at..self.at + M].copy_from_slice(&field);
+        self.at += M;
+        self
+    }
+
+    #[inline]
+    pub(crate) fn append_to(self, out: &mut Vec<u8>) {
+        debug_assert_eq!(self.at, N);
+        out.extend_from_slice(&self.bytes);
+    }
 }
 
 pub(crate) fn mch_id(reader: &mut Reader<'_>) -> Result<MchId, DecodeError> {

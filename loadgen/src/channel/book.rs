@@ -165,7 +165,7 @@ impl Book {
         };
         let entry = entry(request, number, None, (status, detail), around);
         change(&entry);
-        self.apply(&entry);
+        self.add(&entry);
         let amount = if status == ChannelStatus::Success { entry.amount } else { 0 };
         Answer { status, detail, amount }
     }
@@ -241,7 +241,6 @@ impl Book {
 
     /// Applies a change: a new one, or one read from the ledger.
     pub(crate) fn apply(&mut self, entry: &Entry) {
-        let asked = self.strangers.remove(&entry.charge).unwrap_or(0);
         if let Some(refund) = entry.refund {
             let (amount, status) = (entry.amount, entry.status);
             self.refunds.insert(refund, Refund { amount, status });
@@ -255,6 +254,16 @@ impl Book {
             (charge.status, charge.detail) = (entry.status, entry.detail);
             return;
         }
+        self.add(entry);
+    }
+
+    /// Adds a charge that is not there.
+    fn add(&mut self, entry: &Entry) {
+        let asked = if self.strangers.is_empty() {
+            0
+        } else {
+            self.strangers.remove(&entry.charge).unwrap_or(0)
+        };
         let charge = Charge {
             amount: entry.amount,
             refunded: 0,

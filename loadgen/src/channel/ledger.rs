@@ -118,26 +118,24 @@ fn offset(records: u64) -> u64 {
 }
 
 fn encode(entry: &Entry, out: &mut Vec<u8>) {
-    let start = out.len();
     let (refund_kind, refund_ordinal) =
         entry.refund.map_or((0, 0), |refund| (refund.kind, refund.ordinal));
-    out.extend_from_slice(&entry.charge.digest);
-    out.extend_from_slice(&[
+    let mut record = [0; RECORD_LEN];
+    record[..16].copy_from_slice(&entry.charge.digest);
+    record[16..21].copy_from_slice(&[
         entry.charge.ordinal,
         refund_kind,
         refund_ordinal,
         entry.operation,
         entry.status as u8,
-        0,
     ]);
-    out.extend_from_slice(&entry.detail.to_le_bytes());
-    out.extend_from_slice(&entry.amount.to_le_bytes());
-    out.extend_from_slice(&entry.at_ms.to_le_bytes());
-    out.extend_from_slice(&entry.currency);
-    out.push(0);
-    let crc = crc32c::crc32c(&out[start..]);
-    out.extend_from_slice(&crc.to_le_bytes());
-    debug_assert_eq!(out.len() - start, RECORD_LEN);
+    record[22..24].copy_from_slice(&entry.detail.to_le_bytes());
+    record[24..32].copy_from_slice(&entry.amount.to_le_bytes());
+    record[32..40].copy_from_slice(&entry.at_ms.to_le_bytes());
+    record[40..43].copy_from_slice(&entry.currency);
+    let crc = crc32c::crc32c(&record[..RECORD_LEN - 4]);
+    record[RECORD_LEN - 4..].copy_from_slice(&crc.to_le_bytes());
+    out.extend_from_slice(&record);
 }
 
 fn decode(record: &[u8; RECORD_LEN]) -> Option<Entry> {

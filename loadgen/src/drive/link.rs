@@ -242,13 +242,13 @@ impl Link {
             let now_ns = state.now_ns();
             for chunk in &mut chunks[..count] {
                 let bytes = std::mem::take(chunk);
-                let split =
-                    splitter.push(&bytes, |header, body| state.answer(self, header, body, now_ns));
-                if split.is_err() {
+                if splitter.push(&bytes, |header, body| state.take(header, body)).is_err() {
+                    state.count_answers(self, now_ns);
                     quic.close(2_u32.into(), b"not a frame of this protocol");
                     return;
                 }
             }
+            state.count_answers(self, now_ns);
             state.answers_taken();
         }
     }

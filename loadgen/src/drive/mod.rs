@@ -15,8 +15,9 @@ use crate::acks::AckWriter;
 use crate::config::{GatewayFile, SiteEntry};
 use crate::encode::Encoder;
 use crate::exit::Failure;
+use crate::host::{CpuTimes, Host};
 use crate::measure::Measure;
-use crate::pace::{Pace, Pacer};
+use crate::pace::{Pace, Pacer, Pacing};
 use crate::plan::Plan;
 use crate::schedule::{Arrival, Schedule};
 use crate::socket;
@@ -72,6 +73,8 @@ pub(crate) struct Outcome {
     pub(crate) measure: Measure,
     /// CPU seconds of this process.
     pub(crate) cpu_s: f64,
+    /// What the host took away.
+    pub(crate) host: Host,
     /// Whether it was stopped before its end.
     pub(crate) interrupted: bool,
 }
@@ -165,21 +168,16 @@ impl Session {
         let pacer = match phase.closed {
             Some(_) => None,
             None => Some(
-                Pacer::start(
-                    schedule,
-                    start,
-                    (self.options.pace, self.options.tick),
-                    Arc::clone(&self.wake),
-                )
-                .map_err(|error| {
-                    Failure::environment(format_args!("cannot start a thread: {error}"))
-                })?,
+                Pacer::start(schedule, start, self.pacing(phase), Arc::clone(&self.wake)).map_err(
+                    |error| Failure::environment(format_args!("cannot start a thread: {error}")),
+                )?,
             ),
         };
         self.state.borrow_mut().pump()?;
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
         housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let (mut interrupted, mut second) = (false, 0);
+        let (mut before, mut after) = (None, None);
         loop {
             tokio::select! {
                 biased;
@@ -191,9 +189,15 @@ impl Session {
                 _ = housekeeping.tick() => {
                     let mut state = self.state.borrow_mut();
                     state.sweep()?;
-                    let elapsed = start.elapsed().as_secs();
-                    if elapsed > second {
-                        second = elapsed;
+                    let elapsed = start.elapsed();
+                    if before.is_none() && elapsed >= phase.warmup {
+                        before = Some(CpuTimes::read());
+                    }
+                    if after.is_none() && elapsed >= phase.duration {
+                        after = Some(CpuTimes::read());
+                    }
+                    if elapsed.as_secs() > second {
+                        second = elapsed.as_secs();
                         state.close_second(second, phase.live);
                     }
                     if state.is_done() {
@@ -202,9 +206,15 @@ impl Session {
                 }
             }
         }
-        drop(pacer);
+        let after = after.unwrap_or_else(CpuTimes::read);
+        let host = Host::new(before.flatten(), after, pacer.map(Pacer::finish));
         let measure = self.state.borrow_mut().finish()?;
-        Ok(Outcome { measure, cpu_s: cpu_seconds() - cpu_before, interrupted })
+        Ok(Outcome { measure, cpu_s: cpu_seconds() - cpu_before, host, interrupted })
+    }
+
+    fn pacing(&self, phase: &Phase) -> Pacing {
+        let Options { pace, tick, .. } = self.options;
+        Pacing { pace, tick, watch_from: phase.warmup }
     }
 
     /// Payments of the session in this state of knowledge.

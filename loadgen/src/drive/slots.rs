@@ -14,24 +14,27 @@ const FREE: u64 = u64::MAX;
 /// Not on a link: waits to be sent again.
 pub(super) const NO_LINK: u16 = u16::MAX;
 
-/// A request in flight.
+/// A request in flight, in half a cache line: an answer touches one, and
+/// thousands are in flight. What the plan tells is not kept.
 #[derive(Clone, Copy, Debug)]
+#[repr(align(32))]
 pub(super) struct Slot {
     /// Its number in the plan.
     pub(super) n: u64,
-    /// The payment it is about.
-    pub(super) k: u64,
-    /// What it does.
-    pub(super) op: Op,
-    /// Which link carries it.
-    pub(super) link: u16,
     /// When it should have left, nanoseconds of the session.
     pub(super) planned_ns: u64,
-    /// When it left first.
+    /// When it left first. Also the moment it was signed at, which is needed to
+    /// make the same bytes again.
     pub(super) sent_ns: u64,
-    /// What it was signed with: needed to make the same bytes again.
-    pub(super) timestamp_ms: u64,
+    /// What it does.
+    pub(super) op: Op,
+    /// Whether it is about the payment of its own number.
+    pub(super) own: bool,
+    /// Which link carries it.
+    pub(super) link: u16,
 }
+
+const _: () = assert!(size_of::<Slot>() == 32);
 
 impl Slot {
     /// Its figures.
@@ -53,15 +56,8 @@ impl Slots {
     /// A table for at most `capacity` (up to [`IN_FLIGHT_LIMIT`]) requests.
     pub(super) fn new(capacity: usize) -> Self {
         let capacity = capacity.min(IN_FLIGHT_LIMIT);
-        let empty = Slot {
-            n: FREE,
-            k: 0,
-            op: Op::Pay,
-            link: NO_LINK,
-            planned_ns: 0,
-            sent_ns: 0,
-            timestamp_ms: 0,
-        };
+        let (op, own, link) = (Op::Pay, false, NO_LINK);
+        let empty = Slot { n: FREE, planned_ns: 0, sent_ns: 0, op, own, link };
         Self { slots: vec![empty; capacity], free: (0..capacity as u32).rev().collect(), used: 0 }
     }
 
@@ -86,6 +82,12 @@ impl Slots {
     /// The request with this number at this index.
     pub(super) fn get_mut(&mut self, index: u32, n: u64) -> Option<&mut Slot> {
         self.slots.get_mut(index as usize).filter(|slot| slot.n == n)
+    }
+
+    /// Asks for the memory of a request without needing it yet: done for a whole
+    /// batch ahead of its answers, the cache misses overlap.
+    pub(super) fn warm(&self, index: u32) {
+        std::hint::black_box(self.slots.get(index as usize).map(|slot| slot.n));
     }
 
     /// Takes a request out.
@@ -119,8 +121,7 @@ mod tests {
     use super::*;
 
     fn slot(n: u64) -> Slot {
-        let op = Op::Pay;
-        Slot { n, k: n, op, link: 0, planned_ns: 0, sent_ns: 0, timestamp_ms: 0 }
+        Slot { n, planned_ns: 0, sent_ns: 0, op: Op::Pay, own: true, link: 0 }
     }
 
     #[test]

@@ -24,6 +24,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 const STREAM_BATCH: usize = 48 << 10;
 /// Bytes in a stream's buffer above which it takes no more.
 const STREAM_FULL: usize = 1 << 20;
+/// Answers whose slots are asked for ahead, so that cache misses overlap.
+const WARM: usize = 16;
 /// Pause before a request goes to another site, or to the same once more.
 const REDIRECT_NS: u64 = 5_000_000;
 
@@ -38,6 +40,13 @@ pub(crate) enum Known {
     Paid,
     /// A payment with another final answer, or refused before it existed.
     Over,
+}
+
+/// An answer with the request that it names.
+struct Arrived {
+    index: u32,
+    n: u64,
+    answer: Answer,
 }
 
 /// Fields of an answer that matter here.
@@ -57,6 +66,10 @@ pub(super) struct State {
     encoder: Encoder,
     acks: Option<AckWriter>,
     links: Vec<Rc<Link>>,
+    /// Whether all links lead to one site: nothing to choose by then.
+    one_site: bool,
+    /// Answers of one batch, decoded; kept for its memory.
+    arrived: Vec<Arrived>,
     options: Options,
     base: Instant,
     base_ms: u64,
@@ -94,7 +107,9 @@ impl State {
             plan,
             encoder,
             acks,
+            one_site: links.iter().all(|link| link.site == links[0].site),
             links,
+            arrived: Vec::new(),
             options,
             base: Instant::now(),
             base_ms: wall.as_millis() as u64,
@@ -231,14 +246,20 @@ impl State {
                 self.resend.pop_front();
                 continue;
             };
-            let Some(place) = self.place(slot.k) else { return };
+            let k = self.payment(&slot);
+            let Some(place) = self.place(k) else { return };
             self.resend.pop_front();
             if let Some(slot) = self.slots.get_mut(index, n) {
                 slot.link = place.0 as u16;
             }
             self.measure.resent += 1;
-            self.write(place, index, &slot);
+            self.write(place, index, &slot, k);
         }
+    }
+
+    /// The payment that a request is about.
+    fn payment(&self, slot: &Slot) -> u64 {
+        if slot.own { slot.n } else { self.plan.target(slot.n) }
     }
 
     fn send_backlog(&mut self, now_ns: u64) {
@@ -298,12 +319,11 @@ impl State {
             return false;
         }
         let Some(place) = self.place(k) else { return false };
-        let timestamp_ms = self.now_ms(now_ns);
         let link = place.0 as u16;
-        let slot = Slot { n, k, op, link, planned_ns, sent_ns: now_ns, timestamp_ms };
+        let slot = Slot { n, planned_ns, sent_ns: now_ns, op, own: n == k, link };
         let Some(index) = self.slots.insert(slot) else { return false };
         self.measure.sent(slot.sample());
-        self.write(place, index, &slot);
+        self.write(place, index, &slot, k);
         true
     }
 
@@ -330,24 +350,26 @@ impl State {
 
     /// The site that leads payment `k`'s shard, 0 when unknown or there is one only.
     fn leader(&self, k: u64) -> u8 {
-        if self.links.iter().all(|link| link.site == self.links[0].site) {
-            return 0;
-        }
-        let merchant = self.encoder.merchant(self.plan.merchant(k));
-        let shard = merchant.id.shard(self.leaders.len() as u16);
-        self.leaders[usize::from(shard)]
+        if self.one_site { 0 } else { self.leaders[self.shard(k)] }
     }
 
-    fn write(&mut self, (number, stream): (usize, usize), index: u32, slot: &Slot) {
+    /// The shard of payment `k`.
+    fn shard(&self, k: u64) -> usize {
+        let merchant = self.encoder.merchant(self.plan.merchant(k));
+        merchant.id.shard(self.leaders.len() as u16).into()
+    }
+
+    fn write(&mut self, (number, stream): (usize, usize), index: u32, slot: &Slot, k: u64) {
+        let timestamp_ms = self.now_ms(slot.sent_ns);
         let link = &self.links[number];
         link.in_flight.set(link.in_flight.get() + 1);
         let mut buffer = link.streams[stream].buffer.borrow_mut();
         if buffer.is_empty() {
             self.dirty.push((number, stream));
         }
-        let request = (slot.n, slot.op, slot.k);
+        let request = (slot.n, slot.op, k);
         let id = correlation(index, slot.n);
-        self.encoder.request(&self.plan, request, id, slot.timestamp_ms, &mut buffer);
+        self.encoder.request(&self.plan, request, id, timestamp_ms, &mut buffer);
         if buffer.len() > STREAM_BATCH {
             self.turn = self.turn.wrapping_add(1);
         }
@@ -367,18 +389,33 @@ impl State {
         self.failure.take().map_or(Ok(()), Err)
     }
 
-    /// Takes one answer.
-    pub(super) fn answer(&mut self, link: &Link, header: Header, body: &[u8], now_ns: u64) {
+    /// Takes one answer in; it counts at the next [`State::count_answers`].
+    pub(super) fn take(&mut self, header: Header, body: &[u8]) {
         let (index, n) = uncorrelate(header.correlation);
-        let Some(answer) = decode(header.kind, body) else {
-            self.measure.malformed += 1;
-            return;
-        };
+        match decode(header.kind, body) {
+            Some(answer) => self.arrived.push(Arrived { index, n, answer }),
+            None => self.measure.malformed += 1,
+        }
+    }
+
+    /// Counts the answers that were taken from a link.
+    pub(super) fn count_answers(&mut self, link: &Link, now_ns: u64) {
+        let mut arrived = std::mem::take(&mut self.arrived);
+        for batch in arrived.chunks(WARM) {
+            batch.iter().for_each(|arrived| self.slots.warm(arrived.index));
+            batch.iter().for_each(|arrived| self.answer(link, arrived, now_ns));
+        }
+        arrived.clear();
+        self.arrived = arrived;
+    }
+
+    fn answer(&mut self, link: &Link, arrived: &Arrived, now_ns: u64) {
+        let &Arrived { index, n, ref answer } = arrived;
         let Some(slot) = self.slots.get_mut(index, n).map(|slot| *slot) else {
             self.measure.late_replies += 1;
             // Late, and an acknowledgement all the same.
             if n < self.next_n {
-                self.record(n, &answer, now_ns, 0);
+                self.record(n, answer, now_ns, 0);
             }
             return;
         };
@@ -392,10 +429,10 @@ impl State {
             return;
         }
         // In a plan only a pay is about the payment of its own number.
-        let requery = slot.n == slot.k && slot.op == Op::Query;
-        self.record(n, &answer, now_ns, if requery { flag::REQUERY } else { 0 });
-        if slot.n == slot.k {
-            self.learn(slot.k, &answer, requery);
+        let requery = slot.own && slot.op == Op::Query;
+        self.record(n, answer, now_ns, if requery { flag::REQUERY } else { 0 });
+        if slot.own {
+            self.learn(n, answer, requery);
         }
         self.measure.answered(slot.sample(), answer.code, answer.state, now_ns);
         self.slots.remove(index);
@@ -416,9 +453,8 @@ impl State {
     }
 
     fn redirect(&mut self, index: u32, slot: &Slot, hint: u8, now_ns: u64) {
-        let merchant = self.encoder.merchant(self.plan.merchant(slot.k));
-        let shard = merchant.id.shard(self.leaders.len() as u16);
-        self.leaders[usize::from(shard)] = hint;
+        let shard = self.shard(self.payment(slot));
+        self.leaders[shard] = hint;
         if let Some(slot) = self.slots.get_mut(index, slot.n) {
             slot.link = NO_LINK;
         }
@@ -514,7 +550,7 @@ impl State {
             link.in_flight.set(link.in_flight.get().saturating_sub(1));
         }
         self.measure.unanswered(slot.sample());
-        let requery = slot.n == slot.k && slot.op == Op::Query;
+        let requery = slot.own && slot.op == Op::Query;
         let flags = flag::UNKNOWN | if requery { flag::REQUERY } else { 0 };
         let unknown = Answer {
             code: Code::Ok,

@@ -1,5 +1,6 @@
 use super::*;
 use proptest::prelude::*;
+use sha2::{Digest, Sha256};
 use std::collections::HashSet;
 
 fn decode_number(text: &[u8]) -> Option<(u128, u8, u8)> {

@@ -8,7 +8,8 @@ use crate::code::{CloseCode, Code, OrderState, Reason, RefundState};
 use crate::frame;
 use crate::id::{OutTradeNo, TransactionId};
 use crate::wire::{
-    Reader, currency, mch_id, optional_currency, put_text, short_text, wire_bool, wire_value,
+    Fixed, Reader, currency, mch_id, optional_currency, put_short, put_text, short_text, wire_bool,
+    wire_value,
 };
 
 /// 0 stands for no transaction.
@@ -19,12 +20,12 @@ fn optional_transaction(reader: &mut Reader<'_>) -> Result<Option<TransactionId>
     }
 }
 
-fn put_transaction(out: &mut Vec<u8>, id: Option<TransactionId>) {
-    out.extend_from_slice(&id.map_or(0, TransactionId::as_u64).to_le_bytes());
+fn transaction_bytes(id: Option<TransactionId>) -> [u8; 8] {
+    id.map_or(0, TransactionId::as_u64).to_le_bytes()
 }
 
-fn put_currency(out: &mut Vec<u8>, code: Option<crate::money::Currency>) {
-    out.extend_from_slice(&code.map_or([0; 3], crate::money::Currency::bytes));
+fn currency_bytes(code: Option<crate::money::Currency>) -> [u8; 3] {
+    code.map_or([0; 3], crate::money::Currency::bytes)
 }
 
 /// Frame encoding of bodies that have one kind only.
@@ -69,21 +70,22 @@ impl OrderReply {
 
     /// Appends the body.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.code.wire().to_le_bytes());
-        out.push(self.state.wire());
-        out.push(self.replayed.into());
-        out.extend_from_slice(&self.retry_after_ms.to_le_bytes());
-        put_transaction(out, self.transaction_id);
-        out.extend_from_slice(&self.amount.to_le_bytes());
-        out.extend_from_slice(&self.refunded.to_le_bytes());
-        out.extend_from_slice(&self.refunding.to_le_bytes());
-        out.extend_from_slice(&self.finished_at_ms.to_le_bytes());
-        out.extend_from_slice(&self.reason.wire().to_le_bytes());
-        out.extend_from_slice(&self.channel.to_le_bytes());
-        put_currency(out, self.currency);
-        out.push(self.leader_hint);
-        put_text(out, self.out_trade_no.as_bytes());
-        put_text(out, self.channel_ref.as_bytes());
+        Fixed::<56>::new()
+            .put(self.code.wire().to_le_bytes())
+            .put([self.state.wire(), self.replayed.into()])
+            .put(self.retry_after_ms.to_le_bytes())
+            .put(transaction_bytes(self.transaction_id))
+            .put(self.amount.to_le_bytes())
+            .put(self.refunded.to_le_bytes())
+            .put(self.refunding.to_le_bytes())
+            .put(self.finished_at_ms.to_le_bytes())
+            .put(self.reason.wire().to_le_bytes())
+            .put(self.channel.to_le_bytes())
+            .put(currency_bytes(self.currency))
+            .put([self.leader_hint])
+            .append_to(out);
+        put_short(out, &self.out_trade_no);
+        put_short(out, &self.channel_ref);
     }
 
     /// Appends the whole frame; `kind` is the request's with the top bit set.
@@ -120,19 +122,20 @@ impl RefundReply {
 
     /// Appends the body.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.code.wire().to_le_bytes());
-        out.push(self.state.wire());
-        out.push(self.replayed.into());
-        out.extend_from_slice(&self.retry_after_ms.to_le_bytes());
-        put_transaction(out, self.transaction_id);
-        out.extend_from_slice(&self.amount.to_le_bytes());
-        out.extend_from_slice(&self.refunded.to_le_bytes());
-        out.extend_from_slice(&self.refunding.to_le_bytes());
-        out.extend_from_slice(&self.finished_at_ms.to_le_bytes());
-        out.extend_from_slice(&self.reason.wire().to_le_bytes());
-        put_currency(out, self.currency);
-        out.push(self.leader_hint);
-        put_text(out, self.channel_ref.as_bytes());
+        Fixed::<54>::new()
+            .put(self.code.wire().to_le_bytes())
+            .put([self.state.wire(), self.replayed.into()])
+            .put(self.retry_after_ms.to_le_bytes())
+            .put(transaction_bytes(self.transaction_id))
+            .put(self.amount.to_le_bytes())
+            .put(self.refunded.to_le_bytes())
+            .put(self.refunding.to_le_bytes())
+            .put(self.finished_at_ms.to_le_bytes())
+            .put(self.reason.wire().to_le_bytes())
+            .put(currency_bytes(self.currency))
+            .put([self.leader_hint])
+            .append_to(out);
+        put_short(out, &self.channel_ref);
     }
 
     /// Appends the whole frame; `kind` is the request's with the top bit set.
@@ -304,9 +307,9 @@ impl Event {
         out.extend_from_slice(&self.amount.to_le_bytes());
         out.extend_from_slice(&self.at_ms.to_le_bytes());
         out.extend_from_slice(&self.currency.bytes());
-        put_text(out, self.mch_id.as_bytes());
-        put_text(out, self.out_trade_no.as_bytes());
-        put_text(out, self.out_refund_no.as_bytes());
+        put_short(out, self.mch_id.short());
+        put_short(out, self.out_trade_no.short());
+        put_short(out, &self.out_refund_no);
     }
 }
 

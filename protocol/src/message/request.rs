@@ -8,8 +8,10 @@ use sha2::{Digest, Sha256};
 use super::{Auth, DecodeError, OrderRef, OrderRequest, Pay, QueryRefund, Refund, Tags, kind};
 use crate::code::{Method, Scene};
 use crate::frame;
-use crate::id::{OutTradeNo, TransactionId};
-use crate::wire::{Reader, amount, currency, mch_id, put_text, refund_no, wire_bool, wire_value};
+use crate::id::{OutTradeNo, ShortText, TransactionId};
+use crate::wire::{
+    Fixed, Reader, amount, currency, mch_id, put_short, put_text, refund_no, wire_bool, wire_value,
+};
 
 impl<'a> Auth<'a> {
     /// The unsigned request.
@@ -27,9 +29,11 @@ impl<'a> Auth<'a> {
     }
 
     fn encode(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.key_id.to_le_bytes());
-        out.extend_from_slice(&self.timestamp_ms.to_le_bytes());
-        out.extend_from_slice(&self.nonce.to_le_bytes());
+        Fixed::<20>::new()
+            .put(self.key_id.to_le_bytes())
+            .put(self.timestamp_ms.to_le_bytes())
+            .put(self.nonce.to_le_bytes())
+            .append_to(out);
         put_text(out, self.signature);
     }
 }
@@ -53,7 +57,7 @@ impl OrderRef {
         match self {
             Self::OutTradeNo(no) => {
                 out.extend_from_slice(&[0; 8]);
-                put_text(out, no.as_bytes());
+                put_short(out, no.short());
             }
             Self::TransactionId(id) => {
                 out.extend_from_slice(&id.as_u64().to_le_bytes());
@@ -157,15 +161,16 @@ impl<'a> Pay<'a> {
 
     /// Appends the body.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.amount.minor().to_le_bytes());
-        out.extend_from_slice(&self.time_expire_ms.to_le_bytes());
-        out.extend_from_slice(&self.wait_ms.to_le_bytes());
-        out.extend_from_slice(&self.currency.bytes());
-        out.push(self.method.wire());
-        out.push(self.scene.wire());
-        out.extend_from_slice(&self.client_ip);
-        put_text(out, self.mch_id.as_bytes());
-        put_text(out, self.out_trade_no.as_bytes());
+        Fixed::<41>::new()
+            .put(self.amount.minor().to_le_bytes())
+            .put(self.time_expire_ms.to_le_bytes())
+            .put(self.wait_ms.to_le_bytes())
+            .put(self.currency.bytes())
+            .put([self.method.wire(), self.scene.wire()])
+            .put(self.client_ip)
+            .append_to(out);
+        put_short(out, self.mch_id.short());
+        put_short(out, self.out_trade_no.short());
         put_text(out, self.payer_token);
         put_text(out, self.device_id);
         put_text(out, self.notify);
@@ -185,26 +190,26 @@ impl<'a> Pay<'a> {
     /// Appends the canonical form that `auth` signs; `second` signs the same.
     pub fn canonical(&self, out: &mut Vec<u8>) {
         let mut form = Form::new(out);
-        form.number("amount", self.amount.minor().unsigned_abs());
+        form.number(b"amount=", self.amount.minor().unsigned_abs());
         if self.client_ip != [0; 16] {
-            form.hex("client_ip", &self.client_ip);
+            form.hex(b"&client_ip=", &self.client_ip);
         }
-        form.text("currency", &self.currency.bytes());
-        form.text("device_id", self.device_id);
-        form.number("key_id", self.auth.key_id.into());
-        form.text("mch_id", self.mch_id.as_bytes());
-        form.text("method", self.method.name().as_bytes());
-        form.number("nonce", self.auth.nonce);
-        form.text("notify", self.notify);
-        form.text("op", b"pay");
-        form.text("out_trade_no", self.out_trade_no.as_bytes());
-        form.text("payer_token", self.payer_token);
-        form.text("scene", self.scene.name().as_bytes());
+        form.word(b"&currency=", self.currency.bytes());
+        form.text(b"&device_id=", self.device_id);
+        form.number(b"&key_id=", self.auth.key_id.into());
+        form.short(b"&mch_id=", self.mch_id.short());
+        form.text(b"&method=", self.method.name().as_bytes());
+        form.number(b"&nonce=", self.auth.nonce);
+        form.text(b"&notify=", self.notify);
+        form.word(b"&op=", *b"pay");
+        form.short(b"&out_trade_no=", self.out_trade_no.short());
+        form.text(b"&payer_token=", self.payer_token);
+        form.text(b"&scene=", self.scene.name().as_bytes());
         for (name, value) in self.tags.pairs() {
             form.tag(name, value);
         }
-        form.number("time_expire", self.time_expire_ms);
-        form.number("timestamp", self.auth.timestamp_ms);
+        form.number(b"&time_expire=", self.time_expire_ms);
+        form.number(b"&timestamp=", self.auth.timestamp_ms);
     }
 
     /// Fingerprint of the immutable content: first 16 bytes of SHA-256 over its
@@ -239,56 +244,55 @@ fn first_half(hash: Sha256) -> [u8; 16] {
 }
 
 /// Writes `name=value` pairs joined by `&`; empty values are left out. Callers
-/// name the fields in dictionary order.
+/// name the fields in dictionary order, each with its separators: the names are
+/// of constant size then, and no form begins with a field that may be left out.
 struct Form<'a> {
     out: &'a mut Vec<u8>,
-    first: bool,
 }
 
 impl<'a> Form<'a> {
+    #[inline]
     fn new(out: &'a mut Vec<u8>) -> Self {
-        Self { out, first: true }
+        Self { out }
     }
 
-    fn name(&mut self, prefix: &str, name: &[u8]) {
-        if !std::mem::take(&mut self.first) {
-            self.out.push(b'&');
-        }
-        self.out.extend_from_slice(prefix.as_bytes());
+    /// A value of constant size.
+    #[inline]
+    fn word<const N: usize, const M: usize>(&mut self, name: &[u8; N], value: [u8; M]) {
         self.out.extend_from_slice(name);
-        self.out.push(b'=');
+        self.out.extend_from_slice(&value);
     }
 
-    fn text(&mut self, name: &str, value: &[u8]) {
+    /// An identifier, which is never empty.
+    #[inline]
+    fn short<const N: usize>(&mut self, name: &[u8; N], value: &ShortText) {
+        self.out.extend_from_slice(name);
+        value.append_to(self.out);
+    }
+
+    #[inline]
+    fn text<const N: usize>(&mut self, name: &[u8; N], value: &[u8]) {
         if !value.is_empty() {
-            self.name("", name.as_bytes());
+            self.out.extend_from_slice(name);
             self.out.extend_from_slice(value);
         }
     }
 
     fn tag(&mut self, name: &[u8], value: &[u8]) {
-        self.name("tag.", name);
+        self.out.extend_from_slice(b"&tag.");
+        self.out.extend_from_slice(name);
+        self.out.push(b'=');
         self.out.extend_from_slice(value);
     }
 
-    fn number(&mut self, name: &str, value: u64) {
-        self.name("", name.as_bytes());
-        let mut digits = [0; 20];
-        let mut at = digits.len();
-        let mut rest = value;
-        loop {
-            at -= 1;
-            digits[at] = b'0' + (rest % 10) as u8;
-            rest /= 10;
-            if rest == 0 {
-                break;
-            }
-        }
-        self.out.extend_from_slice(&digits[at..]);
+    #[inline]
+    fn number<const N: usize>(&mut self, name: &[u8; N], value: u64) {
+        self.out.extend_from_slice(name);
+        put_decimal(self.out, value);
     }
 
-    fn hex(&mut self, name: &str, value: &[u8]) {
-        self.name("", name.as_bytes());
+    fn hex<const N: usize>(&mut self, name: &[u8; N], value: &[u8]) {
+        self.out.extend_from_slice(name);
         for byte in value {
             self.out.push(HEX[usize::from(byte >> 4)]);
             self.out.push(HEX[usize::from(byte & 15)]);
@@ -297,15 +301,44 @@ impl<'a> Form<'a> {
 
     fn order(&mut self, order: &OrderRef) {
         if let OrderRef::OutTradeNo(no) = order {
-            self.text("out_trade_no", no.as_bytes());
+            self.short(b"&out_trade_no=", no.short());
         }
     }
 
     fn transaction(&mut self, order: &OrderRef) {
         if let OrderRef::TransactionId(id) = order {
-            self.number("transaction_id", id.as_u64());
+            self.number(b"&transaction_id=", id.as_u64());
         }
     }
+}
+
+/// Appends the decimal digits of a number. Sixteen are made in two words without
+/// a loop; what no timestamp or amount has, more of them, takes a turn more.
+fn put_decimal(out: &mut Vec<u8>, value: u64) {
+    const EIGHT: u64 = 100_000_000;
+    const SIXTEEN: u64 = EIGHT * EIGHT;
+    if value >= SIXTEEN {
+        put_decimal(out, value / SIXTEEN);
+    }
+    let rest = value % SIXTEEN;
+    let digits =
+        u128::from(eight_digits(rest % EIGHT)) << 64 | u128::from(eight_digits(rest / EIGHT));
+    // The first digit is the lowest byte. The last one stands even if it is zero.
+    let leading = if value >= SIXTEEN { 0 } else { (digits.trailing_zeros() / 8).min(15) };
+    let text = (digits | u128::from_ne_bytes([b'0'; 16])) >> (8 * leading);
+    let end = out.len() + 16 - leading as usize;
+    out.extend_from_slice(&text.to_le_bytes());
+    out.truncate(end);
+}
+
+/// The eight digits of a number below 10^8, the first in the lowest byte: halves
+/// of four digits, of two, of one, all halves of a step in one multiplication.
+fn eight_digits(value: u64) -> u64 {
+    let fours = (value / 10_000) | ((value % 10_000) << 32);
+    let hundreds = ((fours * 10_486) >> 20) & 0x7f_0000_007f;
+    let pairs = hundreds | ((fours - 100 * hundreds) << 16);
+    let tens = ((pairs * 103) >> 10) & 0x000f_000f_000f_000f;
+    tens | ((pairs - 10 * tens) << 8)
 }
 
 const HEX: &[u8; 16] = b"0123456789abcdef";
@@ -331,7 +364,7 @@ impl<'a> OrderRequest<'a> {
         out.extend_from_slice(&self.wait_ms.to_le_bytes());
         out.push(self.refresh.into());
         self.order.encode(out);
-        put_text(out, self.mch_id.as_bytes());
+        put_short(out, self.mch_id.short());
         self.auth.encode(out);
     }
 
@@ -345,20 +378,20 @@ impl<'a> OrderRequest<'a> {
     /// Appends the canonical form; `kind` is QUERY, CLOSE or REVERSE.
     pub fn canonical(&self, kind: u8, out: &mut Vec<u8>) {
         let mut form = Form::new(out);
-        form.number("key_id", self.auth.key_id.into());
-        form.text("mch_id", self.mch_id.as_bytes());
-        form.number("nonce", self.auth.nonce);
+        form.number(b"key_id=", self.auth.key_id.into());
+        form.short(b"&mch_id=", self.mch_id.short());
+        form.number(b"&nonce=", self.auth.nonce);
         let op: &[u8] = match kind {
             kind::CLOSE => b"close",
             kind::REVERSE => b"reverse",
             _ => b"query",
         };
-        form.text("op", op);
+        form.text(b"&op=", op);
         form.order(&self.order);
         if self.refresh {
-            form.text("refresh", b"1");
+            form.word(b"&refresh=", *b"1");
         }
-        form.number("timestamp", self.auth.timestamp_ms);
+        form.number(b"&timestamp=", self.auth.timestamp_ms);
         form.transaction(&self.order);
     }
 }
@@ -384,12 +417,14 @@ impl<'a> Refund<'a> {
 
     /// Appends the body.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.amount.minor().to_le_bytes());
-        out.extend_from_slice(&self.wait_ms.to_le_bytes());
-        out.extend_from_slice(&self.currency.bytes());
+        Fixed::<15>::new()
+            .put(self.amount.minor().to_le_bytes())
+            .put(self.wait_ms.to_le_bytes())
+            .put(self.currency.bytes())
+            .append_to(out);
         self.order.encode(out);
-        put_text(out, self.mch_id.as_bytes());
-        put_text(out, self.out_refund_no.as_bytes());
+        put_short(out, self.mch_id.short());
+        put_short(out, self.out_refund_no.short());
         put_text(out, self.reason);
         self.auth.encode(out);
     }
@@ -404,16 +439,16 @@ impl<'a> Refund<'a> {
     /// Appends the canonical form.
     pub fn canonical(&self, out: &mut Vec<u8>) {
         let mut form = Form::new(out);
-        form.number("amount", self.amount.minor().unsigned_abs());
-        form.text("currency", &self.currency.bytes());
-        form.number("key_id", self.auth.key_id.into());
-        form.text("mch_id", self.mch_id.as_bytes());
-        form.number("nonce", self.auth.nonce);
-        form.text("op", b"refund");
-        form.text("out_refund_no", self.out_refund_no.as_bytes());
+        form.number(b"amount=", self.amount.minor().unsigned_abs());
+        form.word(b"&currency=", self.currency.bytes());
+        form.number(b"&key_id=", self.auth.key_id.into());
+        form.short(b"&mch_id=", self.mch_id.short());
+        form.number(b"&nonce=", self.auth.nonce);
+        form.word(b"&op=", *b"refund");
+        form.short(b"&out_refund_no=", self.out_refund_no.short());
         form.order(&self.order);
-        form.text("reason", self.reason);
-        form.number("timestamp", self.auth.timestamp_ms);
+        form.text(b"&reason=", self.reason);
+        form.number(b"&timestamp=", self.auth.timestamp_ms);
         form.transaction(&self.order);
     }
 }
@@ -436,8 +471,8 @@ impl<'a> QueryRefund<'a> {
     /// Appends the body.
     pub fn encode(&self, out: &mut Vec<u8>) {
         self.order.encode(out);
-        put_text(out, self.mch_id.as_bytes());
-        put_text(out, self.out_refund_no.as_bytes());
+        put_short(out, self.mch_id.short());
+        put_short(out, self.out_refund_no.short());
         self.auth.encode(out);
     }
 
@@ -451,13 +486,13 @@ impl<'a> QueryRefund<'a> {
     /// Appends the canonical form.
     pub fn canonical(&self, out: &mut Vec<u8>) {
         let mut form = Form::new(out);
-        form.number("key_id", self.auth.key_id.into());
-        form.text("mch_id", self.mch_id.as_bytes());
-        form.number("nonce", self.auth.nonce);
-        form.text("op", b"query_refund");
-        form.text("out_refund_no", self.out_refund_no.as_bytes());
+        form.number(b"key_id=", self.auth.key_id.into());
+        form.short(b"&mch_id=", self.mch_id.short());
+        form.number(b"&nonce=", self.auth.nonce);
+        form.word(b"&op=", *b"query_refund");
+        form.short(b"&out_refund_no=", self.out_refund_no.short());
         form.order(&self.order);
-        form.number("timestamp", self.auth.timestamp_ms);
+        form.number(b"&timestamp=", self.auth.timestamp_ms);
         form.transaction(&self.order);
     }
 }

@@ -430,3 +430,24 @@ fn a_field_beyond_its_limit_is_refused_by_every_reader() {
         assert_eq!(ErrorFrame::decode(&frame[16..]).unwrap().detail.len(), 128);
     }
 }
+
+#[test]
+fn numbers_of_every_length_are_written_in_decimal() {
+    let powers = (0..20).map(|exponent| 10_u64.pow(exponent));
+    let numbers = powers.flat_map(|power| [power - 1, power, power + 1, power.wrapping_mul(7)]);
+    let spread = (0..2_000_u64).map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (n % 64));
+    for number in numbers.chain(0..20_000).chain(spread).chain([u64::MAX]) {
+        let query = OrderRequest {
+            mch_id: MchId::parse(b"M1").unwrap(),
+            order: OrderRef::OutTradeNo(OutTradeNo::parse(b"1").unwrap()),
+            refresh: false,
+            wait_ms: 0,
+            auth: Auth { nonce: number, ..Auth::NONE },
+        };
+        let mut out = Vec::new();
+        query.canonical(kind::QUERY, &mut out);
+        let expected =
+            format!("key_id=0&mch_id=M1&nonce={number}&op=query&out_trade_no=1&timestamp=0");
+        assert_eq!(String::from_utf8(out).unwrap(), expected);
+    }
+}

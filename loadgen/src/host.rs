@@ -1,0 +1,152 @@
+//! What the host took away while a run was measured: CPU time stolen by other
+//! guests, and moments at which a thread that should have run did not.
+//!
+//! Latency percentiles of a run on a throttled machine say something about the
+//! machine; this tells such a run from an honest one. Judges nothing. Tested on
+//! texts of the kernel and on made-up lateness.
+
+use serde::Serialize;
+use std::fmt;
+
+/// CPU time of the whole machine since its start, in the kernel's ticks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CpuTimes {
+    cpus: u32,
+    total: u64,
+    steal: u64,
+}
+
+impl CpuTimes {
+    /// The present state; `None` where the kernel does not tell.
+    pub(crate) fn read() -> Option<Self> {
+        Self::of_stat(&std::fs::read_to_string("/proc/stat").ok()?)
+    }
+
+    /// Reads the lines `cpu` (all together) and `cpu0`, `cpu1`, .. of `/proc/stat`.
+    fn of_stat(text: &str) -> Option<Self> {
+        let mut lines = text.lines().take_while(|line| line.starts_with("cpu"));
+        // user, nice, system, idle, iowait, irq, softirq, steal; guests' time,
+        // which follows, is part of user time already.
+        let fields = lines.next()?.strip_prefix("cpu ")?.split_ascii_whitespace().take(8);
+        let ticks = fields.map(str::parse).collect::<Result<Vec<u64>, _>>().ok()?;
+        let (steal, cpus) = (*ticks.get(7)?, lines.count());
+        let total = ticks.iter().fold(0_u64, |sum, ticks| sum.saturating_add(*ticks));
+        (cpus > 0).then_some(Self { cpus: u32::try_from(cpus).ok()?, total, steal })
+    }
+
+    /// Share of the time since `earlier` that was stolen; `None` when no time went by.
+    fn steal_since(&self, earlier: &Self) -> Option<f64> {
+        let total = self.total.checked_sub(earlier.total).filter(|total| *total > 0)?;
+        Some(self.steal.saturating_sub(earlier.steal) as f64 / total as f64)
+    }
+}
+
+/// How late a thread woke up that only sleeps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct Stalls {
+    /// Wake-ups that were looked at.
+    wake_ups: u64,
+    over_1ms: u64,
+    over_5ms: u64,
+    over_10ms: u64,
+    worst_us: u64,
+}
+
+impl Stalls {
+    /// Takes one wake-up, this much after its time.
+    pub(crate) fn note(&mut self, late_ns: u64) {
+        self.wake_ups += 1;
+        self.worst_us = self.worst_us.max(late_ns / 1_000);
+        self.over_1ms += u64::from(late_ns > 1_000_000);
+        self.over_5ms += u64::from(late_ns > 5_000_000);
+        self.over_10ms += u64::from(late_ns > 10_000_000);
+    }
+}
+
+/// What is known of the host over a measured window.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub(crate) struct Host {
+    /// CPUs of the machine.
+    cpus: Option<u32>,
+    /// Share of all CPUs' time that went to other guests of the host, percent.
+    steal_percent: Option<f64>,
+    /// Late wake-ups of the pacing thread; none are known of a closed loop.
+    stalls: Option<Stalls>,
+}
+
+impl Host {
+    /// From the CPU times at both ends of the window.
+    pub(crate) fn new(
+        before: Option<CpuTimes>,
+        after: Option<CpuTimes>,
+        stalls: Option<Stalls>,
+    ) -> Self {
+        let steal = before.zip(after).and_then(|(before, after)| after.steal_since(&before));
+        let cpus = after.map(|after| after.cpus);
+        Self { cpus, steal_percent: steal.map(|share| share * 100.0), stalls }
+    }
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.steal_percent, self.cpus) {
+            (Some(percent), Some(cpus)) => write!(f, "steal {percent:.1} % of {cpus} CPUs; ")?,
+            _ => f.write_str("steal not known; ")?,
+        }
+        let Some(stalls) = &self.stalls else { return f.write_str("stalls not known") };
+        write!(
+            f,
+            "{} stalls over 1 ms, {} over 5 ms, {} over 10 ms, worst {:.1} ms",
+            stalls.over_1ms,
+            stalls.over_5ms,
+            stalls.over_10ms,
+            stalls.worst_us as f64 / 1_000.0
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stat(user: u64, steal: u64) -> String {
+        format!(
+            "cpu  {user} 0 10 20 5 0 3 {steal} 7 0\ncpu0 1 0 1 1 1 0 1 1 0 0\n\
+             cpu1 1 0 1 1 1 0 1 1 0 0\nintr 1 2 3\ncpufoo 9\n"
+        )
+    }
+
+    #[test]
+    fn steal_is_a_share_of_all_time_and_guests_are_not_counted_twice() {
+        let before = CpuTimes::of_stat(&stat(100, 50)).unwrap();
+        assert_eq!(before, CpuTimes { cpus: 2, total: 188, steal: 50 });
+        let after = CpuTimes::of_stat(&stat(190, 60)).unwrap();
+        assert_eq!(after.steal_since(&before), Some(0.1));
+        assert_eq!(after.steal_since(&after), None);
+        let line = Host::new(Some(before), Some(after), None).to_string();
+        assert_eq!(line, "steal 10.0 % of 2 CPUs; stalls not known");
+    }
+
+    #[test]
+    fn other_texts_are_not_known() {
+        for text in ["", "cpu", "cpu 1 2 3", "cpu  1 2 3 4 5 6 7 x 9 9\ncpu0 1\n", "intr 5"] {
+            assert_eq!(CpuTimes::of_stat(text), None, "{text:?}");
+        }
+        let line = Host::new(None, None, Some(Stalls::default())).to_string();
+        assert!(line.starts_with("steal not known; 0 stalls over 1 ms"), "{line}");
+    }
+
+    #[test]
+    fn stalls_are_counted_by_their_length() {
+        let mut stalls = Stalls::default();
+        for late in [0, 1_000_000, 1_000_001, 6_000_000, 11_234_000] {
+            stalls.note(late);
+        }
+        let expected =
+            Stalls { wake_ups: 5, over_1ms: 3, over_5ms: 2, over_10ms: 1, worst_us: 11_234 };
+        assert_eq!(stalls, expected);
+        let line = Host { stalls: Some(stalls), ..Host::default() }.to_string();
+        let told = "3 stalls over 1 ms, 2 over 5 ms, 1 over 10 ms, worst 11.2 ms";
+        assert_eq!(line, format!("steal not known; {told}"));
+    }
+}
