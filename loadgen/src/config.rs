@@ -112,7 +112,9 @@ struct KeyEntry {
     secret: String,
 }
 
-/// A merchant this gateway speaks for. Has no `Debug`: it holds a secret.
+/// A merchant this gateway speaks for. Has no `Debug`: it holds a secret. Two
+/// cache lines, so that a request about it misses no more than two.
+#[repr(align(128))]
 pub(crate) struct Merchant {
     /// Its id.
     pub(crate) id: MchId,

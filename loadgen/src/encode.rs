@@ -8,6 +8,7 @@ use crate::config::Merchant;
 use crate::plan::{Op, Plan};
 use protocol::code::{Method, Scene};
 use protocol::message::{Auth, OrderRef, OrderRequest, Pay, Refund, Tags, kind};
+use protocol::sign::SigningKey;
 
 /// How long the switch may take before it answers PROCESSING: its own bound.
 const WAIT_MS: u32 = 0;
@@ -28,6 +29,14 @@ impl Encoder {
     pub(crate) fn merchant(&self, index: u32) -> &Merchant {
         // The plan draws indices below the number of merchants.
         &self.merchants[index as usize]
+    }
+
+    /// Asks for the memory of a merchant without needing it yet: done for a whole
+    /// batch ahead of its requests, the cache misses overlap.
+    pub(crate) fn warm(&self, index: u32) {
+        let lines =
+            |merchant: &Merchant| (merchant.key_id, matches!(merchant.key, SigningKey::Hmac(_)));
+        std::hint::black_box(self.merchants.get(index as usize).map(lines));
     }
 
     /// Appends the frame of request `n`, which does `op` to payment `k`.
@@ -130,7 +139,7 @@ mod tests {
     use crate::plan::tests::params;
     use protocol::frame::{HEADER_LEN, Header};
     use protocol::id::MchId;
-    use protocol::sign::{MerchantKey, SigningKey};
+    use protocol::sign::MerchantKey;
 
     fn encoder(plan: &Plan) -> Encoder {
         let merchant = |id: &String| Merchant {

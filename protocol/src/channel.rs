@@ -14,7 +14,7 @@ use crate::frame;
 use crate::hash;
 use crate::id::{ChannelNo, MchId, OutTradeNo, ShortText};
 use crate::money::{Amount, Currency};
-use crate::wire::{DecodeError, Fixed, Reader, amount, currency, put_short, short_text};
+use crate::wire::{DecodeError, Reader, amount, currency, fields, put_short, short_text};
 
 /// Message kinds of the native channel.
 pub mod kind {
@@ -174,11 +174,11 @@ impl ChannelRequest {
 
     /// Appends the body.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        Fixed::<19>::new()
+        fields::<19>(out)
             .put(self.amount.minor().to_le_bytes())
             .put(self.time_expire_ms.to_le_bytes())
             .put(self.currency.bytes())
-            .append_to(out);
+            .end();
         put_short(out, self.charge_no.short());
         match &self.refund_no {
             Some(no) => put_short(out, no.short()),
@@ -219,12 +219,12 @@ impl ChannelReply {
 
     /// Appends the body.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        Fixed::<14>::new()
+        fields::<14>(out)
             .put(self.amount.to_le_bytes())
             .put(self.detail.to_le_bytes())
             .put([self.status.wire()])
             .put(self.currency.bytes())
-            .append_to(out);
+            .end();
         put_short(out, self.charge_no.short());
         put_short(out, &self.channel_ref);
     }

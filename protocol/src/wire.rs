@@ -146,30 +146,35 @@ pub(crate) fn put_short(out: &mut Vec<u8>, text: &ShortText) {
     text.append_to(out);
 }
 
-/// The fields of known size at the head of a body, gathered so that the buffer
-/// is asked for room once.
-pub(crate) struct Fixed<const N: usize> {
-    bytes: [u8; N],
-    at: usize,
+/// The fields of known size at the head of a body: room is asked for once, and
+/// each field is written where it belongs.
+pub(crate) struct Fields<'a> {
+    rest: &'a mut [u8],
 }
 
-impl<const N: usize> Fixed<N> {
-    #[inline]
-    pub(crate) fn new() -> Self {
-        Self { bytes: [0; N], at: 0 }
+/// Appends `N` bytes of fields to `out`.
+#[inline(always)]
+pub(crate) fn fields<const N: usize>(out: &mut Vec<u8>) -> Fields<'_> {
+    out.extend_from_slice(&[0; N]);
+    Fields { rest: out.last_chunk_mut::<N>().map_or(&mut [], |fields| fields) }
+}
+
+impl Fields<'_> {
+    // Always inlined: only where the place is known is a field one store.
+    #[inline(always)]
+    pub(crate) fn put<const M: usize>(self, field: [u8; M]) -> Self {
+        match self.rest.split_first_chunk_mut::<M>() {
+            Some((place, rest)) => {
+                *place = field;
+                Self { rest }
+            }
+            None => unreachable!("the callers count their fields"),
+        }
     }
 
-    #[inline]
-    pub(crate) fn put<const M: usize>(mut self, field: [u8; M]) -> Self {
-        self.bytes[self.at..self.at + M].copy_from_slice(&field);
-        self.at += M;
-        self
-    }
-
-    #[inline]
-    pub(crate) fn append_to(self, out: &mut Vec<u8>) {
-        debug_assert_eq!(self.at, N);
-        out.extend_from_slice(&self.bytes);
+    #[inline(always)]
+    pub(crate) fn end(self) {
+        debug_assert!(self.rest.is_empty(), "the callers count their fields");
     }
 }
 

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 const STREAM_BATCH: usize = 48 << 10;
 /// Bytes in a stream's buffer above which it takes no more.
 const STREAM_FULL: usize = 1 << 20;
-/// Answers whose slots are asked for ahead, so that cache misses overlap.
+/// Answers or requests whose memory is asked for ahead, so that cache misses overlap.
 const WARM: usize = 16;
 /// Pause before a request goes to another site, or to the same once more.
 const REDIRECT_NS: u64 = 5_000_000;
@@ -263,11 +263,25 @@ impl State {
     }
 
     fn send_backlog(&mut self, now_ns: u64) {
+        let mut warm = 0;
         while let Some(&(n, planned_ns)) = self.backlog.front() {
+            if warm == 0 {
+                warm = WARM;
+                self.warm_merchants();
+            }
+            warm -= 1;
             if !self.send(n, planned_ns, now_ns) {
                 return;
             }
             self.backlog.pop_front();
+        }
+    }
+
+    /// Asks for the merchants of the requests at the head of the backlog. What
+    /// is about an earlier payment is left out: finding it costs more.
+    fn warm_merchants(&self) {
+        for &(n, _) in self.backlog.iter().take(WARM) {
+            self.encoder.warm(self.plan.merchant(n));
         }
     }
 

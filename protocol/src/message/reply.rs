@@ -8,8 +8,8 @@ use crate::code::{CloseCode, Code, OrderState, Reason, RefundState};
 use crate::frame;
 use crate::id::{OutTradeNo, TransactionId};
 use crate::wire::{
-    Fixed, Reader, currency, mch_id, optional_currency, put_short, put_text, short_text, wire_bool,
-    wire_value,
+    Reader, currency, fields, mch_id, optional_currency, put_short, put_text, short_text,
+    wire_bool, wire_value,
 };
 
 /// 0 stands for no transaction.
@@ -70,7 +70,7 @@ impl OrderReply {
 
     /// Appends the body.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        Fixed::<56>::new()
+        fields::<56>(out)
             .put(self.code.wire().to_le_bytes())
             .put([self.state.wire(), self.replayed.into()])
             .put(self.retry_after_ms.to_le_bytes())
@@ -83,7 +83,7 @@ impl OrderReply {
             .put(self.channel.to_le_bytes())
             .put(currency_bytes(self.currency))
             .put([self.leader_hint])
-            .append_to(out);
+            .end();
         put_short(out, &self.out_trade_no);
         put_short(out, &self.channel_ref);
     }
@@ -122,7 +122,7 @@ impl RefundReply {
 
     /// Appends the body.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        Fixed::<54>::new()
+        fields::<54>(out)
             .put(self.code.wire().to_le_bytes())
             .put([self.state.wire(), self.replayed.into()])
             .put(self.retry_after_ms.to_le_bytes())
@@ -134,7 +134,7 @@ impl RefundReply {
             .put(self.reason.wire().to_le_bytes())
             .put(currency_bytes(self.currency))
             .put([self.leader_hint])
-            .append_to(out);
+            .end();
         put_short(out, &self.channel_ref);
     }
 

@@ -10,7 +10,7 @@ use crate::code::{Method, Scene};
 use crate::frame;
 use crate::id::{OutTradeNo, ShortText, TransactionId};
 use crate::wire::{
-    Fixed, Reader, amount, currency, mch_id, put_short, put_text, refund_no, wire_bool, wire_value,
+    Reader, amount, currency, fields, mch_id, put_short, put_text, refund_no, wire_bool, wire_value,
 };
 
 impl<'a> Auth<'a> {
@@ -29,11 +29,11 @@ impl<'a> Auth<'a> {
     }
 
     fn encode(&self, out: &mut Vec<u8>) {
-        Fixed::<20>::new()
+        fields::<20>(out)
             .put(self.key_id.to_le_bytes())
             .put(self.timestamp_ms.to_le_bytes())
             .put(self.nonce.to_le_bytes())
-            .append_to(out);
+            .end();
         put_text(out, self.signature);
     }
 }
@@ -161,14 +161,14 @@ impl<'a> Pay<'a> {
 
     /// Appends the body.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        Fixed::<41>::new()
+        fields::<41>(out)
             .put(self.amount.minor().to_le_bytes())
             .put(self.time_expire_ms.to_le_bytes())
             .put(self.wait_ms.to_le_bytes())
             .put(self.currency.bytes())
             .put([self.method.wire(), self.scene.wire()])
             .put(self.client_ip)
-            .append_to(out);
+            .end();
         put_short(out, self.mch_id.short());
         put_short(out, self.out_trade_no.short());
         put_text(out, self.payer_token);
@@ -417,11 +417,11 @@ impl<'a> Refund<'a> {
 
     /// Appends the body.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        Fixed::<15>::new()
+        fields::<15>(out)
             .put(self.amount.minor().to_le_bytes())
             .put(self.wait_ms.to_le_bytes())
             .put(self.currency.bytes())
-            .append_to(out);
+            .end();
         self.order.encode(out);
         put_short(out, self.mch_id.short());
         put_short(out, self.out_refund_no.short());
