@@ -15,6 +15,10 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+/// Longer than the age of what `/status` tells.
+const STATUS_AGE: Duration = Duration::from_millis(300);
+/// Largest answer of the admin interface that is read, bytes.
+const ANSWER_MAX: u64 = 1 << 20;
 /// Longest wait for a process to become ready, or to end.
 const READY_MAX: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(10);
@@ -171,6 +175,23 @@ impl Deployment {
         Ok((process, started.elapsed()))
     }
 
+    /// Waits until the switch says that nothing is open, refunds included; tells
+    /// how much still is after `bound`. Only a moment to audit at: the audit
+    /// itself believes nobody.
+    pub(crate) async fn settled(&self, bound: Duration) -> u64 {
+        let started = Instant::now();
+        let mut quiet = 0;
+        loop {
+            let open = open_payments(self.admin).await;
+            quiet = if open == Some(0) { quiet + 1 } else { 0 };
+            // The status is up to a fifth of a second old: twice is sure.
+            if quiet == 2 || started.elapsed() > bound {
+                return open.unwrap_or(1);
+            }
+            tokio::time::sleep(STATUS_AGE).await;
+        }
+    }
+
     /// Checks every checksum and chain of the log.
     pub(crate) fn verify_log(&self) -> Result<(), Failure> {
         let output = Command::new(&self.payswitch)
@@ -204,29 +225,41 @@ fn free_ports() -> Result<u16, Failure> {
         let address = ("127.0.0.1", port);
         UdpSocket::bind(address).is_ok() && TcpListener::bind(address).is_ok()
     };
-    let first = 20_000 + (std::process::id() % 300) as u16 * 100;
-    (0..100_u16)
-        .map(|step| 20_000 + (first - 20_000 + step * 100) % 30_000)
+    // Below the ports that Linux gives to outgoing connections, which come and go
+    // between our look and our use.
+    let first = (std::process::id() % 120) as u16 * 100;
+    (0..120_u16)
+        .map(|step| 20_000 + (first + step * 100) % 12_000)
         .find(|base| [0, 1, 2, 3, 90].iter().all(|offset| free(base + offset)))
-        .ok_or_else(|| Failure::environment("no free ports between 20000 and 50000"))
+        .ok_or_else(|| Failure::environment("no free ports between 20000 and 32000"))
 }
 
 /// Whether `GET /ready` answers 200.
 async fn ready(admin: SocketAddr) -> bool {
-    let asked = tokio::time::timeout(Duration::from_secs(1), get_status(admin, "/ready")).await;
-    matches!(asked, Ok(Ok(200)))
+    let asked = tokio::time::timeout(Duration::from_secs(1), get(admin, "/ready")).await;
+    matches!(asked, Ok(Ok((200, _))))
 }
 
-/// The least of HTTP: the status of one GET over a new connection.
-async fn get_status(address: SocketAddr, path: &str) -> std::io::Result<u16> {
+/// Payments that `GET /status` calls open, over all shards; `None` without an answer.
+async fn open_payments(admin: SocketAddr) -> Option<u64> {
+    let asked = tokio::time::timeout(Duration::from_secs(1), get(admin, "/status")).await;
+    let (_, body) = asked.ok()?.ok()?;
+    let status: serde_json::Value = serde_json::from_str(&body).ok()?;
+    status["shards"].as_array()?.iter().map(|shard| shard["open"].as_u64()).sum()
+}
+
+/// The least of HTTP: status and body of one GET over a new connection.
+async fn get(address: SocketAddr, path: &str) -> std::io::Result<(u16, String)> {
     let mut stream = TcpStream::connect(address).await?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
-    let mut head = Vec::new();
-    stream.take(4096).read_to_end(&mut head).await?;
-    let text = String::from_utf8_lossy(&head);
-    let status = text.split(' ').nth(1).and_then(|code| code.parse().ok());
-    status.ok_or_else(|| Error::from(ErrorKind::InvalidData))
+    let mut bytes = Vec::new();
+    stream.take(ANSWER_MAX).read_to_end(&mut bytes).await?;
+    let text = String::from_utf8_lossy(&bytes);
+    let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
+    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
+    let status = status.ok_or_else(|| Error::from(ErrorKind::InvalidData))?;
+    Ok((status, body.to_owned()))
 }
 
 #[cfg(test)]
@@ -251,6 +284,26 @@ mod tests {
         runtime.block_on(async {
             assert!(!ready(address).await);
             assert!(ready(address).await);
+        });
+        server.join().unwrap();
+    }
+
+    #[test]
+    fn what_is_open_is_summed_over_the_shards() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = std::thread::spawn(move || {
+            for body in [r#"{"shards":[{"open":2},{"open":3}]}"#, r#"{"shards":[{}]}"#] {
+                let (mut stream, _) = listener.accept().unwrap();
+                assert!(stream.read(&mut [0; 1024]).unwrap() > 0);
+                write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+                    .unwrap();
+            }
+        });
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            assert_eq!(open_payments(address).await, Some(5));
+            assert_eq!(open_payments(address).await, None);
         });
         server.join().unwrap();
     }

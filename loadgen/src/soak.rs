@@ -108,7 +108,7 @@ pub(crate) async fn demo(args: &DemoArgs, stop: &Notify) -> Result<(), Failure> 
         kill.back.as_millis()
     );
     println!("3. Drain: every payment without a final answer is asked for until it has one.");
-    let left = stage.session.settle(SETTLE_MAX, stop).await?;
+    let left = stage.settle(stop).await?;
     if left > 0 {
         println!("   {left} payments still have no final answer");
     }
@@ -136,7 +136,7 @@ pub(crate) async fn soak(args: &SoakArgs, stop: &Notify) -> Result<(), Failure> 
         let span = Duration::from_secs(4);
         let at = Duration::from_millis(300 + moments.below(number.into(), 2_500));
         let (outcome, kill) = stage.round(span, at, false, stop).await?;
-        let left = stage.session.settle(SETTLE_MAX, stop).await?;
+        let left = stage.settle(stop).await?;
         slowest = slowest.max(kill.back);
         // The log is read beside the running switch: what is acknowledged is in it.
         let audit = audit::audit(&stage.evidence, true)?;
@@ -280,6 +280,14 @@ impl Stage {
         };
         let (outcome, kill) = tokio::join!(load, fault);
         Ok((outcome?, kill?))
+    }
+
+    /// Asks for payments without a final answer until they have one, and waits for
+    /// refunds in doubt; tells how many are left.
+    async fn settle(&self, stop: &Notify) -> Result<usize, Failure> {
+        let left = self.session.settle(SETTLE_MAX, stop).await?;
+        let open = self.deployment.settled(SETTLE_MAX).await;
+        Ok(left.max(open as usize))
     }
 
     /// Asks for everything once more, stops the switch, checks its log and audits.
