@@ -62,6 +62,7 @@ fn what_is_too_much_is_refused_with_a_code_and_nothing_admitted_is_lost() {
     deployment.edit("# inbox_batches = 1024", &format!("inbox_batches = {INBOX_MAX}"));
     deployment.edit("# in_flight_max = 4096", &format!("in_flight_max = {CONNECTION_MAX}"));
     deployment.edit("# in_flight_max = 65536", "in_flight_max = 16");
+    deployment.edit("queue_delay_max_ms = 10000", "queue_delay_max_ms = 20");
     let _channel = deployment.channel(&["--latency", "50ms"]);
     let switch = deployment.serve();
     let merchants: Vec<_> = (0..CONNECTIONS as usize).map(|at| merchant(&deployment, at)).collect();
@@ -162,7 +163,7 @@ fn a_burst_larger_than_a_block_is_written_in_parts() {
     let deployment = Deployment::init(20);
     deployment.edit("# block_max_bytes = 1048576", "block_max_bytes = 32768");
     // Nothing is shed for its age: this is about bytes.
-    deployment.edit("# queue_delay_max_ms = 20", "queue_delay_max_ms = 60000");
+    deployment.edit("queue_delay_max_ms = 10000", "queue_delay_max_ms = 60000");
     let _channel = deployment.channel(&[]);
     let switch = deployment.serve();
     let m = merchant(&deployment, 0);
