@@ -21,7 +21,7 @@ pub(super) const NO_LINK: u16 = u16::MAX;
 pub(super) struct Slot {
     /// Its number in the plan.
     pub(super) n: u64,
-    /// When it should have left, nanoseconds of the session.
+    /// When it should have left, nanoseconds since the driver began.
     pub(super) planned_ns: u64,
     /// When it left first. Also the moment it was signed at, which is needed to
     /// make the same bytes again.

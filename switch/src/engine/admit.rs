@@ -6,7 +6,7 @@
 
 use super::Engine;
 use super::config::RouteRule;
-use super::input::{Now, OrderInput, Origin, PayInput};
+use super::input::{Now, OrderInput, Origin, PayInput, Waiter};
 use super::limit::until_tomorrow_ms;
 use super::merchant::MerchantStatus;
 use super::order::{Attempt, AttemptState, CancelCause, Class, Live, Order};
@@ -31,13 +31,24 @@ impl From<Code> for Refused {
     }
 }
 
+impl Refused {
+    /// The refusal as an answer.
+    pub(super) fn reply(self, waiter: Waiter) -> Reply {
+        Reply::refusal(waiter, self.0, self.1)
+    }
+}
+
+/// Of something that is not durable yet nothing can be told, and no more askers
+/// may wait for it.
+pub(super) const TOO_MANY_ASK: Refused = Refused(Code::Overloaded, BUSY_RETRY_MS);
+
 /// Wait advised when a channel or queue is full or down, milliseconds.
 const BUSY_RETRY_MS: u32 = 200;
 
 impl Engine {
     pub(super) fn pay(&mut self, pay: &PayInput<'_>, now: Now, out: &mut Outputs) {
-        if let Err(Refused(code, retry)) = self.try_pay(pay, now, out) {
-            out.replies.push(Reply::refusal(pay.origin.waiter, code, retry));
+        if let Err(refused) = self.try_pay(pay, now, out) {
+            out.replies.push(refused.reply(pay.origin.waiter));
         }
     }
 
@@ -92,6 +103,9 @@ impl Engine {
         let owner = Owner::Order(sequence);
         if running && self.attach(owner, pay.origin.waiter, pay.origin.wait_us, true, now) {
             return Ok(());
+        }
+        if !self.is_durable(owner) {
+            return Err(TOO_MANY_ASK);
         }
         let body = self.order_body(sequence, Code::Ok, true);
         out.replies.push(Reply { waiter: pay.origin.waiter, body });
@@ -220,10 +234,17 @@ impl Engine {
                 if query.refresh {
                     self.ask_soon(sequence, now, out);
                 }
-                let body = self.order_body(sequence, Code::Ok, false);
-                out.replies.push(Reply { waiter, body });
+                let owner = Owner::Order(sequence);
+                let reply = if self.is_durable(owner) {
+                    Reply { waiter, body: self.order_body(sequence, Code::Ok, false) }
+                } else if self.hold(owner, waiter, false, now) {
+                    return;
+                } else {
+                    TOO_MANY_ASK.reply(waiter)
+                };
+                out.replies.push(reply);
             }
-            Err(Refused(code, retry)) => out.replies.push(Reply::refusal(waiter, code, retry)),
+            Err(refused) => out.replies.push(refused.reply(waiter)),
         }
     }
 

@@ -18,6 +18,7 @@ use super::record::{
     RefundOutcome, RefundStart, Sequences, Stamped,
 };
 use super::refund::refund_of;
+use super::waiter::Owner;
 use super::weakness::Weakness;
 use protocol::code::{OrderState, Reason, RefundState};
 
@@ -185,6 +186,9 @@ impl Engine {
         let limits = entry.limits(at.us);
         entry.applied.take_pay(at.us, begin.amount.minor(), &limits);
         if at.leads {
+            if std::mem::take(&mut self.orders[sequence].live.overdue) {
+                self.answer_overdue(Owner::Order(sequence), out);
+            }
             self.start_attempt(sequence, now, out);
         }
         Ok(())
@@ -538,6 +542,7 @@ impl Engine {
         }
         self.orders.busy.put(sequence, true);
         if at.leads {
+            self.answer_overdue(Owner::Refund(place), out);
             let timeout = self
                 .orders
                 .attempt(sequence, start.attempt)

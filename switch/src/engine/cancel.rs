@@ -5,7 +5,7 @@
 //! its own, and stays PAID.
 
 use super::Engine;
-use super::admit::Refused;
+use super::admit::{Refused, TOO_MANY_ASK};
 use super::input::{Now, OrderInput};
 use super::order::{AttemptState, CancelCause, RefundKind};
 use super::output::{Outputs, Reply};
@@ -49,6 +49,9 @@ impl Engine {
         let first =
             order.cancel_wish() == CancelCause::None || order.cancel_wish() == CancelCause::GaveUp;
         let free = !order.live.ending;
+        if !self.is_durable(owner) && !self.may_wait(owner) {
+            return Err(TOO_MANY_ASK);
+        }
         if first {
             self.take_refund_rate(merchant, now)?;
         }

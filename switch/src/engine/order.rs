@@ -269,6 +269,8 @@ pub(super) struct Live {
     pub(super) waiter_count: u8,
     /// Cancel that is proposed.
     pub(super) cancelling: CancelCause,
+    /// Somebody is to be answered as soon as BEGIN is durable.
+    pub(super) overdue: bool,
     /// An outcome is proposed.
     pub(super) ending: bool,
     /// A next attempt is proposed.
@@ -286,6 +288,7 @@ impl Live {
         case: NIL,
         waiter_count: 0,
         cancelling: CancelCause::None,
+        overdue: false,
         ending: false,
         starting: false,
         in_flight: false,

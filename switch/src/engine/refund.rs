@@ -3,7 +3,7 @@
 //! what became of it.
 
 use super::Engine;
-use super::admit::Refused;
+use super::admit::{Refused, TOO_MANY_ASK};
 use super::evidence::{Statement, decline_reason, raise};
 use super::input::{Evidence, Now, Operation, OperationId, QueryRefundInput, RefundInput};
 use super::order::{CancelCause, Class, REVERSAL_ORDINAL, Refund, RefundKind};
@@ -76,6 +76,9 @@ impl Engine {
         let origin = &input.origin;
         let owner = Owner::Refund(place);
         if !running || !self.attach(owner, origin.waiter, origin.wait_us, true, now) {
+            if !self.is_durable(owner) {
+                return Err(TOO_MANY_ASK);
+            }
             let body = self.refund_body(place, Code::Ok, true);
             out.replies.push(Reply { waiter: origin.waiter, body });
         }
@@ -182,10 +185,17 @@ impl Engine {
             });
         match found {
             Ok(place) => {
-                let body = self.refund_body(place, Code::Ok, false);
-                out.replies.push(Reply { waiter, body });
+                let owner = Owner::Refund(place);
+                let reply = if self.is_durable(owner) {
+                    Reply { waiter, body: self.refund_body(place, Code::Ok, false) }
+                } else if self.hold(owner, waiter, false, now) {
+                    return;
+                } else {
+                    TOO_MANY_ASK.reply(waiter)
+                };
+                out.replies.push(reply);
             }
-            Err(Refused(code, retry)) => out.replies.push(Reply::refusal(waiter, code, retry)),
+            Err(refused) => out.replies.push(refused.reply(waiter)),
         }
     }
 
@@ -330,14 +340,8 @@ impl Engine {
 
     /// Answers everyone who waits for a refund.
     pub(super) fn answer_refund(&mut self, place: u32, out: &mut Outputs) {
-        let Some(sequence) = self.orders.refunds.get(place).map(|r| r.sequence) else { return };
         while let Some(wait) = self.take_waiter(Owner::Refund(place)) {
-            // Who asked for a reverse hears of the payment, not of its refund.
-            let body = if wait.waiter.kind == protocol::message::kind::REVERSE {
-                self.order_body(sequence, Code::Ok, wait.replayed)
-            } else {
-                self.refund_body(place, Code::Ok, wait.replayed)
-            };
+            let body = self.as_it_stands(&wait);
             out.replies.push(Reply { waiter: wait.waiter, body });
         }
     }

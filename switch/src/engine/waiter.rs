@@ -6,10 +6,11 @@
 use super::Engine;
 use super::input::{Now, Waiter};
 use super::order::{Orders, Refund};
-use super::output::{Outputs, Reply};
+use super::output::{Outputs, Reply, ReplyBody};
 use super::slab::{NIL, Slab};
 use super::timer::{Fifo, Heap};
 use protocol::code::Code;
+use protocol::message::kind;
 
 /// Whose outcome is waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +25,8 @@ pub(super) enum Owner {
 pub(super) struct Wait {
     pub(super) waiter: Waiter,
     pub(super) replayed: bool,
+    /// Is answered as soon as what it waits for is durable.
+    overdue: bool,
     owner: Owner,
     next: u32,
 }
@@ -106,6 +109,12 @@ fn head_of(orders: &mut Orders, owner: Owner) -> Option<(&mut u32, &mut u8)> {
 }
 
 impl Engine {
+    /// Whether one more asker may wait for an owner.
+    pub(super) fn may_wait(&mut self, owner: Owner) -> bool {
+        let most = self.config.waiters_per_order_max;
+        head_of(&mut self.orders, owner).is_some_and(|(_, count)| *count < most)
+    }
+
     /// Lets an asker wait; `false` when the owner has its maximum of waiters.
     pub(super) fn attach(
         &mut self,
@@ -120,7 +129,13 @@ impl Engine {
             return false;
         }
         *count += 1;
-        let index = self.waiters.waits.insert(Wait { waiter, replayed, owner, next: *head });
+        let index = self.waiters.waits.insert(Wait {
+            waiter,
+            replayed,
+            overdue: false,
+            owner,
+            next: *head,
+        });
         *head = index;
         let entry = (index, self.waiters.waits.generation(index));
         let bound = self.config.sync_wait_us;
@@ -137,6 +152,62 @@ impl Engine {
     pub(super) fn warm_waiter(&self, sequence: u64) {
         if let Some(order) = self.orders.get(sequence) {
             self.waiters.waits.warm(order.live.waiters);
+        }
+    }
+
+    /// Lets an asker wait until its owner is durable and no longer: what a crash
+    /// could still forget is never told, and its transaction id would be given to
+    /// another payment. `false` when the owner has its maximum of waiters.
+    pub(super) fn hold(&mut self, owner: Owner, waiter: Waiter, replayed: bool, now: Now) -> bool {
+        if !self.attach(owner, waiter, 0, replayed, now) {
+            return false;
+        }
+        if let Some((head, _)) = head_of(&mut self.orders, owner) {
+            let newest = *head;
+            self.set_overdue(newest, owner);
+        }
+        true
+    }
+
+    fn set_overdue(&mut self, index: u32, owner: Owner) {
+        if let Some(wait) = self.waiters.waits.get_mut(index) {
+            wait.overdue = true;
+        }
+        if let Owner::Order(sequence) = owner
+            && let Some(order) = self.orders.get_mut(sequence)
+        {
+            order.live.overdue = true;
+        }
+    }
+
+    /// Whether the record that made an owner is committed.
+    pub(super) fn is_durable(&self, owner: Owner) -> bool {
+        match owner {
+            Owner::Order(sequence) => self.orders.committed(sequence).is_some(),
+            Owner::Refund(place) => self.orders.refunds.get(place).is_none_or(|r| !r.proposed),
+        }
+    }
+
+    /// An owner became durable: answers those who only waited for that.
+    pub(super) fn answer_overdue(&mut self, owner: Owner, out: &mut Outputs) {
+        let mut list = self.take_waiters(owner);
+        while let Some(wait) = self.next_of_list(&mut list, |wait| !wait.overdue) {
+            let body = self.as_it_stands(&wait);
+            out.replies.push(Reply { waiter: wait.waiter, body });
+        }
+    }
+
+    /// What a waiter is told of its owner now.
+    pub(super) fn as_it_stands(&self, wait: &Wait) -> ReplyBody {
+        match wait.owner {
+            Owner::Order(sequence) => self.order_body(sequence, Code::Ok, wait.replayed),
+            Owner::Refund(place) => match self.orders.refunds.get(place) {
+                // Who asked for a reverse hears of the payment, not of its refund.
+                Some(refund) if wait.waiter.kind == kind::REVERSE => {
+                    self.order_body(refund.sequence, Code::Ok, wait.replayed)
+                }
+                _ => self.refund_body(place, Code::Ok, wait.replayed),
+            },
         }
     }
 
@@ -192,7 +263,8 @@ impl Engine {
         false
     }
 
-    /// Answers PROCESSING to those who waited long enough.
+    /// Answers PROCESSING to those who waited long enough, or lets them wait for
+    /// the commit that the answer rests on.
     pub(super) fn waits_over(&mut self, now: Now, out: &mut Outputs) {
         loop {
             let waiters = &mut self.waiters;
@@ -204,11 +276,12 @@ impl Engine {
                 return;
             };
             let Some(wait) = waiters.waits.live(index, generation).copied() else { continue };
-            waiters.unlink(index, &mut self.orders);
-            let body = match wait.owner {
-                Owner::Order(sequence) => self.order_body(sequence, Code::Ok, wait.replayed),
-                Owner::Refund(place) => self.refund_body(place, Code::Ok, wait.replayed),
-            };
+            if !self.is_durable(wait.owner) {
+                self.set_overdue(index, wait.owner);
+                continue;
+            }
+            self.waiters.unlink(index, &mut self.orders);
+            let body = self.as_it_stands(&wait);
             out.replies.push(Reply { waiter: wait.waiter, body });
         }
     }

@@ -255,9 +255,14 @@ impl World {
     }
 
     pub(super) fn query(&mut self, number: &str) -> OrderReply {
+        let asked = self.ask_order(number);
+        self.order_reply(asked).expect("queries of durable payments are answered at once")
+    }
+
+    pub(super) fn ask_order(&mut self, number: &str) -> u64 {
         let input = self.order_input(number, kind::QUERY);
         self.give(Input::Query(input));
-        self.order_reply(input.origin.waiter.correlation).expect("queries are answered at once")
+        input.origin.waiter.correlation
     }
 
     pub(super) fn close(&mut self, number: &str) -> u64 {
@@ -286,6 +291,11 @@ impl World {
     }
 
     pub(super) fn query_refund(&mut self, number: &str, refund: &str) -> RefundReply {
+        let asked = self.ask_refund(number, refund);
+        self.refund_reply(asked).expect("queries of durable refunds are answered at once")
+    }
+
+    pub(super) fn ask_refund(&mut self, number: &str, refund: &str) -> u64 {
         let origin = self.origin(kind::QUERY_REFUND);
         self.give(Input::QueryRefund(QueryRefundInput {
             origin,
@@ -293,7 +303,7 @@ impl World {
             digest: order_digest(&mch(), &no(number)),
             out_refund_no: OutRefundNo::parse(refund.as_bytes()).expect("valid"),
         }));
-        self.refund_reply(origin.waiter.correlation).expect("queries are answered at once")
+        origin.waiter.correlation
     }
 
     /// The answer to a request, if there is one; taken out.

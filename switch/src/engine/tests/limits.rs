@@ -151,5 +151,8 @@ fn capacity_and_channels_bound_admission() {
     assert_eq!(code(&mut world, "c", 1).0, Code::Ok);
     assert_eq!(code(&mut world, "d", 1).0, Code::CapacityReached);
     world.give(Input::ChannelUp { channel: 1, up: false });
-    assert_eq!(world.query("c").state, OrderState::Processing);
+    let asked = world.ask_order("c");
+    assert!(world.order_reply(asked).is_none(), "not durable yet");
+    world.commit();
+    assert_eq!(world.order_reply(asked).expect("durable").state, OrderState::Processing);
 }

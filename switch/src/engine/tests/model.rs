@@ -435,10 +435,12 @@ impl Model {
     /// Invariants 3, 4 and 6 at the moment of an answer.
     fn heard(&mut self, waiter: Waiter, body: &protocol::message::OrderReply) {
         let Some(key) = self.asked.get(&waiter.correlation) else { return };
+        let durable = self.shadow.order_view(&mch(), &no(key)).map(|view| view.state);
+        let named = body.transaction_id.is_some();
+        assert!(!named || durable.is_some(), "6: {key} told before it was durable");
         if !matches!(body.code, Code::Ok | Code::OrderPaid) || !body.state.is_final() {
             return;
         }
-        let durable = self.shadow.order_view(&mch(), &no(key)).map(|view| view.state);
         assert_eq!(durable, Some(body.state), "6: {key} answered before it was durable");
         let before = self.answered.insert(key.clone(), body.state);
         assert!(before.is_none_or(|b| b == body.state), "4: {key} {before:?} {:?}", body.state);

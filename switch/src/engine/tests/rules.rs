@@ -92,6 +92,65 @@ fn c6_the_same_number_with_other_content_conflicts() {
 }
 
 #[test]
+fn c6_nothing_is_told_of_a_payment_that_a_crash_could_forget() {
+    let mut world = World::new();
+    world.wait_us = 1000;
+    let hasty = world.pay("a", 100);
+    let asking = world.ask_order("a");
+    world.jump(world.now.mono_us + 2000);
+    world.give(Input::Tick);
+    for asked in [hasty, asking] {
+        assert!(world.order_reply(asked).is_none(), "BEGIN is not durable yet");
+    }
+    // Its transaction id would be given to the next payment after a crash.
+    let more = [world.pay("a", 100), world.pay("a", 100)];
+    let above = world.pay("a", 100);
+    let refused = world.order_reply(above).expect("bounded");
+    assert_eq!((refused.code, refused.transaction_id), (Code::Overloaded, None));
+    assert!(refused.retry_after_ms > 0);
+    world.commit();
+    for asked in [hasty, asking] {
+        let reply = world.order_reply(asked).expect("durable now");
+        assert_eq!((reply.code, reply.state), (Code::Ok, OrderState::Processing));
+        assert!(reply.transaction_id.is_some());
+    }
+    for asked in more {
+        assert!(world.order_reply(asked).is_none(), "has time left");
+    }
+}
+
+#[test]
+fn c9_nothing_is_told_of_a_refund_that_a_crash_could_forget() {
+    let mut world = World::new();
+    world.paid("a", 100);
+    world.wait_us = 1000;
+    let hasty = world.refund("a", "r1", 10);
+    let asking = world.ask_refund("a", "r1");
+    world.jump(world.now.mono_us + 2000);
+    world.give(Input::Tick);
+    for asked in [hasty, asking] {
+        assert!(world.refund_reply(asked).is_none(), "the refund is not durable yet");
+    }
+    world.commit();
+    for asked in [hasty, asking] {
+        let reply = world.refund_reply(asked).expect("durable now");
+        assert_eq!((reply.code, reply.state), (Code::Ok, RefundState::Processing));
+    }
+}
+
+#[test]
+fn c10_a_reverse_that_takes_long_hears_of_its_payment() {
+    let mut world = World::new();
+    world.paid("a", 100);
+    world.wait_us = SECOND;
+    let asked = world.reverse("a");
+    world.settle();
+    world.pass(2 * SECOND);
+    let reply = world.order_reply(asked).expect("waited long enough");
+    assert_eq!((reply.code, reply.state, reply.refunding), (Code::Ok, OrderState::Paid, 100));
+}
+
+#[test]
 fn c6_the_early_answer_is_processing_and_comes_in_time() {
     let mut world = World::new();
     world.wait_us = 2 * SECOND;
