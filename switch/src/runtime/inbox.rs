@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering, fence};
 
+use bytes::Bytes;
 use crossbeam::queue::ArrayQueue;
 use storage::Notify;
 
@@ -107,6 +108,18 @@ impl OutBatch {
     }
 }
 
+/// A packet of replica messages from another site.
+pub struct Packet {
+    /// Which site, as its certificate says.
+    pub from: u8,
+    /// The messages, encoded.
+    pub bytes: Bytes,
+}
+
+/// Packets of other sites that may wait for the worker; more are dropped, which
+/// consensus survives.
+const PACKETS_MAX: usize = 4096;
+
 const AWAKE: u8 = 0;
 const PARKED: u8 = 1;
 
@@ -114,6 +127,7 @@ const PARKED: u8 = 1;
 pub struct Exchange {
     inbox: ArrayQueue<Box<Batch>>,
     inbox_pool: ArrayQueue<Box<Batch>>,
+    packets: ArrayQueue<Packet>,
     outbox: ArrayQueue<Box<OutBatch>>,
     outbox_pool: ArrayQueue<Box<OutBatch>>,
     state: AtomicU8,
@@ -130,6 +144,7 @@ impl Exchange {
         Self {
             inbox: ArrayQueue::new(batches),
             inbox_pool: ArrayQueue::new(batches),
+            packets: ArrayQueue::new(PACKETS_MAX),
             outbox: ArrayQueue::new(batches),
             outbox_pool: ArrayQueue::new(batches),
             state: AtomicU8::new(AWAKE),
@@ -150,14 +165,35 @@ impl Exchange {
     /// The batch, when the worker does not keep up.
     pub fn push(&self, batch: Box<Batch>) -> Result<(), Box<Batch>> {
         self.inbox.push(batch)?;
-        // Pairs with the fence in `park`: either the worker sees the batch, or
-        // we see that it sleeps.
+        self.nudge();
+        Ok(())
+    }
+
+    /// Peer thread: hands a packet of another site to the worker; gives it back
+    /// when the worker does not keep up.
+    ///
+    /// # Errors
+    /// The packet.
+    pub fn push_packet(&self, packet: Packet) -> Result<(), Packet> {
+        self.packets.push(packet)?;
+        self.nudge();
+        Ok(())
+    }
+
+    /// Worker: the next packet of another site.
+    pub fn pop_packet(&self) -> Option<Packet> {
+        self.packets.pop()
+    }
+
+    /// Wakes the worker if it sleeps and listens.
+    fn nudge(&self) {
+        // Pairs with the fence in `park`: either the worker sees what was
+        // pushed, or we see that it sleeps.
         fence(Ordering::SeqCst);
         if self.state.load(Ordering::Relaxed) == PARKED {
             self.state.store(AWAKE, Ordering::Relaxed);
             self.notify.wake();
         }
-        Ok(())
     }
 
     /// Batches that wait for the worker.
@@ -184,7 +220,7 @@ impl Exchange {
         if listen {
             self.state.store(PARKED, Ordering::Relaxed);
             fence(Ordering::SeqCst);
-            if !self.inbox.is_empty() {
+            if !self.inbox.is_empty() || !self.packets.is_empty() {
                 self.state.store(AWAKE, Ordering::Relaxed);
                 return;
             }

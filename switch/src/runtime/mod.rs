@@ -13,6 +13,7 @@ mod explain;
 mod gateway;
 mod inbox;
 mod link;
+mod mesh;
 mod net;
 mod reload;
 mod request;
