@@ -201,6 +201,12 @@ pub struct ShardMetrics {
     pub commit_index: Gauge,
     /// Highest applied index.
     pub applied_index: Gauge,
+    /// Times this site stood for election, since its start.
+    pub campaigns: Gauge,
+    /// Times this site came to lead, since its start.
+    pub elections: Gauge,
+    /// Hand-overs that this site started, since its start.
+    pub transfers: Gauge,
     /// Payments held.
     pub orders: Gauge,
     /// Payments without a final state.
@@ -281,6 +287,8 @@ pub struct Metrics {
     /// Distance of the host's wall clock from the node's, which follows it only
     /// at start, seconds.
     pub clock_offset_s: Gauge,
+    /// Packets of other sites that were not to be understood.
+    pub packets_refused: Counter,
     /// Handshakes under way.
     pub handshakes: Gauge,
     /// Batches in the worker's inbox.
@@ -335,6 +343,7 @@ impl Metrics {
             disk_full: Gauge::default(),
             connections: Gauge::default(),
             connections_refused: Counter::default(),
+            packets_refused: Counter::default(),
             tls_reloads: Counter::default(),
             tls_reloads_refused: Counter::default(),
             clock_offset_s: Gauge::default(),

@@ -141,6 +141,8 @@ impl Metrics {
     fn queues(&self, page: &mut Page<'_>) {
         page.gauge("connections", "Gateway connections.", &self.connections);
         page.gauge("handshakes", "Handshakes under way.", &self.handshakes);
+        let help = "Packets of other sites that were not to be understood.";
+        page.counter("peer_packets_refused_total", help, &self.packets_refused);
         let help = "Gateway connections refused.";
         page.counter("connections_refused_total", help, &self.connections_refused);
         let results = [("done", &self.tls_reloads), ("refused", &self.tls_reloads_refused)];
@@ -183,11 +185,14 @@ impl Metrics {
 
     fn shard_gauges(&self, page: &mut Page<'_>) {
         type Field = fn(&ShardMetrics) -> &Gauge;
-        let fields: [(&str, &str, Field); 10] = [
+        let fields: [(&str, &str, Field); 13] = [
             ("shard_leader", "1 when this site leads the shard.", |s| &s.leader),
             ("shard_term", "Raft term.", |s| &s.term),
             ("shard_commit_index", "Highest committed index.", |s| &s.commit_index),
             ("shard_applied_index", "Highest applied index.", |s| &s.applied_index),
+            ("shard_campaigns", "Times this site stood for election.", |s| &s.campaigns),
+            ("shard_elections", "Times this site came to lead.", |s| &s.elections),
+            ("shard_transfers", "Hand-overs that this site started.", |s| &s.transfers),
             ("orders", "Payments held.", |s| &s.orders),
             ("orders_open", "Payments without a final state.", |s| &s.open),
             ("orders_in_doubt", "Payments in doubt.", |s| &s.in_doubt),

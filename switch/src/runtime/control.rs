@@ -141,6 +141,9 @@ impl NodeControl {
             gauges.term.set(shard.term);
             gauges.commit_index.set(shard.committed);
             gauges.applied_index.set(shard.applied);
+            gauges.campaigns.set(shard.counters.campaigns);
+            gauges.elections.set(shard.counters.elections);
+            gauges.transfers.set(shard.counters.transfers);
             gauges.orders.set(shard.engine.orders);
             gauges.open.set(shard.engine.open);
             gauges.in_doubt.set(shard.engine.in_doubt);
@@ -209,8 +212,13 @@ impl Control for NodeControl {
         let report = self.report();
         let shards = report.shards.iter().map(|shard| ShardStatus {
             shard: shard.shard,
-            role: if shard.leads { "leader" } else { "follower" }.into(),
-            leader: if shard.leads { self.site } else { 0 },
+            role: match (shard.leads, shard.candidate) {
+                (true, _) => "leader",
+                (false, true) => "candidate",
+                (false, false) => "follower",
+            }
+            .into(),
+            leader: shard.leader,
             term: shard.term,
             commit: shard.committed,
             applied: shard.applied,

@@ -49,6 +49,19 @@ pub enum Item {
     Inspect(std::cell::Cell<Option<Look>>),
 }
 
+impl Item {
+    /// Who waits for an answer.
+    pub fn waiter(&self) -> Option<Waiter> {
+        Some(match self {
+            Item::Pay(pay, _) => pay.origin.waiter,
+            Item::Query(order) | Item::Close(order) | Item::Reverse(order) => order.origin.waiter,
+            Item::Refund(refund) => refund.origin.waiter,
+            Item::QueryRefund(query) => query.origin.waiter,
+            _ => return None,
+        })
+    }
+}
+
 /// What the admin interface does with an engine.
 pub type Look = Box<dyn FnOnce(&Engine) + std::marker::Send>;
 

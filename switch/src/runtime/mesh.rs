@@ -20,9 +20,9 @@ const BULK_BYTES_MAX: usize = 16 << 20;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Urgency {
     /// Votes, heartbeats, acknowledgements.
-    Urgent,
+    Urgent = 0,
     /// Blocks.
-    Bulk,
+    Bulk = 1,
 }
 
 /// The way towards one other site.

@@ -39,6 +39,7 @@ use directory::Directory;
 use gateway::Front;
 use inbox::Exchange;
 use link::Link;
+use mesh::Mesh;
 use net::{Net, NetSettings};
 use reload::Reload;
 use worker::{Recovering, Report, Shared, Worker, WorkerError, WorkerSettings};
@@ -99,7 +100,9 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     let metrics = Arc::new(Metrics::new(&config));
     let shared = Arc::new(Shared {
         exchange: Arc::clone(&exchange),
+        mesh: Arc::new(Mesh::new(config.site as u8, config.sites.len() as u8, config.shards)),
         metrics: Arc::clone(&metrics),
+        leave: AtomicBool::new(false),
         stop: AtomicBool::new(false),
         storage_full: AtomicBool::new(false),
         report: Mutex::new(Report::default()),
@@ -212,6 +215,9 @@ fn spawn_worker(
         commit_interval_us: config.log.commit_interval_us,
         blocks_bytes_max: config.worker.block_max_bytes as usize,
         engines: (0..config.shards).map(|shard| config.engine(shard)).collect(),
+        voters: config.sites.iter().map(|site| u64::from(site.id)).collect(),
+        cluster: config.cluster,
+        timing: crate::replica::Timing::default(),
     };
     thread::Builder::new()
         .name("worker-0".into())

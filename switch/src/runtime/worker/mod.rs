@@ -1,28 +1,49 @@
 //! The worker: one OS thread that owns shards, their engines and replicas, and
 //! one log. No lock is taken on the way of a payment.
 //!
-//! One turn: take what the log made durable and apply it, drain the inbox
-//! through the engines, run due timers, hand the open blocks to the log when
-//! its last write is done, let everything leave that may leave. Network and
-//! clocks stay outside; tested by the system tests on real processes.
+//! One turn: take what the log made durable and what other sites sent, apply
+//! what became committed, drain the inbox through the engines, run due timers,
+//! propose the open blocks when the log's last write is done, hand frames to
+//! the log and messages to the peer links, let everything leave that may leave.
+//! Network and clocks stay outside; tested by the system tests on real
+//! processes.
+//!
+//! | file | what |
+//! |---|---|
+//! | `shard` | one shard: engine, replica, queries that wait for a read barrier |
+//! | `writer` | frames for the log, in order and paced |
+//! | `post` | messages for other sites, gathered into packets |
+//! | `recover` | the shards while the log is read back |
+
+mod post;
+mod recover;
+mod shard;
+mod writer;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use protocol::code::Code;
-use storage::{Frame, FrameKind, Log, LogError, LogStats, Lsn, Space};
+use storage::{Log, LogError, LogStats, Lsn, Space};
 
 use super::clock;
 use super::inbox::{Batch, Exchange, Item, OutBatch};
+use super::mesh::Mesh;
 use crate::engine::input::{PayInput, Waiter};
-use crate::engine::output::{Outputs, Reply};
+use crate::engine::output::Reply;
 use crate::engine::record;
-use crate::engine::{Engine, EngineConfig, Input, Now};
+use crate::engine::{EngineConfig, Input, Now};
 use crate::metrics::Metrics;
-use crate::replica::{Entry, HardState, ReplayError, SingleReplica};
+use crate::replica::{self, ReplayError, ReplicaConfig, Timing, message};
+use post::Post;
+pub use recover::Recovering;
+use shard::Shard;
+use writer::Writer;
 
 /// Batches taken from the inbox between two looks at the log.
 const BATCHES_PER_TURN: usize = 64;
+/// Packets of other sites taken per turn.
+const PACKETS_PER_TURN: usize = 256;
 /// Room below which no part of a block is worth a write: any record fits.
 const PART_BYTES_MIN: usize = 16 << 10;
 /// Wait advised when the disk is full: the free space is looked at four times a
@@ -33,10 +54,8 @@ const STORAGE_RETRY_MS: u32 = 1_000;
 /// what was fetched is still in the cache when it is needed.
 const WARM_ITEMS: usize = 16;
 
-/// A batch of this size is written without waiting for more, bytes.
-const WRITE_AT_ONCE_BYTES: usize = 64 * 1024;
-/// Writes that may follow each other without pause after a quiet time.
-const WRITE_BURST: u64 = 4;
+/// Applied entries kept in memory per shard for sites that are a little behind.
+const TAIL_BYTES_MAX: usize = 8 << 20;
 
 /// Settings of a worker.
 #[derive(Clone, Debug)]
@@ -51,6 +70,32 @@ pub struct WorkerSettings {
     pub blocks_bytes_max: usize,
     /// One engine per shard.
     pub engines: Vec<EngineConfig>,
+    /// Sites that hold replicas.
+    pub voters: Vec<u64>,
+    /// Identity of the cluster.
+    pub cluster: u64,
+    /// Pace of the replicas.
+    pub timing: Timing,
+}
+
+impl WorkerSettings {
+    /// Settings of a shard's replica.
+    fn replica(&self, shard: u16) -> ReplicaConfig {
+        ReplicaConfig {
+            shard,
+            site: self.site,
+            voters: self.voters.clone(),
+            preference: replica::preference(shard, self.voters.len() as u64),
+            seed: self.cluster,
+            tail_bytes_max: if self.alone() { 0 } else { TAIL_BYTES_MAX },
+            timing: self.timing,
+        }
+    }
+
+    /// Whether no other site holds a replica.
+    fn alone(&self) -> bool {
+        self.voters == [self.site]
+    }
 }
 
 /// Why a worker ended.
@@ -67,21 +112,16 @@ pub enum WorkerError {
     Apply(String),
 }
 
-struct Shard {
-    engine: Engine,
-    replica: SingleReplica,
-    out: Outputs,
-    /// Emptied block buffers.
-    spare: Vec<Vec<u8>>,
-    due_us: Option<u64>,
-}
-
 /// State shared with the rest of the node.
 pub struct Shared {
     /// Queues.
     pub exchange: Arc<Exchange>,
+    /// What the threads share about the other sites.
+    pub mesh: Arc<Mesh>,
     /// Metrics.
     pub metrics: Arc<Metrics>,
+    /// Set to make the worker hand its shards to other sites.
+    pub leave: AtomicBool,
     /// Set to make the worker seal its log and end.
     pub stop: AtomicBool,
     /// The log's disk has only its reserve left.
@@ -106,12 +146,18 @@ pub struct ShardReport {
     pub shard: u16,
     /// Whether this site leads it.
     pub leads: bool,
+    /// Whether this site stands for election.
+    pub candidate: bool,
+    /// The site that leads; 0: none known.
+    pub leader: u16,
     /// Term.
     pub term: u64,
     /// Highest committed index.
     pub committed: u64,
     /// Highest applied index.
     pub applied: u64,
+    /// Elections and hand-overs.
+    pub counters: replica::Counters,
     /// Engine figures.
     pub engine: crate::engine::Stats,
 }
@@ -120,55 +166,17 @@ pub struct ShardReport {
 pub struct Worker {
     shards: Vec<Shard>,
     log: Log,
+    writer: Writer,
+    post: Post,
     shared: Arc<Shared>,
     settings: WorkerSettings,
+    alone: bool,
     out: Box<OutBatch>,
-    last_submit_us: u64,
-    /// When the next small batch may be written.
-    write_due_us: u64,
-    busy: bool,
+    next_tick_us: u64,
     report_due_us: u64,
     pending_bytes: usize,
-}
-
-/// Recovers the state of the shards while the log is read.
-pub struct Recovering {
-    shards: Vec<Shard>,
-}
-
-impl Recovering {
-    /// Empty engines and replicas.
-    pub fn new(settings: &WorkerSettings) -> Self {
-        let shard = |config: &EngineConfig| Shard {
-            replica: SingleReplica::new(config.shard, settings.site),
-            engine: Engine::new(config.clone()),
-            out: Outputs::default(),
-            spare: Vec::new(),
-            due_us: None,
-        };
-        Self { shards: settings.engines.iter().map(shard).collect() }
-    }
-
-    /// Takes one recovered frame.
-    ///
-    /// # Errors
-    /// [`WorkerError`] when the frame does not follow or cannot be applied.
-    pub fn frame(&mut self, frame: &Frame<'_>) -> Result<(), WorkerError> {
-        let Some(shard) = self.shards.get_mut(usize::from(frame.shard)) else {
-            return Err(WorkerError::Apply(format!("shard {} is not served here", frame.shard)));
-        };
-        match frame.kind {
-            FrameKind::Block => {
-                shard.replica.replay_block(frame.index, frame.term, frame.chain)?;
-                shard
-                    .engine
-                    .apply(frame.index, frame.term, frame.payload, Now::default(), &mut shard.out)
-                    .map_err(|error| WorkerError::Apply(error.to_string()))
-            }
-            FrameKind::HardState => Ok(shard.replica.replay_hard_state(frame.payload)?),
-            other => Err(WorkerError::Apply(format!("a frame of kind {other:?}"))),
-        }
-    }
+    /// Sites that shall not lead, as last told to the replicas.
+    away: u64,
 }
 
 impl Worker {
@@ -180,16 +188,18 @@ impl Worker {
         settings: WorkerSettings,
     ) -> Self {
         Self {
-            shards: recovering.shards,
+            shards: recovering.finish(),
             log,
+            writer: Writer::new(settings.commit_interval_us),
+            post: Post::new(Arc::clone(&shared.mesh)),
             out: shared.exchange.out_batch(),
             shared,
+            alone: settings.alone(),
             settings,
-            last_submit_us: 0,
-            write_due_us: 0,
-            busy: false,
+            next_tick_us: 0,
             report_due_us: 0,
             pending_bytes: 0,
+            away: 0,
         }
     }
 
@@ -198,62 +208,116 @@ impl Worker {
     /// # Errors
     /// [`WorkerError`]; the caller ends the process.
     pub fn run(mut self) -> Result<(), WorkerError> {
-        self.open_terms()?;
         loop {
             let now = clock::now();
             self.take_durable(now)?;
-            let drained = self.drain_inbox(now);
+            let mut taken = 0;
+            if !self.alone {
+                taken += self.take_packets();
+                self.run_ticks(now);
+            }
+            self.advance(now)?;
+            taken += self.drain_inbox(now);
             self.run_timers(now)?;
-            let written = self.write_blocks(now)?;
+            let written = self.write(now)?;
             self.release();
             self.refresh_report(now);
             if self.shared.stop.load(Ordering::Acquire) && self.idle() {
                 self.log.close()?;
                 return Ok(());
             }
-            if drained == 0 && !written {
-                self.sleep(now)?;
+            if taken == 0 && !written {
+                self.sleep(now);
             }
         }
     }
 
-    fn open_terms(&mut self) -> Result<(), WorkerError> {
+    /// Tells the replicas what became durable.
+    fn take_durable(&mut self, now: Now) -> Result<(), WorkerError> {
+        let Some(Lsn(lsn)) = self.log.poll()? else { return Ok(()) };
         for shard in &mut self.shards {
-            let state: HardState = shard.replica.open_term();
-            let lsn = self.log.append(&Frame {
-                kind: FrameKind::HardState,
-                shard: shard.engine.shard(),
-                term: state.term,
-                index: 0,
-                chain: [0; 32],
-                payload: &state.encode(),
-            })?;
-            shard.replica.opening_appended(lsn.0);
+            shard.replica.durable(lsn);
         }
-        self.log.submit()?;
+        let metrics = &self.shared.metrics;
+        metrics.fsync.record(now.mono_us.saturating_sub(self.writer.submitted_us));
+        metrics.batches.add(1);
         Ok(())
     }
 
-    /// Applies what became durable, oldest first.
-    fn take_durable(&mut self, now: Now) -> Result<(), WorkerError> {
-        let Some(Lsn(lsn)) = self.log.poll()? else { return Ok(()) };
-        let metrics = &self.shared.metrics;
-        for shard in &mut self.shards {
-            let starts = shard.replica.persisted(lsn);
-            if starts {
-                let term = shard.replica.term();
-                shard.engine.handle(Input::Lead { term }, now, &mut shard.out).map_err(apply)?;
+    /// Feeds messages of other sites to the replicas; returns how many packets.
+    fn take_packets(&mut self) -> usize {
+        let mut taken = 0;
+        while taken < PACKETS_PER_TURN {
+            let Some(packet) = self.shared.exchange.pop_packet() else { break };
+            let mut bytes = packet.bytes;
+            loop {
+                match message::decode(&mut bytes) {
+                    Ok(None) => break,
+                    Ok(Some((shard, message))) if message.from == u64::from(packet.from) => {
+                        if let Some(shard) = self.shards.get_mut(usize::from(shard)) {
+                            shard.replica.receive(message);
+                        }
+                    }
+                    Ok(Some(_)) | Err(_) => {
+                        self.shared.metrics.packets_refused.add(1);
+                        break;
+                    }
+                }
             }
-            while let Some(Entry { index, term, mut payload, .. }) = shard.replica.next_committed()
-            {
-                let input = Input::Committed { index, term, block: &payload };
-                shard.engine.handle(input, now, &mut shard.out).map_err(apply)?;
-                payload.clear();
-                shard.spare.push(payload);
+            taken += 1;
+        }
+        let gone = self.shared.mesh.take_gone();
+        if gone != 0 {
+            for site in (1..64).filter(|site| gone >> site & 1 == 1) {
+                for shard in &mut self.shards {
+                    shard.replica.peer_gone(site);
+                }
             }
         }
-        metrics.fsync.record(now.mono_us.saturating_sub(self.last_submit_us));
-        metrics.batches.add(1);
+        taken
+    }
+
+    /// Lets the replicas' time pass. Time that this process did not get is not
+    /// made up for: a stopped process must not wake up into many time-outs.
+    fn run_ticks(&mut self, now: Now) {
+        let tick_us = self.settings.timing.tick_us;
+        if now.mono_us < self.next_tick_us {
+            return;
+        }
+        self.next_tick_us = (self.next_tick_us + tick_us).max(now.mono_us + tick_us / 2);
+        self.set_away();
+        for shard in &mut self.shards {
+            shard.replica.tick();
+        }
+    }
+
+    /// Tells the replicas which sites shall not lead.
+    fn set_away(&mut self) {
+        let mut away = 0;
+        if self.shared.leave.load(Ordering::Acquire) {
+            away |= 1 << self.settings.site;
+        }
+        if away != self.away {
+            self.away = away;
+            for shard in &mut self.shards {
+                shard.replica.set_away(away);
+            }
+        }
+    }
+
+    /// Carries out what the replicas want: frames to the writer, messages to
+    /// the post, steps to the engines.
+    fn advance(&mut self, now: Now) -> Result<(), WorkerError> {
+        for (at, shard) in self.shards.iter_mut().enumerate() {
+            if !shard.replica.has_outputs() {
+                continue;
+            }
+            shard.advance(now)?;
+            self.writer.take(at, &mut shard.wants.appends);
+            self.post.take(shard.replica.shard(), &mut shard.wants.messages);
+            let leader = shard.replica.leader() as u8;
+            self.shared.mesh.publish_leader(shard.replica.shard(), shard.replica.term(), leader);
+        }
         Ok(())
     }
 
@@ -307,7 +371,7 @@ impl Worker {
                     }
                 }
                 _ => match self.shards.get_mut(usize::from(*shard)) {
-                    Some(shard) => handle(shard, item, &batch.arena, now),
+                    Some(shard) => route(shard, item, &batch.arena, self.alone, now),
                     None => debug_assert!(false, "the front knows the number of shards"),
                 },
             }
@@ -347,84 +411,87 @@ impl Worker {
         Ok(())
     }
 
-    /// Hands the open blocks to the log when its last write is done and, under
-    /// load, the commit interval has passed.
-    fn write_blocks(&mut self, now: Now) -> Result<bool, WorkerError> {
+    /// Proposes the open blocks when the log's last write is done and, under
+    /// load, the commit interval has passed; hands frames to the log and
+    /// messages to the links.
+    fn write(&mut self, now: Now) -> Result<bool, WorkerError> {
+        for shard in &mut self.shards {
+            shard.start_reads();
+        }
+        let ready = !self.log.in_flight() && !self.log.unsubmitted();
+        let blocks: usize = self.shards.iter().map(|shard| shard.out.block.len()).sum();
+        let bytes = blocks + self.writer.queued_bytes();
+        let waits = blocks > 0 || !self.writer.is_empty();
+        let write = ready && waits && !self.writer.paced(now, bytes);
+        if write && blocks > 0 {
+            self.propose();
+        }
+        // Barriers and proposals leave for the other sites before the disk works.
+        self.advance(now)?;
+        self.post.send(&mut self.shards);
         if self.log.in_flight() {
             return Ok(false);
         }
         if self.log.unsubmitted() {
             // Handed over when no segment was ready: nothing may follow before it.
-            let started = self.log.submit()?;
-            self.last_submit_us = now.mono_us;
-            return Ok(started);
+            return self.submit(now);
         }
-        let bytes: usize = self.shards.iter().map(|shard| shard.out.block.len()).sum();
-        if bytes == 0 {
+        if !waits {
             self.log.idle(now.mono_us)?;
             return Ok(false);
         }
-        if self.paced(now, bytes) {
+        if !write {
             return Ok(false);
         }
+        let taken = self.writer.append(&mut self.shards, &mut self.log)?;
+        if !self.alone {
+            self.writer.append_commits(&mut self.shards, &mut self.log)?;
+        }
+        self.shared.metrics.batch_bytes.record(taken as u64);
+        self.shared.metrics.log_written_bytes.add(taken as u64);
+        self.pending_bytes = self.shards.iter().map(|shard| shard.out.block.len()).sum();
+        let full = self.log.space() == Space::Reserve;
+        self.shared.storage_full.store(full, Ordering::Relaxed);
+        self.submit(now)
+    }
+
+    fn submit(&mut self, now: Now) -> Result<bool, WorkerError> {
+        self.writer.submitted_us = now.mono_us;
+        Ok(self.log.submit()?)
+    }
+
+    /// Hands the open blocks to consensus, as much as one log write carries.
+    fn propose(&mut self) {
         let mut left = self.settings.blocks_bytes_max;
         let mut records = 0;
         for shard in &mut self.shards {
             let out = &mut shard.out;
             let whole = out.block.len() <= left;
-            if out.block.is_empty() || !whole && left < PART_BYTES_MIN {
+            let skip = out.block.is_empty() || !whole && left < PART_BYTES_MIN;
+            if skip || !shard.replica.may_propose() {
                 continue;
             }
-            let mut rest = shard.spare.pop().unwrap_or_default();
+            let mut rest = shard.replica.spare();
             let mut taken = out.block_records;
             if !whole {
                 taken = record::split_off(&mut out.block, left, &mut rest);
             }
             left = left.saturating_sub(out.block.len());
-            self.shared.metrics.records.add(u64::from(taken));
-            records += u64::from(taken);
-            out.block_records -= taken;
-            shard.replica.propose(std::mem::replace(&mut out.block, rest));
-            while let Some(entry) = shard.replica.next_append() {
-                let lsn = self.log.append(&Frame {
-                    kind: FrameKind::Block,
-                    shard: shard.engine.shard(),
-                    term: entry.term,
-                    index: entry.index,
-                    chain: entry.chain,
-                    payload: &entry.payload,
-                })?;
-                shard.replica.block_appended(lsn.0);
+            let block = std::mem::replace(&mut out.block, rest);
+            match shard.replica.propose(block) {
+                Ok(()) => {
+                    out.block_records -= taken;
+                    records += u64::from(taken);
+                }
+                Err(mut block) => {
+                    block.extend_from_slice(&out.block);
+                    let rest = std::mem::replace(&mut out.block, block);
+                    shard.replica.recycle(rest);
+                }
             }
         }
-        let started = self.log.submit()?;
+        self.shared.metrics.records.add(records);
         self.shared.metrics.batch_records.record(records);
-        let taken = self.settings.blocks_bytes_max - left;
-        self.shared.metrics.batch_bytes.record(taken as u64);
-        self.shared.metrics.log_written_bytes.add(taken as u64);
-        self.last_submit_us = now.mono_us;
-        self.pending_bytes = bytes.saturating_sub(taken);
-        let full = self.log.space() == Space::Reserve;
-        self.shared.storage_full.store(full, Ordering::Relaxed);
-        Ok(started)
-    }
-
-    /// Whether to let the batch grow a little: writes come at most once per
-    /// commit interval on the average, since each costs the same whatever it
-    /// carries. A few may follow each other sooner after a pause, so that a lone
-    /// payment is never held back; large batches do not wait.
-    fn paced(&mut self, now: Now, bytes: usize) -> bool {
-        if self.write_due_us > now.mono_us && bytes < WRITE_AT_ONCE_BYTES {
-            return true;
-        }
-        let interval = self.settings.commit_interval_us;
-        let since = now.mono_us.saturating_sub(self.last_submit_us);
-        // Busy means: more than a handful of records per commit interval.
-        self.busy = bytes > 4096 && since < 8 * interval;
-        let earliest = now.mono_us.saturating_sub(WRITE_BURST * interval);
-        self.write_due_us =
-            (self.write_due_us.max(earliest) + interval).min(now.mono_us + interval);
-        false
     }
 
     /// Collects what the engines let go and hands it to the network thread.
@@ -463,22 +530,29 @@ impl Worker {
     fn idle(&self) -> bool {
         !self.log.in_flight()
             && self.out.is_empty()
+            && self.writer.is_empty()
             && self.shards.iter().all(|shard| shard.out.block.is_empty())
     }
 
-    fn sleep(&mut self, now: Now) -> Result<(), WorkerError> {
+    fn sleep(&mut self, now: Now) {
         let due = self.shards.iter().filter_map(|shard| shard.due_us).min();
         let mut timeout = due.map_or(50_000, |due| due.saturating_sub(now.mono_us)).min(50_000);
+        if !self.alone {
+            timeout = timeout.min(self.next_tick_us.saturating_sub(now.mono_us));
+        }
         // While the log waits for a segment only its wake-up helps, not haste.
-        let waiting =
-            !self.log.unsubmitted() && self.shards.iter().any(|shard| !shard.out.block.is_empty());
+        let blocks = self.shards.iter().any(|shard| {
+            !shard.out.block.is_empty() && shard.replica.may_propose()
+        });
+        let waiting = !self.log.unsubmitted() && (blocks || !self.writer.is_empty());
+        // Other sites are not kept waiting for our next write.
         let mut listen = true;
         if waiting && !self.log.in_flight() {
-            timeout = timeout.min(self.write_due_us.saturating_sub(now.mono_us));
-            listen = false;
-        } else if self.busy && self.log.in_flight() {
+            timeout = timeout.min(self.writer.due_us.saturating_sub(now.mono_us));
+            listen = !self.alone;
+        } else if self.writer.busy && self.log.in_flight() {
             // The completion wakes us; batches that arrive meanwhile can wait for it.
-            listen = false;
+            listen = !self.alone;
         }
         if !self.out.is_empty() {
             timeout = timeout.min(200);
@@ -486,7 +560,6 @@ impl Worker {
         if timeout > 0 {
             self.shared.exchange.park(timeout, listen);
         }
-        Ok(())
     }
 
     fn refresh_report(&mut self, now: Now) {
@@ -502,6 +575,9 @@ impl Worker {
         report.shards.extend(self.shards.iter().map(|shard| ShardReport {
             shard: shard.engine.shard(),
             leads: shard.replica.leads(),
+            candidate: shard.replica.is_candidate(),
+            leader: shard.replica.leader() as u16,
+            counters: shard.replica.counters(),
             term: shard.replica.term(),
             committed: shard.replica.committed(),
             applied: shard.engine.applied(),
@@ -528,6 +604,21 @@ fn shed(item: &Item, late: bool, full: bool) -> Option<(Waiter, Code)> {
         _ => return None,
     };
     Some((origin.waiter, Code::Overloaded))
+}
+
+/// Gives an item to its engine: requests only where it leads, and queries only
+/// once it is certain that it still does.
+fn route(shard: &mut Shard, item: &Item, arena: &[u8], alone: bool, now: Now) {
+    match item.waiter() {
+        Some(waiter) if !shard.replica.leads() => return shard.refuse(waiter),
+        _ if alone => {}
+        _ => match item {
+            Item::Query(query) => return shard.read_later(Item::Query(*query)),
+            Item::QueryRefund(query) => return shard.read_later(Item::QueryRefund(*query)),
+            _ => {}
+        },
+    }
+    handle(shard, item, arena, now);
 }
 
 fn handle(shard: &mut Shard, item: &Item, arena: &[u8], now: Now) {

@@ -1,0 +1,557 @@
+//! One shard's replica: the consensus library driven as a pure state machine.
+//!
+//! In come proposals, messages of other replicas, ticks, and what the log made
+//! durable. Out come frames for the log, messages, and committed blocks, in
+//! that order of care: a message that promises durability is held back until
+//! the log has confirmed it. Persistence is asynchronous: blocks travel to the
+//! other sites while the own disk still writes them.
+//!
+//! Never knows a file, socket, clock, thread or random source. Election
+//! time-outs are a function of the place in the order of preference and a seed,
+//! so that the better placed site stands first and runs can be repeated.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use raft::eraftpb::{Entry, EntryType, HardState as RaftHardState, Message, MessageType};
+use raft::{Config, GetEntriesContext, INVALID_ID, RawNode, StateRole};
+
+use super::HardState;
+use super::placement::{self, Health, Placement};
+use super::store::{Store, Wanted};
+
+/// How fast a replica acts, in ticks of [`Timing::tick_us`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// Length of a tick, microseconds.
+    pub tick_us: u64,
+    /// A leader shows itself this often.
+    pub heartbeat_ticks: u32,
+    /// A follower that heard nothing for this long (and some more, by its place
+    /// in the order of preference) stands for election.
+    pub election_ticks: u32,
+    /// A leader whose disk does not confirm a write for this long hands over.
+    pub stall_ticks: u32,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self { tick_us: 5_000, heartbeat_ticks: 4, election_ticks: 20, stall_ticks: 80 }
+    }
+}
+
+/// Settings of a replica.
+#[derive(Clone, Debug)]
+pub struct ReplicaConfig {
+    /// Shard.
+    pub shard: u16,
+    /// This site, 1-based: the id of the replica.
+    pub site: u64,
+    /// Sites that vote.
+    pub voters: Vec<u64>,
+    /// Sites in the order in which they should lead the shard.
+    pub preference: Vec<u64>,
+    /// Separates the election time-outs of shards and terms.
+    pub seed: u64,
+    /// Applied entries kept in memory for followers, bytes.
+    pub tail_bytes_max: usize,
+    /// Pace.
+    pub timing: Timing,
+}
+
+/// One thing for the log, in order.
+#[derive(Clone, Debug)]
+pub enum Append {
+    /// A block with its chain value.
+    Block(Entry, [u8; 32]),
+    /// Term, vote and commit index.
+    HardState(HardState),
+    /// Everything before belongs to this ticket: tell
+    /// [`Replica::appended`] the position of the last frame.
+    Ticket(u64),
+}
+
+/// One thing for the engine, in order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    /// A committed block; empty ones only count an index.
+    Apply {
+        /// Index.
+        index: u64,
+        /// Term it was proposed in.
+        term: u64,
+        /// The block.
+        block: Bytes,
+    },
+    /// This replica leads, and everything before its term has been applied.
+    Lead {
+        /// Term.
+        term: u64,
+    },
+    /// It no longer does.
+    StepDown,
+}
+
+/// What a replica wants, collected by [`Replica::advance`].
+#[derive(Default)]
+pub struct Outputs {
+    /// For the log.
+    pub appends: VecDeque<Append>,
+    /// For other replicas; may leave at once.
+    pub messages: Vec<Message>,
+    /// For the engine.
+    pub steps: Vec<Step>,
+    /// Read barriers that are reached: state applied so far is current.
+    pub reads: Vec<u64>,
+}
+
+/// A batch of frames on its way to the disk, and the messages that wait for it.
+struct Ticket {
+    number: u64,
+    /// Position of its last frame, once the log has it.
+    lsn: Option<u64>,
+    messages: Vec<Message>,
+    since_tick: u64,
+}
+
+/// Counted since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Terms in which this replica stood for election.
+    pub campaigns: u64,
+    /// Terms that it came to lead.
+    pub elections: u64,
+    /// Hand-overs that it started.
+    pub transfers: u64,
+    /// Proposals the library would not take.
+    pub dropped: u64,
+}
+
+/// The replica of one shard at one site.
+pub struct Replica {
+    node: RawNode<Store>,
+    config: ReplicaConfig,
+    tickets: VecDeque<Ticket>,
+    /// Messages whose ticket was reached since the last `advance`.
+    released: Vec<Message>,
+    applied: u64,
+    applied_term: u64,
+    /// The term in which the engine was told to lead.
+    leading: Option<u64>,
+    saved_commit: u64,
+    tick: u64,
+    placement: Placement,
+    health: Health,
+    counters: Counters,
+    was_candidate: bool,
+    spare: Vec<Vec<u8>>,
+}
+
+impl Replica {
+    /// A replica over what the log held.
+    ///
+    /// # Panics
+    /// Never with a store of the recovery: its state is consistent.
+    pub(super) fn new(config: ReplicaConfig, store: Store, applied: u64) -> Self {
+        let election = config.timing.election_ticks as usize;
+        let raft_config = Config {
+            id: config.site,
+            election_tick: election,
+            heartbeat_tick: config.timing.heartbeat_ticks as usize,
+            min_election_tick: election,
+            max_election_tick: election * placement::TIMEOUT_SPREAD as usize,
+            applied,
+            max_size_per_msg: 1 << 20,
+            max_inflight_msgs: 256,
+            check_quorum: true,
+            pre_vote: true,
+            batch_append: true,
+            skip_bcast_commit: true,
+            max_uncommitted_size: 64 << 20,
+            max_committed_size_per_ready: 4 << 20,
+            ..Config::default()
+        };
+        let logger = slog::Logger::root(slog::Discard, slog::o!());
+        let node = RawNode::new(&raft_config, store, &logger)
+            .expect("the configuration is valid and the recovered state consistent");
+        let applied_term = node.raft.raft_log.term(applied).unwrap_or(0);
+        let saved_commit = node.raft.raft_log.committed;
+        let mut replica = Self {
+            placement: Placement::new(&config),
+            health: Health::default(),
+            node,
+            config,
+            tickets: VecDeque::new(),
+            released: Vec::new(),
+            applied,
+            applied_term,
+            leading: None,
+            saved_commit,
+            tick: 0,
+            counters: Counters::default(),
+            was_candidate: false,
+            spare: Vec::new(),
+        };
+        replica.after_input();
+        if replica.config.voters == [replica.config.site] {
+            // Nobody to wait for.
+            replica.campaign();
+        }
+        replica
+    }
+
+    /// Shard.
+    pub fn shard(&self) -> u16 {
+        self.config.shard
+    }
+
+    /// Current term.
+    pub fn term(&self) -> u64 {
+        self.node.raft.term
+    }
+
+    /// Whether it leads and the engine knows.
+    pub fn leads(&self) -> bool {
+        self.leading == Some(self.node.raft.term) && self.is_leader()
+    }
+
+    fn is_leader(&self) -> bool {
+        self.node.raft.state == StateRole::Leader
+    }
+
+    /// Whether it stands for election.
+    pub fn is_candidate(&self) -> bool {
+        matches!(self.node.raft.state, StateRole::Candidate | StateRole::PreCandidate)
+    }
+
+    /// The site that leads as far as this replica knows; 0: nobody.
+    pub fn leader(&self) -> u64 {
+        if self.is_leader() && !self.leads() {
+            // Elected, but not yet through with the log before its term.
+            return 0;
+        }
+        self.node.raft.leader_id
+    }
+
+    /// Highest committed index.
+    pub fn committed(&self) -> u64 {
+        self.node.raft.raft_log.committed
+    }
+
+    /// Highest index handed to the engine.
+    pub fn applied(&self) -> u64 {
+        self.applied
+    }
+
+    /// Highest index in the log.
+    pub fn last(&self) -> u64 {
+        self.node.raft.raft_log.last_index()
+    }
+
+    /// What happened so far.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Index up to which another site is known to hold the log, while leading.
+    pub fn matched(&self, site: u64) -> Option<u64> {
+        if !self.is_leader() {
+            return None;
+        }
+        self.node.raft.prs().get(site).map(|progress| progress.matched)
+    }
+
+    /// Whether a block would be taken now.
+    pub fn may_propose(&self) -> bool {
+        self.leads() && self.node.raft.lead_transferee.is_none()
+    }
+
+    /// Proposes a block. Gives it back when this replica does not take it now.
+    ///
+    /// # Errors
+    /// The block: not leading, handing over, or too much is uncommitted.
+    pub fn propose(&mut self, block: Vec<u8>) -> Result<(), Vec<u8>> {
+        if !self.may_propose() {
+            return Err(block);
+        }
+        let data = Bytes::from(block);
+        let mut entry = Entry::default();
+        entry.data = data.clone();
+        let mut message = Message::default();
+        message.set_msg_type(MessageType::MsgPropose);
+        message.from = self.config.site;
+        message.set_entries(vec![entry].into());
+        if self.node.step(message).is_ok() {
+            return Ok(());
+        }
+        self.counters.dropped += 1;
+        Err(Vec::from(data))
+    }
+
+    /// Takes a message of another replica. The caller has made sure that it
+    /// comes from the site that it names.
+    pub fn receive(&mut self, message: Message) {
+        if message.to != self.config.site || !self.config.voters.contains(&message.from) {
+            return;
+        }
+        self.health.heard(message.from, self.tick);
+        // Refused messages (of foreign or removed replicas) have no effect.
+        drop(self.node.step(message));
+        self.after_input();
+    }
+
+    /// One tick has passed.
+    pub fn tick(&mut self) {
+        self.tick += 1;
+        self.node.tick();
+        self.after_input();
+        self.place();
+    }
+
+    /// Sites that shall not lead (a bit per site number): leadership leaves
+    /// them and does not come back while they are in the set.
+    pub fn set_away(&mut self, away: u64) {
+        self.placement.set_away(away);
+    }
+
+    /// Hands leadership to a site, when it is one that can take it.
+    pub fn transfer(&mut self, site: u64) -> bool {
+        let possible = self.is_leader()
+            && site != self.config.site
+            && self.config.voters.contains(&site)
+            && self.node.raft.lead_transferee.is_none();
+        if possible {
+            self.node.transfer_leader(site);
+            self.counters.transfers += 1;
+        }
+        possible
+    }
+
+    /// The process of another site has ended, as far as somebody can tell. Only
+    /// starts a pre-vote sooner: nothing here relies on a leader's lease, so a
+    /// wrong hint costs an election and nothing else.
+    pub fn peer_gone(&mut self, site: u64) {
+        self.health.lost(site);
+        if self.is_leader() || self.node.raft.leader_id != site {
+            return;
+        }
+        let term = self.node.raft.term;
+        self.node.raft.become_follower(term, INVALID_ID);
+        self.after_input();
+        if self.placement.is_next(self.config.site, site) {
+            self.campaign();
+        }
+    }
+
+    /// Messages to a site were lost: probe before sending more.
+    pub fn unreachable(&mut self, site: u64) {
+        if self.is_leader() {
+            self.node.report_unreachable(site);
+        }
+    }
+
+    fn campaign(&mut self) {
+        // Fails only while a membership change waits to be applied; the election
+        // time-out tries again.
+        drop(self.node.campaign());
+        self.after_input();
+    }
+
+    /// Asks for a read barrier: once `token` comes back, everything that was
+    /// committed anywhere before this call is applied here. Only while leading.
+    pub fn read_barrier(&mut self, token: u64) -> bool {
+        let leads = self.leads();
+        if leads {
+            self.node.read_index(token.to_le_bytes().to_vec());
+        }
+        leads
+    }
+
+    /// The frames of a ticket are in the log's hands, the last one at `lsn`.
+    pub fn appended(&mut self, ticket: u64, lsn: u64) {
+        if let Some(found) = self.tickets.iter_mut().find(|found| found.number == ticket) {
+            found.lsn = Some(lsn);
+        }
+    }
+
+    /// Everything up to `lsn` is durable.
+    pub fn durable(&mut self, lsn: u64) {
+        let mut reached = None;
+        while let Some(ticket) = self.tickets.front() {
+            if ticket.lsn.is_none_or(|last| last > lsn) {
+                break;
+            }
+            if let Some(mut ticket) = self.tickets.pop_front() {
+                reached = Some(ticket.number);
+                self.released.append(&mut ticket.messages);
+            }
+        }
+        if let Some(number) = reached {
+            self.node.on_persist_ready(number);
+        }
+    }
+
+    /// A range of entries that a follower waits for and that must be read back
+    /// from the log.
+    pub fn take_wanted(&mut self) -> Option<Wanted> {
+        self.node.mut_store().take_wanted()
+    }
+
+    /// The entries that were wanted; none when they could not be read.
+    pub fn fetched(&mut self, entries: Vec<Entry>, context: GetEntriesContext) {
+        if entries.is_empty() {
+            return;
+        }
+        self.node.mut_store().put_fetched(entries);
+        self.node.on_entries_fetched(context);
+    }
+
+    /// A commit index worth writing beside other frames, so that a restart
+    /// finds more of the log committed. Never needed for safety.
+    pub fn commit_to_save(&mut self) -> Option<HardState> {
+        let state = self.node.raft.hard_state();
+        // Frames on their way may hold a term or vote that must come first.
+        if state.commit <= self.saved_commit || self.node.has_ready() {
+            return None;
+        }
+        self.saved_commit = state.commit;
+        Some(HardState { term: state.term, vote: state.vote, commit: state.commit })
+    }
+
+    /// Whether [`Self::advance`] would bring something.
+    pub fn has_outputs(&self) -> bool {
+        !self.released.is_empty() || self.stepped_down() || self.node.has_ready()
+    }
+
+    /// Collects what is to be done. Frames must reach the log in order.
+    pub fn advance(&mut self, out: &mut Outputs) {
+        if self.stepped_down() {
+            self.leading = None;
+            out.steps.push(Step::StepDown);
+        }
+        out.messages.append(&mut self.released);
+        while self.node.has_ready() {
+            self.take_ready(out);
+        }
+        if self.leading.is_none() && self.is_leader() && self.applied_term == self.node.raft.term {
+            self.leading = Some(self.node.raft.term);
+            self.counters.elections += 1;
+            out.steps.push(Step::Lead { term: self.node.raft.term });
+        }
+    }
+
+    fn stepped_down(&self) -> bool {
+        self.leading.is_some_and(|term| term != self.node.raft.term || !self.is_leader())
+    }
+
+    fn take_ready(&mut self, out: &mut Outputs) {
+        let mut ready = self.node.ready();
+        out.messages.extend(ready.take_messages());
+        let entries = ready.take_entries();
+        let state = ready.must_sync().then(|| ready.hs().cloned()).flatten();
+        let writes = !entries.is_empty() || state.is_some();
+        // Entries first: a commit index in front of them could, after a crash
+        // between the two, speak of what stood there before.
+        for entry in entries {
+            let chain = self.node.mut_store().append(entry.clone());
+            out.appends.push_back(Append::Block(entry, chain));
+        }
+        if let Some(state) = state {
+            out.appends.push_back(Append::HardState(self.save(state)));
+        }
+        let number = ready.number();
+        let mut messages = ready.take_persisted_messages();
+        for read in ready.take_read_states() {
+            if let Ok(token) = read.request_ctx.as_slice().try_into() {
+                out.reads.push(u64::from_le_bytes(token));
+            }
+        }
+        let committed = ready.take_committed_entries();
+        self.node.advance_append_async(ready);
+        if writes || !self.tickets.is_empty() {
+            out.appends.push_back(Append::Ticket(number));
+            let since_tick = self.tick;
+            self.tickets.push_back(Ticket { number, lsn: None, messages, since_tick });
+        } else {
+            self.node.on_persist_ready(number);
+            out.messages.append(&mut messages);
+        }
+        self.apply(committed, out);
+    }
+
+    fn save(&mut self, state: RaftHardState) -> HardState {
+        let saved = HardState { term: state.term, vote: state.vote, commit: state.commit };
+        self.saved_commit = self.saved_commit.max(state.commit);
+        self.node.mut_store().set_hard_state(state);
+        saved
+    }
+
+    fn apply(&mut self, committed: Vec<Entry>, out: &mut Outputs) {
+        let Some(last) = committed.last() else { return };
+        (self.applied, self.applied_term) = (last.index, last.term);
+        for entry in committed {
+            debug_assert_eq!(entry.get_entry_type(), EntryType::EntryNormal);
+            let Entry { index, term, data, .. } = entry;
+            out.steps.push(Step::Apply { index, term, block: data });
+        }
+        self.node.advance_apply_to(self.applied);
+    }
+
+    /// Drops what memory need not hold any more; call when the steps handed out
+    /// have been applied.
+    pub fn trim(&mut self) {
+        // Entries must be durable before only the log holds them.
+        let durable = self.node.raft.raft_log.persisted.min(self.applied);
+        self.node.mut_store().trim(durable, self.config.tail_bytes_max, &mut self.spare);
+    }
+
+    /// An emptied buffer for the next block.
+    pub fn spare(&mut self) -> Vec<u8> {
+        self.spare.pop().unwrap_or_default()
+    }
+
+    /// Gives a buffer back.
+    pub fn recycle(&mut self, mut buffer: Vec<u8>) {
+        buffer.clear();
+        self.spare.push(buffer);
+    }
+
+    /// After every input: the time-out that the library drew is replaced by ours.
+    fn after_input(&mut self) {
+        let raft = &mut self.node.raft;
+        let ticks = self.placement.timeout(self.config.site, raft.term) as usize;
+        if raft.randomized_election_timeout() != ticks {
+            raft.set_randomized_election_timeout(ticks);
+        }
+        let candidate = self.is_candidate();
+        if candidate && !self.was_candidate {
+            self.counters.campaigns += 1;
+        }
+        self.was_candidate = candidate;
+    }
+
+    /// Hands leadership to where it belongs, when that site can take it, or
+    /// away from here when this site's disk does not answer.
+    fn place(&mut self) {
+        if !self.leads() || self.node.raft.lead_transferee.is_some() {
+            self.placement.rest();
+            return;
+        }
+        let stall = u64::from(self.config.timing.stall_ticks);
+        let waits = self.tickets.front().map_or(0, |ticket| self.tick - ticket.since_tick);
+        let last = self.last();
+        let level = |site: u64| {
+            let progress = self.node.raft.prs().get(site);
+            self.health.is_live(site, self.tick)
+                && progress.is_some_and(|found| found.matched + placement::LEVEL_ENTRIES >= last)
+        };
+        let target = if waits > stall {
+            self.placement.stalled(self.config.site, self.tick, level)
+        } else {
+            self.placement.target(self.config.site, self.tick, level)
+        };
+        if let Some(site) = target {
+            self.transfer(site);
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! Which site should lead a shard, and who stands for election first.
+//!
+//! Every shard has its sites in an order of preference; the orders rotate, so
+//! that each site is the first choice of its share of shards. A leader that is
+//! not the best placed one hands over once the better one has been live and
+//! level for a while. Pure: counts ticks.
+
+use super::core::ReplicaConfig;
+
+/// Longest election time-out, as a multiple of the shortest.
+pub(super) const TIMEOUT_SPREAD: u32 = 4;
+/// A site this many entries behind the leader counts as level: what is on its
+/// way under load.
+pub(super) const LEVEL_ENTRIES: u64 = 256;
+/// A better placed site must be level for this long before it takes over.
+const HOLD_TICKS: u64 = 200;
+/// After a hand-over that did not work, the next one waits this long.
+const RETRY_TICKS: u64 = 60;
+/// A site not heard of for this long is not a candidate for a hand-over.
+const SILENT_TICKS: u64 = 12;
+
+/// The order of preference of a shard over `sites` sites, 1-based.
+pub fn preference(shard: u16, sites: u64) -> Vec<u64> {
+    (0..sites).map(|offset| (u64::from(shard) + offset) % sites + 1).collect()
+}
+
+/// The order of preference of one shard, and hand-overs.
+pub(super) struct Placement {
+    order: Vec<u64>,
+    away: u64,
+    seed: u64,
+    election_ticks: u32,
+    better_since: Option<(u64, u64)>,
+    next_try: u64,
+}
+
+impl Placement {
+    pub(super) fn new(config: &ReplicaConfig) -> Self {
+        Self {
+            order: config.preference.clone(),
+            away: 0,
+            seed: mix(config.seed, u64::from(config.shard)),
+            election_ticks: config.timing.election_ticks,
+            better_since: None,
+            next_try: 0,
+        }
+    }
+
+    pub(super) fn set_away(&mut self, away: u64) {
+        self.away = away;
+    }
+
+    fn is_away(&self, site: u64) -> bool {
+        site < 64 && self.away >> site & 1 == 1
+    }
+
+    /// Place in the order; sites that shall not lead come last.
+    fn rank(&self, site: u64) -> u32 {
+        let place = self.order.iter().position(|other| *other == site);
+        let place = place.unwrap_or(self.order.len()) as u32;
+        if self.is_away(site) { place + self.order.len() as u32 } else { place }
+    }
+
+    /// Whether `site` is the best placed one without `gone`.
+    pub(super) fn is_next(&self, site: u64, gone: u64) -> bool {
+        let rest = self.order.iter().filter(|other| **other != gone);
+        rest.min_by_key(|other| self.rank(**other)) == Some(&site)
+    }
+
+    /// Election time-out in ticks: the better placed stand earlier, far enough
+    /// apart that one vote is usually over before the next begins.
+    pub(super) fn timeout(&self, site: u64, term: u64) -> u32 {
+        let base = self.election_ticks;
+        let step = (base / 3).max(1);
+        let jitter = mix(self.seed, term) % u64::from(step / 2 + 1);
+        let most = base * TIMEOUT_SPREAD - 1;
+        (base + step * self.rank(site).min(6) + jitter as u32).min(most)
+    }
+
+    /// Not leading: nothing to hand over.
+    pub(super) fn rest(&mut self) {
+        self.better_since = None;
+    }
+
+    /// Where `site`, which leads, should hand over to now.
+    pub(super) fn target(
+        &mut self,
+        site: u64,
+        tick: u64,
+        level: impl Fn(u64) -> bool,
+    ) -> Option<u64> {
+        let own = self.rank(site);
+        let better = self.order.iter().filter(|other| self.rank(**other) < own && level(**other));
+        let Some(best) = better.min_by_key(|other| self.rank(**other)).copied() else {
+            self.better_since = None;
+            return None;
+        };
+        let since = match self.better_since {
+            Some((found, since)) if found == best => since,
+            _ => tick,
+        };
+        self.better_since = Some((best, since));
+        // Away from a drained site at once; home only when it has settled.
+        let ready = self.is_away(site) || tick - since >= HOLD_TICKS;
+        (ready && self.try_now(tick)).then_some(best)
+    }
+
+    /// Where a leader whose disk does not answer should hand over to.
+    pub(super) fn stalled(
+        &mut self,
+        site: u64,
+        tick: u64,
+        level: impl Fn(u64) -> bool,
+    ) -> Option<u64> {
+        let others = self.order.iter().filter(|other| **other != site && level(**other));
+        let best = others.min_by_key(|other| self.rank(**other)).copied()?;
+        self.try_now(tick).then_some(best)
+    }
+
+    fn try_now(&mut self, tick: u64) -> bool {
+        let now = tick >= self.next_try;
+        if now {
+            self.next_try = tick + RETRY_TICKS;
+        }
+        now
+    }
+}
+
+/// When each site was last heard of.
+#[derive(Default)]
+pub(super) struct Health {
+    heard: Vec<(u64, u64)>,
+}
+
+impl Health {
+    pub(super) fn heard(&mut self, site: u64, tick: u64) {
+        match self.heard.iter_mut().find(|(known, _)| *known == site) {
+            Some((_, last)) => *last = tick,
+            None => self.heard.push((site, tick)),
+        }
+    }
+
+    pub(super) fn lost(&mut self, site: u64) {
+        self.heard.retain(|(known, _)| *known != site);
+    }
+
+    pub(super) fn is_live(&self, site: u64, tick: u64) -> bool {
+        let heard = self.heard.iter().find(|(known, _)| *known == site);
+        heard.is_some_and(|(_, last)| tick - last <= SILENT_TICKS)
+    }
+}
+
+/// Spreads two numbers over all 64 bits (SplitMix64's finaliser).
+fn mix(a: u64, b: u64) -> u64 {
+    let mut z = a.wrapping_add(b.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ z >> 31
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::core::Timing;
+    use super::*;
+
+    fn placement(shard: u16) -> Placement {
+        Placement::new(&ReplicaConfig {
+            shard,
+            site: 1,
+            voters: vec![1, 2, 3],
+            preference: preference(shard, 3),
+            seed: 7,
+            tail_bytes_max: 0,
+            timing: Timing::default(),
+        })
+    }
+
+    #[test]
+    fn every_site_is_the_first_choice_of_its_share() {
+        let mut first = [0; 4];
+        for shard in 0..12 {
+            let order = preference(shard, 3);
+            first[order[0] as usize] += 1;
+            let mut sorted = order.clone();
+            sorted.sort_unstable();
+            assert_eq!(sorted, [1, 2, 3]);
+        }
+        assert_eq!(first, [0, 4, 4, 4]);
+    }
+
+    #[test]
+    fn the_better_placed_stands_earlier_in_every_term() {
+        let placement = placement(1);
+        assert_eq!(placement.order, [2, 3, 1]);
+        for term in 0..1000 {
+            let [a, b, c] = [2, 3, 1].map(|site| placement.timeout(site, term));
+            assert!(a >= 20 && a < b && b < c && c < 80, "{a} {b} {c}");
+        }
+    }
+
+    #[test]
+    fn home_is_taken_back_after_a_while_and_left_at_once_when_drained() {
+        let mut placement = placement(0);
+        assert_eq!(placement.order, [1, 2, 3]);
+        assert_eq!(placement.target(2, 10, |_| true), None, "just came back");
+        assert_eq!(placement.target(2, 100, |site| site != 1), None, "fell behind: anew");
+        assert_eq!(placement.target(2, 110, |_| true), None);
+        assert_eq!(placement.target(2, 110 + HOLD_TICKS - 1, |_| true), None);
+        assert_eq!(placement.target(2, 110 + HOLD_TICKS, |_| true), Some(1));
+        assert_eq!(placement.target(2, 111 + HOLD_TICKS, |_| true), None, "one try at a time");
+        placement.set_away(1 << 1);
+        assert_eq!(placement.target(2, 10_000, |_| true), None, "home is drained");
+        assert_eq!(placement.target(1, 20_000, |site| site != 2), Some(3));
+        assert!(placement.is_next(2, 3) && !placement.is_next(1, 3) && !placement.is_next(3, 2));
+    }
+
+    #[test]
+    fn a_leader_with_a_stuck_disk_goes_to_any_level_site() {
+        let mut placement = placement(0);
+        assert_eq!(placement.stalled(1, 5, |site| site == 3), Some(3));
+        assert_eq!(placement.stalled(1, 6, |_| true), None);
+        assert_eq!(placement.stalled(1, 5 + RETRY_TICKS, |_| true), Some(2));
+    }
+}

@@ -1,0 +1,366 @@
+//! The entries of one shard's log that consensus may still ask for.
+//!
+//! Recent entries are kept in memory, bounded by bytes once they are applied;
+//! of older ones only the terms are kept (a few runs), so that a follower far
+//! behind can be probed. Their contents are read back from the log files by the
+//! runtime, on request ([`Store::take_wanted`], [`Store::put_fetched`]).
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use raft::eraftpb::{ConfState, Entry, EntryType, HardState, Snapshot};
+use raft::{GetEntriesContext, RaftState, Storage, StorageError};
+use storage::{CHAIN_START, chain_next};
+
+/// Entries on their way from the log files to a follower.
+struct Fetched {
+    first: u64,
+    entries: Vec<Entry>,
+}
+
+/// A range of entries that a follower needs and memory no longer has.
+#[derive(Debug)]
+pub struct Wanted {
+    /// First index.
+    pub from: u64,
+    /// Index after the last.
+    pub to: u64,
+    /// About how many bytes are wanted.
+    pub max_bytes: u64,
+    /// To be handed back with the entries.
+    pub context: GetEntriesContext,
+}
+
+/// Reads may come while another is under way, one per follower.
+const WANTED_MAX: usize = 16;
+
+/// Entries kept in memory, whatever their size.
+const TAIL_MAX: usize = 4096;
+
+/// The log of one shard as consensus sees it.
+pub struct Store {
+    /// Entries from `first` on, each with the chain value after it.
+    tail: VecDeque<(Entry, [u8; 32])>,
+    first: u64,
+    /// Chain value before `first`.
+    chain: [u8; 32],
+    /// Where each term begins: first index and term, ascending. Covers the
+    /// whole log, so that the term of any index is known.
+    terms: Vec<(u64, u64)>,
+    bytes: usize,
+    hard_state: HardState,
+    members: ConfState,
+    wanted: RefCell<Vec<Wanted>>,
+    fetched: RefCell<Vec<Fetched>>,
+}
+
+impl Store {
+    /// An empty log with these voters.
+    pub fn new(voters: &[u64]) -> Self {
+        let mut members = ConfState::default();
+        members.set_voters(voters.to_vec());
+        Self {
+            tail: VecDeque::new(),
+            first: 1,
+            chain: CHAIN_START,
+            terms: Vec::new(),
+            bytes: 0,
+            hard_state: HardState::default(),
+            members,
+            wanted: RefCell::new(Vec::new()),
+            fetched: RefCell::new(Vec::new()),
+        }
+    }
+
+    /// Term, vote and commit index as they are to be made durable.
+    pub fn set_hard_state(&mut self, state: HardState) {
+        self.hard_state = state;
+    }
+
+    /// Last index; 0 for an empty log.
+    pub fn last(&self) -> u64 {
+        self.first + self.tail.len() as u64 - 1
+    }
+
+    /// The term at an index of the log; 0 outside it.
+    pub fn term_of(&self, index: u64) -> u64 {
+        self.term(index).unwrap_or(0)
+    }
+
+    /// Bytes of payload kept in memory.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Appends an entry, replacing what stands at its index and behind it.
+    /// Returns the chain value after it.
+    pub fn append(&mut self, entry: Entry) -> [u8; 32] {
+        self.truncate(entry.index);
+        let chain = chain_next(&self.chain_end(), &entry.data);
+        self.push(entry, chain);
+        chain
+    }
+
+    /// As [`Self::append`], with the chain value that the log has verified.
+    pub fn recover(&mut self, entry: Entry, chain: [u8; 32]) {
+        self.truncate(entry.index);
+        self.push(entry, chain);
+    }
+
+    /// Takes note of a durable entry that is applied already and whose payload
+    /// nobody will ask for.
+    pub fn skip(&mut self, index: u64, term: u64, chain: [u8; 32]) {
+        debug_assert!(self.tail.is_empty() && index == self.first);
+        self.note_term(index, term);
+        self.first = index + 1;
+        self.chain = chain;
+    }
+
+    /// The chain value after the last entry.
+    fn chain_end(&self) -> [u8; 32] {
+        self.tail.back().map_or(self.chain, |(_, chain)| *chain)
+    }
+
+    fn note_term(&mut self, index: u64, term: u64) {
+        if self.terms.last().is_none_or(|(_, last)| *last != term) {
+            self.terms.push((index, term));
+        }
+    }
+
+    fn push(&mut self, entry: Entry, chain: [u8; 32]) {
+        debug_assert_eq!(entry.index, self.last() + 1, "entries have no gaps");
+        self.note_term(entry.index, entry.term);
+        self.bytes += entry.data.len();
+        self.tail.push_back((entry, chain));
+    }
+
+    /// Removes the entries from `index` on.
+    fn truncate(&mut self, index: u64) {
+        // Consensus never replaces what was applied, and only that is dropped.
+        debug_assert!(index >= self.first, "entries dropped from memory are committed");
+        while self.last() >= index && !self.tail.is_empty() {
+            if let Some((entry, _)) = self.tail.pop_back() {
+                self.bytes -= entry.data.len();
+            }
+        }
+        while self.terms.last().is_some_and(|(first, _)| *first >= index) {
+            self.terms.pop();
+        }
+    }
+
+    /// Drops the oldest entries up to `applied` until at most `bytes_max` are
+    /// kept. Gives the memory of their payloads to `spare` where nobody else
+    /// holds it.
+    pub fn trim(&mut self, applied: u64, bytes_max: usize, spare: &mut Vec<Vec<u8>>) {
+        while (self.bytes > bytes_max || self.tail.len() > TAIL_MAX) && self.first <= applied {
+            let Some((entry, chain)) = self.tail.pop_front() else { return };
+            self.bytes -= entry.data.len();
+            self.first += 1;
+            self.chain = chain;
+            reclaim(entry.data, spare);
+        }
+    }
+
+    /// The entry at `index`, when it is in memory.
+    pub fn entry(&self, index: u64) -> Option<&Entry> {
+        let at = index.checked_sub(self.first)?;
+        self.tail.get(at as usize).map(|(entry, _)| entry)
+    }
+
+    /// The next range that followers wait for.
+    pub fn take_wanted(&mut self) -> Option<Wanted> {
+        self.wanted.get_mut().pop()
+    }
+
+    /// Entries read back for a follower; kept until consensus takes them.
+    pub fn put_fetched(&mut self, entries: Vec<Entry>) {
+        let Some(first) = entries.first().map(|entry| entry.index) else { return };
+        let fetched = self.fetched.get_mut();
+        if fetched.len() >= WANTED_MAX {
+            fetched.remove(0);
+        }
+        fetched.push(Fetched { first, entries });
+    }
+
+    fn fetched(&self, low: u64) -> Option<Vec<Entry>> {
+        let mut fetched = self.fetched.borrow_mut();
+        let at = fetched.iter().position(|found| found.first == low)?;
+        Some(fetched.remove(at).entries)
+    }
+}
+
+/// Gives a payload's memory back when it is nobody else's.
+fn reclaim(data: Bytes, spare: &mut Vec<Vec<u8>>) {
+    /// Emptied buffers kept per shard.
+    const SPARE_MAX: usize = 8;
+    if spare.len() < SPARE_MAX
+        && let Ok(unique) = data.try_into_mut()
+    {
+        let mut buffer = Vec::from(unique);
+        buffer.clear();
+        if buffer.capacity() > 0 {
+            spare.push(buffer);
+        }
+    }
+}
+
+/// An entry as consensus keeps it.
+pub fn entry(index: u64, term: u64, data: Bytes) -> Entry {
+    let mut entry = Entry::default();
+    entry.set_entry_type(EntryType::EntryNormal);
+    entry.index = index;
+    entry.term = term;
+    entry.data = data;
+    entry
+}
+
+impl Storage for Store {
+    fn initial_state(&self) -> raft::Result<RaftState> {
+        Ok(RaftState::new(self.hard_state.clone(), self.members.clone()))
+    }
+
+    fn entries(
+        &self,
+        low: u64,
+        high: u64,
+        max_size: impl Into<Option<u64>>,
+        context: GetEntriesContext,
+    ) -> raft::Result<Vec<Entry>> {
+        let max = max_size.into().unwrap_or(u64::MAX);
+        if low < self.first {
+            if let Some(found) = self.fetched(low) {
+                return Ok(within(found.iter(), high, max));
+            }
+            if !context.can_async() {
+                return Err(raft::Error::Store(StorageError::Compacted));
+            }
+            let mut wanted = self.wanted.borrow_mut();
+            if wanted.len() < WANTED_MAX {
+                let to = high.min(self.first);
+                wanted.push(Wanted { from: low, to, max_bytes: max, context });
+            }
+            return Err(raft::Error::Store(StorageError::LogTemporarilyUnavailable));
+        }
+        let from = (low - self.first) as usize;
+        Ok(within(self.tail.range(from..).map(|(entry, _)| entry), high, max))
+    }
+
+    fn term(&self, index: u64) -> raft::Result<u64> {
+        if index == 0 {
+            return Ok(0);
+        }
+        if index > self.last() {
+            return Err(raft::Error::Store(StorageError::Unavailable));
+        }
+        let at = self.terms.partition_point(|(first, _)| *first <= index);
+        match at.checked_sub(1) {
+            Some(at) => Ok(self.terms[at].1),
+            None => Err(raft::Error::Store(StorageError::Compacted)),
+        }
+    }
+
+    fn first_index(&self) -> raft::Result<u64> {
+        Ok(1)
+    }
+
+    fn last_index(&self) -> raft::Result<u64> {
+        Ok(self.last())
+    }
+
+    fn snapshot(&self, _request_index: u64, _to: u64) -> raft::Result<Snapshot> {
+        Err(raft::Error::Store(StorageError::SnapshotTemporarilyUnavailable))
+    }
+}
+
+/// The entries below `high`, at least one, until `max` bytes are reached.
+fn within<'a>(entries: impl Iterator<Item = &'a Entry>, high: u64, max: u64) -> Vec<Entry> {
+    /// What an entry costs beside its payload.
+    const ENTRY_BYTES: u64 = 32;
+    let mut out = Vec::new();
+    let mut bytes = 0;
+    for entry in entries {
+        bytes += ENTRY_BYTES + entry.data.len() as u64;
+        if entry.index >= high || bytes > max && !out.is_empty() {
+            break;
+        }
+        out.push(entry.clone());
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filled(terms: &[u64]) -> Store {
+        let mut store = Store::new(&[1, 2, 3]);
+        for (at, term) in terms.iter().enumerate() {
+            store.append(entry(at as u64 + 1, *term, Bytes::from(vec![at as u8; 100])));
+        }
+        store
+    }
+
+    fn indexes(entries: &[Entry]) -> Vec<u64> {
+        entries.iter().map(|entry| entry.index).collect()
+    }
+
+    #[test]
+    fn the_term_of_every_index_stays_known() {
+        let mut store = filled(&[1, 1, 3, 3, 4]);
+        store.trim(4, 0, &mut Vec::new());
+        let terms: Vec<u64> = (0..=5).map(|index| store.term(index).unwrap()).collect();
+        assert_eq!(terms, [0, 1, 1, 3, 3, 4]);
+        assert!(store.term(6).is_err());
+        assert_eq!((store.first, store.last(), store.bytes()), (5, 5, 100));
+    }
+
+    #[test]
+    fn a_later_term_replaces_the_suffix_and_its_chain() {
+        let mut store = filled(&[1, 1, 1, 2]);
+        let second = store.tail[1].1;
+        let chain = store.append(entry(3, 5, Bytes::from_static(b"other")));
+        assert_eq!(chain, chain_next(&second, b"other"));
+        assert_eq!((store.last(), store.term(3).unwrap(), store.bytes()), (3, 5, 205));
+    }
+
+    #[test]
+    fn entries_are_bounded_by_bytes_but_never_none() {
+        let store = filled(&[1; 10]);
+        let take = |low, high, max| {
+            indexes(&store.entries(low, high, max, GetEntriesContext::empty(false)).unwrap())
+        };
+        assert_eq!(take(2, 11, None), [2, 3, 4, 5, 6, 7, 8, 9, 10]);
+        assert_eq!(take(2, 5, None), [2, 3, 4]);
+        assert_eq!(take(2, 11, Some(0)), [2]);
+        assert_eq!(take(2, 11, Some(264)), [2, 3]);
+    }
+
+    #[test]
+    fn what_memory_lost_is_asked_for_and_taken_once_it_is_there() {
+        let mut store = filled(&[1; 10]);
+        store.trim(8, 300, &mut Vec::new());
+        let asked = store.entries(2, 11, None, GetEntriesContext::empty(true));
+        assert_eq!(
+            asked.unwrap_err(),
+            raft::Error::Store(StorageError::LogTemporarilyUnavailable)
+        );
+        let wanted = store.take_wanted().unwrap();
+        assert_eq!((wanted.from, wanted.to), (2, 8));
+        assert!(store.take_wanted().is_none());
+        store.put_fetched((2..6).map(|index| entry(index, 1, Bytes::new())).collect());
+        let found = store.entries(2, 11, None, GetEntriesContext::empty(true)).unwrap();
+        assert_eq!(indexes(&found), [2, 3, 4, 5]);
+        assert!(store.entries(2, 11, None, GetEntriesContext::empty(false)).is_err(), "taken");
+    }
+
+    #[test]
+    fn memory_of_dropped_payloads_comes_back() {
+        let mut store = filled(&[1; 3]);
+        let held = store.entry(2).unwrap().data.clone();
+        let mut spare = Vec::new();
+        store.trim(3, 0, &mut spare);
+        assert_eq!(spare.len(), 2, "all but the one that is held elsewhere");
+        drop(held);
+    }
+}

@@ -1,0 +1,390 @@
+//! The replica in scenes: three of them joined by hand, disks that confirm when
+//! told to. The seeded simulation of whole clusters is in the tests crate.
+
+use super::*;
+use raft::eraftpb::{Message, MessageType};
+use std::collections::VecDeque;
+
+/// One replica with a log in memory that is durable up to a mark.
+struct Site {
+    replica: Replica,
+    out: Outputs,
+    log: Vec<Append>,
+    durable: usize,
+    lsn: u64,
+    applied: Vec<(u64, u64, Vec<u8>)>,
+    leads: Option<u64>,
+    reads: Vec<u64>,
+    stuck: bool,
+}
+
+fn config(site: u64, sites: u64) -> ReplicaConfig {
+    ReplicaConfig {
+        shard: 0,
+        site,
+        voters: (1..=sites).collect(),
+        preference: preference(0, sites),
+        seed: 1,
+        tail_bytes_max: 1 << 20,
+        timing: Timing::default(),
+    }
+}
+
+impl Site {
+    fn new(config: ReplicaConfig) -> Self {
+        Self::over(Recovering::new(config).start())
+    }
+
+    fn over(replica: Replica) -> Self {
+        Self {
+            replica,
+            out: Outputs::default(),
+            log: Vec::new(),
+            durable: 0,
+            lsn: 0,
+            applied: Vec::new(),
+            leads: None,
+            reads: Vec::new(),
+            stuck: false,
+        }
+    }
+
+    /// One turn as the runtime does it; returns what leaves.
+    fn turn(&mut self) -> Vec<Message> {
+        self.replica.advance(&mut self.out);
+        for append in self.out.appends.drain(..) {
+            match append {
+                Append::Ticket(number) => self.replica.appended(number, self.lsn),
+                frame => {
+                    self.lsn += 1;
+                    self.log.push(frame);
+                }
+            }
+        }
+        for step in self.out.steps.drain(..) {
+            match step {
+                Step::Apply { index, term, block } => {
+                    self.applied.push((index, term, block.to_vec()));
+                }
+                Step::Lead { term } => self.leads = Some(term),
+                Step::StepDown => self.leads = None,
+            }
+        }
+        self.reads.append(&mut self.out.reads);
+        let messages = std::mem::take(&mut self.out.messages);
+        if !self.stuck {
+            self.durable = self.log.len();
+            self.replica.durable(self.lsn);
+        }
+        messages
+    }
+
+    /// The same site after losing what was not durable.
+    fn restarted(&self, config: ReplicaConfig) -> Self {
+        let mut recovering = Recovering::new(config);
+        let mut applied = Vec::new();
+        for append in &self.log[..self.durable] {
+            match append {
+                Append::Block(entry, chain) => {
+                    let now = recovering
+                        .block(entry.index, entry.term, *chain, &entry.data)
+                        .expect("what was written can be read");
+                    if now {
+                        applied.push((entry.index, entry.term, entry.data.to_vec()));
+                    }
+                }
+                Append::HardState(state) => {
+                    recovering.hard_state(&state.encode()).unwrap();
+                    while let Some(found) = recovering.next_committed() {
+                        applied.push((found.index, found.term, found.block.to_vec()));
+                    }
+                }
+                Append::Ticket(_) => unreachable!("not a frame"),
+            }
+        }
+        let mut site = Self::over(recovering.start());
+        site.log = self.log[..self.durable].to_vec();
+        (site.durable, site.lsn) = (self.durable, self.durable as u64);
+        site.applied = applied;
+        site
+    }
+}
+
+/// Sites joined by queues that can be cut.
+struct Cluster {
+    sites: Vec<Site>,
+    queue: VecDeque<Message>,
+    cut: Vec<u64>,
+}
+
+impl Cluster {
+    fn new(sites: u64) -> Self {
+        let sites = (1..=sites).map(|site| Site::new(config(site, sites))).collect();
+        Self { sites, queue: VecDeque::new(), cut: Vec::new() }
+    }
+
+    fn site(&mut self, site: u64) -> &mut Site {
+        &mut self.sites[site as usize - 1]
+    }
+
+    /// Runs turns until nothing moves.
+    fn settle(&mut self) {
+        for _ in 0..10_000 {
+            for site in &mut self.sites {
+                self.queue.extend(site.turn());
+            }
+            let Some(message) = self.queue.pop_front() else {
+                if self.sites.iter().all(|site| site.stuck || !site.replica.has_outputs()) {
+                    return;
+                }
+                continue;
+            };
+            if !self.cut.contains(&message.from) && !self.cut.contains(&message.to) {
+                let to = message.to;
+                self.site(to).replica.receive(message);
+            }
+        }
+        panic!("does not settle");
+    }
+
+    fn ticks(&mut self, ticks: u32) {
+        for _ in 0..ticks {
+            for site in &mut self.sites {
+                site.replica.tick();
+            }
+            self.settle();
+        }
+    }
+
+    fn led(sites: u64) -> Self {
+        let mut cluster = Self::new(sites);
+        cluster.ticks(30);
+        assert_eq!(cluster.leader(), Some(1), "the first choice stands first");
+        cluster
+    }
+
+    fn leader(&self) -> Option<u64> {
+        let leads = self.sites.iter().position(|site| site.leads.is_some())?;
+        Some(leads as u64 + 1)
+    }
+
+    fn blocks(&self, site: u64) -> Vec<&[u8]> {
+        let applied = &self.sites[site as usize - 1].applied;
+        applied.iter().map(|(_, _, block)| block.as_slice()).filter(|b| !b.is_empty()).collect()
+    }
+}
+
+#[test]
+fn alone_a_replica_leads_once_its_first_entry_is_durable() {
+    let mut site = Site::new(config(1, 1));
+    site.stuck = true;
+    site.turn();
+    assert_eq!(site.leads, None);
+    assert!(site.replica.propose(b"early".to_vec()).is_err());
+    site.stuck = false;
+    site.turn();
+    site.turn();
+    assert_eq!(site.leads, Some(1));
+    site.replica.propose(b"one".to_vec()).unwrap();
+    site.stuck = true;
+    site.turn();
+    assert_eq!(site.applied.len(), 1, "the term's own entry only");
+    site.stuck = false;
+    site.turn();
+    site.turn();
+    assert_eq!(site.applied[1], (2, 1, b"one".to_vec()));
+    assert!(site.replica.read_barrier(9));
+    site.turn();
+    assert_eq!(site.reads, [9]);
+
+    let mut again = site.restarted(config(1, 1));
+    assert_eq!(again.applied, site.applied, "applied while the log is read");
+    again.turn();
+    again.turn();
+    assert_eq!(again.leads, Some(2));
+}
+
+#[test]
+fn a_block_is_committed_on_a_majority_and_never_before() {
+    let mut cluster = Cluster::led(3);
+    for site in [2, 3] {
+        cluster.site(site).stuck = true;
+    }
+    cluster.site(1).replica.propose(b"pay".to_vec()).unwrap();
+    cluster.settle();
+    assert!(cluster.blocks(1).is_empty(), "only the leader's disk has it");
+    cluster.site(3).stuck = false;
+    cluster.settle();
+    assert_eq!(cluster.blocks(1), [b"pay"]);
+    cluster.site(2).stuck = false;
+    cluster.ticks(5);
+    assert_eq!((cluster.blocks(2), cluster.blocks(3)), (vec![&b"pay"[..]], vec![&b"pay"[..]]));
+}
+
+#[test]
+fn a_dead_leader_is_followed_by_the_next_in_order_with_everything_committed() {
+    let mut cluster = Cluster::led(3);
+    cluster.site(1).replica.propose(b"acknowledged".to_vec()).unwrap();
+    cluster.settle();
+    cluster.cut = vec![1];
+    cluster.site(1).replica.propose(b"lost".to_vec()).unwrap();
+    cluster.ticks(60);
+    assert_eq!(cluster.site(2).leads, Some(2));
+    assert_eq!(cluster.blocks(2), [b"acknowledged"]);
+    assert_eq!(cluster.site(1).leads, None, "without a quorum it steps down by itself");
+    cluster.cut.clear();
+    cluster.site(2).replica.propose(b"after".to_vec()).unwrap();
+    cluster.ticks(10);
+    assert_eq!(cluster.blocks(1), [&b"acknowledged"[..], b"after"]);
+    // And home again, once it has been level for a while.
+    cluster.ticks(300);
+    assert_eq!(cluster.leader(), Some(1));
+    assert_eq!(cluster.sites.iter().filter(|site| site.leads.is_some()).count(), 1);
+}
+
+#[test]
+fn a_sign_of_death_starts_the_election_at_once_but_never_against_a_live_leader() {
+    let mut cluster = Cluster::led(3);
+    cluster.cut = vec![1];
+    cluster.site(2).replica.peer_gone(1);
+    cluster.site(3).replica.peer_gone(1);
+    cluster.settle();
+    assert_eq!(cluster.site(2).leads, Some(2), "without a tick");
+
+    let mut cluster = Cluster::led(3);
+    cluster.site(2).replica.peer_gone(1);
+    cluster.settle();
+    cluster.ticks(10);
+    assert_eq!(cluster.leader(), Some(1), "the other follower hears the leader");
+    assert_eq!(cluster.site(1).leads, Some(1), "no new term");
+}
+
+#[test]
+fn a_vote_is_not_given_twice_over_a_restart() {
+    let mut cluster = Cluster::new(3);
+    let mut vote = Message::default();
+    vote.set_msg_type(MessageType::MsgRequestVote);
+    (vote.from, vote.to, vote.term) = (2, 1, 5);
+    cluster.site(1).replica.receive(vote.clone());
+    let granted = |messages: Vec<Message>| {
+        messages.iter().any(|m| m.get_msg_type() == MessageType::MsgRequestVoteResponse && !m.reject)
+    };
+    cluster.site(1).stuck = true;
+    assert!(!granted(cluster.site(1).turn()), "not before the vote is durable");
+    cluster.site(1).stuck = false;
+    cluster.site(1).turn();
+    assert!(granted(cluster.site(1).turn()));
+    let mut again = cluster.site(1).restarted(config(1, 3));
+    vote.from = 3;
+    again.replica.receive(vote);
+    again.turn();
+    assert!(!granted(again.turn()), "voted for another in this term");
+}
+
+#[test]
+fn a_drained_site_hands_over_at_once_and_takes_nothing_back() {
+    let mut cluster = Cluster::led(3);
+    for site in 1..=3 {
+        cluster.site(site).replica.set_away(1 << 1);
+    }
+    cluster.ticks(2);
+    assert_eq!(cluster.leader(), Some(2));
+    cluster.ticks(400);
+    assert_eq!(cluster.leader(), Some(2));
+    for site in 1..=3 {
+        cluster.site(site).replica.set_away(0);
+    }
+    cluster.ticks(300);
+    assert_eq!(cluster.leader(), Some(1));
+    assert!(cluster.sites[1].replica.counters().transfers >= 1);
+}
+
+#[test]
+fn a_leader_whose_disk_does_not_answer_hands_over() {
+    let mut cluster = Cluster::led(3);
+    cluster.site(1).stuck = true;
+    cluster.site(1).replica.propose(b"slow".to_vec()).unwrap();
+    cluster.ticks(120);
+    assert_eq!(cluster.leader(), Some(2));
+    assert_eq!(cluster.blocks(2), [b"slow"], "two disks have it");
+}
+
+#[test]
+fn reads_wait_for_a_quorum() {
+    let mut cluster = Cluster::led(3);
+    cluster.cut = vec![1];
+    assert!(cluster.site(1).replica.read_barrier(3));
+    cluster.settle();
+    assert!(cluster.site(1).reads.is_empty(), "cut off, it may be deposed");
+    cluster.cut.clear();
+    cluster.ticks(5);
+    assert_eq!(cluster.site(1).reads, [3]);
+    assert!(!cluster.site(2).replica.read_barrier(4), "followers do not answer");
+}
+
+#[test]
+fn a_follower_far_behind_gets_what_memory_no_longer_holds() {
+    let mut cluster = Cluster::new(3);
+    for site in &mut cluster.sites {
+        let number = site.replica.applied() + 1;
+        debug_assert_eq!(number, 1);
+    }
+    cluster.ticks(30);
+    cluster.cut = vec![3];
+    for number in 0..40_u8 {
+        cluster.site(1).replica.propose(vec![number; 100_000]).unwrap();
+        cluster.settle();
+        cluster.site(1).replica.trim();
+    }
+    cluster.cut.clear();
+    let mut fetches = 0;
+    for _ in 0..60 {
+        cluster.ticks(1);
+        while let Some(wanted) = cluster.site(1).replica.take_wanted() {
+            let entries = cluster.sites[0]
+                .log
+                .iter()
+                .filter_map(|append| match append {
+                    Append::Block(entry, _) if entry.index >= wanted.from => Some(entry.clone()),
+                    _ => None,
+                })
+                .take_while(|entry| entry.index < wanted.to)
+                .take(5)
+                .collect();
+            cluster.site(1).replica.fetched(entries, wanted.context);
+            fetches += 1;
+        }
+    }
+    assert!(fetches > 1);
+    assert_eq!(cluster.blocks(3).len(), 40);
+    assert_eq!(cluster.sites[2].applied, cluster.sites[0].applied);
+}
+
+#[test]
+fn a_gap_and_a_term_going_back_are_refused() {
+    let mut recovering = Recovering::new(config(1, 3));
+    recovering.block(1, 4, [0; 32], b"").unwrap();
+    assert_eq!(
+        recovering.block(3, 4, [0; 32], b""),
+        Err(ReplayError::Gap { shard: 0, last: 1, found: 3 })
+    );
+    assert_eq!(
+        recovering.block(2, 3, [0; 32], b""),
+        Err(ReplayError::TermBackwards { shard: 0, index: 2, last: 4, found: 3 })
+    );
+    assert_eq!(recovering.hard_state(b"x"), Err(ReplayError::HardState { shard: 0 }));
+    let committed = HardState { term: 4, vote: 2, commit: 1 };
+    recovering.hard_state(&committed.encode()).unwrap();
+    assert_eq!(recovering.next_committed().map(|found| found.index), Some(1));
+    assert_eq!(
+        recovering.block(1, 5, [0; 32], b"other"),
+        Err(ReplayError::Gap { shard: 0, last: 1, found: 1 }),
+        "a committed block is never replaced"
+    );
+}
+
+#[test]
+fn hard_state_survives_encoding() {
+    let state = HardState { term: 7, vote: 2, commit: u64::MAX };
+    assert_eq!(HardState::decode(&state.encode()), Some(state));
+}

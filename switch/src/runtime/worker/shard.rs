@@ -1,0 +1,151 @@
+//! One shard at this site: its engine, its replica, and what waits between them.
+
+use std::collections::VecDeque;
+
+use protocol::code::Code;
+
+use super::WorkerError;
+use crate::engine::input::Waiter;
+use crate::engine::output::{Outputs, Reply, ReplyBody};
+use crate::engine::{Engine, Input, Now};
+use crate::replica::{self, Replica, Step};
+use crate::runtime::inbox::Item;
+
+/// Read barriers under way at once: one per round trip is enough, more only
+/// shorten the wait of those that just missed one.
+const BARRIERS_MAX: usize = 4;
+
+/// A shard.
+pub(super) struct Shard {
+    pub(super) engine: Engine,
+    pub(super) replica: Replica,
+    /// What the engine wants.
+    pub(super) out: Outputs,
+    /// What the replica wants.
+    pub(super) wants: replica::Outputs,
+    pub(super) due_us: Option<u64>,
+    reads: Reads,
+}
+
+/// Queries that wait for proof that this replica still leads.
+#[derive(Default)]
+struct Reads {
+    fresh: Vec<Item>,
+    waiting: VecDeque<(u64, Vec<Item>)>,
+    token: u64,
+}
+
+impl Shard {
+    pub(super) fn new(engine: Engine, replica: Replica, out: Outputs) -> Self {
+        Self {
+            engine,
+            replica,
+            out,
+            wants: replica::Outputs::default(),
+            due_us: None,
+            reads: Reads::default(),
+        }
+    }
+
+    /// Lets a query wait for the next read barrier.
+    pub(super) fn read_later(&mut self, item: Item) {
+        self.reads.fresh.push(item);
+    }
+
+    /// Starts a barrier for the queries that came since the last one.
+    pub(super) fn start_reads(&mut self) {
+        let reads = &mut self.reads;
+        if reads.fresh.is_empty() || reads.waiting.len() >= BARRIERS_MAX {
+            return;
+        }
+        reads.token += 1;
+        if self.replica.read_barrier(reads.token) {
+            reads.waiting.push_back((reads.token, std::mem::take(&mut reads.fresh)));
+        } else {
+            let fresh = std::mem::take(&mut reads.fresh);
+            self.refuse_all(fresh);
+        }
+    }
+
+    /// Does what the replica wants of the engine: applies committed blocks,
+    /// begins and ends leading, answers queries whose barrier was reached.
+    /// Frames and messages stay in `wants`.
+    pub(super) fn advance(&mut self, now: Now) -> Result<(), WorkerError> {
+        self.replica.advance(&mut self.wants);
+        let mut steps = std::mem::take(&mut self.wants.steps);
+        for step in steps.drain(..) {
+            match step {
+                Step::Apply { index, term, block } => {
+                    let input = Input::Committed { index, term, block: &block };
+                    self.handle(input, now)?;
+                }
+                Step::Lead { term } => self.handle(Input::Lead { term }, now)?,
+                Step::StepDown => self.step_down(now)?,
+            }
+        }
+        self.wants.steps = steps;
+        self.replica.trim();
+        let reached = self.wants.reads.drain(..).max();
+        if let Some(token) = reached {
+            self.answer_reads(token, now)?;
+        }
+        Ok(())
+    }
+
+    fn handle(&mut self, input: Input<'_>, now: Now) -> Result<(), WorkerError> {
+        let handled = self.engine.handle(input, now, &mut self.out);
+        handled.map_err(|error| WorkerError::Apply(error.to_string()))
+    }
+
+    fn step_down(&mut self, now: Now) -> Result<(), WorkerError> {
+        self.handle(Input::StepDown, now)?;
+        // Proposed and never handed to consensus: nobody was promised anything.
+        self.out.block.clear();
+        self.out.block_records = 0;
+        let mut reads = std::mem::take(&mut self.reads.fresh);
+        reads.extend(self.reads.waiting.drain(..).flat_map(|(_, items)| items));
+        self.refuse_all(reads);
+        Ok(())
+    }
+
+    fn answer_reads(&mut self, token: u64, now: Now) -> Result<(), WorkerError> {
+        while self.reads.waiting.front().is_some_and(|(first, _)| *first <= token) {
+            let Some((_, items)) = self.reads.waiting.pop_front() else { break };
+            for item in items {
+                match item {
+                    Item::Query(query) => self.handle(Input::Query(query), now)?,
+                    Item::QueryRefund(query) => self.handle(Input::QueryRefund(query), now)?,
+                    _ => debug_assert!(false, "only queries wait for a barrier"),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn refuse_all(&mut self, items: Vec<Item>) {
+        let leader = self.leader_hint();
+        self.out.replies.extend(
+            items.iter().filter_map(Item::waiter).map(|waiter| not_leader(waiter, leader)),
+        );
+    }
+
+    /// The answer to a request that came to a site which does not lead.
+    pub(super) fn refuse(&mut self, waiter: Waiter) {
+        let leader = self.leader_hint();
+        self.out.replies.push(not_leader(waiter, leader));
+    }
+
+    /// The leading site as the wire says it; 0: not known, or this one.
+    fn leader_hint(&self) -> u8 {
+        if self.replica.leads() { 0 } else { self.replica.leader() as u8 }
+    }
+}
+
+fn not_leader(waiter: Waiter, leader: u8) -> Reply {
+    let mut reply = Reply::refusal(waiter, Code::NotLeader, 0);
+    match &mut reply.body {
+        ReplyBody::Order(body) => body.leader_hint = leader,
+        ReplyBody::Refund(body) => body.leader_hint = leader,
+    }
+    reply
+}

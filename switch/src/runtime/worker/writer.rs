@@ -1,0 +1,159 @@
+//! What goes to the log, when: the frames of all shards in order, paced.
+
+use std::collections::VecDeque;
+
+use storage::{FRAME_HEADER_BYTES, Frame, FrameKind, Log};
+
+use super::WorkerError;
+use super::shard::Shard;
+use crate::engine::Now;
+use crate::replica::Append;
+
+/// A batch of this size is written without waiting for more, bytes.
+const WRITE_AT_ONCE_BYTES: usize = 64 * 1024;
+/// Writes that may follow each other without pause after a quiet time.
+const WRITE_BURST: u64 = 4;
+
+/// Frames on their way to the log, and the pace of writing.
+pub(super) struct Writer {
+    /// Shard (place in the worker's list) and what is to be appended, in order.
+    queue: VecDeque<(usize, Append)>,
+    /// Payload bytes in `queue`.
+    queued_bytes: usize,
+    /// Least time between two writes on the average, microseconds.
+    interval_us: u64,
+    /// When the next small batch may be written.
+    pub(super) due_us: u64,
+    /// When the last write was started.
+    pub(super) submitted_us: u64,
+    /// More than a handful of records per commit interval.
+    pub(super) busy: bool,
+}
+
+impl Writer {
+    pub(super) fn new(interval_us: u64) -> Self {
+        Self {
+            queue: VecDeque::new(),
+            queued_bytes: 0,
+            interval_us,
+            due_us: 0,
+            submitted_us: 0,
+            busy: false,
+        }
+    }
+
+    /// Takes what a replica wants written.
+    pub(super) fn take(&mut self, at: usize, appends: &mut VecDeque<Append>) {
+        for append in appends.drain(..) {
+            self.queued_bytes += payload_bytes(&append);
+            self.queue.push_back((at, append));
+        }
+    }
+
+    /// Whether nothing waits to be appended.
+    pub(super) fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// Bytes that wait.
+    pub(super) fn queued_bytes(&self) -> usize {
+        self.queued_bytes
+    }
+
+    /// Appends what the log's open batch has room for, and tells the replicas
+    /// where their frames lie. Returns the payload bytes appended.
+    pub(super) fn append(
+        &mut self,
+        shards: &mut [Shard],
+        log: &mut Log,
+    ) -> Result<usize, WorkerError> {
+        let before = self.queued_bytes;
+        while let Some((at, append)) = self.queue.front() {
+            let bytes = payload_bytes(append);
+            let is_ticket = matches!(append, Append::Ticket(_));
+            // The last bytes are kept for the commit indexes that ride along.
+            if !is_ticket && bytes + 2 * FRAME_HEADER_BYTES > log.room() {
+                break;
+            }
+            let Some(shard) = shards.get_mut(*at) else { break };
+            put(shard, append, log)?;
+            self.queued_bytes -= bytes;
+            self.queue.pop_front();
+        }
+        Ok(before - self.queued_bytes)
+    }
+
+    /// Writes down how far the shards are committed, beside other frames.
+    pub(super) fn append_commits(
+        &mut self,
+        shards: &mut [Shard],
+        log: &mut Log,
+    ) -> Result<(), WorkerError> {
+        // Behind frames that wait, a commit index could speak of what is not there.
+        if !self.queue.is_empty() {
+            return Ok(());
+        }
+        for shard in shards {
+            let needed = FRAME_HEADER_BYTES + crate::replica::HardState::LEN;
+            if log.room() < needed {
+                break;
+            }
+            if let Some(state) = shard.replica.commit_to_save() {
+                put(shard, &Append::HardState(state), log)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether to let the batch grow a little: writes come at most once per
+    /// commit interval on the average, since each costs the same whatever it
+    /// carries. A few may follow each other sooner after a pause, so that a lone
+    /// payment is never held back; large batches do not wait.
+    pub(super) fn paced(&mut self, now: Now, bytes: usize) -> bool {
+        if self.due_us > now.mono_us && bytes < WRITE_AT_ONCE_BYTES {
+            return true;
+        }
+        let interval = self.interval_us;
+        let since = now.mono_us.saturating_sub(self.submitted_us);
+        self.busy = bytes > 4096 && since < 8 * interval;
+        let earliest = now.mono_us.saturating_sub(WRITE_BURST * interval);
+        self.due_us = (self.due_us.max(earliest) + interval).min(now.mono_us + interval);
+        false
+    }
+}
+
+fn payload_bytes(append: &Append) -> usize {
+    match append {
+        Append::Block(entry, _) => entry.data.len(),
+        Append::HardState(_) => crate::replica::HardState::LEN,
+        Append::Ticket(_) => 0,
+    }
+}
+
+fn put(shard: &mut Shard, append: &Append, log: &mut Log) -> Result<(), WorkerError> {
+    let number = shard.replica.shard();
+    match append {
+        Append::Block(entry, chain) => {
+            log.append(&Frame {
+                kind: FrameKind::Block,
+                shard: number,
+                term: entry.term,
+                index: entry.index,
+                chain: *chain,
+                payload: &entry.data,
+            })?;
+        }
+        Append::HardState(state) => {
+            log.append(&Frame {
+                kind: FrameKind::HardState,
+                shard: number,
+                term: state.term,
+                index: 0,
+                chain: [0; 32],
+                payload: &state.encode(),
+            })?;
+        }
+        Append::Ticket(ticket) => shard.replica.appended(*ticket, log.appended().0),
+    }
+    Ok(())
+}
