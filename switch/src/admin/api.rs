@@ -18,6 +18,9 @@ pub struct Status {
     pub ready: bool,
     /// Why not; empty when it does.
     pub reason: String,
+    /// Sites that shall not lead.
+    #[serde(default)]
+    pub drained: Vec<u16>,
     /// Every shard.
     pub shards: Vec<ShardStatus>,
     /// Every channel.
@@ -269,6 +272,26 @@ pub struct DecideRequest {
     pub note: String,
 }
 
+/// `POST /v1/drain`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DrainRequest {
+    /// Site.
+    pub site: u16,
+    /// It shall not lead any shard from now on, or may again.
+    pub drained: bool,
+}
+
+/// `POST /v1/transfer`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TransferRequest {
+    /// Shard.
+    pub shard: u16,
+    /// The site that is to lead it.
+    pub site: u16,
+}
+
 /// The answer to a command.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Done {
@@ -288,6 +311,9 @@ pub struct ErrorBody {
 pub struct ErrorDetail {
     /// Code in snake_case.
     pub code: String,
+    /// With the code `not_leader`: the site to ask.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leader: Option<u16>,
     /// Why, and what to do.
     pub message: String,
 }

@@ -1,7 +1,7 @@
 //! The command line's way to the admin server: one HTTPS request at a time
 //! with the operator's certificate.
 
-use super::api::ErrorBody;
+use super::api::{ErrorBody, ErrorDetail};
 use crate::config::Config;
 use crate::tls::{self, Credentials, TlsError};
 use bytes::Bytes;
@@ -61,17 +61,38 @@ pub enum ClientError {
         code: String,
         /// Why.
         message: String,
+        /// The site to ask instead.
+        leader: Option<u16>,
     },
     /// An answer that is not of this version's form.
     #[error("the answer cannot be read: {0}")]
     Answer(#[from] serde_json::Error),
 }
 
-/// A client of one site.
+/// Times that a request is sent on to the site that leads.
+const REDIRECTS_MAX: u32 = 3;
+
+/// A client of one site, which follows it to the leading ones.
 pub struct Client {
+    site: Endpoint,
+    /// The sites by number.
+    sites: Vec<(u16, Endpoint)>,
+    tls: Arc<rustls::ClientConfig>,
+}
+
+/// Where a site's operators ask.
+#[derive(Clone, Debug)]
+struct Endpoint {
     address: SocketAddr,
     server_name: ServerName<'static>,
-    tls: Arc<rustls::ClientConfig>,
+}
+
+impl Endpoint {
+    fn new(address: SocketAddr, server_name: &str) -> Result<Self, ClientError> {
+        let server_name = ServerName::try_from(server_name.to_owned())
+            .map_err(|_| ClientError::NotConfigured("sites.server_name"))?;
+        Ok(Self { address, server_name })
+    }
 }
 
 impl Client {
@@ -85,11 +106,15 @@ impl Client {
         let cert =
             admin.admin_cert.as_ref().ok_or(ClientError::NotConfigured("admin.admin_cert"))?;
         let key = admin.admin_key.as_ref().ok_or(ClientError::NotConfigured("admin.admin_key"))?;
-        Self::with_credentials(
-            address,
-            &config.this_site().server_name,
-            &Credentials::load(cert, key, &admin.ca)?,
-        )
+        let credentials = Credentials::load(cert, key, &admin.ca)?;
+        let mut client =
+            Self::with_credentials(address, &config.this_site().server_name, &credentials)?;
+        for site in &config.sites {
+            if let Some(address) = site.admin {
+                client.sites.push((site.id, Endpoint::new(address, &site.server_name)?));
+            }
+        }
+        Ok(client)
     }
 
     /// For an address, with explicit credentials.
@@ -102,9 +127,8 @@ impl Client {
         server_name: &str,
         credentials: &Credentials,
     ) -> Result<Self, ClientError> {
-        let server_name = ServerName::try_from(server_name.to_owned())
-            .map_err(|_| ClientError::NotConfigured("sites.server_name"))?;
-        Ok(Self { address, server_name, tls: Arc::new(credentials.client(tls::ALPN_ADMIN)?) })
+        let tls = Arc::new(credentials.client(tls::ALPN_ADMIN)?);
+        Ok(Self { site: Endpoint::new(address, server_name)?, sites: Vec::new(), tls })
     }
 
     /// `GET path`.
@@ -127,41 +151,67 @@ impl Client {
         self.request(Method::POST, path, Bytes::from(serde_json::to_vec(body)?))
     }
 
+    /// Asks the site, and where it says that another one leads, that one.
     fn request<T: DeserializeOwned>(
         &self,
         method: Method,
         path: &str,
         body: Bytes,
     ) -> Result<T, ClientError> {
+        let mut site = &self.site;
+        for _ in 0..REDIRECTS_MAX {
+            match self.request_at(site, method.clone(), path, body.clone()) {
+                Err(ClientError::Refused { leader: Some(leader), status, code, message }) => {
+                    let next = self.sites.iter().find(|(number, _)| *number == leader);
+                    let Some((_, next)) = next else {
+                        let leader = Some(leader);
+                        return Err(ClientError::Refused { leader, status, code, message });
+                    };
+                    site = next;
+                }
+                answer => return answer,
+            }
+        }
+        self.request_at(site, method, path, body)
+    }
+
+    fn request_at<T: DeserializeOwned>(
+        &self,
+        site: &Endpoint,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<T, ClientError> {
+        let address = site.address;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
-            .map_err(|source| ClientError::Unreachable { address: self.address, source })?;
-        let exchange = self.exchange(method, path, body);
+            .map_err(|source| ClientError::Unreachable { address, source })?;
+        let exchange = self.exchange(site, method, path, body);
         let (status, body) = runtime.block_on(async {
             let timed = tokio::time::timeout(REQUEST_TIMEOUT, exchange).await;
-            timed.unwrap_or(Err(ClientError::Timeout { address: self.address }))
+            timed.unwrap_or(Err(ClientError::Timeout { address }))
         })?;
         if status.is_success() {
             return Ok(serde_json::from_slice(&body)?);
         }
-        let error = serde_json::from_slice::<ErrorBody>(&body)?.error;
-        let status = status.as_u16();
-        Err(ClientError::Refused { status, code: error.code, message: error.message })
+        let ErrorDetail { code, message, leader } = serde_json::from_slice::<ErrorBody>(&body)?.error;
+        Err(ClientError::Refused { status: status.as_u16(), code, message, leader })
     }
 
     async fn exchange(
         &self,
+        site: &Endpoint,
         method: Method,
         path: &str,
         body: Bytes,
     ) -> Result<(StatusCode, Bytes), ClientError> {
-        let address = self.address;
+        let address = site.address;
         let unreachable = |source| ClientError::Unreachable { address, source };
         let broken = |message: String| ClientError::Broken { address, message };
         let stream = tokio::net::TcpStream::connect(address).await.map_err(unreachable)?;
         let connector = TlsConnector::from(self.tls.clone());
-        let stream = connector.connect(self.server_name.clone(), stream).await;
+        let stream = connector.connect(site.server_name.clone(), stream).await;
         let stream = stream.map_err(|error| broken(error.to_string()))?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
             .await

@@ -29,6 +29,10 @@ pub trait Control: Send + Sync + 'static {
     /// is durable and says what was done.
     fn command(&self, operator: ShortText, command: AdminCommand) -> Answer<String>;
 
+    /// Hands a shard's leadership to another site; the answer comes when that
+    /// has been started.
+    fn transfer(&self, shard: u16, site: u16) -> Answer<String>;
+
     /// Payments in doubt or in front of an operator, oldest first, at most
     /// `limit`, of the shards led here.
     fn in_doubt(&self, limit: usize) -> Answer<Vec<InDoubt>>;

@@ -1,6 +1,9 @@
 //! From a request to an answer: who may ask what, within which bounds.
 
-use super::api::{DecideRequest, Done, ErrorBody, ErrorDetail, LimitRequest, MerchantView};
+use super::api::{
+    DecideRequest, Done, DrainRequest, ErrorBody, ErrorDetail, LimitRequest, MerchantView,
+    TransferRequest,
+};
 use super::control::{Answer, Control, ControlError};
 use super::decisions::{Decision, PROPOSAL_LIFE, Proposals, Verdict};
 use crate::config::Problem;
@@ -55,11 +58,12 @@ struct Refusal {
     status: StatusCode,
     code: &'static str,
     message: String,
+    leader: Option<u16>,
 }
 
 impl Refusal {
     fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into() }
+        Self { status, code, message: message.into(), leader: None }
     }
 
     fn bad_request(message: impl Into<String>) -> Self {
@@ -76,14 +80,18 @@ impl From<ControlError> for Refusal {
             ControlError::Busy => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
             ControlError::Refused(_) => (StatusCode::CONFLICT, "refused"),
         };
-        Self::new(status, code, error.to_string())
+        let leader = match &error {
+            ControlError::NotLeader { leader } => Some(*leader),
+            _ => None,
+        };
+        Self { leader, ..Self::new(status, code, error.to_string()) }
     }
 }
 
 type Page = Response<Full<Bytes>>;
 type Routed = Result<Page, Refusal>;
 
-const PATHS: [(&str, Method, bool); 9] = [
+const PATHS: [(&str, Method, bool); 11] = [
     ("/ready", Method::GET, false),
     ("/status", Method::GET, false),
     ("/metrics", Method::GET, false),
@@ -91,6 +99,8 @@ const PATHS: [(&str, Method, bool); 9] = [
     ("/v1/merchant", Method::POST, true),
     ("/v1/limit", Method::POST, true),
     ("/v1/decide", Method::POST, true),
+    ("/v1/drain", Method::POST, true),
+    ("/v1/transfer", Method::POST, true),
     ("/v1/in-doubt", Method::GET, true),
     ("/v1/explain", Method::GET, true),
 ];
@@ -128,6 +138,12 @@ where
             let (operator, command) = match path {
                 "/v1/merchant" => (operator, put_merchant(context, &query, &body)?),
                 "/v1/limit" => (operator, put_limits(control, &body)?),
+                "/v1/drain" => (operator, set_drained(&body)?),
+                "/v1/transfer" => {
+                    let TransferRequest { shard, site } = parse(&body)?;
+                    let done = wait(control.transfer(shard, site)).await?;
+                    return json(StatusCode::OK, &Done { done });
+                }
                 _ => match decide(context, operator, &body)? {
                     Decided::Proposed(page) => return Ok(page),
                     Decided::Agreed(first, command) => (first, command),
@@ -234,6 +250,13 @@ fn put_limits(control: &dyn Control, body: &Secret) -> Result<AdminCommand, Refu
     let merchant = known_merchant(control, &request.mch)?;
     let limits = request.over(merchant.limits).parse().map_err(|problems| invalid(&problems))?;
     Ok(AdminCommand::PutLimits { mch_id: merchant.mch_id, limits, until_ms: request.until_ms })
+}
+
+fn set_drained(body: &Secret) -> Result<AdminCommand, Refusal> {
+    let request: DrainRequest = parse(body)?;
+    let site = u8::try_from(request.site);
+    let site = site.map_err(|_| Refusal::bad_request("site: no such site"))?;
+    Ok(AdminCommand::SetDrained { site, drained: request.drained })
 }
 
 enum Decided {
@@ -432,7 +455,11 @@ fn json(status: StatusCode, body: &impl Serialize) -> Routed {
 }
 
 fn refusal_page(refusal: Refusal) -> Page {
-    let error = ErrorDetail { code: refusal.code.to_owned(), message: refusal.message };
+    let error = ErrorDetail {
+        code: refusal.code.to_owned(),
+        leader: refusal.leader,
+        message: refusal.message,
+    };
     // Two strings always serialise.
     let text = serde_json::to_string(&ErrorBody { error }).unwrap_or_default();
     let mut page = page(refusal.status, JSON, text);

@@ -30,6 +30,16 @@ fn now<T>(value: Result<T, ControlError>) -> Answer<T> {
 }
 
 impl Control for MadeUp {
+    fn transfer(&self, shard: u16, site: u16) -> Answer<String> {
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        let answer = match shard {
+            0 => Ok(format!("shard 0 goes to site {site}")),
+            _ => Err(ControlError::NotLeader { leader: 2 }),
+        };
+        sender.send(answer).unwrap();
+        receiver
+    }
+
     fn ready(&self) -> Result<(), String> {
         self.not_ready.lock().unwrap().clone().map_or(Ok(()), Err)
     }
@@ -141,7 +151,7 @@ impl Site {
 
 fn refusal<T: std::fmt::Debug>(answer: Result<T, ClientError>) -> (u16, String, String) {
     match answer {
-        Err(ClientError::Refused { status, code, message }) => (status, code, message),
+        Err(ClientError::Refused { status, code, message, .. }) => (status, code, message),
         other => panic!("{other:?}"),
     }
 }

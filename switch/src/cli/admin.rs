@@ -2,7 +2,8 @@
 
 use super::{Exit, Failure, print};
 use crate::admin::api::{
-    DecideRequest, Done, Explain, InDoubt, LimitRequest, MerchantView, Status,
+    DecideRequest, Done, DrainRequest, Explain, InDoubt, LimitRequest, MerchantView, Status,
+    TransferRequest,
 };
 use crate::admin::client::{Client, ClientError};
 use crate::config::{Config, merchants};
@@ -11,6 +12,11 @@ use serde::Serialize;
 use std::fmt::Write as _;
 use std::io::Write;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// How long `drain` waits for a site's shards to be led elsewhere.
+const DRAIN_MAX: Duration = Duration::from_secs(10);
+const DRAIN_POLL: Duration = Duration::from_millis(20);
 
 #[derive(Args, Debug)]
 pub(super) struct AdminArgs {
@@ -53,6 +59,24 @@ enum AdminCommand {
     /// Limits of a merchant.
     #[command(subcommand)]
     Limit(LimitCommand),
+    /// Move all shards away from a site and keep them away.
+    Drain {
+        /// Site.
+        site: u16,
+    },
+    /// Let a drained site lead again.
+    Undrain {
+        /// Site.
+        site: u16,
+    },
+    /// Hand a shard to a site; it goes home by itself when its preferred site
+    /// is healthy and not drained.
+    Transfer {
+        /// Shard.
+        shard: u16,
+        /// Site.
+        site: u16,
+    },
     /// Decide a payment that waits for an operator. Two operators must send
     /// the same decision, each with their own certificate.
     Decide(DecideArgs),
@@ -186,7 +210,38 @@ pub(super) fn run(out: &mut impl Write, args: AdminArgs) -> Result<(), Failure> 
         AdminCommand::Limit(LimitCommand::Set(args)) => {
             screen.done(&client.post("/v1/limit", &args.request())?)
         }
+        AdminCommand::Drain { site } => {
+            let request = DrainRequest { site, drained: true };
+            screen.done(&client.post("/v1/drain", &request)?)?;
+            wait_drained(&client, site)
+        }
+        AdminCommand::Undrain { site } => {
+            let request = DrainRequest { site, drained: false };
+            screen.done(&client.post("/v1/drain", &request)?)
+        }
+        AdminCommand::Transfer { shard, site } => {
+            screen.done(&client.post("/v1/transfer", &TransferRequest { shard, site })?)
+        }
         AdminCommand::Decide(args) => screen.done(&client.post("/v1/decide", &args.request())?),
+    }
+}
+
+/// Waits until a drained site leads nothing any more.
+fn wait_drained(client: &Client, site: u16) -> Result<(), Failure> {
+    let started = Instant::now();
+    loop {
+        let status: Status = client.get("/status")?;
+        let left = status.shards.iter().filter(|shard| shard.leader == site).count();
+        if left == 0 {
+            return Ok(());
+        }
+        if started.elapsed() > DRAIN_MAX {
+            let text = format!(
+                "site {site} still leads {left} shards: no other site is level with it; they follow as soon as one is"
+            );
+            return Err(Failure::new(Exit::Missed, text));
+        }
+        std::thread::sleep(DRAIN_POLL);
     }
 }
 

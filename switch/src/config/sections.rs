@@ -32,6 +32,10 @@ pub struct SiteConfig {
     /// Where other sites reach it (QUIC).
     #[serde(deserialize_with = "address")]
     pub peer: SocketAddr,
+    /// Its `admin.tls_listen`: `payswitch admin` sends commands about a shard
+    /// on to the site that leads it.
+    #[serde(default, deserialize_with = "address_option")]
+    pub admin: Option<SocketAddr>,
     /// Name in its certificate, for example `site-1.site.payswitch`.
     pub server_name: String,
 }

@@ -7,7 +7,8 @@ use super::merchant::{Limits, Merchant};
 use super::order::{AttemptState, RefundKind};
 use super::output::Outputs;
 use super::record::{
-    Decision, KEY_MATERIAL_MAX, KEYS_MAX, LimitsPut, MerchantPut, RANGES_MAX, Record,
+    Decision, KEY_MATERIAL_MAX, KEYS_MAX, LimitsPut, MerchantPut, RANGES_MAX, Record, SITES_END,
+    SiteDrain,
 };
 use protocol::code::{OrderState, RefundState};
 use protocol::id::{MchId, OutRefundNo, OutTradeNo, ShortText};
@@ -28,7 +29,7 @@ impl Engine {
         out: &mut Outputs,
     ) -> Result<Option<String>, String> {
         if self.term.is_none() {
-            return Err("this site does not lead the merchant's shard".into());
+            return Err("this site does not lead the shard".into());
         }
         let operator = admin.operator;
         let record = match admin.command {
@@ -46,6 +47,15 @@ impl Engine {
                     return Err("the end of the temporary limits has passed".into());
                 }
                 Record::LimitsPut(LimitsPut { operator, mch_id, limits, until_ms })
+            }
+            AdminCommand::SetDrained { site, drained } => {
+                if !(1..SITES_END).contains(&site) {
+                    return Err("no such site".into());
+                }
+                if (self.drained >> site & 1 == 1) == drained {
+                    return Ok(Some("so it is already".into()));
+                }
+                Record::SiteDrain(SiteDrain { operator, site, drained })
             }
             AdminCommand::Decide { mch_id, out_trade_no, out_refund_no, success, second, note } => {
                 let about = (&mch_id, &out_trade_no, out_refund_no.as_ref());

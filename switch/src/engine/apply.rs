@@ -154,6 +154,12 @@ impl Engine {
                 self.answer_ticket(at.leads, out);
                 Ok(())
             }
+            Record::SiteDrain(drain) => {
+                let bit = 1 << drain.site;
+                self.drained = if drain.drained { self.drained | bit } else { self.drained & !bit };
+                self.answer_ticket(at.leads, out);
+                Ok(())
+            }
         }
     }
 

@@ -239,6 +239,13 @@ pub enum AdminCommand {
         /// When the previous limits come back; 0: never.
         until_ms: u64,
     },
+    /// Let a site lead shards or not. Kept in shard 0, valid for all.
+    SetDrained {
+        /// Site, from 1.
+        site: u8,
+        /// It shall not lead.
+        drained: bool,
+    },
     /// Decide an attempt in front of an operator. Money-changing results need
     /// a second operator.
     Decide {

@@ -76,6 +76,8 @@ pub struct Engine {
     orders: Orders,
     outbox: Outbox,
     counters: Counters,
+    /// Sites that shall not lead, a bit per number; kept in shard 0.
+    drained: u64,
     /// Index of the last block applied.
     applied: u64,
     /// The term this replica leads in.
@@ -133,6 +135,7 @@ impl Engine {
             orders: Orders::new(),
             outbox: Outbox::new(config.shard),
             counters: Counters::default(),
+            drained: 0,
             applied: 0,
             term: None,
             waiters: Waiters::new(),
@@ -209,6 +212,12 @@ impl Engine {
     /// The shard.
     pub fn shard(&self) -> u16 {
         self.config.shard
+    }
+
+    /// Sites that shall not lead any shard, a bit per site number. Kept by the
+    /// engine of shard 0 only.
+    pub fn drained(&self) -> u64 {
+        self.drained
     }
 
     /// Index of the last block applied.

@@ -221,6 +221,17 @@ pub struct LimitsPut {
     pub until_ms: u64,
 }
 
+/// Whether a site may lead shards. Only in the log of shard 0, valid for all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SiteDrain {
+    /// Operator.
+    pub operator: ShortText,
+    /// Site, from 1 and below 64.
+    pub site: u8,
+    /// It shall not lead from now on.
+    pub drained: bool,
+}
+
 /// One record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record<'a> {
@@ -256,6 +267,8 @@ pub enum Record<'a> {
     MerchantPut(Box<MerchantPut>),
     /// Limits record.
     LimitsPut(LimitsPut),
+    /// Site record.
+    SiteDrain(SiteDrain),
 }
 
 /// A record with its time.
@@ -283,7 +296,11 @@ mod kind {
     pub(super) const DECISION: u8 = b'M';
     pub(super) const MERCHANT_PUT: u8 = b'P';
     pub(super) const LIMITS_PUT: u8 = b'L';
+    pub(super) const SITE_DRAIN: u8 = b'S';
 }
+
+/// Most sites of a cluster, plus one: a bit each in a word.
+pub const SITES_END: u8 = 64;
 
 /// Most keys of a merchant.
 pub const KEYS_MAX: usize = 2;
@@ -314,6 +331,7 @@ impl Record<'_> {
             Self::Decision(_) => "decided",
             Self::MerchantPut(_) => "merchant",
             Self::LimitsPut(_) => "limits",
+            Self::SiteDrain(_) => "site",
         }
     }
 
@@ -329,7 +347,7 @@ impl Record<'_> {
             Self::Decision(r) => Some(r.sequence),
             Self::Doubt { sequence, .. } => Some(*sequence),
             Self::Delivered { event_id, .. } => Some(super::outbox::event_payment(*event_id)),
-            Self::MerchantPut(_) | Self::LimitsPut(_) => None,
+            Self::MerchantPut(_) | Self::LimitsPut(_) | Self::SiteDrain(_) => None,
         }
     }
 }

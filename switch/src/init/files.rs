@@ -51,14 +51,17 @@ default_route = [1]
     );
     for other in 1..=sites {
         let (gateway, peer) = (ports.gateway(other), ports.peer(other));
+        let admin = ports.admin_tls(other);
         let _ = write!(
             text,
             r#"
-# Site {other}: where gateways and other sites reach it, and the name in its certificate.
+# Site {other}: where gateways, other sites and operators reach it, and the name in its
+# certificate.
 [[sites]]
 id = {other}
 gateway = "127.0.0.1:{gateway}"
 peer = "127.0.0.1:{peer}"
+admin = "127.0.0.1:{admin}"
 server_name = "site-{other}.site.payswitch"
 "#
         );

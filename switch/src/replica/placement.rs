@@ -211,7 +211,7 @@ mod tests {
         placement.set_away(1 << 1);
         assert_eq!(placement.target(2, 10_000, |_| true), None, "home is drained");
         assert_eq!(placement.target(1, 20_000, |site| site != 2), Some(3));
-        assert!(placement.is_next(2, 3) && !placement.is_next(1, 3) && !placement.is_next(3, 2));
+        assert!(placement.is_next(2, 3) && !placement.is_next(1, 3) && placement.is_next(3, 2));
     }
 
     #[test]

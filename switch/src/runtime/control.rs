@@ -14,6 +14,7 @@ use protocol::id::{MchId, OutTradeNo, ShortText};
 use tokio::sync::{mpsc, oneshot};
 
 use super::inbox::{Exchange, Item};
+use super::mesh::Mesh;
 use super::net::Net;
 use super::worker::{Report, Shared};
 use super::{clock, explain};
@@ -100,6 +101,11 @@ impl NodeControl {
         }
     }
 
+    /// Whether a merchant's record is in the log.
+    pub fn knows(&self, mch_id: MchId) -> bool {
+        self.merchants.lock().is_ok_and(|merchants| merchants.contains_key(&mch_id))
+    }
+
     /// A merchant's record committed.
     pub fn put_merchant(&self, merchant: &Merchant) {
         if let Ok(mut merchants) = self.merchants.lock() {
@@ -107,12 +113,64 @@ impl NodeControl {
         }
     }
 
-    /// Whether every shard is led here.
-    pub fn leads_all(&self) -> bool {
-        self.shared.report.lock().is_ok_and(|report| {
-            report.shards.len() == usize::from(self.shards)
-                && report.shards.iter().all(|shard| shard.leads)
-        })
+    /// What the threads share about the other sites.
+    pub fn mesh(&self) -> &Arc<Mesh> {
+        &self.shared.mesh
+    }
+
+    /// Whether every shard has a leader that this site knows of.
+    pub fn all_led(&self) -> bool {
+        (0..self.shards).all(|shard| self.mesh().leader(shard) != 0)
+    }
+
+    /// Whether this site leads any shard.
+    pub fn leads_any(&self) -> bool {
+        (0..self.shards).any(|shard| u16::from(self.mesh().leader(shard)) == self.site)
+    }
+
+    /// Whether this site leads the shard.
+    pub fn leads(&self, shard: u16) -> bool {
+        u16::from(self.mesh().leader(shard)) == self.site
+    }
+
+    /// Makes the worker hand its shards to other sites.
+    pub fn leave(&self) {
+        self.shared.leave.store(true, Ordering::Release);
+        self.shared.exchange.wake();
+    }
+
+    /// Why a command about this shard must be asked elsewhere, if it must.
+    fn elsewhere(&self, shard: u16) -> Option<ControlError> {
+        match u16::from(self.mesh().leader(shard)) {
+            0 => Some(ControlError::NoLeader),
+            leader if leader == self.site => None,
+            leader => Some(ControlError::NotLeader { leader }),
+        }
+    }
+
+    /// Sends an item with a ticket to a shard led here.
+    fn ask(&self, shard: u16, item: impl FnOnce(u64) -> Item) -> Answer<String> {
+        if shard >= self.shards {
+            return refused(ControlError::NotFound);
+        }
+        if let Some(error) = self.elsewhere(shard) {
+            return refused(error);
+        }
+        let (ticket, answer) = self.ticket();
+        if self.commands.try_send((shard, item(ticket))).is_err() {
+            if let Ok(mut tickets) = self.tickets.lock() {
+                tickets.remove(&ticket);
+            }
+            return refused(ControlError::Busy);
+        }
+        let (sender, receiver) = oneshot::channel();
+        tokio::spawn(async move {
+            // A dropped ticket means that the node stops; so does our sender then.
+            if let Ok(result) = answer.await {
+                drop(sender.send(result.map_err(ControlError::Refused)));
+            }
+        });
+        receiver
     }
 
     /// The gateway port is open.
@@ -194,7 +252,7 @@ impl Control for NodeControl {
     fn ready(&self) -> Result<(), String> {
         let reason = if self.draining.load(Ordering::Acquire) {
             "the site stops"
-        } else if !self.leads_all() {
+        } else if !self.all_led() {
             "not every shard is led yet"
         } else if !self.listening.load(Ordering::Acquire) {
             "the gateway port is not open yet"
@@ -243,6 +301,7 @@ impl Control for NodeControl {
             uptime_s: self.started.elapsed().as_secs(),
             ready: reason.is_empty(),
             reason,
+            drained: (1..64).filter(|site| report.drained >> site & 1 == 1).collect(),
             shards: shards.collect(),
             channels: channels.collect(),
             log: LogStatus {
@@ -272,26 +331,25 @@ impl Control for NodeControl {
     }
 
     fn command(&self, operator: ShortText, command: AdminCommand) -> Answer<String> {
-        let mch_id = match &command {
-            AdminCommand::PutMerchant { merchant, .. } => merchant.mch_id,
-            AdminCommand::PutLimits { mch_id, .. } | AdminCommand::Decide { mch_id, .. } => *mch_id,
+        let shard = match &command {
+            AdminCommand::PutMerchant { merchant, .. } => merchant.mch_id.shard(self.shards),
+            AdminCommand::PutLimits { mch_id, .. } | AdminCommand::Decide { mch_id, .. } => {
+                mch_id.shard(self.shards)
+            }
+            AdminCommand::SetDrained { site, .. } => {
+                if !(1..=self.mesh().sites()).contains(site) {
+                    return refused(ControlError::Refused(format!("there is no site {site}")));
+                }
+                0
+            }
         };
-        let (ticket, answer) = self.ticket();
-        let item = Item::Admin(Box::new(AdminInput { ticket, operator, command }));
-        if self.commands.try_send((mch_id.shard(self.shards), item)).is_err() {
-            if let Ok(mut tickets) = self.tickets.lock() {
-                tickets.remove(&ticket);
-            }
-            return refused(ControlError::Busy);
-        }
-        let (sender, receiver) = oneshot::channel();
-        tokio::spawn(async move {
-            // A dropped ticket means that the node stops; so does our sender then.
-            if let Ok(result) = answer.await {
-                drop(sender.send(result.map_err(ControlError::Refused)));
-            }
-        });
-        receiver
+        self.ask(shard, |ticket| {
+            Item::Admin(Box::new(AdminInput { ticket, operator, command }))
+        })
+    }
+
+    fn transfer(&self, shard: u16, site: u16) -> Answer<String> {
+        self.ask(shard, |ticket| Item::Transfer(ticket, site))
     }
 
     fn in_doubt(&self, limit: usize) -> Answer<Vec<InDoubt>> {
@@ -317,6 +375,9 @@ impl Control for NodeControl {
 
     fn explain(&self, mch_id: MchId, out_trade_no: OutTradeNo) -> Answer<Explain> {
         let shard = mch_id.shard(self.shards);
+        if let Some(error) = self.elsewhere(shard) {
+            return refused(error);
+        }
         let (part, answer) = oneshot::channel();
         let look =
             move |engine: &Engine| drop(part.send(explain::view(engine, &mch_id, &out_trade_no)));

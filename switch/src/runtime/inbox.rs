@@ -45,6 +45,8 @@ pub enum Item {
     LinkLost(u16),
     /// An operator's command.
     Admin(Box<AdminInput>),
+    /// Hand the shard to a site: ticket of the answer, and site.
+    Transfer(u64, u16),
     /// A look at the engine, for the admin interface; taken once.
     Inspect(std::cell::Cell<Option<Look>>),
 }

@@ -47,6 +47,9 @@ use worker::{Recovering, Report, Shared, Worker, WorkerError, WorkerSettings};
 /// How long a stopping node waits for answers to requests in flight.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
 
+/// How long a stopping node tries to hand its shards to other sites.
+const HAND_OVER_MAX: Duration = Duration::from_secs(3);
+
 /// Why the node could not start or had to stop.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
@@ -412,9 +415,22 @@ async fn stop_signal() -> Result<(), ServeError> {
     Ok(())
 }
 
+/// Hands the shards led here to the other sites, while requests go on.
+async fn hand_over(control: &NodeControl) {
+    if control.mesh().sites() == 1 {
+        return;
+    }
+    control.leave();
+    let started = Instant::now();
+    while control.leads_any() && started.elapsed() < HAND_OVER_MAX {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
 /// Refuses new payments, tells every gateway, waits for the answers in flight.
 async fn drain(net: &Rc<Net>, control: &NodeControl) {
     println!("stopping: {} requests in flight", net.outstanding.get());
+    hand_over(control).await;
     net.draining.set(true);
     control.draining();
     for connection in net.connections() {

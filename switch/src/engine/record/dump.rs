@@ -89,6 +89,13 @@ impl Stamped<'_> {
                 r.until_ms,
                 LimitsJson(&r.limits)
             ),
+            Record::SiteDrain(r) => write!(
+                out,
+                ",\"operator\":\"{}\",\"site\":{},\"drained\":{}",
+                Escaped(&r.operator),
+                r.site,
+                r.drained
+            ),
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use super::{
     Begin, CancelStart, Decision, DecodeError, HEADER_LEN, KEY_MATERIAL_MAX, KEYS_MAX, LimitsPut,
-    MerchantPut, NextAttempt, Outcome, RANGES_MAX, Record, RefundOutcome, RefundStart, STAMP_LEN,
+    MerchantPut, NextAttempt, Outcome, RANGES_MAX, Record, RefundOutcome, RefundStart, SITES_END, STAMP_LEN, SiteDrain,
     Stamped, kind,
 };
 use crate::engine::merchant::{
@@ -234,6 +234,15 @@ fn read_body<'a>(kind: u8, flags: u8, mut b: Body<'a>) -> Option<Record<'a>> {
             mch_id: b.mch_id()?,
             limits: read_limits(&mut b)?,
             until_ms: b.u64()?,
+        }),
+        kind::SITE_DRAIN => Record::SiteDrain(SiteDrain {
+            operator: b.short()?,
+            site: Some(b.u8()?).filter(|site| (1..SITES_END).contains(site))?,
+            drained: match b.u8()? {
+                0 => false,
+                1 => true,
+                _ => return None,
+            },
         }),
         _ => return None,
     };

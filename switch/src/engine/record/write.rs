@@ -115,6 +115,11 @@ fn write_body(b: &mut Vec<u8>, record: &Record<'_>) -> (u8, u8) {
             put_u64(b, r.until_ms);
             (kind::LIMITS_PUT, 0)
         }
+        Record::SiteDrain(r) => {
+            put_text(b, r.operator.as_bytes());
+            b.extend_from_slice(&[r.site, u8::from(r.drained)]);
+            (kind::SITE_DRAIN, 0)
+        }
     }
 }
 

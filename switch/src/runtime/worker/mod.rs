@@ -135,6 +135,8 @@ pub struct Shared {
 pub struct Report {
     /// Per shard.
     pub shards: Vec<ShardReport>,
+    /// Sites that shall not lead, a bit per site number.
+    pub drained: u64,
     /// Log figures.
     pub log: Option<LogStats>,
 }
@@ -293,7 +295,7 @@ impl Worker {
 
     /// Tells the replicas which sites shall not lead.
     fn set_away(&mut self) {
-        let mut away = 0;
+        let mut away = self.shards.first().map_or(0, |shard| shard.engine.drained());
         if self.shared.leave.load(Ordering::Acquire) {
             away |= 1 << self.settings.site;
         }
@@ -571,6 +573,7 @@ impl Worker {
         self.shared.storage_full.store(full, Ordering::Relaxed);
         let Ok(mut report) = self.shared.report.lock() else { return };
         report.log = Some(self.log.stats());
+        report.drained = self.shards.first().map_or(0, |shard| shard.engine.drained());
         report.shards.clear();
         report.shards.extend(self.shards.iter().map(|shard| ShardReport {
             shard: shard.engine.shard(),
@@ -621,6 +624,17 @@ fn route(shard: &mut Shard, item: &Item, arena: &[u8], alone: bool, now: Now) {
     handle(shard, item, arena, now);
 }
 
+fn transfer(shard: &mut Shard, ticket: u64, site: u16) {
+    let answer = if !shard.replica.leads() {
+        Err("this site does not lead the shard".to_owned())
+    } else if shard.replica.transfer(u64::from(site)) {
+        Ok(format!("shard {} goes to site {site}", shard.replica.shard()))
+    } else {
+        Err(format!("site {site} cannot take the shard now"))
+    };
+    shard.out.admin.push((ticket, answer));
+}
+
 fn handle(shard: &mut Shard, item: &Item, arena: &[u8], now: Now) {
     let input = match item {
         Item::Pay(pay, content) => {
@@ -643,6 +657,7 @@ fn handle(shard: &mut Shard, item: &Item, arena: &[u8], now: Now) {
         Item::ChannelUp(channel, up) => Input::ChannelUp { channel: *channel, up: *up },
         Item::LinkLost(channel) => Input::LinkLost { channel: *channel },
         Item::Admin(admin) => Input::Admin((**admin).clone()),
+        Item::Transfer(ticket, site) => return transfer(shard, *ticket, *site),
         Item::Inspect(look) => {
             if let Some(look) = look.take() {
                 look(&shard.engine);
