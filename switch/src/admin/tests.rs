@@ -251,6 +251,24 @@ fn operators_change_merchants_and_limits() {
 }
 
 #[test]
+fn operators_move_leadership() {
+    let site = site();
+    let operator = site.operator();
+    let request = DrainRequest { site: 2, drained: true };
+    let _: Done = operator.post("/v1/drain", &request).unwrap();
+    let commands = site.control.commands.lock().unwrap();
+    assert_eq!(commands[0].1, AdminCommand::SetDrained { site: 2, drained: true });
+    let request = TransferRequest { shard: 0, site: 3 };
+    let done: Done = operator.post("/v1/transfer", &request).unwrap();
+    assert_eq!(done.done, "shard 0 goes to site 3");
+    let request = TransferRequest { shard: 1, site: 3 };
+    match operator.post::<Done>("/v1/transfer", &request) {
+        Err(ClientError::Refused { leader: Some(2), code, .. }) => assert_eq!(code, "not_leader"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
 fn operators_ask_and_decide() {
     let site = site();
     let operator = site.operator();

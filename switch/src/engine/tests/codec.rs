@@ -192,6 +192,9 @@ fn records(content: &'static [u8]) -> impl Strategy<Value = Record<'static>> {
                 Record::LimitsPut(LimitsPut { operator, mch_id, limits, until_ms })
             }
         ),
+        (short(), 1..SITES_END, any::<bool>()).prop_map(|(operator, site, drained)| {
+            Record::SiteDrain(SiteDrain { operator, site, drained })
+        }),
     ]
 }
 
