@@ -14,6 +14,7 @@ use protocol::id::{MchId, OutTradeNo, ShortText};
 use tokio::sync::{mpsc, oneshot};
 
 use super::inbox::{Exchange, Item};
+use super::mesh::Mesh;
 use super::net::Net;
 use super::worker::{Report, Shared};
 use super::{clock, explain};
@@ -74,6 +75,11 @@ impl NodeControl {
     /// The queues to the worker.
     pub fn exchange(&self) -> &Arc<Exchange> {
         &self.shared.exchange
+    }
+
+    /// What is shared about the other sites.
+    pub fn mesh(&self) -> &Arc<Mesh> {
+        &self.shared.mesh
     }
 
     /// The metrics.

@@ -14,6 +14,7 @@ use storage::{Frame, FrameKind, Log, LogError, LogStats, Lsn, Space};
 
 use super::clock;
 use super::inbox::{Batch, Exchange, Item, OutBatch};
+use super::mesh::Mesh;
 use crate::engine::input::{PayInput, Waiter};
 use crate::engine::output::{Outputs, Reply};
 use crate::engine::record;
@@ -82,6 +83,8 @@ pub struct Shared {
     pub exchange: Arc<Exchange>,
     /// Metrics.
     pub metrics: Arc<Metrics>,
+    /// What is shared about the other sites.
+    pub mesh: Arc<Mesh>,
     /// Set to make the worker seal its log and end.
     pub stop: AtomicBool,
     /// The log's disk has only its reserve left.
