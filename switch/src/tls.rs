@@ -14,7 +14,7 @@ mod tests;
 mod transport;
 
 pub use identity::{Identity, IdentityError, Role, identity, peer_identity, peer_site};
-pub use peer::{PeerTls, peer_endpoint};
+pub use peer::{PeerTls, peer_endpoint, require_site_role};
 pub use transport::{
     EndpointKeys, admin_server, channel_client, channel_endpoint, channel_transport,
     gateway_endpoint, gateway_server, gateway_transport, require_site_name, site_server,
@@ -83,6 +83,12 @@ pub enum TlsError {
         path: PathBuf,
         /// The name that clients look for.
         expected: String,
+    },
+    /// A certificate that other sites would refuse.
+    #[error("{} is no site's certificate (NAME.site.payswitch), which other sites ask for", path.display())]
+    NotASite {
+        /// The certificate's file.
+        path: PathBuf,
     },
     /// The client verifier cannot be built from the authorities.
     #[error("cannot verify clients against {}: {source}", path.display())]

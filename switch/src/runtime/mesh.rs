@@ -173,11 +173,6 @@ impl Route {
         self.queue(Traffic::Answers).push(packet)
     }
 
-    /// Peer thread: the next packet of this urgency.
-    pub fn take(&self, urgency: Urgency) -> Option<Vec<u8>> {
-        self.queue(urgency.into()).take()
-    }
-
     /// Peer thread: our link came up or went down. What waits is dropped when
     /// it goes down: it would be stale.
     pub fn set_up(&self, up: bool) {
@@ -216,6 +211,7 @@ pub struct Mesh {
     leaders: Vec<AtomicU64>,
     /// Told whenever a leader changes.
     pub leaders_changed: Notify,
+    changes: AtomicU64,
     /// One bit per site whose process is known to have ended since last asked.
     gone: AtomicU64,
 }
@@ -228,6 +224,7 @@ impl Mesh {
             routes: (0..sites).map(|_| Route::new()).collect(),
             leaders: (0..shards).map(|_| AtomicU64::new(0)).collect(),
             leaders_changed: Notify::new(),
+            changes: AtomicU64::new(0),
             gone: AtomicU64::new(0),
         }
     }
@@ -257,8 +254,14 @@ impl Mesh {
         let Some(slot) = self.leaders.get(usize::from(shard)) else { return };
         let value = term << 8 | u64::from(site);
         if slot.swap(value, Ordering::AcqRel) != value {
+            self.changes.fetch_add(1, Ordering::AcqRel);
             self.leaders_changed.notify_waiters();
         }
+    }
+
+    /// How often a leader has changed.
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
     }
 
     /// Who leads a shard; 0: nobody known.
@@ -299,7 +302,10 @@ mod tests {
         assert!(route.offer(Urgency::Bulk, vec![0; BULK_BYTES_MAX]));
         assert!(!route.offer(Urgency::Bulk, vec![0]), "bytes are bounded");
         assert!(route.offer(Urgency::Urgent, vec![7]), "bulk does not hold up the urgent");
-        assert_eq!(route.take(Urgency::Bulk).map(|packet| packet.len()), Some(BULK_BYTES_MAX));
+        assert_eq!(
+            route.queue(Traffic::Bulk).take().map(|packet| packet.len()),
+            Some(BULK_BYTES_MAX)
+        );
         assert!(route.offer(Urgency::Bulk, vec![0]));
         for _ in 1..PACKETS_MAX {
             assert!(route.offer(Urgency::Bulk, Vec::new()));
@@ -314,7 +320,7 @@ mod tests {
         assert_eq!(route.losses(), 1);
         assert!(route.queue(Traffic::Forwards).take().is_none());
         assert!(route.queue(Traffic::Answers).take().is_some(), "those are the other link's");
-        assert!(route.take(Urgency::Urgent).is_none(), "what waited is stale");
+        assert!(route.queue(Traffic::Urgent).take().is_none(), "what waited is stale");
     }
 
     #[test]
@@ -325,6 +331,9 @@ mod tests {
         assert_eq!(mesh.leader(5), 0);
         mesh.publish_leader(5, 9, 3);
         assert_eq!((mesh.leader(5), mesh.leader(12)), (3, 0));
+        mesh.publish_leader(5, 9, 3);
+        mesh.publish_leader(5, 10, 3);
+        assert_eq!(mesh.changes(), 2, "what was known is no change");
         mesh.report_gone(3);
         mesh.report_gone(2);
         mesh.report_gone(9);

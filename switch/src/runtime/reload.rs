@@ -86,7 +86,10 @@ impl Reload {
             peers: self
                 .peers
                 .as_ref()
-                .map(|_| PeerTls::load(&self.config.gateway, &self.keys))
+                .map(|_| {
+                    tls::require_site_role(&self.config.gateway)?;
+                    PeerTls::load(&self.config.gateway, &self.keys)
+                })
                 .transpose()?,
         })
     }

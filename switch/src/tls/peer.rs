@@ -2,7 +2,9 @@
 //! endpoint, and shows its site certificate in both parts.
 
 use super::transport::{PAYLOAD_MAX, base_transport, idle_timeout, kib};
-use super::{ALPN_PEER, Credentials, EndpointKeys, TlsError, refuse_early_data};
+use super::{
+    ALPN_PEER, Credentials, EndpointKeys, Role, TlsError, certificates, identity, refuse_early_data,
+};
 use crate::config::GatewayConfig;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{EndpointConfig, TransportConfig, VarInt};
@@ -49,6 +51,17 @@ impl PeerTls {
         client.transport_config(transport);
         Ok(Self { server, client })
     }
+}
+
+/// Refuses a certificate with which no other site would take this one for a site.
+///
+/// # Errors
+/// [`TlsError::NotASite`], or the file cannot be read.
+pub fn require_site_role(gateway: &GatewayConfig) -> Result<(), TlsError> {
+    let chain = certificates(&gateway.cert)?;
+    // `certificates` refuses an empty chain.
+    let is_site = identity(&chain[0]).is_ok_and(|identity| identity.role == Role::Site);
+    if is_site { Ok(()) } else { Err(TlsError::NotASite { path: gateway.cert.clone() }) }
 }
 
 /// The peer endpoint's own settings. It shares the gateway endpoint's keys:

@@ -194,3 +194,13 @@ fn endpoint_keys_persist_and_damage_is_named() {
     let error = EndpointKeys::load_or_create(&data).err().unwrap();
     assert!(matches!(error, TlsError::EndpointKeysDamaged { .. }), "{error}");
 }
+
+#[test]
+fn only_a_site_s_certificate_serves_towards_other_sites() {
+    let deployment = deployment();
+    let mut gateway = deployment.config.gateway.clone();
+    require_site_role(&gateway).unwrap();
+    gateway.cert = deployment.dir.path().join("certs/gw-1.pem");
+    let error = require_site_role(&gateway).unwrap_err();
+    assert!(matches!(error, TlsError::NotASite { .. }), "{error}");
+}

@@ -10,6 +10,7 @@
 //!
 //! Tested by sites on loopback with played workers.
 
+mod carry;
 mod envelope;
 mod held;
 #[cfg(test)]
@@ -29,7 +30,6 @@ use tokio::sync::Notify;
 use super::clock;
 use super::ferry::{Arrival, Ferry};
 use super::gateway::Connection;
-use super::inbox::Item;
 use super::mesh::{Mesh, Refused};
 use super::net::Net;
 use super::request::{self, Delivery};
@@ -286,33 +286,6 @@ impl Forwarder {
         Some(Reply { waiter: held.waiter, body: reply.body })
     }
 
-    fn settle_forwarded(&self, net: &Net, reply: &Reply) {
-        let (number, link) =
-            (reply.waiter.connection as u8, (reply.waiter.connection >> 32) as u32);
-        let Some(site) = self.site(number) else { return };
-        // The connection that it came on has ended: it is not counted any more,
-        // and nobody waits for it.
-        if site.link.get() != link || site.taken.get() == 0 {
-            return;
-        }
-        site.taken.set(site.taken.get() - 1);
-        net.outstanding.set(net.outstanding.get().saturating_sub(1));
-        self.answer(net, site, reply);
-    }
-
-    fn answer(&self, net: &Net, site: &Site, reply: &Reply) {
-        let mut answers = site.answers.borrow_mut();
-        let out = &mut answers.open;
-        let start = Answer::begin(reply.waiter.correlation, reply.waiter.kind | kind::REPLY, out);
-        match &reply.body {
-            ReplyBody::Order(body) => body.encode(out),
-            ReplyBody::Refund(body) => body.encode(out),
-        }
-        Answer::end(start, out);
-        answers.grown();
-        net.flush_soon();
-    }
-
     /// Hands the packets over to the peer thread. Returns false when a link is
     /// behind.
     pub fn flush(&self) -> bool {
@@ -349,7 +322,7 @@ impl Forwarder {
     }
 
     /// Takes what came over the peer links. Returns whether there was anything.
-    pub fn arrivals(&self, net: &Rc<Net>, dirty: &mut Vec<Rc<Connection>>) -> bool {
+    pub fn arrivals(&self, net: &Net, dirty: &mut Vec<Rc<Connection>>) -> bool {
         let mut any = false;
         while let Some(arrival) = self.ferry.pop() {
             any = true;
@@ -371,92 +344,6 @@ impl Forwarder {
             }
         }
         any
-    }
-
-    /// Requests that another site could not carry out itself.
-    fn requests(&self, net: &Rc<Net>, from: u8, link: u32, packet: &Bytes) {
-        let Some(site) = self.site(from) else { return };
-        if site.link.get() != link {
-            self.closed(net, from, site.link.get());
-            site.link.set(link);
-        }
-        let mut rest: &[u8] = packet;
-        let metrics = net.metrics.peer(from);
-        loop {
-            match Request::take(&mut rest) {
-                Ok(Some(request)) => {
-                    if let Some(metrics) = metrics {
-                        metrics.forwarded_here.add(1);
-                    }
-                    if let Err(reply) = self.carry_out(net, site, from, &request) {
-                        self.answer(net, site, &reply);
-                    }
-                }
-                Ok(None) => return,
-                Err(envelope::Malformed) => {
-                    if let Some(metrics) = metrics {
-                        metrics.malformed.add(1);
-                    }
-                    return;
-                }
-            }
-        }
-    }
-
-    /// Gives another site's request to this site's worker. It goes no further:
-    /// two sites that each believe in the other would play ball with it.
-    fn carry_out(
-        &self,
-        net: &Rc<Net>,
-        site: &Site,
-        from: u8,
-        request: &Request<'_>,
-    ) -> Result<(), Reply> {
-        let waiter = Waiter {
-            connection: u64::from(site.link.get()) << 32 | SITE_BIT | u64::from(from),
-            stream: 0,
-            kind: request.kind,
-            correlation: request.ticket,
-        };
-        let delivery = Delivery {
-            waiter,
-            gateway: request.gateway,
-            wait_us: u64::from(request.wait_ms) * 1000,
-            second: request.second,
-        };
-        let admitted = request::deliver(net, &delivery, request.body, |shard| {
-            if net.draining.get() || !self.leads(shard) {
-                return Err(Code::NotLeader);
-            }
-            let room = site.taken.get() < ASKED_MAX && !net.congested(shard);
-            if room { Ok(()) } else { Err(Code::Overloaded) }
-        });
-        match admitted {
-            Ok(()) => {
-                site.taken.set(site.taken.get() + 1);
-                net.outstanding.set(net.outstanding.get() + 1);
-                Ok(())
-            }
-            Err(code) => {
-                let retry_ms = if code.retryable() { net.retry_after_ms() } else { 0 };
-                Err(Reply::refusal(waiter, code, retry_ms))
-            }
-        }
-    }
-
-    /// A connection of another site ended, or was followed by a newer one.
-    fn closed(&self, net: &Net, from: u8, link: u32) {
-        let Some(site) = self.site(from) else { return };
-        if link == 0 || site.link.get() != link {
-            return;
-        }
-        site.link.set(0);
-        let taken = site.taken.take();
-        net.outstanding.set(net.outstanding.get().saturating_sub(taken));
-        // Answers of before would only be ignored there.
-        site.answers.take();
-        let connection = u64::from(link) << 32 | SITE_BIT | u64::from(from);
-        net.broadcast(|| Item::ConnectionClosed(connection));
     }
 
     /// Answers of another site.
@@ -563,14 +450,17 @@ impl Forwarder {
 
     /// Gives waiting requests to their leaders as soon as there are any, and
     /// ends those whose time is over.
-    pub async fn run(&self, net: &Rc<Net>) {
+    pub async fn run(&self, net: &Net) {
         let mut dirty = Vec::new();
-        let mut sweep_us = 0;
+        let (mut changes, mut sweep_us) = (0, 0);
         loop {
             // Asked for before looking, so that no change is missed.
             let mut changed = std::pin::pin!(self.mesh.leaders_changed.notified());
             changed.as_mut().enable();
             let now_us = clock::mono_us();
+            if std::mem::replace(&mut changes, self.mesh.changes()) != changes {
+                self.follow_leaders();
+            }
             self.place_waiting(net, now_us, &mut dirty);
             if now_us >= sweep_us {
                 sweep_us = now_us + SWEEP.as_micros() as u64;
@@ -581,20 +471,26 @@ impl Forwarder {
             }
             let idle = self.waiting.borrow().is_empty();
             tokio::select! {
-                () = changed => self.recall(|held| match held.place {
-                    Place::At(site) => {
-                        let leader = self.mesh.leader(held.shard);
-                        leader != 0 && leader != site
-                    }
-                    _ => false,
-                }),
+                () = changed => {}
                 () = self.waits.notified(), if idle => {}
                 () = tokio::time::sleep(if idle { SWEEP } else { TICK }) => {}
             }
         }
     }
 
-    fn place_waiting(&self, net: &Rc<Net>, now_us: u64, dirty: &mut Vec<Rc<Connection>>) {
+    /// Takes requests back from sites that lead their shards no longer: a site
+    /// that has died or stands still cannot say so itself.
+    fn follow_leaders(&self) {
+        self.recall(|held| match held.place {
+            Place::At(site) => {
+                let leader = self.mesh.leader(held.shard);
+                leader != 0 && leader != site
+            }
+            _ => false,
+        });
+    }
+
+    fn place_waiting(&self, net: &Net, now_us: u64, dirty: &mut Vec<Rc<Connection>>) {
         let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
         for ticket in waiting {
             let Some((shard, patience_us, place)) = self
@@ -622,7 +518,7 @@ impl Forwarder {
     }
 
     /// Gives a request that waited to this site's own worker.
-    fn keep_here(&self, net: &Rc<Net>, ticket: u64, now_us: u64, dirty: &mut Vec<Rc<Connection>>) {
+    fn keep_here(&self, net: &Net, ticket: u64, now_us: u64, dirty: &mut Vec<Rc<Connection>>) {
         let delivered = {
             let mut held = self.held.borrow_mut();
             let Some(request) = held.get(ticket) else { return };

@@ -14,7 +14,7 @@ use crate::engine::merchant::{Limits, Merchant, MerchantStatus};
 use crate::runtime::control::NodeControl;
 use crate::runtime::directory::Directory;
 use crate::runtime::gateway::Front;
-use crate::runtime::inbox::Exchange;
+use crate::runtime::inbox::{Exchange, Item};
 use crate::runtime::net::NetSettings;
 use crate::runtime::testing::{Cluster, Node, eventually_async};
 use crate::runtime::worker::Shared;
@@ -222,7 +222,7 @@ impl Site {
     fn is_idle(&self) -> bool {
         let forward = self.forward();
         self.net.outstanding.get() == 0
-            && forward.held.borrow().len() == 0
+            && forward.held.borrow().tickets(|_| true).is_empty()
             && forward.waiting.borrow().is_empty()
             && forward.sites.iter().all(|site| site.asked.get() == 0 && site.taken.get() == 0)
     }
