@@ -9,7 +9,7 @@ use crossbeam::queue::ArrayQueue;
 use tokio::sync::Notify;
 
 /// Packets that may wait for the network thread.
-const ARRIVALS_MAX: usize = 256;
+const ARRIVALS_MAX: usize = 64;
 
 /// Something that came over a peer link.
 pub enum Arrival {

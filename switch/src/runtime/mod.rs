@@ -179,7 +179,7 @@ impl Peering {
         if config.sites.len() < 2 {
             return Ok(None);
         }
-        let tls = tls::require_site_role(&config.gateway)
+        let tls = tls::require_site_role(config)
             .and_then(|()| PeerTls::load(&config.gateway, keys))
             .map_err(|error| ServeError::Config(error.to_string()))?;
         let ferry = Arc::new(Ferry::new(Arc::clone(net_wake)));

@@ -87,7 +87,7 @@ impl Reload {
                 .peers
                 .as_ref()
                 .map(|_| {
-                    tls::require_site_role(&self.config.gateway)?;
+                    tls::require_site_role(&self.config)?;
                     PeerTls::load(&self.config.gateway, &self.keys)
                 })
                 .transpose()?,
