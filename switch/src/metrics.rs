@@ -243,11 +243,46 @@ pub struct ChannelMetrics {
     pub unmatched: Counter,
 }
 
+/// The link towards another site, and what comes on its link towards us.
+#[derive(Default)]
+pub struct PeerMetrics {
+    /// 1 while our connection to it stands.
+    pub up: Gauge,
+    /// 1 while its connection to us stands.
+    pub inbound: Gauge,
+    /// Smoothed round trip of our connection, microseconds.
+    pub round_trip_us: Gauge,
+    /// Packets sent.
+    pub packets_sent: Counter,
+    /// Bytes of those.
+    pub bytes_sent: Counter,
+    /// Packets received.
+    pub packets_received: Counter,
+    /// Bytes of those.
+    pub bytes_received: Counter,
+    /// Packets to it that were dropped: the link was down or behind. Only grows.
+    pub dropped: Gauge,
+    /// Packets of it that were dropped: the worker was behind.
+    pub dropped_received: Counter,
+    /// Requests of gateways sent on to it.
+    pub forwarded: Counter,
+    /// Requests that it sent on to us.
+    pub forwarded_here: Counter,
+    /// Packets of it that could not be read.
+    pub malformed: Counter,
+    /// Signs of its process' end.
+    pub gone: Counter,
+}
+
 /// Everything a site measures.
 pub struct Metrics {
     site: u16,
     shards: Vec<ShardMetrics>,
     channels: Vec<ChannelMetrics>,
+    /// By site; empty in a deployment of one.
+    peers: Vec<PeerMetrics>,
+    /// Requests that wait for their shard to have a leader.
+    pub leaderless: Gauge,
     /// Requests received, by operation.
     pub requests: Table<{ Op::ALL.len() }>,
     /// Replies sent, by operation.
@@ -317,7 +352,11 @@ impl Metrics {
     /// Zeros, for the shards and channels of a site's configuration.
     pub fn new(config: &Config) -> Self {
         let channels = config.channels.iter().map(|channel| channel.name.clone());
-        Self::sized(config.site, config.shards, channels)
+        let mut metrics = Self::sized(config.site, config.shards, channels);
+        if config.sites.len() > 1 {
+            metrics.peers = config.sites.iter().map(|_| PeerMetrics::default()).collect();
+        }
+        metrics
     }
 
     /// Zeros, for `shards` shards and channels 1 to n in the order of `channels`.
@@ -327,6 +366,8 @@ impl Metrics {
             site,
             shards: (0..shards).map(|_| ShardMetrics::default()).collect(),
             channels,
+            peers: Vec::new(),
+            leaderless: Gauge::default(),
             requests: Table::default(),
             replies: Table::default(),
             refusals: CodeCounters::default(),
@@ -369,6 +410,11 @@ impl Metrics {
     /// A channel by its number, from 1; `None` when there is no such number.
     pub fn channel(&self, number: u16) -> Option<&ChannelMetrics> {
         self.channels.get(usize::from(number).checked_sub(1)?)
+    }
+
+    /// Another site by its number, from 1; `None` when there is no such number.
+    pub fn peer(&self, site: u8) -> Option<&PeerMetrics> {
+        self.peers.get(usize::from(site).checked_sub(1)?)
     }
 
     /// The counter of an alarm kind.

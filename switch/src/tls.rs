@@ -8,11 +8,13 @@
 //! loopback.
 
 mod identity;
+mod peer;
 #[cfg(test)]
 mod tests;
 mod transport;
 
-pub use identity::{Identity, IdentityError, Role, identity, peer_identity};
+pub use identity::{Identity, IdentityError, Role, identity, peer_identity, peer_site};
+pub use peer::{PeerTls, peer_endpoint, require_site_role};
 pub use transport::{
     EndpointKeys, admin_server, channel_client, channel_endpoint, channel_transport,
     gateway_endpoint, gateway_server, gateway_transport, require_site_name, site_server,
@@ -31,6 +33,8 @@ use std::sync::Arc;
 pub const ALPN_GATEWAY: &[u8] = b"payswitch/1";
 /// ALPN of the native channel protocol.
 pub const ALPN_CHANNEL: &[u8] = b"payswitch-channel/1";
+/// ALPN of the links between sites.
+pub const ALPN_PEER: &[u8] = b"payswitch-peer/1";
 /// ALPN of the admin server.
 pub const ALPN_ADMIN: &[u8] = b"http/1.1";
 
@@ -79,6 +83,12 @@ pub enum TlsError {
         path: PathBuf,
         /// The name that clients look for.
         expected: String,
+    },
+    /// A certificate that other sites would refuse.
+    #[error("{} is no site's certificate (NAME.site.payswitch), which other sites ask for", path.display())]
+    NotASite {
+        /// The certificate's file.
+        path: PathBuf,
     },
     /// The client verifier cannot be built from the authorities.
     #[error("cannot verify clients against {}: {source}", path.display())]

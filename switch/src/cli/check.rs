@@ -22,6 +22,7 @@ pub(super) fn check(out: &mut impl std::io::Write, path: &Path) -> Result<(), Fa
 
 fn certificates(config: &Config) -> Result<(), tls::TlsError> {
     tls::require_site_name(config)?;
+    tls::require_site_role(config)?;
     let gateway = &config.gateway;
     Credentials::load(&gateway.cert, &gateway.key, &gateway.ca)?.server(tls::ALPN_GATEWAY)?;
     let admin = &config.admin;

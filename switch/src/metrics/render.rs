@@ -1,6 +1,6 @@
 //! Prometheus text (version 0.0.4).
 
-use super::{ChannelMetrics, Counter, Gauge, Histogram, Metrics, Op, ShardMetrics};
+use super::{ChannelMetrics, Counter, Gauge, Histogram, Metrics, Op, PeerMetrics, ShardMetrics};
 use crate::engine::output::AlarmKind;
 use protocol::code::{Code, OrderState, RefundState};
 use std::fmt::Write;
@@ -112,6 +112,7 @@ impl Metrics {
         self.stages(&mut page);
         self.shard_gauges(&mut page);
         self.channel_links(&mut page);
+        self.peer_links(&mut page);
     }
 
     fn operations(&self, page: &mut Page<'_>) {
@@ -226,6 +227,54 @@ impl Metrics {
                 let label = format!(",channel=\"{}\"", escape(&channel.name));
                 page.sample(name, &label, field(channel));
             }
+        }
+    }
+}
+
+impl Metrics {
+    /// Nothing in a deployment of one site.
+    fn peer_links(&self, page: &mut Page<'_>) {
+        type Field = fn(&PeerMetrics) -> u64;
+        let fields: [(&str, &str, &str, Field); 12] = [
+            ("peer_up", "gauge", "1 while our link stands.", |p| p.up.value()),
+            ("peer_inbound_up", "gauge", "1 while its link stands.", |p| p.inbound.value()),
+            ("peer_packets_sent_total", "counter", "Packets sent.", |p| p.packets_sent.value()),
+            ("peer_bytes_sent_total", "counter", "Bytes sent.", |p| p.bytes_sent.value()),
+            ("peer_packets_received_total", "counter", "Packets received.", |p| {
+                p.packets_received.value()
+            }),
+            ("peer_bytes_received_total", "counter", "Bytes received.", |p| {
+                p.bytes_received.value()
+            }),
+            ("peer_dropped_total", "counter", "Packets not sent.", |p| p.dropped.value()),
+            ("peer_dropped_received_total", "counter", "Packets not taken.", |p| {
+                p.dropped_received.value()
+            }),
+            ("peer_forwarded_total", "counter", "Requests sent on.", |p| p.forwarded.value()),
+            ("peer_forwarded_here_total", "counter", "Requests received for it.", |p| {
+                p.forwarded_here.value()
+            }),
+            ("peer_malformed_total", "counter", "Packets not readable.", |p| p.malformed.value()),
+            ("peer_gone_total", "counter", "Signs of its process' end.", |p| p.gone.value()),
+        ];
+        if self.peers.is_empty() {
+            return;
+        }
+        page.gauge("leaderless", "Requests waiting for a leader.", &self.leaderless);
+        let others = || (1..).zip(&self.peers).filter(|(site, _)| *site != self.site);
+        for (name, kind, help, field) in fields {
+            page.head(name, kind, help);
+            for (site, peer) in others() {
+                page.sample(name, &format!(",peer=\"{site}\""), field(peer));
+            }
+        }
+        let name = "peer_round_trip_seconds";
+        page.head(name, "gauge", "Smoothed round trip.");
+        for (peer, metrics) in others() {
+            let seconds = metrics.round_trip_us.value() as f64 / 1e6;
+            let site = self.site;
+            let _ =
+                writeln!(page.out, "payswitch_{name}{{site=\"{site}\",peer=\"{peer}\"}} {seconds}");
         }
     }
 }

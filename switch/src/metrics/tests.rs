@@ -107,3 +107,21 @@ fn every_code_and_kind_has_its_own_counter() {
     assert!(Op::ALL.iter().enumerate().all(|(n, op)| *op as usize == n));
     assert!(metrics.channel(0).is_none() && metrics.shard(0).is_none());
 }
+
+#[test]
+fn other_sites_are_shown_where_there_are_some() {
+    let mut metrics = Metrics::sized(2, 1, []);
+    let mut text = String::new();
+    metrics.render(&mut text);
+    assert!(!text.contains("peer"));
+    metrics.peers = (0..3).map(|_| PeerMetrics::default()).collect();
+    metrics.peer(3).unwrap().forwarded.add(4);
+    metrics.peer(3).unwrap().round_trip_us.set(1_500);
+    text.clear();
+    metrics.render(&mut text);
+    let (_, samples) = parse(&text);
+    assert_eq!(value(&samples, "payswitch_peer_forwarded_total", ("peer", "3")), 4.0);
+    assert_eq!(value(&samples, "payswitch_peer_round_trip_seconds", ("peer", "3")), 0.0015);
+    assert!(samples.iter().all(|(_, labels, _)| labels.get("peer").is_none_or(|p| p != "2")));
+    assert!(metrics.peer(0).is_none() && metrics.peer(4).is_none());
+}

@@ -77,6 +77,11 @@ impl NodeControl {
         &self.shared.exchange
     }
 
+    /// What is shared about the other sites.
+    pub fn mesh(&self) -> &Arc<Mesh> {
+        &self.shared.mesh
+    }
+
     /// The metrics.
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.shared.metrics
@@ -111,11 +116,6 @@ impl NodeControl {
         if let Ok(mut merchants) = self.merchants.lock() {
             merchants.insert(merchant.mch_id, merchant.clone());
         }
-    }
-
-    /// What the threads share about the other sites.
-    pub fn mesh(&self) -> &Arc<Mesh> {
-        &self.shared.mesh
     }
 
     /// Whether every shard has a leader that this site knows of.

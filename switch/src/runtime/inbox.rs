@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering, fence};
 
 use bytes::Bytes;
 use crossbeam::queue::ArrayQueue;
@@ -134,6 +134,8 @@ pub struct Packet {
 /// Packets of other sites that may wait for the worker; more are dropped, which
 /// consensus survives.
 const PACKETS_MAX: usize = 4096;
+/// Bytes of those.
+const PACKETS_BYTES_MAX: usize = 64 << 20;
 
 const AWAKE: u8 = 0;
 const PARKED: u8 = 1;
@@ -143,6 +145,7 @@ pub struct Exchange {
     inbox: ArrayQueue<Box<Batch>>,
     inbox_pool: ArrayQueue<Box<Batch>>,
     packets: ArrayQueue<Packet>,
+    packets_bytes: AtomicUsize,
     outbox: ArrayQueue<Box<OutBatch>>,
     outbox_pool: ArrayQueue<Box<OutBatch>>,
     state: AtomicU8,
@@ -160,6 +163,7 @@ impl Exchange {
             inbox: ArrayQueue::new(batches),
             inbox_pool: ArrayQueue::new(batches),
             packets: ArrayQueue::new(PACKETS_MAX),
+            packets_bytes: AtomicUsize::new(0),
             outbox: ArrayQueue::new(batches),
             outbox_pool: ArrayQueue::new(batches),
             state: AtomicU8::new(AWAKE),
@@ -190,14 +194,25 @@ impl Exchange {
     /// # Errors
     /// The packet.
     pub fn push_packet(&self, packet: Packet) -> Result<(), Packet> {
-        self.packets.push(packet)?;
+        let bytes = packet.bytes.len();
+        if self.packets_bytes.load(Ordering::Relaxed) + bytes > PACKETS_BYTES_MAX {
+            return Err(packet);
+        }
+        // Counted first: the worker must not take off what was not put on yet.
+        self.packets_bytes.fetch_add(bytes, Ordering::Relaxed);
+        if let Err(packet) = self.packets.push(packet) {
+            self.packets_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            return Err(packet);
+        }
         self.nudge();
         Ok(())
     }
 
     /// Worker: the next packet of another site.
     pub fn pop_packet(&self) -> Option<Packet> {
-        self.packets.pop()
+        let packet = self.packets.pop()?;
+        self.packets_bytes.fetch_sub(packet.bytes.len(), Ordering::Relaxed);
+        Some(packet)
     }
 
     /// Wakes the worker if it sleeps and listens.
@@ -274,5 +289,26 @@ impl Exchange {
     /// Wakes the worker whatever it waits for (stop, for example).
     pub fn wake(&self) {
         self.notify.wake();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packets_are_bounded_in_number_and_bytes() {
+        let net_wake = Arc::new(tokio::sync::Notify::new());
+        let exchange = Exchange::new(4, Notify::new().unwrap(), net_wake);
+        let packet = |bytes: usize| Packet { from: 2, bytes: Bytes::from(vec![0; bytes]) };
+        assert!(exchange.push_packet(packet(PACKETS_BYTES_MAX)).is_ok());
+        assert!(exchange.push_packet(packet(1)).is_err());
+        assert_eq!(exchange.pop_packet().map(|packet| packet.from), Some(2));
+        for _ in 0..PACKETS_MAX {
+            assert!(exchange.push_packet(packet(1)).is_ok());
+        }
+        assert!(exchange.push_packet(packet(1)).is_err());
+        while exchange.pop_packet().is_some() {}
+        assert!(exchange.push_packet(packet(PACKETS_BYTES_MAX)).is_ok(), "nothing is left over");
     }
 }

@@ -11,10 +11,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crossbeam::queue::ArrayQueue;
 use tokio::sync::Notify;
 
-/// Packets towards one site before new ones are dropped.
+/// Packets of one kind towards one site before new ones are dropped.
 const PACKETS_MAX: usize = 1024;
 /// Bytes of bulk packets towards one site before new ones are dropped.
 const BULK_BYTES_MAX: usize = 16 << 20;
+/// Bytes of the other kinds.
+const SMALL_BYTES_MAX: usize = 4 << 20;
 
 /// Which stream of a peer link a packet takes: bulk must not delay the rest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,76 +27,174 @@ pub enum Urgency {
     Bulk = 1,
 }
 
+/// What a packet of a peer link carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Traffic {
+    /// Replica messages that must not wait.
+    Urgent = 1,
+    /// Replica messages with blocks.
+    Bulk = 2,
+    /// Requests of gateways for shards that the other site leads.
+    Forwards = 3,
+    /// The answers to those.
+    Answers = 4,
+}
+
+impl Traffic {
+    const ALL: [Self; 4] = [Self::Urgent, Self::Bulk, Self::Forwards, Self::Answers];
+
+    /// Longest packet, bytes. One bulk packet carries blocks of several shards.
+    pub fn packet_max(self) -> usize {
+        match self {
+            Self::Bulk => 20 << 20,
+            _ => 1 << 20,
+        }
+    }
+}
+
+impl From<Urgency> for Traffic {
+    fn from(urgency: Urgency) -> Self {
+        match urgency {
+            Urgency::Urgent => Self::Urgent,
+            Urgency::Bulk => Self::Bulk,
+        }
+    }
+}
+
+/// Why a queue did not take a packet.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// The link is down: whatever was in flight on it is lost as well.
+    Down,
+    /// The link is behind: here is the packet, to be offered again.
+    Full(Vec<u8>),
+}
+
+/// Packets of one kind towards one site.
+pub struct Queue {
+    packets: ArrayQueue<Vec<u8>>,
+    packet_max: usize,
+    bytes: AtomicUsize,
+    bytes_max: usize,
+    /// Told of every packet; the link's writer waits here.
+    pub wake: Notify,
+}
+
+impl Queue {
+    fn new(traffic: Traffic) -> Self {
+        let bulk = traffic == Traffic::Bulk;
+        Self {
+            packets: ArrayQueue::new(PACKETS_MAX),
+            packet_max: traffic.packet_max(),
+            bytes: AtomicUsize::new(0),
+            bytes_max: if bulk { BULK_BYTES_MAX } else { SMALL_BYTES_MAX },
+            wake: Notify::new(),
+        }
+    }
+
+    /// Its only writer keeps the bound: two at a time could pass it by a packet.
+    fn push(&self, packet: Vec<u8>) -> Result<(), Vec<u8>> {
+        let bytes = packet.len();
+        if bytes > self.packet_max || self.bytes.load(Ordering::Relaxed) + bytes > self.bytes_max {
+            return Err(packet);
+        }
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        match self.packets.push(packet) {
+            Ok(()) => {
+                self.wake.notify_one();
+                Ok(())
+            }
+            Err(packet) => {
+                self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+                Err(packet)
+            }
+        }
+    }
+
+    /// Peer thread: the next packet.
+    pub fn take(&self) -> Option<Vec<u8>> {
+        let packet = self.packets.pop()?;
+        self.bytes.fetch_sub(packet.len(), Ordering::Relaxed);
+        Some(packet)
+    }
+}
+
 /// The way towards one other site.
 pub struct Route {
-    urgent: ArrayQueue<Vec<u8>>,
-    bulk: ArrayQueue<Vec<u8>>,
-    bulk_bytes: AtomicUsize,
+    queues: [Queue; 4],
     dropped: AtomicU64,
     up: AtomicBool,
-    /// The peer thread's writer of this route waits here.
-    pub wake: Notify,
+    losses: AtomicU64,
 }
 
 impl Route {
     fn new() -> Self {
         Self {
-            urgent: ArrayQueue::new(PACKETS_MAX),
-            bulk: ArrayQueue::new(PACKETS_MAX),
-            bulk_bytes: AtomicUsize::new(0),
+            queues: Traffic::ALL.map(Queue::new),
             dropped: AtomicU64::new(0),
             up: AtomicBool::new(false),
-            wake: Notify::new(),
+            losses: AtomicU64::new(0),
         }
+    }
+
+    /// The queue of a kind of packets.
+    pub fn queue(&self, traffic: Traffic) -> &Queue {
+        &self.queues[traffic as usize - 1]
     }
 
     /// Worker: offers a packet. Dropped when the link is down or behind;
     /// consensus sends again by itself.
     pub fn offer(&self, urgency: Urgency, packet: Vec<u8>) -> bool {
-        let queue = match urgency {
-            Urgency::Urgent => &self.urgent,
-            Urgency::Bulk => &self.bulk,
-        };
-        let bytes = if urgency == Urgency::Bulk { packet.len() } else { 0 };
-        let taken = self.up.load(Ordering::Acquire)
-            && self.bulk_bytes.load(Ordering::Relaxed) + bytes <= BULK_BYTES_MAX;
-        if taken {
-            self.bulk_bytes.fetch_add(bytes, Ordering::Relaxed);
-            if queue.push(packet).is_ok() {
-                self.wake.notify_one();
-                return true;
-            }
-            self.bulk_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        let taken = self.is_up() && self.queue(urgency.into()).push(packet).is_ok();
+        if !taken {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
         }
-        self.dropped.fetch_add(1, Ordering::Relaxed);
-        false
+        taken
     }
 
-    /// Peer thread: the next packet of this urgency.
-    pub fn take(&self, urgency: Urgency) -> Option<Vec<u8>> {
-        match urgency {
-            Urgency::Urgent => self.urgent.pop(),
-            Urgency::Bulk => {
-                let packet = self.bulk.pop()?;
-                self.bulk_bytes.fetch_sub(packet.len(), Ordering::Relaxed);
-                Some(packet)
-            }
+    /// Network thread: offers forwarded requests, which travel on our own link.
+    ///
+    /// # Errors
+    /// [`Refused`].
+    pub fn offer_forwards(&self, packet: Vec<u8>) -> Result<(), Refused> {
+        if !self.is_up() {
+            return Err(Refused::Down);
         }
+        self.queue(Traffic::Forwards).push(packet).map_err(Refused::Full)
     }
 
-    /// Peer thread: the link came up or went down. What waits is dropped when
+    /// Network thread: offers answers, which travel back on the other site's
+    /// link, up or not: when it is lost the other site asks again elsewhere.
+    ///
+    /// # Errors
+    /// The packet, when the link is behind.
+    pub fn offer_answers(&self, packet: Vec<u8>) -> Result<(), Vec<u8>> {
+        self.queue(Traffic::Answers).push(packet)
+    }
+
+    /// Peer thread: our link came up or went down. What waits is dropped when
     /// it goes down: it would be stale.
     pub fn set_up(&self, up: bool) {
         self.up.store(up, Ordering::Release);
         if !up {
-            while self.take(Urgency::Urgent).is_some() {}
-            while self.take(Urgency::Bulk).is_some() {}
+            for traffic in [Traffic::Urgent, Traffic::Bulk, Traffic::Forwards] {
+                while self.queue(traffic).take().is_some() {}
+            }
+            // Last: whoever sees the count knows that nothing of before is left.
+            self.losses.fetch_add(1, Ordering::Release);
         }
     }
 
-    /// Whether the link is up.
+    /// Whether our link is up.
     pub fn is_up(&self) -> bool {
         self.up.load(Ordering::Acquire)
+    }
+
+    /// How often our link was lost: when it changes, every request that was
+    /// forwarded on it is without answer.
+    pub fn losses(&self) -> u64 {
+        self.losses.load(Ordering::Acquire)
     }
 
     /// Packets dropped so far.
@@ -111,6 +211,7 @@ pub struct Mesh {
     leaders: Vec<AtomicU64>,
     /// Told whenever a leader changes.
     pub leaders_changed: Notify,
+    changes: AtomicU64,
     /// One bit per site whose process is known to have ended since last asked.
     gone: AtomicU64,
 }
@@ -123,6 +224,7 @@ impl Mesh {
             routes: (0..sites).map(|_| Route::new()).collect(),
             leaders: (0..shards).map(|_| AtomicU64::new(0)).collect(),
             leaders_changed: Notify::new(),
+            changes: AtomicU64::new(0),
             gone: AtomicU64::new(0),
         }
     }
@@ -152,8 +254,14 @@ impl Mesh {
         let Some(slot) = self.leaders.get(usize::from(shard)) else { return };
         let value = term << 8 | u64::from(site);
         if slot.swap(value, Ordering::AcqRel) != value {
+            self.changes.fetch_add(1, Ordering::AcqRel);
             self.leaders_changed.notify_waiters();
         }
+    }
+
+    /// How often a leader has changed.
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
     }
 
     /// Who leads a shard; 0: nobody known.
@@ -189,19 +297,30 @@ mod tests {
         let mesh = Mesh::new(1, 3, 12);
         let route = mesh.route(2).unwrap();
         assert!(!route.offer(Urgency::Urgent, vec![1]), "down");
+        assert_eq!(route.offer_forwards(vec![1]), Err(Refused::Down));
         route.set_up(true);
         assert!(route.offer(Urgency::Bulk, vec![0; BULK_BYTES_MAX]));
         assert!(!route.offer(Urgency::Bulk, vec![0]), "bytes are bounded");
         assert!(route.offer(Urgency::Urgent, vec![7]), "bulk does not hold up the urgent");
-        assert_eq!(route.take(Urgency::Bulk).map(|packet| packet.len()), Some(BULK_BYTES_MAX));
+        assert_eq!(
+            route.queue(Traffic::Bulk).take().map(|packet| packet.len()),
+            Some(BULK_BYTES_MAX)
+        );
         assert!(route.offer(Urgency::Bulk, vec![0]));
         for _ in 1..PACKETS_MAX {
             assert!(route.offer(Urgency::Bulk, Vec::new()));
         }
         assert!(!route.offer(Urgency::Bulk, Vec::new()), "packets are bounded");
-        assert_eq!(route.dropped(), 3);
+        let long = vec![0; Traffic::Urgent.packet_max() + 1];
+        assert!(!route.offer(Urgency::Urgent, long), "no packet that the other side refuses");
+        assert_eq!(route.dropped(), 4);
+        assert_eq!(route.offer_forwards(vec![1]), Ok(()));
+        assert_eq!((route.losses(), route.offer_answers(vec![2])), (0, Ok(())));
         route.set_up(false);
-        assert!(route.take(Urgency::Urgent).is_none(), "what waited is stale");
+        assert_eq!(route.losses(), 1);
+        assert!(route.queue(Traffic::Forwards).take().is_none());
+        assert!(route.queue(Traffic::Answers).take().is_some(), "those are the other link's");
+        assert!(route.queue(Traffic::Urgent).take().is_none(), "what waited is stale");
     }
 
     #[test]
@@ -212,6 +331,9 @@ mod tests {
         assert_eq!(mesh.leader(5), 0);
         mesh.publish_leader(5, 9, 3);
         assert_eq!((mesh.leader(5), mesh.leader(12)), (3, 0));
+        mesh.publish_leader(5, 9, 3);
+        mesh.publish_leader(5, 10, 3);
+        assert_eq!(mesh.changes(), 2, "what was known is no change");
         mesh.report_gone(3);
         mesh.report_gone(2);
         mesh.report_gone(9);

@@ -1,7 +1,8 @@
 //! The node: everything that touches sockets, files, threads and clocks.
 //!
 //! Three threads: `net` (one tokio current-thread runtime: gateway front,
-//! channel links), `worker` (shards and their log), `admin` (HTTP). The main
+//! channel links), `worker` (shards and their log), `admin` (HTTP); in a
+//! deployment of several sites also `peer` (links to the others). The main
 //! thread starts them in order, waits for a signal or a failure, and stops them
 //! in the reverse order.
 
@@ -10,13 +11,18 @@ mod clock;
 mod control;
 mod directory;
 mod explain;
+mod ferry;
+mod forward;
 mod gateway;
 mod inbox;
 mod link;
 mod mesh;
 mod net;
+mod peer;
 mod reload;
 mod request;
+#[cfg(test)]
+mod testing;
 mod worker;
 
 use std::net::{SocketAddr, UdpSocket};
@@ -33,14 +39,17 @@ use crate::admin::server::{AdminServer, AdminTls};
 use crate::config::{Config, LogBackend};
 use crate::metrics::Metrics;
 use crate::secret::Kek;
-use crate::tls::{self, EndpointKeys};
+use crate::tls::{self, EndpointKeys, PeerTls};
 use control::NodeControl;
 use directory::Directory;
+use ferry::Ferry;
+use forward::Forwarder;
 use gateway::Front;
 use inbox::Exchange;
 use link::Link;
 use mesh::Mesh;
 use net::{Net, NetSettings};
+use peer::{PeerShared, Peers};
 use reload::Reload;
 use worker::{Recovering, Report, Shared, Worker, WorkerError, WorkerSettings};
 
@@ -93,7 +102,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     let kek = Kek::load(&config.keys.kek).map_err(|error| config_error(&error)).map(Arc::new)?;
     let admin_tls = AdminTls::load(&config.admin).map_err(|error| config_error(&error))?;
     let bootstrap = bootstrap::load(&config, &kek).map_err(ServeError::Config)?;
-    let socket = bind_udp(config.gateway.listen, config.gateway.udp_buffer_kib)?;
+    let socket = bind_udp("gateway.listen", config.gateway.listen, config.gateway.udp_buffer_kib)?;
 
     let (events, inbox) = mpsc::channel();
     let notify = Notify::new().map_err(|error| ServeError::Environment(error.to_string()))?;
@@ -118,6 +127,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
         _ => return Err(ServeError::Log("the worker ended before it recovered".into())),
     }
 
+    let peering = Peering::start(&config, &keys, &shared, &net_wake)?;
     let control = Arc::new(NodeControl::new(&config, Arc::clone(&shared), started));
     spawn_net(
         &config,
@@ -129,6 +139,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
         net_wake,
         &control,
         admin_tls.clone(),
+        peering.clone(),
         events,
     )?;
     let admin = AdminServer::start(
@@ -148,7 +159,43 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     if outcome.is_ok() && worker.join().is_err() {
         return Err(ServeError::Log("the worker panicked".into()));
     }
+    // A site whose worker failed says no goodbye: the others shall take over.
+    if let (Ok(()), Some(peering)) = (&outcome, &peering) {
+        peering.peers.stop();
+    }
     outcome
+}
+
+/// The way to other sites; none in a deployment of one.
+#[derive(Clone)]
+struct Peering {
+    peers: Arc<Peers>,
+    ferry: Arc<Ferry>,
+}
+
+impl Peering {
+    fn start(
+        config: &Config,
+        keys: &EndpointKeys,
+        shared: &Shared,
+        net_wake: &Arc<tokio::sync::Notify>,
+    ) -> Result<Option<Self>, ServeError> {
+        if config.sites.len() < 2 {
+            return Ok(None);
+        }
+        let tls = tls::require_site_role(config)
+            .and_then(|()| PeerTls::load(&config.gateway, keys))
+            .map_err(|error| ServeError::Config(error.to_string()))?;
+        let ferry = Arc::new(Ferry::new(Arc::clone(net_wake)));
+        let shared = PeerShared {
+            mesh: Arc::clone(&shared.mesh),
+            exchange: Arc::clone(&shared.exchange),
+            ferry: Arc::clone(&ferry),
+            metrics: Arc::clone(&shared.metrics),
+        };
+        let peers = Peers::start(config, keys, tls, shared).map_err(ServeError::Environment)?;
+        Ok(Some(Self { peers: Arc::new(peers), ferry }))
+    }
 }
 
 /// Waits for the drain to finish or for a failure.
@@ -172,10 +219,13 @@ fn environment(path: &Path, error: &dyn std::fmt::Display) -> ServeError {
     ServeError::Environment(format!("{}: {error}", path.display()))
 }
 
-fn bind_udp(address: SocketAddr, buffer_kib: u32) -> Result<UdpSocket, ServeError> {
-    let failed = |error: std::io::Error| {
-        ServeError::Environment(format!("gateway.listen {address}: {error}"))
-    };
+fn bind_udp(
+    what: &'static str,
+    address: SocketAddr,
+    buffer_kib: u32,
+) -> Result<UdpSocket, ServeError> {
+    let failed =
+        |error: std::io::Error| ServeError::Environment(format!("{what} {address}: {error}"));
     let socket = UdpSocket::bind(address).map_err(failed)?;
     let state = quinn::udp::UdpSocketState::new((&socket).into()).map_err(failed)?;
     let bytes = buffer_kib as usize * 1024;
@@ -289,6 +339,7 @@ fn spawn_net(
     net_wake: Arc<tokio::sync::Notify>,
     control: &Arc<NodeControl>,
     admin_tls: AdminTls,
+    peering: Option<Peering>,
     events: mpsc::Sender<Event>,
 ) -> Result<(), ServeError> {
     let config = config.clone();
@@ -312,7 +363,8 @@ fn spawn_net(
             )
             .map_err(|error| ServeError::Environment(error.to_string()))?;
             let tls = (keys, admin_tls);
-            net_main(config, endpoint, tls, kek, bootstrap, net_wake, control, &events).await
+            net_main(config, endpoint, tls, kek, bootstrap, net_wake, control, peering, &events)
+                .await
         });
         if let Err(error) = served {
             drop(events.send(Event::NetEnded(error)));
@@ -334,6 +386,7 @@ async fn net_main(
     bootstrap: bootstrap::Bootstrap,
     net_wake: Arc<tokio::sync::Notify>,
     control: Arc<NodeControl>,
+    peering: Option<Peering>,
     events: &mpsc::Sender<Event>,
 ) -> Result<(), ServeError> {
     let directory = Directory::new(kek, config.gateway.timestamp_window_s * 1000);
@@ -352,7 +405,12 @@ async fn net_main(
         directory,
         Arc::clone(control.metrics()),
         Arc::clone(&control),
+        peering.as_ref().map(|peering| {
+            let (mesh, ferry) = (Arc::clone(control.mesh()), Arc::clone(&peering.ferry));
+            Forwarder::new(mesh, ferry, config.engine.sync_wait_ms * 1000)
+        }),
     );
+    tokio::task::spawn_local(Rc::clone(&net).run_forwarding());
     tokio::task::spawn_local(Rc::clone(&net).run_flusher());
     tokio::task::spawn_local(Rc::clone(&net).run_dispatcher(net_wake));
     start_links(&config, &net)?;
@@ -365,6 +423,7 @@ async fn net_main(
         endpoint: endpoint.clone(),
         admin,
         net: Rc::clone(&net),
+        peers: peering.map(|peering| peering.peers),
     };
     reload.start()?;
     let front = Rc::new(Front { net: Rc::clone(&net), config });
@@ -388,7 +447,7 @@ fn start_links(config: &Config, net: &Rc<Net>) -> Result<(), ServeError> {
         } else {
             ([0_u16; 8], 0).into()
         };
-        let socket = bind_udp(local, config.gateway.udp_buffer_kib)?;
+        let socket = bind_udp("channel socket", local, config.gateway.udp_buffer_kib)?;
         let endpoint = quinn::Endpoint::new(
             tls::channel_endpoint(),
             None,

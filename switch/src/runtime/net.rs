@@ -18,6 +18,7 @@ use tokio::sync::Notify;
 use super::clock;
 use super::control::NodeControl;
 use super::directory::Directory;
+use super::forward::Forwarder;
 use super::gateway::Connection;
 use super::inbox::{Batch, Exchange, Item, OutBatch};
 use super::link::Link;
@@ -77,6 +78,9 @@ pub struct Net {
     turn_delay_us: Cell<u64>,
     /// The admin interface's ear: answers to commands, merchants that changed.
     pub control: Arc<NodeControl>,
+    /// The way to other sites; `None` in a deployment of one, where every
+    /// shard is led here.
+    pub forward: Option<Forwarder>,
 }
 
 struct Slot {
@@ -92,6 +96,7 @@ impl Net {
         directory: Directory,
         metrics: Arc<Metrics>,
         control: Arc<NodeControl>,
+        forward: Option<Forwarder>,
     ) -> Rc<Self> {
         let lane = |exchange: Arc<Exchange>| Lane {
             batch: RefCell::new(exchange.batch()),
@@ -111,6 +116,7 @@ impl Net {
             draining: Cell::new(false),
             turn_delay_us: Cell::new(0),
             control,
+            forward,
         })
     }
 
@@ -140,6 +146,11 @@ impl Net {
         self.metrics.connections.sub(1);
         let unanswered = connection.in_flight.get() as usize;
         self.outstanding.set(self.outstanding.get().saturating_sub(unanswered));
+        if unanswered > 0
+            && let Some(forward) = &self.forward
+        {
+            forward.forget(connection.id);
+        }
         self.broadcast(|| Item::ConnectionClosed(connection.id));
     }
 
@@ -192,11 +203,22 @@ impl Net {
     pub fn congested(&self, shard: u16) -> bool {
         let lane = self.lane(shard);
         let bound = self.settings.queue_delay_max_us;
+        if self.outstanding.get() >= self.settings.outstanding_max {
+            return true;
+        }
+        // Another site's worker is not held back by ours.
+        if self.forward.as_ref().is_some_and(|forward| !forward.leads(shard)) {
+            return self.turn_delay_us.get() > bound;
+        }
         lane.stuck.get()
-            || self.outstanding.get() >= self.settings.outstanding_max
             || lane.exchange.queue_delay_us.load(Ordering::Relaxed) > bound
             || self.turn_delay_us.get() > bound
             || lane.batch.borrow().items.len() >= self.settings.batch_items_max
+    }
+
+    /// Has the flusher look after the ready streams had their turn.
+    pub fn flush_soon(&self) {
+        self.flush.notify_one();
     }
 
     /// Hands open batches to the workers after all ready streams had their turn.
@@ -208,6 +230,9 @@ impl Net {
                 for lane in &self.lanes {
                     stuck |= !flush_lane(lane);
                 }
+                if let Some(forward) = &self.forward {
+                    stuck |= !forward.flush();
+                }
                 if !stuck {
                     break;
                 }
@@ -215,6 +240,14 @@ impl Net {
                 // shed meanwhile, evidence waits in the open batch.
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
+        }
+    }
+
+    /// Looks after requests that other sites lead; ends at once where there are
+    /// no other sites.
+    pub async fn run_forwarding(self: Rc<Self>) {
+        if let Some(forward) = &self.forward {
+            forward.run(&self).await;
         }
     }
 
@@ -230,6 +263,9 @@ impl Net {
                     self.dispatch(&out, &mut dirty);
                     lane.exchange.recycle_out(out);
                 }
+            }
+            if let Some(forward) = &self.forward {
+                taken |= forward.arrivals(&self, &mut dirty);
             }
             if !taken {
                 self.turn_delay_us.set(0);
@@ -269,8 +305,16 @@ impl Net {
             }
         }
         let now_us = clock::mono_us();
+        if let Some(forward) = &self.forward {
+            for reply in &out.replies {
+                if let Some(reply) = forward.settle(self, reply) {
+                    self.reply(&reply, now_us, dirty);
+                }
+            }
+        }
         let mut last: Option<Rc<Connection>> = None;
-        for reply in &out.replies {
+        let own = if self.forward.is_none() { out.replies.as_slice() } else { &[] };
+        for reply in own {
             let id = reply.waiter.connection;
             if last.as_ref().is_none_or(|connection| connection.id != id) {
                 last = self.find(id);
@@ -287,6 +331,13 @@ impl Net {
         for (ticket, result) in &out.admin {
             self.control.answer(*ticket, result.clone());
         }
+    }
+
+    /// Answers a gateway's request.
+    pub fn reply(&self, reply: &Reply, now_us: u64, dirty: &mut Vec<Rc<Connection>>) {
+        let Some(connection) = self.find(reply.waiter.connection) else { return };
+        self.answered(&connection, reply, now_us);
+        connection.reply(reply, dirty);
     }
 
     fn answered(&self, connection: &Connection, reply: &Reply, now_us: u64) {

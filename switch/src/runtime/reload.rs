@@ -13,9 +13,10 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::ServeError;
 use super::net::Net;
+use super::peer::Peers;
 use crate::admin::server::AdminTls;
 use crate::config::Config;
-use crate::tls::{self, EndpointKeys, TlsError};
+use crate::tls::{self, EndpointKeys, PeerTls, TlsError};
 
 /// What has settings to replace.
 pub struct Reload {
@@ -29,6 +30,8 @@ pub struct Reload {
     pub admin: AdminTls,
     /// The channel links.
     pub net: Rc<Net>,
+    /// The links to other sites, if there are any.
+    pub peers: Option<Arc<Peers>>,
 }
 
 /// Everything that was read.
@@ -36,6 +39,7 @@ struct Fresh {
     gateway: quinn::ServerConfig,
     admin: Arc<rustls::ServerConfig>,
     channels: Vec<quinn::ClientConfig>,
+    peers: Option<PeerTls>,
 }
 
 impl Reload {
@@ -79,6 +83,14 @@ impl Reload {
                 .iter()
                 .map(tls::channel_client)
                 .collect::<Result<_, _>>()?,
+            peers: self
+                .peers
+                .as_ref()
+                .map(|_| {
+                    tls::require_site_role(&self.config)?;
+                    PeerTls::load(&self.config.gateway, &self.keys)
+                })
+                .transpose()?,
         })
     }
 
@@ -87,6 +99,9 @@ impl Reload {
         self.admin.replace(fresh.admin);
         for (link, client) in self.net.links.borrow().iter().zip(fresh.channels) {
             link.replace_client(client);
+        }
+        if let (Some(peers), Some(tls)) = (&self.peers, fresh.peers) {
+            peers.replace(tls);
         }
     }
 }

@@ -16,6 +16,7 @@ use protocol::message::{
 };
 use sha2::{Digest, Sha256};
 
+use super::forward::{Incoming, Placed};
 use super::gateway::{Connection, Stream};
 use super::inbox::Item;
 use super::net::{Net, stamp_stream};
@@ -91,7 +92,7 @@ impl Context<'_> {
     fn pay(&self, body: &[u8]) -> Result<(), Code> {
         let pay = Pay::decode(body).map_err(|error| error.code())?;
         let shard = self.shard(&pay.mch_id)?;
-        let second_signature = CANONICAL.with_borrow_mut(|(canonical, _)| {
+        let second = CANONICAL.with_borrow_mut(|(canonical, _)| {
             canonical.clear();
             pay.canonical(canonical);
             self.authorise(&pay.mch_id, &pay.auth, canonical)?;
@@ -101,27 +102,9 @@ impl Context<'_> {
             let directory = self.net.directory.borrow();
             directory.second(&pay.mch_id, &pay.auth, &pay.second, canonical).map(|()| true)
         })?;
-        CANONICAL.with_borrow_mut(|(_, content)| {
-            content.clear();
-            encode_content(&pay, content);
-            let input = PayInput {
-                origin: self.origin(pay.mch_id, pay.wait_ms),
-                out_trade_no: pay.out_trade_no,
-                digest: order_digest(&pay.mch_id, &pay.out_trade_no),
-                fingerprint: pay.fingerprint(),
-                amount: pay.amount,
-                currency: pay.currency,
-                method: pay.method,
-                scene: pay.scene,
-                time_expire_ms: pay.time_expire_ms,
-                payer_hash: short_hash(pay.payer_token),
-                device_hash: short_hash(pay.device_id),
-                notify: !pay.notify.is_empty(),
-                second_signature,
-                content,
-            };
-            self.net.push_pay(shard, input);
-        });
+        if let Some(to) = self.place(shard, second, pay.wait_ms, body)? {
+            push_pay(self.net, shard, &pay, &to);
+        }
         self.taken();
         Ok(())
     }
@@ -132,18 +115,9 @@ impl Context<'_> {
         self.authorise_with(&request.mch_id, &request.auth, |out| {
             request.canonical(self.waiter.kind, out);
         })?;
-        let input = OrderInput {
-            origin: self.origin(request.mch_id, request.wait_ms),
-            order: request.order,
-            digest: digest(&request.mch_id, &request.order),
-            refresh: request.refresh,
-        };
-        let item = match self.waiter.kind {
-            kind::CLOSE => Item::Close(input),
-            kind::REVERSE => Item::Reverse(input),
-            _ => Item::Query(input),
-        };
-        self.net.push(shard, item);
+        if let Some(to) = self.place(shard, false, request.wait_ms, body)? {
+            push_order(self.net, shard, &request, &to);
+        }
         self.taken();
         Ok(())
     }
@@ -152,15 +126,9 @@ impl Context<'_> {
         let refund = Refund::decode(body).map_err(|error| error.code())?;
         let shard = self.shard_of_order(&refund.mch_id, &refund.order)?;
         self.authorise_with(&refund.mch_id, &refund.auth, |out| refund.canonical(out))?;
-        let input = RefundInput {
-            origin: self.origin(refund.mch_id, refund.wait_ms),
-            order: refund.order,
-            digest: digest(&refund.mch_id, &refund.order),
-            out_refund_no: refund.out_refund_no,
-            amount: refund.amount,
-            currency: refund.currency,
-        };
-        self.net.push(shard, Item::Refund(input));
+        if let Some(to) = self.place(shard, false, refund.wait_ms, body)? {
+            push_refund(self.net, shard, &refund, &to);
+        }
         self.taken();
         Ok(())
     }
@@ -169,15 +137,31 @@ impl Context<'_> {
         let query = QueryRefund::decode(body).map_err(|error| error.code())?;
         let shard = self.shard_of_order(&query.mch_id, &query.order)?;
         self.authorise_with(&query.mch_id, &query.auth, |out| query.canonical(out))?;
-        let input = QueryRefundInput {
-            origin: self.origin(query.mch_id, 0),
-            order: query.order,
-            digest: digest(&query.mch_id, &query.order),
-            out_refund_no: query.out_refund_no,
-        };
-        self.net.push(shard, Item::QueryRefund(input));
+        if let Some(to) = self.place(shard, false, 0, body)? {
+            push_query_refund(self.net, shard, &query, &to);
+        }
         self.taken();
         Ok(())
+    }
+
+    /// Who carries the request out. `None`: not this site's worker, at least
+    /// not now. In a deployment of one site it always is.
+    fn place(
+        &self,
+        shard: u16,
+        second: bool,
+        wait_ms: u32,
+        body: &[u8],
+    ) -> Result<Option<Delivery>, Code> {
+        let (waiter, gateway) = (self.waiter, self.connection.gateway);
+        let here =
+            |waiter| Delivery { waiter, gateway, wait_us: u64::from(wait_ms) * 1000, second };
+        let Some(forward) = &self.net.forward else { return Ok(Some(here(waiter))) };
+        let incoming = Incoming { waiter, gateway, shard, second, wait_ms, body };
+        Ok(match forward.take(self.net, &incoming)? {
+            Placed::Here(waiter) => Some(here(waiter)),
+            Placed::Elsewhere => None,
+        })
     }
 
     fn ping(&self, body: &[u8]) -> bool {
@@ -246,22 +230,8 @@ impl Context<'_> {
 
     fn shard_of_order(&self, mch_id: &MchId, order: &OrderRef) -> Result<u16, Code> {
         let shard = self.shard(mch_id)?;
-        match order {
-            // A transaction of another shard cannot be this merchant's.
-            OrderRef::TransactionId(id) if TransactionId::shard(*id) != shard => {
-                Err(Code::OrderNotFound)
-            }
-            _ => Ok(shard),
-        }
-    }
-
-    fn origin(&self, mch_id: MchId, wait_ms: u32) -> Origin {
-        Origin {
-            waiter: self.waiter,
-            mch_id,
-            gateway: self.connection.gateway,
-            wait_us: u64::from(wait_ms) * 1000,
-        }
+        belongs(order, shard)?;
+        Ok(shard)
     }
 
     fn taken(&self) {
@@ -281,6 +251,135 @@ impl Context<'_> {
         let frame = ErrorFrame { code, retry_after_ms: 0, detail: detail.as_bytes() };
         frame.encode_frame(self.waiter.correlation, &mut self.stream.buffer.borrow_mut());
         true
+    }
+}
+
+/// How a decoded and authorised request reaches the engine.
+pub struct Delivery {
+    /// Where its answer goes.
+    pub waiter: Waiter,
+    /// Number of its gateway.
+    pub gateway: u16,
+    /// How long its gateway still waits, microseconds; 0: the engine's bound.
+    pub wait_us: u64,
+    /// A second signature was verified.
+    pub second: bool,
+}
+
+impl Delivery {
+    fn origin(&self, mch_id: MchId) -> Origin {
+        Origin { waiter: self.waiter, mch_id, gateway: self.gateway, wait_us: self.wait_us }
+    }
+}
+
+/// Gives the worker a request that this site or another one has authorised
+/// before; `admit` has the last word once the shard is known.
+///
+/// # Errors
+/// The code of the refusal: `admit`'s, or that of a body that cannot be read.
+pub fn deliver(
+    net: &Net,
+    to: &Delivery,
+    body: &[u8],
+    admit: impl FnOnce(u16) -> Result<(), Code>,
+) -> Result<(), Code> {
+    let admitted = |mch_id: &MchId, order: Option<&OrderRef>| {
+        let shard = mch_id.shard(net.settings.shards);
+        order.map_or(Ok(()), |order| belongs(order, shard))?;
+        admit(shard).map(|()| shard)
+    };
+    match to.waiter.kind {
+        kind::PAY => {
+            let pay = Pay::decode(body).map_err(|error| error.code())?;
+            push_pay(net, admitted(&pay.mch_id, None)?, &pay, to);
+        }
+        kind::QUERY | kind::CLOSE | kind::REVERSE => {
+            let request = OrderRequest::decode(body).map_err(|error| error.code())?;
+            push_order(net, admitted(&request.mch_id, Some(&request.order))?, &request, to);
+        }
+        kind::REFUND => {
+            let refund = Refund::decode(body).map_err(|error| error.code())?;
+            push_refund(net, admitted(&refund.mch_id, Some(&refund.order))?, &refund, to);
+        }
+        kind::QUERY_REFUND => {
+            let query = QueryRefund::decode(body).map_err(|error| error.code())?;
+            push_query_refund(net, admitted(&query.mch_id, Some(&query.order))?, &query, to);
+        }
+        _ => return Err(Code::UnknownKind),
+    }
+    Ok(())
+}
+
+fn push_pay(net: &Net, shard: u16, pay: &Pay<'_>, to: &Delivery) {
+    CANONICAL.with_borrow_mut(|(_, content)| {
+        content.clear();
+        encode_content(pay, content);
+        net.push_pay(
+            shard,
+            PayInput {
+                origin: to.origin(pay.mch_id),
+                out_trade_no: pay.out_trade_no,
+                digest: order_digest(&pay.mch_id, &pay.out_trade_no),
+                fingerprint: pay.fingerprint(),
+                amount: pay.amount,
+                currency: pay.currency,
+                method: pay.method,
+                scene: pay.scene,
+                time_expire_ms: pay.time_expire_ms,
+                payer_hash: short_hash(pay.payer_token),
+                device_hash: short_hash(pay.device_id),
+                notify: !pay.notify.is_empty(),
+                second_signature: to.second,
+                content,
+            },
+        );
+    });
+}
+
+fn push_order(net: &Net, shard: u16, request: &OrderRequest<'_>, to: &Delivery) {
+    let input = OrderInput {
+        origin: to.origin(request.mch_id),
+        order: request.order,
+        digest: digest(&request.mch_id, &request.order),
+        refresh: request.refresh,
+    };
+    let item = match to.waiter.kind {
+        kind::CLOSE => Item::Close(input),
+        kind::REVERSE => Item::Reverse(input),
+        _ => Item::Query(input),
+    };
+    net.push(shard, item);
+}
+
+fn push_refund(net: &Net, shard: u16, refund: &Refund<'_>, to: &Delivery) {
+    let input = RefundInput {
+        origin: to.origin(refund.mch_id),
+        order: refund.order,
+        digest: digest(&refund.mch_id, &refund.order),
+        out_refund_no: refund.out_refund_no,
+        amount: refund.amount,
+        currency: refund.currency,
+    };
+    net.push(shard, Item::Refund(input));
+}
+
+fn push_query_refund(net: &Net, shard: u16, query: &QueryRefund<'_>, to: &Delivery) {
+    let input = QueryRefundInput {
+        origin: to.origin(query.mch_id),
+        order: query.order,
+        digest: digest(&query.mch_id, &query.order),
+        out_refund_no: query.out_refund_no,
+    };
+    net.push(shard, Item::QueryRefund(input));
+}
+
+/// A transaction of another shard cannot be this merchant's.
+fn belongs(order: &OrderRef, shard: u16) -> Result<(), Code> {
+    match order {
+        OrderRef::TransactionId(id) if TransactionId::shard(*id) != shard => {
+            Err(Code::OrderNotFound)
+        }
+        _ => Ok(()),
     }
 }
 

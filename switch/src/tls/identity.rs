@@ -1,6 +1,6 @@
 //! Who a certificate belongs to, and what its owner may do.
 
-use rustls::pki_types::CertificateDer;
+use rustls::pki_types::{CertificateDer, ServerName};
 
 /// Who may do what: the role is in the certificate's DNS name,
 /// `NAME.ROLE.payswitch`.
@@ -82,6 +82,54 @@ pub fn peer_identity(connection: &quinn::Connection) -> Result<Identity, Identit
     let chain =
         chain.downcast::<Vec<CertificateDer<'static>>>().map_err(|_| IdentityError::NoRole)?;
     identity(chain.first().ok_or(IdentityError::NoRole)?)
+}
+
+/// Which of the configured sites is at a connection's other end: the one, from
+/// 1, whose configured name is in the certificate. A certificate for several
+/// sites, a wildcard for example, is no site's.
+///
+/// # Errors
+/// [`SiteError`].
+pub fn peer_site<'n>(
+    connection: &quinn::Connection,
+    names: impl Iterator<Item = &'n str>,
+) -> Result<u8, SiteError> {
+    let identity = peer_identity(connection)?;
+    if identity.role != Role::Site {
+        return Err(SiteError::Role(identity.role.label()));
+    }
+    let chain = connection.peer_identity().ok_or(IdentityError::NoRole)?;
+    let chain =
+        chain.downcast::<Vec<CertificateDer<'static>>>().map_err(|_| IdentityError::NoRole)?;
+    let certificate = chain.first().ok_or(IdentityError::NoRole)?;
+    let parsed =
+        webpki::EndEntityCert::try_from(certificate).map_err(|_| IdentityError::Malformed)?;
+    let mut sites = (1_u8..).zip(names).filter(|(_, name)| {
+        ServerName::try_from(*name)
+            .is_ok_and(|name| parsed.verify_is_valid_for_subject_name(&name).is_ok())
+    });
+    match (sites.next(), sites.next()) {
+        (Some((site, _)), None) => Ok(site),
+        (None, _) => Err(SiteError::Unknown(identity.name)),
+        _ => Err(SiteError::Several),
+    }
+}
+
+/// Why a certificate is no configured site's.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SiteError {
+    /// It has no identity.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// Its role is another.
+    #[error("its certificate has the role {0}, not site")]
+    Role(&'static str),
+    /// Its site is not configured.
+    #[error("its certificate is for site {0:?}, which is not configured")]
+    Unknown(String),
+    /// It is for more than one site.
+    #[error("its certificate is for several sites")]
+    Several,
 }
 
 fn parse_identity(dns_name: &str) -> Option<Identity> {

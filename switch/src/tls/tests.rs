@@ -194,3 +194,15 @@ fn endpoint_keys_persist_and_damage_is_named() {
     let error = EndpointKeys::load_or_create(&data).err().unwrap();
     assert!(matches!(error, TlsError::EndpointKeysDamaged { .. }), "{error}");
 }
+
+#[test]
+fn only_a_site_s_certificate_serves_towards_other_sites() {
+    let deployment = deployment();
+    let mut config = deployment.config.clone();
+    require_site_role(&config).unwrap();
+    config.gateway.cert = deployment.dir.path().join("certs/gw-1.pem");
+    require_site_role(&config).expect("there are no other sites");
+    config.sites.push(config.sites[0].clone());
+    let error = require_site_role(&config).unwrap_err();
+    assert!(matches!(error, TlsError::NotASite { .. }), "{error}");
+}

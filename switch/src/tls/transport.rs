@@ -148,7 +148,7 @@ const INITIAL_WINDOW: u64 = 1 << 20;
 /// What all our links share: no unidirectional streams, no datagrams, first
 /// come first sent, and a first round-trip guess of a local network (quinn's
 /// 333 ms would make one lost first packet cost a second).
-fn base_transport(initial_mtu: u16) -> TransportConfig {
+pub(super) fn base_transport(initial_mtu: u16) -> TransportConfig {
     let mut discovery = MtuDiscoveryConfig::default();
     discovery.upper_bound(initial_mtu.max(PAYLOAD_MAX));
     let mut congestion = CubicConfig::default();
@@ -166,12 +166,12 @@ fn base_transport(initial_mtu: u16) -> TransportConfig {
     transport
 }
 
-fn kib(value: u32) -> VarInt {
+pub(super) fn kib(value: u32) -> VarInt {
     // Windows are bounded to 1 GiB by the configuration: far below 2^32.
     VarInt::from_u32(value.saturating_mul(1024))
 }
 
-fn idle_timeout(ms: u64) -> Option<IdleTimeout> {
+pub(super) fn idle_timeout(ms: u64) -> Option<IdleTimeout> {
     // The configuration bounds it to ten minutes: always a legal VarInt.
     IdleTimeout::try_from(Duration::from_millis(ms)).ok()
 }
@@ -233,7 +233,7 @@ impl EndpointKeys {
         config
     }
 
-    fn token_key(&self) -> Arc<hkdf::Prk> {
+    pub(super) fn token_key(&self) -> Arc<hkdf::Prk> {
         Arc::new(hkdf::Salt::new(hkdf::HKDF_SHA256, b"payswitch retry").extract(&self.token))
     }
 }

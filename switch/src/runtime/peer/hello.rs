@@ -1,0 +1,152 @@
+//! The first bytes of every stream of a peer link: who speaks, of which
+//! cluster, and what follows. A stream whose greeting does not fit closes its
+//! connection.
+//!
+//! | offset | field | type |
+//! |---|---|---|
+//! | 0 | magic `PSPL` | 4 bytes |
+//! | 4 | version | u16 |
+//! | 6 | shards | u16 |
+//! | 8 | cluster | u64 |
+//! | 16 | site | u8 |
+//! | 17 | sites | u8 |
+//! | 18 | traffic | u8 |
+//! | 19 | reserved, zero | u8 |
+//!
+//! All integers are little endian. Tested on arbitrary bytes.
+
+use crate::runtime::mesh::Traffic;
+
+/// Bytes of a greeting.
+pub const HELLO_LEN: usize = 20;
+const MAGIC: [u8; 4] = *b"PSPL";
+const VERSION: u16 = 1;
+
+/// A greeting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// Identity of the cluster.
+    pub cluster: u64,
+    /// Number of shards.
+    pub shards: u16,
+    /// Who speaks.
+    pub site: u8,
+    /// Number of sites.
+    pub sites: u8,
+}
+
+/// Why a greeting is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HelloError {
+    /// Not a greeting.
+    #[error("it does not speak the peer protocol")]
+    Magic,
+    /// Another version.
+    #[error("it speaks version {0} of the peer protocol, this site {VERSION}")]
+    Version(u16),
+    /// Another cluster.
+    #[error("it belongs to cluster {0:x}")]
+    Cluster(u64),
+    /// Another number of shards.
+    #[error("it has {0} shards")]
+    Shards(u16),
+    /// Another number of sites.
+    #[error("it knows of {0} sites")]
+    Sites(u8),
+    /// Its certificate is another site's.
+    #[error("it claims to be site {0}, which its certificate does not say")]
+    Site(u8),
+    /// The stream's kind is unknown or not expected here.
+    #[error("a stream of kind {0} is not expected")]
+    Traffic(u8),
+}
+
+impl Hello {
+    /// The greeting's bytes.
+    pub fn encode(&self, traffic: Traffic) -> [u8; HELLO_LEN] {
+        let mut bytes = [0; HELLO_LEN];
+        bytes[..4].copy_from_slice(&MAGIC);
+        bytes[4..6].copy_from_slice(&VERSION.to_le_bytes());
+        bytes[6..8].copy_from_slice(&self.shards.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.cluster.to_le_bytes());
+        bytes[16..19].copy_from_slice(&[self.site, self.sites, traffic as u8]);
+        bytes
+    }
+
+    /// Judges a greeting by what is expected: this greeting, of one of
+    /// `kinds`. Tells which.
+    ///
+    /// # Errors
+    /// [`HelloError`], the first difference.
+    pub fn judge(&self, bytes: &[u8; HELLO_LEN], kinds: &[Traffic]) -> Result<Traffic, HelloError> {
+        let u16_at = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
+        if bytes[..4] != MAGIC {
+            return Err(HelloError::Magic);
+        }
+        if u16_at(4) != VERSION {
+            return Err(HelloError::Version(u16_at(4)));
+        }
+        let mut cluster = [0; 8];
+        cluster.copy_from_slice(&bytes[8..16]);
+        let cluster = u64::from_le_bytes(cluster);
+        let [site, sites, traffic, reserved] = [bytes[16], bytes[17], bytes[18], bytes[19]];
+        if cluster != self.cluster {
+            Err(HelloError::Cluster(cluster))
+        } else if u16_at(6) != self.shards {
+            Err(HelloError::Shards(u16_at(6)))
+        } else if sites != self.sites {
+            Err(HelloError::Sites(sites))
+        } else if site != self.site {
+            Err(HelloError::Site(site))
+        } else {
+            let kind = kinds.iter().find(|kind| **kind as u8 == traffic && reserved == 0);
+            kind.copied().ok_or(HelloError::Traffic(traffic))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const OURS: Hello = Hello { cluster: 7, shards: 12, site: 2, sites: 3 };
+
+    #[test]
+    fn every_difference_is_named() {
+        let kinds = [Traffic::Urgent, Traffic::Bulk];
+        let judge = |other: Hello, traffic| OURS.judge(&other.encode(traffic), &kinds);
+        assert_eq!(judge(OURS, Traffic::Bulk), Ok(Traffic::Bulk));
+        assert_eq!(judge(OURS, Traffic::Answers), Err(HelloError::Traffic(4)));
+        let table = [
+            (Hello { cluster: 8, ..OURS }, HelloError::Cluster(8)),
+            (Hello { shards: 24, ..OURS }, HelloError::Shards(24)),
+            (Hello { site: 1, ..OURS }, HelloError::Site(1)),
+            (Hello { sites: 5, ..OURS }, HelloError::Sites(5)),
+        ];
+        for (other, error) in table {
+            assert_eq!(judge(other, Traffic::Urgent), Err(error));
+        }
+        let mut bytes = OURS.encode(Traffic::Urgent);
+        bytes[4] = 9;
+        assert_eq!(OURS.judge(&bytes, &kinds), Err(HelloError::Version(9)));
+        bytes[0] = 0;
+        assert_eq!(OURS.judge(&bytes, &kinds), Err(HelloError::Magic));
+    }
+
+    proptest! {
+        #[test]
+        fn noise_is_never_a_greeting(bytes: [u8; HELLO_LEN]) {
+            let kinds = [Traffic::Urgent, Traffic::Bulk, Traffic::Forwards];
+            let valid = kinds.iter().any(|kind| OURS.encode(*kind) == bytes);
+            prop_assert_eq!(OURS.judge(&bytes, &kinds).is_ok(), valid);
+        }
+
+        #[test]
+        fn one_changed_byte_is_seen(at in 0..HELLO_LEN, xor in 1_u8..) {
+            let mut bytes = OURS.encode(Traffic::Forwards);
+            bytes[at] ^= xor;
+            prop_assert!(OURS.judge(&bytes, &[Traffic::Forwards]).is_err());
+        }
+    }
+}

@@ -1,0 +1,340 @@
+//! Links between the sites: one thread with one QUIC endpoint, server and
+//! client at once, and a plain TCP listener on the same port that says no more
+//! than that a process lives.
+//!
+//! Each site dials every other one and sends its own traffic on the connection
+//! that it dialled, so that a pair has two and no tie to break. A link that is
+//! down or slow holds nobody else up: every link has its own tasks and its own
+//! bounded queues. Knows neither consensus nor requests, only packets of them.
+//! Tested by sites on loopback, with certificates of `init`.
+
+mod accept;
+mod dial;
+mod hello;
+mod liveness;
+mod packets;
+#[cfg(test)]
+mod tests;
+
+use std::cell::{Cell, RefCell};
+use std::net::{TcpListener, UdpSocket};
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use bytes::Bytes;
+use protocol::code::CloseCode;
+use quinn::RecvStream;
+use tokio::sync::watch;
+
+use super::ferry::{Arrival, Ferry};
+use super::inbox::{Exchange, Packet};
+use super::mesh::{Mesh, Traffic};
+use crate::config::{Config, SiteConfig};
+use crate::metrics::{Metrics, PeerMetrics};
+use crate::tls::{EndpointKeys, PeerTls, peer_endpoint};
+use hello::Hello;
+use packets::{Packets, TooLong};
+
+/// How long a stopping site waits for its goodbyes to be heard.
+const GOODBYE_MAX: Duration = Duration::from_millis(200);
+/// Pause before a full queue of this node is tried again.
+const FULL_PAUSE: Duration = Duration::from_millis(1);
+
+/// What the peer thread shares with the rest of the node.
+#[derive(Clone)]
+pub struct PeerShared {
+    /// Queues towards the other sites.
+    pub mesh: Arc<Mesh>,
+    /// Where replica messages go.
+    pub exchange: Arc<Exchange>,
+    /// Where requests and answers go.
+    pub ferry: Arc<Ferry>,
+    /// Metrics.
+    pub metrics: Arc<Metrics>,
+}
+
+/// The running peer thread.
+pub struct Peers {
+    endpoint: quinn::Endpoint,
+    client: Arc<Mutex<quinn::ClientConfig>>,
+    stop: watch::Sender<bool>,
+    thread: Mutex<Option<thread::JoinHandle<()>>>,
+}
+
+impl Peers {
+    /// Binds both ports and starts the thread.
+    ///
+    /// # Errors
+    /// What could not be bound or started.
+    pub fn start(
+        config: &Config,
+        keys: &EndpointKeys,
+        tls: PeerTls,
+        shared: PeerShared,
+    ) -> Result<Self, String> {
+        let address = config.this_site().peer;
+        let named = |error: std::io::Error| format!("peer address {address}: {error}");
+        let socket = super::bind_udp("peer address", address, config.gateway.udp_buffer_kib)
+            .map_err(|error| error.to_string())?;
+        let listener = TcpListener::bind(address).map_err(named)?;
+        listener.set_nonblocking(true).map_err(named)?;
+        let (stop, stopped) = watch::channel(false);
+        let client = Arc::new(Mutex::new(tls.client));
+        let start = Start {
+            settings: Settings::new(config),
+            socket,
+            listener,
+            endpoint: peer_endpoint(keys),
+            server: tls.server,
+            client: Arc::clone(&client),
+            shared,
+            stopped,
+        };
+        let (started, outcome) = mpsc::channel();
+        let thread = thread::Builder::new()
+            .name("peer".into())
+            .spawn(move || start.run(&started))
+            .map_err(|error| format!("no thread: {error}"))?;
+        match outcome.recv() {
+            Ok(Ok(endpoint)) => {
+                Ok(Self { endpoint, client, stop, thread: Mutex::new(Some(thread)) })
+            }
+            Ok(Err(error)) => Err(named(error)),
+            Err(_) => Err("the peer thread panicked".into()),
+        }
+    }
+
+    /// New connections use these settings from now on.
+    pub fn replace(&self, tls: PeerTls) {
+        self.endpoint.set_server_config(Some(tls.server));
+        *self.client.lock().unwrap_or_else(PoisonError::into_inner) = tls.client;
+    }
+
+    /// Says goodbye to the other sites and ends the thread. Without it the end
+    /// of the process, or of this handle, looks like a death, as it should.
+    pub fn stop(&self) {
+        self.stop.send_replace(true);
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if thread.is_some_and(|thread| thread.join().is_err()) {
+            eprintln!("the peer thread panicked");
+        }
+    }
+
+    /// Ends the thread as the death of the process would: without a word.
+    #[cfg(test)]
+    pub fn kill(self) {
+        drop(self.stop);
+        let thread = self.thread.into_inner().unwrap().unwrap();
+        thread.join().unwrap();
+    }
+}
+
+/// What the thread needs of the configuration.
+struct Settings {
+    hello: Hello,
+    sites: Vec<SiteConfig>,
+}
+
+impl Settings {
+    fn new(config: &Config) -> Self {
+        let hello = Hello {
+            cluster: config.cluster,
+            shards: config.shards,
+            site: config.site as u8,
+            sites: config.sites.len() as u8,
+        };
+        Self { hello, sites: config.sites.clone() }
+    }
+}
+
+struct Start {
+    settings: Settings,
+    socket: UdpSocket,
+    listener: TcpListener,
+    endpoint: quinn::EndpointConfig,
+    server: quinn::ServerConfig,
+    client: Arc<Mutex<quinn::ClientConfig>>,
+    shared: PeerShared,
+    stopped: watch::Receiver<bool>,
+}
+
+impl Start {
+    fn run(self, started: &mpsc::Sender<std::io::Result<quinn::Endpoint>>) {
+        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                drop(started.send(Err(error)));
+                return;
+            }
+        };
+        let local = tokio::task::LocalSet::new();
+        local.block_on(&runtime, async move {
+            let quic = Arc::new(quinn::TokioRuntime);
+            let endpoint =
+                quinn::Endpoint::new(self.endpoint, Some(self.server), self.socket, quic);
+            let listener = tokio::net::TcpListener::from_std(self.listener);
+            let (endpoint, listener) = match (endpoint, listener) {
+                (Ok(endpoint), Ok(listener)) => (endpoint, listener),
+                (Err(error), _) | (_, Err(error)) => {
+                    drop(started.send(Err(error)));
+                    return;
+                }
+            };
+            drop(started.send(Ok(endpoint.clone())));
+            let core = Rc::new(Core {
+                peers: self.settings.sites.iter().map(|_| Peer::default()).collect(),
+                settings: self.settings,
+                endpoint,
+                client: self.client,
+                shared: self.shared,
+                handshakes: Cell::new(0),
+                stopped: self.stopped,
+            });
+            core.run(listener).await;
+        });
+    }
+}
+
+/// One other site, on the peer thread.
+#[derive(Default)]
+struct Peer {
+    /// Dial it now: it has just shown that it is there.
+    redial: tokio::sync::Notify,
+    /// Its connection to us.
+    inbound: RefCell<Option<quinn::Connection>>,
+    /// Counts its connections to us.
+    links: Cell<u32>,
+    /// What was last said about our connection and about its own, so that a
+    /// condition is told once.
+    said: [RefCell<String>; 2],
+}
+
+/// Who dialled a connection.
+#[derive(Clone, Copy)]
+#[repr(usize)]
+enum Whose {
+    Ours,
+    Theirs,
+}
+
+/// The thread's state.
+struct Core {
+    settings: Settings,
+    endpoint: quinn::Endpoint,
+    client: Arc<Mutex<quinn::ClientConfig>>,
+    shared: PeerShared,
+    /// By site - 1; this site's own entry stays idle.
+    peers: Vec<Peer>,
+    /// Connections of others that are not accepted yet.
+    handshakes: Cell<usize>,
+    stopped: watch::Receiver<bool>,
+}
+
+impl Core {
+    async fn run(self: Rc<Self>, listener: tokio::net::TcpListener) {
+        tokio::task::spawn_local(Rc::clone(&self).accept());
+        tokio::task::spawn_local(Rc::clone(&self).watch_others(listener));
+        for site in self.shared.mesh.others() {
+            tokio::task::spawn_local(Rc::clone(&self).keep_up(site));
+            tokio::task::spawn_local(Rc::clone(&self).watch_process(site));
+        }
+        if !self.stopped().await {
+            return;
+        }
+        self.endpoint.close(CloseCode::Draining.wire().into(), b"the site stops");
+        // Meanwhile the liveness connections say goodbye too.
+        let heard = tokio::time::timeout(GOODBYE_MAX, self.endpoint.wait_idle()).await;
+        drop(heard);
+        tokio::task::yield_now().await;
+    }
+
+    /// Waits for the end: true when the site stops in order, false when the
+    /// handle was dropped.
+    async fn stopped(&self) -> bool {
+        let mut stopped = self.stopped.clone();
+        stopped.wait_for(|stopped| *stopped).await.is_ok()
+    }
+
+    fn peer(&self, site: u8) -> &Peer {
+        &self.peers[usize::from(site) - 1]
+    }
+
+    fn metrics(&self, site: u8) -> Option<&PeerMetrics> {
+        self.shared.metrics.peer(site)
+    }
+
+    fn names(&self) -> impl Iterator<Item = &str> {
+        self.settings.sites.iter().map(|site| site.server_name.as_str())
+    }
+
+    /// The greeting that a site has to send.
+    fn hello_of(&self, site: u8) -> Hello {
+        Hello { site, ..self.settings.hello }
+    }
+
+    /// Tells the operator something about a site's link, unless it is what was
+    /// said last.
+    fn say(&self, whose: Whose, site: u8, what: String) {
+        let mut said = self.peer(site).said[whose as usize].borrow_mut();
+        if *said != what {
+            match whose {
+                Whose::Ours => eprintln!("peer site {site}: {what}"),
+                Whose::Theirs => eprintln!("peer site {site}: its connection: {what}"),
+            }
+            *said = what;
+        }
+    }
+
+    /// Reads the packets of one stream of `from` until it ends.
+    async fn read(
+        &self,
+        from: u8,
+        link: u32,
+        traffic: Traffic,
+        mut recv: RecvStream,
+    ) -> Result<(), TooLong> {
+        let mut chunks: [Bytes; 32] = std::array::from_fn(|_| Bytes::new());
+        let mut packets = Packets::new(traffic.packet_max());
+        while let Ok(Some(count)) = recv.read_chunks(&mut chunks).await {
+            for chunk in &mut chunks[..count] {
+                packets.push(std::mem::take(chunk));
+                while let Some(bytes) = packets.next()? {
+                    self.deliver(from, link, traffic, bytes).await;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn deliver(&self, from: u8, link: u32, traffic: Traffic, bytes: Bytes) {
+        if let Some(metrics) = self.metrics(from) {
+            metrics.packets_received.add(1);
+            metrics.bytes_received.add(bytes.len() as u64);
+        }
+        let arrival = match traffic {
+            Traffic::Urgent | Traffic::Bulk => {
+                // Consensus sends again what is lost, and a worker that is
+                // behind must not make its peers look dead.
+                if self.shared.exchange.push_packet(Packet { from, bytes }).is_err()
+                    && let Some(metrics) = self.metrics(from)
+                {
+                    metrics.dropped_received.add(1);
+                }
+                return;
+            }
+            Traffic::Forwards => Arrival::Forwards { from, link, packet: bytes },
+            Traffic::Answers => Arrival::Answers { from, packet: bytes },
+        };
+        self.hand_over(arrival).await;
+    }
+
+    /// Waits for room: requests are not dropped, their sender is slowed down.
+    async fn hand_over(&self, mut arrival: Arrival) {
+        while let Err(back) = self.shared.ferry.push(arrival) {
+            arrival = back;
+            tokio::time::sleep(FULL_PAUSE).await;
+        }
+    }
+}
