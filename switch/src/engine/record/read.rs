@@ -99,7 +99,7 @@ impl<'a> Iterator for Records<'a> {
 fn is_kind(kind: u8) -> bool {
     matches!(
         kind,
-        b'B' | b'A' | b'E' | b'X' | b'Y' | b'F' | b'G' | b'U' | b'N' | b'M' | b'P' | b'L'
+        b'B' | b'A' | b'E' | b'X' | b'Y' | b'F' | b'G' | b'U' | b'N' | b'M' | b'P' | b'L' | b'S'
     )
 }
 
