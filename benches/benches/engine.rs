@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use switch::engine::config::{ChannelConfig, EngineConfig};
 use switch::engine::input::{AdminCommand, AdminInput, Evidence, Origin, PayInput, Waiter};
 use switch::engine::merchant::{Limits, Merchant, MerchantStatus};
-use switch::engine::{Engine, Input, Now, Outputs};
+use switch::engine::{Engine, Input, Now, Outputs, Slice};
 
 /// Payments per block, as a busy worker batches them.
 const BATCH: u64 = 64;
@@ -245,5 +245,50 @@ fn payments(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, payments);
+/// Payments of the shard that is checkpointed.
+const HELD: u64 = 1600 * BATCH;
+/// Payments of one slice.
+const SLICE: u64 = 512;
+
+fn checkpoints(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("checkpoint");
+    group.sample_size(10);
+    let mut bench = Bench::new(false);
+    halves(&mut bench, HELD / BATCH);
+    let mut chunks = Vec::new();
+    bench.engine.checkpoint(&mut |chunk| chunks.push(chunk.to_vec()));
+    let bytes: usize = chunks.iter().map(Vec::len).sum();
+    println!("{HELD} payments take {bytes} bytes in {} chunks", chunks.len());
+    group.throughput(Throughput::Elements(HELD));
+    group.bench_function("write 102400 payments", |b| {
+        b.iter(|| {
+            bench.engine.checkpoint(&mut |chunk| {
+                black_box(chunk.len());
+            })
+        });
+    });
+    group.bench_function("restore 102400 payments", |b| {
+        b.iter(|| Engine::restore(config(), &chunks).map(|engine| engine.applied()));
+    });
+    group.throughput(Throughput::Elements(SLICE));
+    group.bench_function("write a slice of 512 payments", |b| {
+        b.iter_custom(|slices| {
+            let mut took = Duration::ZERO;
+            for _ in 0..slices {
+                let start = Instant::now();
+                let slice = bench.engine.checkpoint_slice(SLICE, &mut |chunk| {
+                    black_box(chunk.len());
+                });
+                took += start.elapsed();
+                if slice != Slice::More {
+                    bench.engine.begin_checkpoint(&mut |_| ());
+                }
+            }
+            took
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(benches, payments, checkpoints);
 criterion_main!(benches);

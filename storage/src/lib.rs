@@ -12,7 +12,7 @@
 //!
 //! Tested by unit tests beside the code, by `tests/files.rs` on real files with
 //! both backends, by `tests/faults.rs` (a seeded fault matrix on the simulated
-//! disk) and by `tests/alloc.rs` (no allocation per append).
+//! disk), by `tests/reader.rs` and by `tests/alloc.rs` (no allocation per append).
 #![deny(unsafe_code)]
 
 mod chain;
@@ -23,6 +23,8 @@ mod format;
 mod frame;
 mod log;
 mod notify;
+mod places;
+mod reader;
 mod scan;
 mod verify;
 
@@ -34,5 +36,7 @@ pub use format::{BATCH_HEADER_BYTES, BLOCK_BYTES, FORMAT_VERSION, FRAME_HEADER_B
 pub use frame::{CHAIN_START, Frame, FrameKind, Lsn, chain_next};
 pub use log::{Log, LogStats, Recovery};
 pub use notify::Notify;
+pub use places::{NotInLog, Route};
+pub use reader::{BlockReadError, BlockReader};
 pub use scan::{Cut, Position, ShardEnd};
 pub use verify::{FrameAt, VerifyReport, read, verify};

@@ -14,7 +14,9 @@ use crate::format::{
 };
 use crate::frame::{Frame, Lsn};
 use crate::notify::Notify;
-use crate::scan::{Cut, Position, ScanError, ShardEnd, Verified, scan};
+use crate::places::{NotInLog, Places, RecoveredPlaces, Route};
+use crate::reader::BlockReader;
+use crate::scan::{Cut, Found, Position, ScanError, ShardEnd, Verified, scan};
 
 /// Every buffer starts with room for a segment header, so that a batch which
 /// opens a segment is one write with it.
@@ -118,6 +120,8 @@ pub struct Log<D: Disk = FileDisk> {
     next_batch: u64,
     next_lsn: u64,
     durable: u64,
+    /// Where what is durable ends.
+    durable_end: Position,
     last_hash: [u8; 32],
     segment: SegmentFile,
     /// Where the next batch goes in the current segment.
@@ -127,6 +131,7 @@ pub struct Log<D: Disk = FileDisk> {
     quiet_since_us: Option<u64>,
     waiting_for_segment: bool,
     spans: Spans,
+    places: Places,
     poison: Option<DiskError>,
     counters: Counters,
 }
@@ -165,7 +170,11 @@ impl<D: Disk> Log<D> {
                 worker: settings.worker,
             },
         };
-        let mut visit = |_, frame: Frame<'_>| replay(frame);
+        let mut recovered = RecoveredPlaces::default();
+        let mut visit = |found: Found, frame: Frame<'_>| {
+            recovered.note(found, &frame);
+            replay(frame)
+        };
         let scanned = scan(&mut disk, identity, false, &mut visit);
         let (verified, cut) = match (stored, scanned) {
             (Some(_), scanned) => scanned.map_err(open_error)?,
@@ -179,6 +188,7 @@ impl<D: Disk> Log<D> {
         }
         let current = start_writing(&mut disk, &verified)?;
         let mut log = Log::assemble(disk, settings, identity, &verified, current);
+        log.places = recovered.finish();
         log.first_segment()?;
         if stored.is_none() {
             // After the first segment exists: an identity promises segments.
@@ -222,6 +232,7 @@ impl<D: Disk> Log<D> {
             next_batch: verified.next_batch,
             next_lsn: verified.next_lsn,
             durable: verified.next_lsn - 1,
+            durable_end: verified.end,
             last_hash: verified.last_hash,
             segment: current.unwrap_or(SegmentFile { id: 0, bytes: 0 }),
             offset: verified.end.offset,
@@ -229,6 +240,7 @@ impl<D: Disk> Log<D> {
             quiet_since_us: None,
             waiting_for_segment: false,
             spans: verified.chains.spans(),
+            places: Places::default(),
             poison: None,
             counters: Counters::default(),
         }
@@ -249,6 +261,7 @@ impl<D: Disk> Log<D> {
         if !self.spans.admit(frame) {
             return Err(LogError::IndexGap { shard: frame.shard, index: frame.index });
         }
+        self.places.note(frame);
         let lsn = Lsn(self.next_lsn);
         self.open_end += encode_frame(frame, &mut self.open[self.open_end..]);
         self.open_frames += 1;
@@ -295,6 +308,8 @@ impl<D: Disk> Log<D> {
         self.count(flight, written.elapsed_us);
         debug_assert!(flight.last_lsn >= self.durable, "the durable mark never goes back");
         self.durable = flight.last_lsn;
+        // Nothing was started since: this is where the completed write ends.
+        self.durable_end = Position { segment: self.segment.id, offset: self.offset };
         Ok(Some(Lsn(self.durable)))
     }
 
@@ -349,6 +364,27 @@ impl<D: Disk> Log<D> {
             self.seal_and_wait()?;
         }
         Ok(())
+    }
+
+    /// Where the durable blocks `from..to` of a shard can be read. The route
+    /// may end earlier: where the durable part ends, where a block that is not
+    /// written yet replaces them, or because the way is too winding; ask again
+    /// from there.
+    ///
+    /// # Errors
+    /// [`NotInLog`] when the log does not reach back that far.
+    pub fn route(&self, shard: u16, from: u64, to: u64) -> Result<Route, NotInLog> {
+        self.places.route(shard, from, to, self.durable_end)
+    }
+
+    /// The first block of a shard that can be read back.
+    pub fn first_index(&self, shard: u16) -> Option<u64> {
+        self.places.first(shard)
+    }
+
+    /// A reader for the routes of this log; it may go to another thread.
+    pub fn reader(&self) -> BlockReader<D::Pages> {
+        BlockReader::new(self.disk.pages(), self.identity)
     }
 
     /// Room on the file system.
@@ -410,6 +446,7 @@ impl<D: Disk> Log<D> {
             self.write_segment_header(prev_end);
         }
         let batch_offset = self.offset;
+        self.places.close_batch(Position { segment: self.segment.id, offset: batch_offset });
         self.write_batch_header(seal, bytes);
         let mut buffer = std::mem::replace(&mut self.open, resting);
         buffer[self.open_end..BATCH_START + bytes].fill(0);

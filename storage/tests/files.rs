@@ -495,6 +495,14 @@ fn full_file_system(root: &Path, log_dir: &Path) {
     let (mut writer, recovery, _) = open_with(config.clone()).unwrap();
     assert!(recovery.disk.backend == BackendKind::Blocking);
     wait_for_space(&mut writer, storage::Space::Ok);
+    // Both spares too: a half-made one would be filled over.
+    for _ in 0..200 {
+        if writer.log.stats().disk.spares == 2 {
+            break;
+        }
+        writer.notify.wait(50_000);
+    }
+    assert_eq!(writer.log.stats().disk.spares, 2);
     // Someone else fills the file system.
     let filler = root.join("filler");
     let mut file = std::fs::File::create(&filler).unwrap();

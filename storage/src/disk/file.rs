@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use super::blocking::BlockingWriter;
 use super::directory::Directory;
+use super::pages::FilePages;
 use super::prepare::{Plan, Prepared, Preparer, open_for_writing};
 use super::uring::UringWriter;
 use super::{
@@ -182,6 +183,12 @@ impl Source for FileDisk {
 }
 
 impl Disk for FileDisk {
+    type Pages = FilePages;
+
+    fn pages(&self) -> FilePages {
+        FilePages::new(self.directory.dir())
+    }
+
     fn random(&mut self) -> Result<u64, DiskError> {
         let mut bytes = [0; 8];
         File::open("/dev/urandom")

@@ -10,6 +10,7 @@ mod blocking;
 mod buffer;
 mod directory;
 mod file;
+mod pages;
 mod prepare;
 mod sim;
 pub(crate) mod sys;
@@ -23,6 +24,7 @@ use thiserror::Error;
 pub use buffer::Buffer;
 pub use directory::Directory;
 pub use file::FileDisk;
+pub use pages::{FilePages, PageFault, Pages};
 pub use sim::{Fault, SimDisk, Tear};
 
 use crate::scan::Position;
@@ -197,6 +199,10 @@ pub struct DiskFacts {
 
 /// A disk that one log writes to. Exactly one write is in flight at a time.
 pub trait Disk: Source {
+    /// How its segments are read at any place, by other threads too.
+    type Pages: Pages;
+    /// See [`Pages`].
+    fn pages(&self) -> Self::Pages;
     /// Unpredictable bits, for the log's own id.
     fn random(&mut self) -> Result<u64, DiskError>;
     /// Stores the identity block durably.

@@ -12,8 +12,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{
-    BackendKind, Disk, DiskError, DiskFacts, DiskOp, Piece, SegmentFile, Source, Space, VisitPiece,
-    Write, Written,
+    BackendKind, Disk, DiskError, DiskFacts, DiskOp, PageFault, Pages, Piece, SegmentFile, Source,
+    Space, VisitPiece, Write, Written,
 };
 use crate::format::{BLOCK_BYTES, encode_prepared};
 use crate::scan::Position;
@@ -323,7 +323,32 @@ impl Source for SimDisk {
     }
 }
 
+impl Pages for SimDisk {
+    fn dir(&self) -> PathBuf {
+        Source::dir(self)
+    }
+
+    fn read(&mut self, at: Position, buffer: &mut [u8]) -> Result<usize, PageFault> {
+        let state = self.state();
+        let file = state.files.get(&at.segment).ok_or(PageFault::Gone)?;
+        let from = (at.offset as usize).min(file.len());
+        let to = (from + buffer.len()).min(file.len());
+        let end = Position { offset: to as u64, ..at };
+        if state.unreadable.range(at..end.max(at)).next().is_some() {
+            return Err(PageFault::Unreadable);
+        }
+        buffer[..to - from].copy_from_slice(&file[from..to]);
+        Ok(to - from)
+    }
+}
+
 impl Disk for SimDisk {
+    type Pages = SimDisk;
+
+    fn pages(&self) -> SimDisk {
+        self.clone()
+    }
+
     fn random(&mut self) -> Result<u64, DiskError> {
         Ok(self.toss())
     }

@@ -128,6 +128,7 @@ impl Engine {
         now: Now,
         out: &mut Outputs,
     ) -> Result<(), ApplyError> {
+        self.preserve(record);
         match record {
             Record::Begin(begin) => self.apply_begin(begin, at, now, out),
             Record::Outcome(outcome) => self.apply_outcome(outcome, at, now, out),

@@ -30,6 +30,15 @@ pub(super) struct Entry {
 }
 
 impl Entry {
+    /// An entry as the log made it; nothing was admitted since.
+    pub(super) fn restored(
+        merchant: Merchant,
+        temporary: Option<Temporary>,
+        applied: Usage,
+    ) -> Self {
+        Self { merchant, temporary, applied, admitted: applied, query: Gcra::default() }
+    }
+
     /// The limits in force at this moment.
     pub(super) fn limits(&self, wall_us: u64) -> Limits {
         match self.temporary {
@@ -69,13 +78,7 @@ impl Directory {
             }
             None => {
                 self.by_id.insert(merchant.mch_id, self.entries.len() as u32);
-                self.entries.push(Entry {
-                    merchant,
-                    temporary: None,
-                    applied: Usage::default(),
-                    admitted: Usage::default(),
-                    query: Gcra::default(),
-                });
+                self.entries.push(Entry::restored(merchant, None, Usage::default()));
             }
         }
     }
@@ -95,11 +98,19 @@ impl Directory {
         }
     }
 
-    /// All entries, ordered by merchant id.
-    pub(super) fn ordered(&self) -> Vec<&Entry> {
-        let mut entries: Vec<_> = self.entries.iter().collect();
-        entries.sort_unstable_by_key(|entry| entry.merchant.mch_id);
-        entries
+    /// All entries in the order in which they were created: their places.
+    pub(super) fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// Adds an entry of a checkpoint; `None` when the merchant is there already.
+    pub(super) fn add(&mut self, entry: Entry) -> Option<()> {
+        let place = u32::try_from(self.entries.len()).ok()?;
+        if self.by_id.insert(entry.merchant.mch_id, place).is_some() {
+            return None;
+        }
+        self.entries.push(entry);
+        Some(())
     }
 }
 

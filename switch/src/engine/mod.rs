@@ -17,6 +17,7 @@
 //! | `evidence`, `attempt` | channel statements; the transition table |
 //! | `resolver`, `timer` | the in-doubt set, what is due when |
 //! | `apply`, `record` | committed records; their bytes |
+//! | `checkpoint` | the whole state as bytes, in slices, and back |
 //! | `outbox`, `waiter` | who is told |
 //! | `order`, `index`, `slab`, `directory`, `limit` | where it is kept |
 //!
@@ -35,6 +36,7 @@ mod admit;
 mod apply;
 mod attempt;
 mod cancel;
+mod checkpoint;
 mod directory;
 mod evidence;
 mod index;
@@ -52,6 +54,7 @@ mod waiter;
 mod weakness;
 
 pub use apply::ApplyError;
+pub use checkpoint::{CHUNK_BYTES_MAX, Restore, RestoreError, Slice};
 pub use config::EngineConfig;
 pub(crate) use directory::FoldHasher;
 pub use input::{Input, Now};
@@ -92,6 +95,8 @@ pub struct Engine {
     /// Statements that came while another outcome of their attempt was
     /// proposed and that might contradict it.
     deferred: Vec<(OperationId, Evidence)>,
+    /// The checkpoint being written.
+    freeze: Option<Box<checkpoint::Freeze>>,
     #[cfg(test)]
     weakness: Option<weakness::Weakness>,
     #[cfg(test)]
@@ -143,6 +148,7 @@ impl Engine {
             proposed_refunds: VecDeque::new(),
             tickets: VecDeque::new(),
             deferred: Vec::new(),
+            freeze: None,
             #[cfg(test)]
             weakness: None,
             #[cfg(test)]

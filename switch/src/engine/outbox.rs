@@ -12,26 +12,40 @@ use super::timer::Fifo;
 use protocol::code::{OrderState, Reason, RefundState};
 use protocol::id::{ShortText, TransactionId};
 use protocol::message::Event;
-use sha2::{Digest, Sha256};
 use std::collections::{HashMap, VecDeque};
 
 /// An event as it stands in the log's state.
 #[derive(Clone, Copy)]
-struct Held {
+pub(super) struct Held {
     /// Payment.
-    payment: u64,
+    pub(super) payment: u64,
     /// Sequence within the payment.
-    number: u32,
-    state: OrderState,
-    reason: Reason,
+    pub(super) number: u32,
+    pub(super) state: OrderState,
+    pub(super) reason: Reason,
     /// Refund's place, if it is about one.
-    refund: Option<u32>,
-    refund_state: RefundState,
-    at_ms: u64,
+    pub(super) refund: Option<u32>,
+    pub(super) refund_state: RefundState,
+    pub(super) at_ms: u64,
     /// Volatile: deliveries in this life.
     tries: u8,
     /// Volatile: its removal is proposed.
     leaving: bool,
+}
+
+impl Held {
+    /// An event that nobody tried to deliver yet.
+    pub(super) fn new(
+        payment: u64,
+        number: u32,
+        (state, reason): (OrderState, Reason),
+        refund: Option<u32>,
+        refund_state: RefundState,
+        at_ms: u64,
+    ) -> Self {
+        let (tries, leaving) = (0, false);
+        Self { payment, number, state, reason, refund, refund_state, at_ms, tries, leaving }
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -110,18 +124,21 @@ impl Outbox {
         self.subscribers.clear();
     }
 
-    pub(super) fn hash(&self, hash: &mut Sha256) {
-        let mut ids: Vec<u64> = self.events.keys().copied().collect();
-        ids.sort_unstable();
-        for id in ids {
-            let held = &self.events[&id];
-            hash.update(id.to_le_bytes());
-            hash.update(held.payment.to_le_bytes());
-            hash.update(held.number.to_le_bytes());
-            hash.update(held.at_ms.to_le_bytes());
-            hash.update([held.state.wire(), held.refund_state.wire()]);
-            hash.update(held.reason.wire().to_le_bytes());
-        }
+    /// The events of a payment that are not delivered, oldest first. `events`:
+    /// how many it ever had.
+    pub(super) fn held(&self, sequence: u64, events: u32) -> impl Iterator<Item = &Held> {
+        let last = if self.events.is_empty() { 0 } else { events };
+        (1..=last).filter_map(move |number| {
+            // Ids repeat after 1023 events of one payment.
+            let held = self.events.get(&event_id(self.shard, sequence, number))?;
+            (held.payment == sequence && held.number == number).then_some(held)
+        })
+    }
+
+    /// Takes an event of a checkpoint; `false` when its id is taken.
+    pub(super) fn put(&mut self, held: Held) -> bool {
+        let id = event_id(self.shard, held.payment, held.number);
+        self.events.insert(id, held).is_none()
     }
 }
 
@@ -150,17 +167,10 @@ impl Engine {
         order.events += 1;
         let about = refund.and_then(|place| self.orders.refunds.get(place));
         let order = &self.orders[sequence];
-        let held = Held {
-            payment: sequence,
-            number: order.events,
-            state: order.state,
-            reason: about.map_or(order.reason, |refund| refund.reason),
-            refund,
-            refund_state: about.map_or(RefundState::None, |refund| refund.state),
-            at_ms,
-            tries: 0,
-            leaving: false,
-        };
+        let reason = about.map_or(order.reason, |refund| refund.reason);
+        let refund_state = about.map_or(RefundState::None, |refund| refund.state);
+        let held =
+            Held::new(sequence, order.events, (order.state, reason), refund, refund_state, at_ms);
         let id = event_id(self.outbox.shard, sequence, order.events);
         self.outbox.events.insert(id, held);
         if self.term.is_some() {

@@ -19,8 +19,9 @@ mod read;
 mod write;
 
 pub use read::Records;
-pub(super) use read::Sequences;
+pub(super) use read::{Body, Sequences, read_limits, read_merchant};
 pub use write::{append, split_off};
+pub(super) use write::{put_text, put_u16, put_u64, write_limits, write_merchant};
 
 use super::merchant::{Limits, Merchant};
 use super::order::{AttemptState, CancelCause, Class, RefundKind};

@@ -1,8 +1,7 @@
-//! What is shown of the state: reply bodies, statistics, the explain view and
-//! the state hash. Changes nothing.
+//! What is shown of the state: reply bodies, statistics, the explain view.
+//! Changes nothing.
 
 use super::Engine;
-use super::directory::Entry;
 use super::input::Waiter;
 use super::order::{Attempt, AttemptState, Order, Refund, RefundKind};
 use super::output::{Reply, ReplyBody};
@@ -11,7 +10,6 @@ use protocol::code::{Code, OrderState, Reason, RefundState};
 use protocol::id::{ChannelNo, MchId, OutRefundNo, OutTradeNo, ShortText, TransactionId};
 use protocol::message::{OrderReply, RefundReply, kind};
 use protocol::money::Currency;
-use sha2::{Digest, Sha256};
 
 /// Figures of one engine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -302,58 +300,6 @@ impl Engine {
             attempt: refund.attempt,
         }
     }
-
-    /// SHA-256 over the replicated state: equal on every replica that applied
-    /// the same records. Walks everything: for checks, not for the hot path.
-    pub fn state_hash(&self) -> [u8; 32] {
-        let mut hash = Sha256::new();
-        for entry in self.merchants.ordered() {
-            hash_merchant(&mut hash, entry);
-        }
-        hash.update(self.orders.committed.to_le_bytes());
-        for sequence in 1..self.orders.committed {
-            self.hash_order(&mut hash, sequence);
-        }
-        self.outbox.hash(&mut hash);
-        hash.finalize().into()
-    }
-
-    fn hash_order(&self, hash: &mut Sha256, sequence: u64) {
-        let order = &self.orders[sequence];
-        hash.update(order.digest);
-        hash.update(order.fingerprint);
-        hash.update(self.merchants.at(order.merchant).merchant.mch_id.as_bytes());
-        hash.update(order.out_trade_no.as_bytes());
-        for value in [
-            order.amount as u64,
-            order.refunded as u64,
-            order.reserved as u64,
-            order.time_expire_ms,
-            order.created_ms,
-            order.finished_ms,
-            u64::from(order.events),
-            u64::from(order.gateway),
-            u64::from(order.reason.wire()),
-        ] {
-            hash.update(value.to_le_bytes());
-        }
-        hash.update(order.currency.bytes());
-        hash.update([
-            order.method.wire(),
-            order.scene.wire(),
-            order.state.wire(),
-            order.cancel as u8,
-            u8::from(order.notify),
-        ]);
-        for ordinal in 1..=order.attempt.ordinal {
-            if let Some(attempt) = self.orders.attempt(sequence, ordinal) {
-                hash_attempt(hash, attempt);
-            }
-        }
-        for (_, refund) in self.orders.refunds_of(sequence).filter(|(_, r)| !r.proposed) {
-            hash_refund(hash, refund);
-        }
-    }
 }
 
 fn attempt_view(order: &Order, attempt: &Attempt) -> AttemptView {
@@ -364,53 +310,5 @@ fn attempt_view(order: &Order, attempt: &Attempt) -> AttemptView {
         state: attempt.state,
         reason: attempt.reason,
         channel_ref: attempt.channel_ref,
-    }
-}
-
-fn hash_attempt(hash: &mut Sha256, attempt: &Attempt) {
-    hash.update([
-        attempt.ordinal,
-        attempt.state as u8,
-        attempt.class as u8,
-        u8::from(attempt.noted) | u8::from(attempt.reversal_started) << 1,
-    ]);
-    hash.update(attempt.channel.to_le_bytes());
-    hash.update(attempt.reason.wire().to_le_bytes());
-    hash.update(attempt.channel_ref.as_bytes());
-}
-
-fn hash_refund(hash: &mut Sha256, refund: &Refund) {
-    hash.update([refund.ordinal, refund.kind as u8, refund.state.wire(), refund.attempt]);
-    for value in [refund.amount as u64, refund.created_ms, refund.finished_ms] {
-        hash.update(value.to_le_bytes());
-    }
-    hash.update(refund.reason.wire().to_le_bytes());
-    hash.update(refund.out_refund_no.as_bytes());
-    hash.update(refund.channel_ref.as_bytes());
-}
-
-fn hash_merchant(hash: &mut Sha256, entry: &Entry) {
-    // The record's own encoding is a complete and canonical form.
-    let mut bytes = Vec::new();
-    let put =
-        super::record::MerchantPut { operator: ShortText::EMPTY, merchant: entry.merchant.clone() };
-    super::record::append(&mut bytes, 0, &super::record::Record::MerchantPut(Box::new(put)));
-    if let Some(temporary) = entry.temporary {
-        let put = super::record::LimitsPut {
-            operator: ShortText::EMPTY,
-            mch_id: entry.merchant.mch_id,
-            limits: temporary.before,
-            until_ms: temporary.until_ms,
-        };
-        super::record::append(&mut bytes, 0, &super::record::Record::LimitsPut(put));
-    }
-    hash.update(&bytes);
-    for value in [
-        entry.applied.pay.tat_ns,
-        entry.applied.refund.tat_ns,
-        entry.applied.daily.day,
-        entry.applied.daily.sum as u64,
-    ] {
-        hash.update(value.to_le_bytes());
     }
 }

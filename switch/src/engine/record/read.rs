@@ -103,61 +103,62 @@ fn is_kind(kind: u8) -> bool {
     )
 }
 
-struct Body<'a>(&'a [u8]);
+/// Fields in order out of bytes; `None` when they end or do not fit.
+pub(in crate::engine) struct Body<'a>(pub(in crate::engine) &'a [u8]);
 
 impl<'a> Body<'a> {
     #[inline]
-    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+    pub(in crate::engine) fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
         let (head, rest) = self.0.split_first_chunk::<N>()?;
         self.0 = rest;
         Some(*head)
     }
 
-    fn u8(&mut self) -> Option<u8> {
+    pub(in crate::engine) fn u8(&mut self) -> Option<u8> {
         self.array::<1>().map(|[byte]| byte)
     }
 
-    fn u16(&mut self) -> Option<u16> {
+    pub(in crate::engine) fn u16(&mut self) -> Option<u16> {
         self.array().map(u16::from_le_bytes)
     }
 
-    fn u32(&mut self) -> Option<u32> {
+    pub(in crate::engine) fn u32(&mut self) -> Option<u32> {
         self.array().map(u32::from_le_bytes)
     }
 
-    fn u64(&mut self) -> Option<u64> {
+    pub(in crate::engine) fn u64(&mut self) -> Option<u64> {
         self.array().map(u64::from_le_bytes)
     }
 
-    fn i64(&mut self) -> Option<i64> {
+    pub(in crate::engine) fn i64(&mut self) -> Option<i64> {
         self.array().map(i64::from_le_bytes)
     }
 
-    fn text(&mut self) -> Option<&'a [u8]> {
+    pub(in crate::engine) fn text(&mut self) -> Option<&'a [u8]> {
         let length = usize::from(self.u8()?);
         let (head, rest) = self.0.split_at_checked(length)?;
         self.0 = rest;
         Some(head)
     }
 
-    fn short(&mut self) -> Option<ShortText> {
+    pub(in crate::engine) fn short(&mut self) -> Option<ShortText> {
         ShortText::new(self.text()?)
     }
 
-    fn mch_id(&mut self) -> Option<MchId> {
+    pub(in crate::engine) fn mch_id(&mut self) -> Option<MchId> {
         MchId::parse(self.text()?).ok()
     }
 
-    fn reason(&mut self) -> Option<Reason> {
+    pub(in crate::engine) fn reason(&mut self) -> Option<Reason> {
         Reason::from_wire(self.u16()?)
     }
 
-    fn amount(&mut self) -> Option<Amount> {
+    pub(in crate::engine) fn amount(&mut self) -> Option<Amount> {
         Amount::new(self.i64()?)
     }
 
     /// The record, provided that the whole body was read.
-    fn done<T>(self, record: T) -> Option<T> {
+    pub(in crate::engine) fn done<T>(self, record: T) -> Option<T> {
         self.0.is_empty().then_some(record)
     }
 }
@@ -271,7 +272,7 @@ fn read_begin<'a>(flags: u8, mut b: Body<'a>) -> Option<Begin<'a>> {
     })
 }
 
-fn read_limits(b: &mut Body<'_>) -> Option<Limits> {
+pub(in crate::engine) fn read_limits(b: &mut Body<'_>) -> Option<Limits> {
     Some(Limits {
         pay_per_minute: b.u32()?,
         query_per_minute: b.u32()?,
@@ -283,7 +284,7 @@ fn read_limits(b: &mut Body<'_>) -> Option<Limits> {
     })
 }
 
-fn read_merchant(b: &mut Body<'_>) -> Option<Merchant> {
+pub(in crate::engine) fn read_merchant(b: &mut Body<'_>) -> Option<Merchant> {
     let mch_id = b.mch_id()?;
     let status = match b.u8()? {
         1 => MerchantStatus::Active,

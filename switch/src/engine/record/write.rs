@@ -140,7 +140,7 @@ fn write_begin(b: &mut Vec<u8>, r: &Begin<'_>) {
     b.extend_from_slice(r.content);
 }
 
-fn write_limits(b: &mut Vec<u8>, limits: &Limits) {
+pub(in crate::engine) fn write_limits(b: &mut Vec<u8>, limits: &Limits) {
     for rate in
         [limits.pay_per_minute, limits.query_per_minute, limits.refund_per_minute, limits.burst]
     {
@@ -151,7 +151,7 @@ fn write_limits(b: &mut Vec<u8>, limits: &Limits) {
     }
 }
 
-fn write_merchant(b: &mut Vec<u8>, merchant: &Merchant) {
+pub(in crate::engine) fn write_merchant(b: &mut Vec<u8>, merchant: &Merchant) {
     put_text(b, merchant.mch_id.as_bytes());
     b.push(merchant.status as u8);
     write_limits(b, &merchant.limits);
@@ -172,15 +172,15 @@ fn write_merchant(b: &mut Vec<u8>, merchant: &Merchant) {
     }
 }
 
-fn put_u16(b: &mut Vec<u8>, value: u16) {
+pub(in crate::engine) fn put_u16(b: &mut Vec<u8>, value: u16) {
     b.extend_from_slice(&value.to_le_bytes());
 }
 
-fn put_u64(b: &mut Vec<u8>, value: u64) {
+pub(in crate::engine) fn put_u64(b: &mut Vec<u8>, value: u64) {
     b.extend_from_slice(&value.to_le_bytes());
 }
 
-fn put_text(b: &mut Vec<u8>, text: &[u8]) {
+pub(in crate::engine) fn put_text(b: &mut Vec<u8>, text: &[u8]) {
     b.push(text.len() as u8);
     b.extend_from_slice(text);
 }

@@ -1,10 +1,12 @@
 //! Tests of the engine: `driver` plays log, channel and clock around it; the
 //! others each hold one part of the rule book.
 
+mod checkpoint;
 mod codec;
 mod driver;
 mod happy;
 mod limits;
 mod model;
+mod replicas;
 mod rules;
 mod table;

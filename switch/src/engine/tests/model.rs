@@ -7,6 +7,7 @@
 //! the same checker. A failure prints its seed; `ENGINE_SEED=n` replays it.
 
 use super::driver::*;
+use super::replicas::Replicas;
 use crate::engine::input::{
     AdminCommand, AdminInput, Evidence, Input, Operation, OperationId, Waiter,
 };
@@ -22,7 +23,7 @@ use protocol::message::kind;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-struct Random(u64);
+pub(super) struct Random(pub(super) u64);
 
 impl Random {
     fn next(&mut self) -> u64 {
@@ -33,11 +34,11 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    fn below(&mut self, bound: u64) -> u64 {
+    pub(super) fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound
     }
 
-    fn percent(&mut self, chance: u64) -> bool {
+    pub(super) fn percent(&mut self, chance: u64) -> bool {
         self.below(100) < chance
     }
 }
@@ -84,6 +85,8 @@ struct Model {
     random: Random,
     /// Follower of the committed log.
     shadow: Engine,
+    /// What must be the same everywhere; not looked at when a rule is weakened.
+    replicas: Option<Replicas>,
     ledger: Vec<BTreeMap<String, Charge>>,
     agenda: BinaryHeap<std::cmp::Reverse<(u64, u64)>>,
     happenings: BTreeMap<u64, Happening>,
@@ -138,11 +141,13 @@ impl Model {
         for (at, block) in world.log.iter().enumerate() {
             shadow.apply(at as u64 + 1, 1, block, Now::default(), &mut out).expect("sound");
         }
+        let replicas = weakness.is_none().then(|| Replicas::new(seed, &shadow));
         let keys = (0..KEYS).map(|at| format!("order-{at}")).collect();
         let mut model = Self {
             world,
             random,
             shadow,
+            replicas,
             ledger: vec![BTreeMap::new(); 2],
             agenda: BinaryHeap::new(),
             happenings: BTreeMap::new(),
@@ -299,7 +304,11 @@ impl Model {
         }
         let weakness = self.world.engine.weakness;
         let salt = self.world.engine.salt.get();
-        self.world.engine = self.world.replay(self.world.log.len());
+        let deposed =
+            std::mem::replace(&mut self.world.engine, Engine::new(self.world.config.clone()));
+        let replicas = self.replicas.as_mut();
+        let successor = replicas.and_then(|r| r.restart(deposed, &self.world.log, &self.shadow));
+        self.world.engine = successor.unwrap_or_else(|| self.world.replay(self.world.log.len()));
         self.world.engine.weakness = weakness;
         self.world.engine.salt.set(salt);
         self.world.out = Outputs::default();
@@ -326,6 +335,9 @@ impl Model {
         let mut out = Outputs::default();
         let index = self.world.log.len() as u64;
         self.shadow.apply(index, 0, block, Now::default(), &mut out).expect("sound");
+        if let Some(replicas) = &mut self.replicas {
+            replicas.follow(index, block, &self.shadow);
+        }
         for (key, before) in self.keys.clone().iter().zip(before) {
             if let Some((state, attempts)) = before {
                 let (now, attempts_now) = self.shadow_state(key).expect("orders stay");
@@ -391,6 +403,9 @@ impl Model {
         self.adopt(&block);
         let (index, term) = (self.world.log.len() as u64, self.world.term);
         self.world.give(Input::Committed { index, term, block: &block });
+        if let Some(replicas) = &mut self.replicas {
+            replicas.compare(&mut self.world.engine, &self.shadow);
+        }
     }
 
     fn take_outputs(&mut self) {
