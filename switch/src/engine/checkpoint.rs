@@ -25,7 +25,7 @@
 //! | 64 | body | |
 //!
 //! One head (payments u64, merchants u32, ignored records, attempts and refunds
-//! in front of an operator, u64 each), the merchants in the order in which they
+//! in front of an operator, and the sites that shall not lead, u64 each), the merchants in the order in which they
 //! were created, the payments in the order of their sequence, one end without
 //! items. An item never crosses a chunk; a chunk is closed by the first item that
 //! does not fit. Items are written by `encode.rs` and read by `restore.rs`, field

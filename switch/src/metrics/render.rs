@@ -143,7 +143,7 @@ impl Metrics {
         page.gauge("connections", "Gateway connections.", &self.connections);
         page.gauge("handshakes", "Handshakes under way.", &self.handshakes);
         let help = "Packets of other sites that were not to be understood.";
-        page.counter("peer_packets_refused_total", help, &self.packets_refused);
+        page.counter("replica_packets_refused_total", help, &self.packets_refused);
         let help = "Gateway connections refused.";
         page.counter("connections_refused_total", help, &self.connections_refused);
         let results = [("done", &self.tls_reloads), ("refused", &self.tls_reloads_refused)];

@@ -14,7 +14,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use raft::eraftpb::{Entry, EntryType, HardState as RaftHardState, Message, MessageType};
-use raft::{Config, GetEntriesContext, INVALID_ID, RawNode, StateRole};
+use raft::{Config, INVALID_ID, RawNode, StateRole};
 
 use super::HardState;
 use super::placement::{self, Health, Placement};
@@ -397,13 +397,14 @@ impl Replica {
         self.node.mut_store().take_wanted()
     }
 
-    /// The entries that were wanted; none when they could not be read.
-    pub fn fetched(&mut self, entries: Vec<Entry>, context: GetEntriesContext) {
-        if entries.is_empty() {
-            return;
+    /// The entries that were wanted; none when they could not be read now: the
+    /// follower's next heartbeat asks again.
+    pub fn fetched(&mut self, wanted: Wanted, entries: Vec<Entry>) {
+        let some = !entries.is_empty();
+        self.node.mut_store().put_fetched(wanted.from, entries);
+        if some {
+            self.node.on_entries_fetched(wanted.context);
         }
-        self.node.mut_store().put_fetched(entries);
-        self.node.on_entries_fetched(context);
     }
 
     /// A commit index worth writing beside other frames, so that a restart

@@ -52,6 +52,8 @@ pub struct Store {
     hard_state: HardState,
     members: ConfState,
     wanted: RefCell<Vec<Wanted>>,
+    /// First indexes of ranges that are being read back.
+    reading: RefCell<Vec<u64>>,
     fetched: RefCell<Vec<Fetched>>,
 }
 
@@ -69,6 +71,7 @@ impl Store {
             hard_state: HardState::default(),
             members,
             wanted: RefCell::new(Vec::new()),
+            reading: RefCell::new(Vec::new()),
             fetched: RefCell::new(Vec::new()),
         }
     }
@@ -173,8 +176,10 @@ impl Store {
         self.wanted.get_mut().pop()
     }
 
-    /// Entries read back for a follower; kept until consensus takes them.
-    pub fn put_fetched(&mut self, entries: Vec<Entry>) {
+    /// Entries read back for a follower from index `from` on; kept until
+    /// consensus takes them. None when they could not be read.
+    pub fn put_fetched(&mut self, from: u64, entries: Vec<Entry>) {
+        self.reading.get_mut().retain(|first| *first != from);
         let Some(first) = entries.first().map(|entry| entry.index) else { return };
         let fetched = self.fetched.get_mut();
         if fetched.len() >= WANTED_MAX {
@@ -235,8 +240,10 @@ impl Storage for Store {
             if !context.can_async() {
                 return Err(raft::Error::Store(StorageError::Compacted));
             }
+            let mut reading = self.reading.borrow_mut();
             let mut wanted = self.wanted.borrow_mut();
-            if wanted.len() < WANTED_MAX {
+            if reading.len() < WANTED_MAX && !reading.contains(&low) {
+                reading.push(low);
                 let to = high.min(self.first);
                 wanted.push(Wanted { from: low, to, max_bytes: max, context });
             }
@@ -348,7 +355,9 @@ mod tests {
         let wanted = store.take_wanted().unwrap();
         assert_eq!((wanted.from, wanted.to), (2, 8));
         assert!(store.take_wanted().is_none());
-        store.put_fetched((2..6).map(|index| entry(index, 1, Bytes::new())).collect());
+        assert!(store.entries(2, 11, None, GetEntriesContext::empty(true)).is_err());
+        assert!(store.take_wanted().is_none(), "it is being read");
+        store.put_fetched(2, (2..6).map(|index| entry(index, 1, Bytes::new())).collect());
         let found = store.entries(2, 11, None, GetEntriesContext::empty(true)).unwrap();
         assert_eq!(indexes(&found), [2, 3, 4, 5]);
         assert!(store.entries(2, 11, None, GetEntriesContext::empty(false)).is_err(), "taken");

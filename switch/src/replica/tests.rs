@@ -351,7 +351,7 @@ fn a_follower_far_behind_gets_what_memory_no_longer_holds() {
                 .take_while(|entry| entry.index < wanted.to)
                 .take(5)
                 .collect();
-            cluster.site(1).replica.fetched(entries, wanted.context);
+            cluster.site(1).replica.fetched(wanted, entries);
             fetches += 1;
         }
     }

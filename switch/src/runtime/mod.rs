@@ -308,7 +308,8 @@ fn recover(
         Err(error) => return Err(ServeError::Log(error.to_string())),
     };
     drop(events.send(Event::Recovered(Box::new(recovery))));
-    Ok(Worker::new(recovering, log, Arc::clone(shared), settings))
+    Worker::new(recovering, log, Arc::clone(shared), settings)
+        .map_err(|error| ServeError::Environment(format!("no thread: {error}")))
 }
 
 fn report_recovery(recovery: &Recovery, started: Instant) {

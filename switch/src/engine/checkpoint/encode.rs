@@ -15,6 +15,7 @@ impl Engine {
         put_u64(b, counters.ignored_records);
         put_u64(b, counters.manual_attempts);
         put_u64(b, counters.manual_refunds);
+        put_u64(b, self.drained);
     }
 
     /// A payment with its attempts, refunds and undelivered events, as

@@ -179,6 +179,7 @@ impl Restore {
         counters.ignored_records = b.u64()?;
         counters.manual_attempts = b.u64()?;
         counters.manual_refunds = b.u64()?;
+        self.engine.drained = b.u64()?;
         Some(())
     }
 

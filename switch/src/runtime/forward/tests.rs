@@ -153,6 +153,7 @@ impl Site {
             exchange: Arc::clone(&shared.exchange),
             metrics: Arc::clone(&shared.metrics),
             mesh: Arc::clone(&shared.mesh),
+            leave: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             storage_full: AtomicBool::new(false),
             report: Mutex::default(),

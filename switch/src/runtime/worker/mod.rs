@@ -13,8 +13,10 @@
 //! | `shard` | one shard: engine, replica, queries that wait for a read barrier |
 //! | `writer` | frames for the log, in order and paced |
 //! | `post` | messages for other sites, gathered into packets |
+//! | `catchup` | old blocks, read back for sites that were away |
 //! | `recover` | the shards while the log is read back |
 
+mod catchup;
 mod post;
 mod recover;
 mod shard;
@@ -35,6 +37,7 @@ use crate::engine::record;
 use crate::engine::{EngineConfig, Input, Now};
 use crate::metrics::Metrics;
 use crate::replica::{self, ReplayError, ReplicaConfig, Timing, message};
+use catchup::CatchUp;
 use post::Post;
 pub use recover::Recovering;
 use shard::Shard;
@@ -170,6 +173,8 @@ pub struct Worker {
     log: Log,
     writer: Writer,
     post: Post,
+    /// `None` where no other site can be behind.
+    catch_up: Option<CatchUp>,
     shared: Arc<Shared>,
     settings: WorkerSettings,
     alone: bool,
@@ -183,15 +188,23 @@ pub struct Worker {
 
 impl Worker {
     /// A worker over recovered shards and their open log.
+    ///
+    /// # Errors
+    /// No thread can be had for reading old blocks back.
     pub fn new(
         recovering: Recovering,
         log: Log,
         shared: Arc<Shared>,
         settings: WorkerSettings,
-    ) -> Self {
-        Self {
+    ) -> std::io::Result<Self> {
+        let catch_up = match settings.alone() {
+            true => None,
+            false => Some(CatchUp::start(&log, &shared.exchange)?),
+        };
+        Ok(Self {
             shards: recovering.finish(),
             log,
+            catch_up,
             writer: Writer::new(settings.commit_interval_us),
             post: Post::new(Arc::clone(&shared.mesh)),
             out: shared.exchange.out_batch(),
@@ -202,7 +215,7 @@ impl Worker {
             report_due_us: 0,
             pending_bytes: 0,
             away: 0,
-        }
+        })
     }
 
     /// Runs until stopped or failed. On failure nothing more is handed out.
@@ -217,6 +230,9 @@ impl Worker {
             if !self.alone {
                 taken += self.take_packets();
                 self.run_ticks(now);
+            }
+            if let Some(catch_up) = &mut self.catch_up {
+                catch_up.run(&mut self.shards, &self.log);
             }
             self.advance(now)?;
             taken += self.drain_inbox(now);

@@ -1,0 +1,108 @@
+//! Old blocks for sites that were away: read back from the log's files on a
+//! thread of their own, so that the worker never waits for the disk.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::mpsc::{self, SyncSender, TrySendError};
+use std::thread;
+
+use bytes::Bytes;
+use crossbeam::queue::ArrayQueue;
+use raft::eraftpb::Entry;
+use storage::{BlockReader, Log, Route};
+
+use super::shard::Shard;
+use crate::replica::{self, Wanted};
+use crate::runtime::inbox::Exchange;
+
+/// Ranges that may wait to be read; a follower's next heartbeat asks again for
+/// what found no room.
+const READS_MAX: usize = 32;
+
+struct Request {
+    token: u64,
+    route: Route,
+    max_bytes: usize,
+}
+
+struct Answer {
+    token: u64,
+    entries: Vec<Entry>,
+}
+
+/// Reads under way.
+pub(super) struct CatchUp {
+    requests: SyncSender<Request>,
+    answers: Arc<ArrayQueue<Answer>>,
+    /// By token: the shard's place, and what it asked for.
+    open: HashMap<u64, (usize, Wanted)>,
+    next_token: u64,
+}
+
+impl CatchUp {
+    /// Starts the reader. It ends with the worker.
+    ///
+    /// # Errors
+    /// No thread can be had.
+    pub(super) fn start(log: &Log, exchange: &Arc<Exchange>) -> std::io::Result<Self> {
+        let (requests, inbox) = mpsc::sync_channel::<Request>(READS_MAX);
+        // Every request is answered once, and no more than these are open.
+        let answers = Arc::new(ArrayQueue::new(2 * READS_MAX));
+        let mut reader = log.reader();
+        let (out, exchange) = (Arc::clone(&answers), Arc::clone(exchange));
+        thread::Builder::new().name("catch-up".into()).spawn(move || {
+            while let Ok(request) = inbox.recv() {
+                let entries = read(&mut reader, &request);
+                drop(out.push(Answer { token: request.token, entries }));
+                exchange.wake();
+            }
+        })?;
+        Ok(Self { requests, answers, open: HashMap::new(), next_token: 1 })
+    }
+
+    /// Asks for what the shards' followers need, and hands over what was read.
+    pub(super) fn run(&mut self, shards: &mut [Shard], log: &Log) {
+        while let Some(Answer { token, entries }) = self.answers.pop() {
+            if let Some((at, wanted)) = self.open.remove(&token)
+                && let Some(shard) = shards.get_mut(at)
+            {
+                shard.replica.fetched(wanted, entries);
+            }
+        }
+        for (at, shard) in shards.iter_mut().enumerate() {
+            while let Some(wanted) = shard.replica.take_wanted() {
+                if let Err(wanted) = self.ask(at, shard.replica.shard(), wanted, log) {
+                    shard.replica.fetched(wanted, Vec::new());
+                }
+            }
+        }
+    }
+
+    fn ask(&mut self, at: usize, shard: u16, wanted: Wanted, log: &Log) -> Result<(), Wanted> {
+        let Ok(route) = log.route(shard, wanted.from, wanted.to) else { return Err(wanted) };
+        let token = self.next_token;
+        let max_bytes = usize::try_from(wanted.max_bytes).unwrap_or(usize::MAX);
+        match self.requests.try_send(Request { token, route, max_bytes }) {
+            Ok(()) => {
+                self.next_token += 1;
+                self.open.insert(token, (at, wanted));
+                Ok(())
+            }
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => Err(wanted),
+        }
+    }
+}
+
+fn read(reader: &mut BlockReader, request: &Request) -> Vec<Entry> {
+    let mut entries = Vec::new();
+    let done = reader.blocks(&request.route, request.max_bytes, &mut |frame| {
+        let payload = Bytes::copy_from_slice(frame.payload);
+        entries.push(replica::entry(frame.index, frame.term, payload));
+    });
+    if let Err(error) = done {
+        // What came before is sound; the site that asked stays behind until an
+        // operator has looked.
+        eprintln!("catch-up: blocks for another site cannot be read back: {error}");
+    }
+    entries
+}
