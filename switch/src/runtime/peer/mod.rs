@@ -202,6 +202,8 @@ impl Start {
 struct Peer {
     /// Dial it now: it has just shown that it is there.
     redial: tokio::sync::Notify,
+    /// Our connection to it came up.
+    present: tokio::sync::Notify,
     /// Its connection to us.
     inbound: RefCell<Option<quinn::Connection>>,
     /// Counts its connections to us.
