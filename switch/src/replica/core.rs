@@ -276,7 +276,7 @@ impl Replica {
         }
         let data = Bytes::from(block);
         let mut entry = Entry::default();
-        entry.data = data.clone();
+        entry.set_data(data.clone());
         let mut message = Message::default();
         message.set_msg_type(MessageType::MsgPropose);
         message.from = self.config.site;

@@ -267,7 +267,9 @@ fn a_vote_is_not_given_twice_over_a_restart() {
     (vote.from, vote.to, vote.term) = (2, 1, 5);
     cluster.site(1).replica.receive(vote.clone());
     let granted = |messages: Vec<Message>| {
-        messages.iter().any(|m| m.get_msg_type() == MessageType::MsgRequestVoteResponse && !m.reject)
+        messages
+            .iter()
+            .any(|m| m.get_msg_type() == MessageType::MsgRequestVoteResponse && !m.reject)
     };
     cluster.site(1).stuck = true;
     assert!(!granted(cluster.site(1).turn()), "not before the vote is durable");

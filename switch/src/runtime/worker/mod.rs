@@ -559,9 +559,10 @@ impl Worker {
             timeout = timeout.min(self.next_tick_us.saturating_sub(now.mono_us));
         }
         // While the log waits for a segment only its wake-up helps, not haste.
-        let blocks = self.shards.iter().any(|shard| {
-            !shard.out.block.is_empty() && shard.replica.may_propose()
-        });
+        let blocks = self
+            .shards
+            .iter()
+            .any(|shard| !shard.out.block.is_empty() && shard.replica.may_propose());
         let waiting = !self.log.unsubmitted() && (blocks || !self.writer.is_empty());
         // Other sites are not kept waiting for our next write.
         let mut listen = true;

@@ -124,9 +124,9 @@ impl Shard {
 
     fn refuse_all(&mut self, items: Vec<Item>) {
         let leader = self.leader_hint();
-        self.out.replies.extend(
-            items.iter().filter_map(Item::waiter).map(|waiter| not_leader(waiter, leader)),
-        );
+        self.out
+            .replies
+            .extend(items.iter().filter_map(Item::waiter).map(|waiter| not_leader(waiter, leader)));
     }
 
     /// The answer to a request that came to a site which does not lead.
