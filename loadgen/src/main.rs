@@ -27,6 +27,7 @@ mod search;
 mod soak;
 mod socket;
 mod tls;
+mod trace;
 mod zipf;
 
 use std::process::ExitCode;

@@ -82,6 +82,10 @@ pub(crate) struct Report {
     not_sent: u64,
     skipped: u64,
     resent: u64,
+    retried_by_code: BTreeMap<&'static str, u64>,
+    second_answers: u64,
+    differing_answers: u64,
+    silences: u64,
     late_replies: u64,
     malformed_replies: u64,
     by_code: BTreeMap<&'static str, u64>,
@@ -148,6 +152,10 @@ impl Report {
             not_sent: measure.not_sent,
             skipped: measure.skipped,
             resent: measure.resent,
+            retried_by_code: measure.retried_by_code(),
+            second_answers: measure.second_answers,
+            differing_answers: measure.differing_answers,
+            silences: measure.silences,
             late_replies: measure.late_replies,
             malformed_replies: measure.malformed,
             by_code: measure.by_code(),
@@ -348,9 +356,17 @@ mod tests {
             warmup: Duration::ZERO,
             closed: None,
             live: false,
+            traced: false,
         };
         let goals: Vec<Goal> = goals.iter().map(|goal| Goal::parse(goal).unwrap()).collect();
-        let outcome = Outcome { measure, cpu_s: 0.1, host: Host::default(), interrupted: false };
+        let outcome = Outcome {
+            measure,
+            trace: Vec::new(),
+            start: std::time::Instant::now(),
+            cpu_s: 0.1,
+            host: Host::default(),
+            interrupted: false,
+        };
         Report::new(&params(), &phase, &outcome, &goals)
     }
 

@@ -255,6 +255,7 @@ impl Stage {
             warmup: Duration::ZERO,
             closed: None,
             live: false,
+            traced: false,
         }
     }
 
