@@ -28,6 +28,7 @@ mod soak;
 mod socket;
 mod tls;
 mod trace;
+mod wan;
 mod zipf;
 
 use std::process::ExitCode;
