@@ -3,6 +3,7 @@
 use crate::audit::{self, AuditArgs};
 use crate::channel::{self, ChannelArgs};
 use crate::config::SiteFile;
+use crate::drill::{self, DrillArgs};
 use crate::exit::{Exit, Failure};
 use crate::run::RunArgs;
 use crate::search::{self, SearchArgs};
@@ -41,6 +42,8 @@ enum Command {
     Demo(Box<DemoArgs>),
     /// Kill the switch again and again under load, and audit every time.
     Soak(Box<SoakArgs>),
+    /// Break a cluster under load, heal it and audit it.
+    Drill(Box<DrillArgs>),
     /// Relay between sites: delay, loss, thin links, partitions.
     Wan(Box<WanArgs>),
     /// Answer everything at once in place of a site: the generator's ceiling.
@@ -72,6 +75,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Audit(args) => on_runtime(async { audit::run(&args, &interrupts()).await }),
         Command::Demo(args) => on_runtime(async { soak::demo(&args, &interrupts()).await }),
         Command::Soak(args) => on_runtime(async { soak::soak(&args, &interrupts()).await }),
+        Command::Drill(args) => on_runtime(async { drill::run(&args, &interrupts()).await }),
         Command::Wan(args) => on_runtime(async { wan::run(&args, &interrupts()).await }),
         Command::Search(args) => on_runtime(async { search::run(&args, &interrupts()).await }),
         Command::Null { config } => {

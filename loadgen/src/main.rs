@@ -10,6 +10,7 @@ mod channel;
 mod cli;
 mod cluster;
 mod config;
+mod drill;
 mod drive;
 mod encode;
 mod exit;

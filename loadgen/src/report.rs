@@ -31,7 +31,8 @@ pub(crate) struct Percentiles {
 }
 
 impl Percentiles {
-    fn of(latency: &Latency) -> Self {
+    /// Of a distribution.
+    pub(crate) fn of(latency: &Latency) -> Self {
         let us = |ns: Option<u64>| ns.map(|ns| ns / 1_000);
         Self {
             p50: us(latency.quantile(0.5)),
@@ -41,6 +42,16 @@ impl Percentiles {
             max: us(latency.max()),
             count: latency.count(),
         }
+    }
+}
+
+impl std::fmt::Display for Percentiles {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (name, us) in [("p50", self.p50), ("p99", self.p99), ("max", self.max)] {
+            let text = us.map_or_else(|| "-".to_owned(), |us| format!("{:.2}", us as f64 / 1e3));
+            write!(f, "{name} {text:>9}  ")?;
+        }
+        write!(f, "ms of {}", self.count)
     }
 }
 

@@ -4,7 +4,7 @@
 //! to them. Tested by the stories.
 
 use crate::acks::AckWriter;
-use crate::audit::{self, Audit, Evidence, Source};
+use crate::audit::{self, Audit, Evidence, Moment, Source};
 use crate::cluster::{Deployment, Process, Relay};
 use crate::drive::{Known, Options, Phase, Session};
 use crate::encode::Encoder;
@@ -167,6 +167,11 @@ impl Stage {
         Ok(())
     }
 
+    /// The process of a site that runs.
+    pub(crate) fn process_id(&self, site: u8) -> Option<u32> {
+        self.switches.borrow().get(usize::from(site) - 1)?.as_ref().map(Process::id)
+    }
+
     /// Stops a site's process where it stands, or lets it go on.
     pub(crate) async fn freeze(&self, site: u8, frozen: bool) -> Result<(), Failure> {
         let Some(process) = self.take(site) else { return Ok(()) };
@@ -214,7 +219,7 @@ impl Stage {
 
     /// Audits beside the running sites: what is acknowledged is in their logs.
     pub(crate) fn audit(&self) -> Result<Audit, Failure> {
-        audit::audit(&self.evidence, true)
+        audit::audit(&self.evidence, Moment { settled: true, at_rest: false })
     }
 
     /// Asks for everything once more, stops the sites, checks their logs and audits.
@@ -233,7 +238,7 @@ impl Stage {
             ended.map_err(|_| Failure::environment("a site's end was not seen"))??;
         }
         self.deployment.sites().try_for_each(|site| self.deployment.verify_log(site))?;
-        audit::audit(&self.evidence, true)
+        audit::audit(&self.evidence, Moment { settled: true, at_rest: true })
     }
 }
 

@@ -29,8 +29,6 @@ pub(crate) struct ShardStatus {
     pub(crate) shard: u16,
     /// `leader`, `follower`, `candidate`.
     pub(crate) role: String,
-    /// Leading site, 0 when none is known.
-    pub(crate) leader: u8,
     /// Highest applied index.
     pub(crate) applied: u64,
     /// Payments without a final state.

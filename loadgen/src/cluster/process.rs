@@ -103,8 +103,8 @@ impl Process {
         Failure::environment(format_args!("{} {what}:\n{}", self.name, tail.join("\n")))
     }
 
-    #[cfg(test)]
-    pub(super) fn id(&self) -> u32 {
+    /// Its number.
+    pub(crate) fn id(&self) -> u32 {
         self.child.id()
     }
 }
