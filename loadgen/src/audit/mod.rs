@@ -84,7 +84,7 @@ pub(crate) struct Evidence {
 }
 
 /// The audit's result, as it stands in the JSON.
-#[derive(serde::Serialize)]
+#[derive(Default, serde::Serialize)]
 pub(crate) struct Audit {
     /// What was looked at.
     pub(crate) checked: Checked,
