@@ -7,6 +7,7 @@
 
 use crate::audit::Audit;
 use crate::cluster::SITES_MAX;
+use crate::drill;
 use crate::drive::{Outcome, Phase};
 use crate::exit::{Exit, Failure};
 use crate::report::Report;
@@ -76,25 +77,20 @@ pub(crate) async fn demo(args: &DemoArgs, stop: &Notify) -> Result<(), Failure> 
     let span = Duration::from_secs(args.seconds);
     println!(
         "2. {} requests/s for {} s, of them 2 % repeated and 1 % forged repeats; \
-         kill -9 of {} after {:.0} s.",
+         kill -9 of {} in the middle.",
         args.rate,
         args.seconds,
-        if args.sites == 1 { "the switch" } else { "a site" },
-        span.as_secs_f64() * 0.4
+        if args.sites == 1 { "the switch" } else { "a site, and its return" },
     );
-    let (outcome, kill) = round(&stage, span, span.mul_f64(0.4), true, stop).await?;
-    println!(
-        "   killed at {:.2} s, ready again {} ms later with every acknowledged payment.",
-        kill.at.as_secs_f64(),
-        kill.back.as_millis()
-    );
-    println!("3. Drain: every payment without a final answer is asked for until it has one.");
-    let left = stage.settle(stop).await?;
+    let (outcome, phase, left) = match args.sites {
+        1 => killed_and_restarted(&stage, span, stop).await?,
+        _ => drill::story(&stage, args.story.seed, span, stop).await?,
+    };
+    println!("3. Drain: every payment without a final answer was asked for until it had one.");
     if left > 0 {
         println!("   {left} payments still have no final answer");
     }
     println!("4. Audit: gateway's acknowledgements, channel's ledger and every log compared.");
-    let phase = stage.phase(span);
     let report = Report::new(stage.plan.params(), &phase, &outcome, &[]);
     let audit = stage.end(stop).await?;
     report.print();
@@ -102,6 +98,22 @@ pub(crate) async fn demo(args: &DemoArgs, stop: &Notify) -> Result<(), Failure> 
     verdict(&outcome, left, &audit)?;
     println!("clean: nothing acknowledged was lost, nothing was charged twice, the books agree.");
     Ok(())
+}
+
+/// The story of one site: it is killed, restarted and goes on.
+async fn killed_and_restarted(
+    stage: &Stage,
+    span: Duration,
+    stop: &Notify,
+) -> Result<(Outcome, Phase, usize), Failure> {
+    let (outcome, kill) = round(stage, span, span.mul_f64(0.4), true, stop).await?;
+    println!(
+        "   killed at {:.2} s, ready again {} ms later with every acknowledged payment.",
+        kill.at.as_secs_f64(),
+        kill.back.as_millis()
+    );
+    let left = stage.settle(stop).await?;
+    Ok((outcome, stage.phase(span), left))
 }
 
 /// Runs the soak.

@@ -35,6 +35,9 @@ const RELAY_PORTS: u16 = (SITES_MAX as u16) * (SITES_MAX as u16 - 1);
 const CHANNEL_PORT: u16 = 90;
 const CONTROL_PORT: u16 = 91;
 
+const _: () = assert!((SITES_MAX as u16) * SITE_STEP <= RELAY_FIRST);
+const _: () = assert!(RELAY_FIRST + RELAY_PORTS <= CHANNEL_PORT);
+
 /// The folder of a deployment and the binaries that run it.
 pub(crate) struct Deployment {
     /// The folder.

@@ -97,8 +97,6 @@ fn every_pair_of_sites_has_a_port_of_its_own() {
     let mut ports: Vec<u16> = links.iter().map(|link| link.listen.port()).collect();
     ports.dedup();
     assert_eq!(ports, [20_050, 20_051, 20_052, 20_053, 20_054, 20_055]);
-    assert!(RELAY_FIRST + RELAY_PORTS < CHANNEL_PORT);
-    assert!(u16::from(SITES_MAX) * SITE_STEP <= RELAY_FIRST);
 }
 
 fn sleeper(dir: &Path) -> Process {

@@ -125,6 +125,24 @@ impl Repetition {
     }
 }
 
+impl fmt::Display for Repetition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let spread = Spread::of(self.unavailability_ms.iter().map(|shard| shard.ms));
+        let gaps = spread.map_or_else(|| "-".to_owned(), |spread| spread.to_string());
+        write!(
+            f,
+            "sites {:?} at {:?} ms, level {:?} ms after their return; their shards unavailable {gaps}; \
+             failed {}, elsewhere {}; sent again {}",
+            self.victims,
+            self.at_ms,
+            self.level_ms.iter().flatten().collect::<Vec<_>>(),
+            self.failed(),
+            self.failed_elsewhere,
+            self.resent,
+        )
+    }
+}
+
 fn millis(duration: Duration) -> u64 {
     duration.as_millis() as u64
 }
@@ -262,19 +280,9 @@ impl Report {
 
     /// Takes a repetition and the audit behind it, and prints its line.
     pub(super) fn add(&mut self, number: u32, repetition: Repetition, audit: Audit) {
-        let spread = Spread::of(repetition.unavailability_ms.iter().map(|shard| shard.ms));
         println!(
-            "{number:>4}  sites {:?} at {:?} ms  unavailable {}  failed {} (elsewhere {})  again {}  \
-             level {:?} ms  payments {}  violations {}",
-            repetition.victims,
-            repetition.at_ms,
-            spread.map_or_else(|| "-".to_owned(), |spread| spread.to_string()),
-            repetition.failed(),
-            repetition.failed_elsewhere,
-            repetition.resent,
-            repetition.level_ms.iter().flatten().collect::<Vec<_>>(),
-            audit.checked.payments,
-            audit.violation_count,
+            "{number:>4}  {repetition}; payments {}, violations {}",
+            audit.checked.payments, audit.violation_count,
         );
         for shard in &repetition.unavailability_ms {
             self.unavailability_ms.entry(shard.shard).or_default().push(shard.ms);

@@ -9,13 +9,14 @@ mod figures;
 mod script;
 
 use crate::cluster::SITES_MAX;
+use crate::drive::{Outcome, Phase};
 use crate::exit::{Exit, Failure};
 use crate::stage::{Cast, Stage, StoryArgs};
 use clap::Args;
 use figures::{Repetition, Report};
 use script::Script;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 /// A bit of everything that a channel does wrong, seldom enough to leave the
@@ -227,32 +228,69 @@ async fn repeat(
     report: &mut Report,
     stop: &Notify,
 ) -> Result<(), Failure> {
+    let duration = Duration::from_secs_f64(args.duration);
     for number in 0..args.repeat {
-        let duration = Duration::from_secs_f64(args.duration);
         let script = Script::new(stage, args.story.seed, number.into(), duration);
-        let halt = Notify::new();
-        let phase = crate::drive::Phase { traced: true, ..stage.phase(LOAD_MAX) };
-        let load = stage.session.run(&phase, &halt);
-        let fault = async {
-            let told = tokio::select! {
-                told = script.play(drill) => told,
-                () = stop.notified() => Err(Failure::new(Exit::Invalid, "stopped before the end")),
-            };
-            let ended = std::time::Instant::now();
-            halt.notify_one();
-            told.map(|told| (told, ended))
-        };
-        let (outcome, told) = tokio::join!(load, fault);
-        let (outcome, (told, ended)) = (outcome?, told?);
-        let left = stage.settle(stop).await?;
-        let shards = stage.deployment.gateway.shards;
-        let repetition = Repetition::new(&outcome, &told, ended, shards, left);
+        let played = play(stage, drill, script, false, stop).await?;
         let audit = stage.audit()?;
-        report.add(number + 1, repetition, audit);
+        report.add(number + 1, played.repetition, audit);
         if report.has_violations() {
             // More load would only hide it.
             break;
         }
     }
     Ok(())
+}
+
+/// A script that was played under load.
+struct Played {
+    outcome: Outcome,
+    phase: Phase,
+    repetition: Repetition,
+    unsettled: usize,
+}
+
+/// Plays a script under load, and waits until every payment has ended.
+async fn play(
+    stage: &Stage,
+    drill: Drill,
+    script: Script<'_>,
+    live: bool,
+    stop: &Notify,
+) -> Result<Played, Failure> {
+    let halt = Notify::new();
+    let phase = Phase { traced: true, live, ..stage.phase(LOAD_MAX) };
+    let load = stage.session.run(&phase, &halt);
+    let fault = async {
+        let told = tokio::select! {
+            told = script.play(drill) => told,
+            () = stop.notified() => Err(Failure::new(Exit::Invalid, "stopped before the end")),
+        };
+        let ended = Instant::now();
+        halt.notify_one();
+        told.map(|told| (told, ended))
+    };
+    let (outcome, told) = tokio::join!(load, fault);
+    let (mut outcome, (told, ended)) = (outcome?, told?);
+    // Its end was ours.
+    outcome.interrupted = false;
+    let unsettled = stage.settle(stop).await?;
+    let shards = stage.deployment.gateway.shards;
+    let repetition = Repetition::new(&outcome, &told, ended, shards, unsettled);
+    let phase = Phase { duration: ended.saturating_duration_since(outcome.start), ..phase };
+    Ok(Played { outcome, phase, repetition, unsettled })
+}
+
+/// The story of `loadgen demo` with several sites: one is killed under load and
+/// returns. Tells what the load met, and how many payments have no end.
+pub(crate) async fn story(
+    stage: &Stage,
+    seed: u64,
+    span: Duration,
+    stop: &Notify,
+) -> Result<(Outcome, Phase, usize), Failure> {
+    let script = Script::new(stage, seed, 0, span);
+    let played = play(stage, Drill::KillSite, script, true, stop).await?;
+    println!("   {}", played.repetition);
+    Ok((played.outcome, played.phase, played.unsettled))
 }

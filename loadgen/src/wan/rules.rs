@@ -79,12 +79,13 @@ impl Path {
             return None;
         }
         let mut at_ns = now_ns;
-        if rate > 0 {
+        // Of a link without bound there is nothing to divide by.
+        if let Some(on_wire_ns) = (bytes as u64 * 8 * 1_000_000_000).checked_div(rate) {
             at_ns = self.free_ns.max(now_ns);
             if at_ns - now_ns > QUEUE_MAX_NS {
                 return None;
             }
-            at_ns += bytes as u64 * 8 * 1_000_000_000 / rate;
+            at_ns += on_wire_ns;
             self.free_ns = at_ns;
         }
         let jitter_ns = if jitter_ns > 0 { (self.unit() * jitter_ns as f64) as u64 } else { 0 };
