@@ -71,11 +71,16 @@ impl Gap {
 }
 
 /// The completions of one shard and the gaps between them.
+///
+/// A gap ends with a request that was answered as asked. It begins with the first
+/// one planned behind the answer before: earlier nobody waited for the shard. Those
+/// that were asked before and are still open say nothing, for it may be the channel
+/// that keeps them waiting.
 pub(crate) struct Availability {
     /// When requests were answered as asked, rising.
     completed: Vec<u64>,
     /// Per gap, the one before the completion of the same place and one behind the
-    /// last: when the first request that is open in it was planned.
+    /// last: when its first request was planned.
     asked: Vec<u64>,
     end_ns: u64,
 }
@@ -85,34 +90,12 @@ impl Availability {
     pub(crate) fn new(trace: &[Done], shard: u16, end_ns: u64) -> Self {
         let of_shard = || trace.iter().filter(|done| done.shard == shard);
         let ok = of_shard().filter(|done| done.is_ok());
-        let mut answers: Vec<_> = ok.map(|done| (done.done_ns, done.planned_ns)).collect();
-        answers.sort_unstable();
-        let completed: Vec<u64> = answers.iter().map(|(done_ns, _)| *done_ns).collect();
+        let mut completed: Vec<u64> = ok.map(|done| done.done_ns).collect();
+        completed.sort_unstable();
         let mut asked = vec![u64::MAX; completed.len() + 1];
-        // Open in a gap is all that is answered at its end or later.
-        let mut earliest = u64::MAX;
-        for (at, (_, planned_ns)) in answers.iter().enumerate().rev() {
-            earliest = earliest.min(*planned_ns);
-            asked[at] = earliest;
-        }
-        // And what failed: in the gap that it was planned in, and in every other
-        // until it was given up.
-        let mut open = vec![0_i64; completed.len() + 2];
-        for done in of_shard().filter(|done| !done.is_ok()) {
-            let first = completed.partition_point(|at| *at <= done.planned_ns);
-            let last = completed.partition_point(|at| *at < done.done_ns);
-            asked[first] = asked[first].min(done.planned_ns);
-            if last > first {
-                open[first + 1] += 1;
-                open[last + 1] -= 1;
-            }
-        }
-        let mut running = 0;
-        for (asked, step) in asked.iter_mut().zip(open) {
-            running += step;
-            if running > 0 {
-                *asked = 0;
-            }
+        for done in of_shard() {
+            let gap = completed.partition_point(|at| *at <= done.planned_ns);
+            asked[gap] = asked[gap].min(done.planned_ns);
         }
         Self { completed, asked, end_ns }
     }
@@ -123,9 +106,8 @@ impl Availability {
         if self.completed.is_empty() {
             return None;
         }
-        let before = |at: usize| at.checked_sub(1).map_or(0, |at| self.completed[at]);
         let gap = |(at, asked_ns): (usize, &u64)| Gap {
-            from_ns: before(at).max(*asked_ns),
+            from_ns: *asked_ns,
             until_ns: self.completed.get(at).copied().unwrap_or(self.end_ns),
         };
         let gaps = self.asked.iter().enumerate().map(gap);
@@ -172,28 +154,25 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_runs_from_the_last_answer_before_it_to_the_first_behind() {
+    fn a_gap_runs_from_the_first_request_behind_an_answer_to_the_next_answer() {
         let trace = [ok(0, 1), ok(10, 11), ok(12, 90), ok(20, 91), ok(95, 96)];
         assert_eq!(gap(&trace, (0, 1_000)), (12, 90));
-        let outstanding = [ok(0, 1), ok(10, 30), ok(9, 130), ok(140, 141)];
-        assert_eq!(gap(&outstanding, (0, 1_000)), (30, 130));
     }
 
     #[test]
     fn a_shard_that_nobody_asks_is_not_unavailable() {
         let trace = [ok(0, 3), ok(500, 501)];
         assert_eq!(gap(&trace, (0, 1_000)), (0, 3));
+        // Nor one whose only open request waits for the channel.
+        let trace = [ok(0, 3), ok(5, 900), ok(6, 7), ok(300, 304), ok(600, 603)];
+        assert_eq!(gap(&trace, (0, 1_000)), (300, 304));
     }
 
     #[test]
-    fn what_fails_holds_a_gap_open() {
+    fn what_fails_holds_its_gap_open() {
         let lost = done(0, 20, 700, End::Unanswered);
         let trace = [ok(0, 1), lost, ok(400, 401), ok(402, 403)];
-        assert_eq!(gap(&trace, (0, 402)), (20, 401));
-        // Given up long after the others went on: open all the while.
-        let trace = [ok(0, 1), lost, ok(30, 31), ok(300, 301), ok(302, 303)];
-        assert_eq!(gap(&trace, (0, 1_000)), (303, 1_000));
-        assert_eq!(gap(&trace, (0, 302)), (31, 301));
+        assert_eq!(gap(&trace, (0, 1_000)), (20, 401));
         let refused = done(0, 500, 501, End::Answered(Code::NoLeader));
         assert_eq!(gap(&[ok(0, 1), refused], (0, 1_000)), (500, 1_000));
     }
