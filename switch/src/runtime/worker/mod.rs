@@ -258,7 +258,12 @@ impl Worker {
             shard.replica.durable(lsn);
         }
         let metrics = &self.shared.metrics;
-        metrics.fsync.record(now.mono_us.saturating_sub(self.writer.submitted_us));
+        let took_us = now.mono_us.saturating_sub(self.writer.submitted_us);
+        if !self.alone {
+            self.writer.pace.took(took_us);
+            self.proposals.took(took_us);
+        }
+        metrics.fsync.record(took_us);
         metrics.batches.add(1);
         Ok(())
     }

@@ -13,12 +13,22 @@ use crate::replica::Append;
 const WRITE_AT_ONCE_BYTES: usize = 64 * 1024;
 /// How many may follow each other without pause after a quiet time.
 const BURST: u64 = 4;
+/// With other sites every payment waits for several disks twice. A write that
+/// costs more than usual (a disk that is shared, say) is asked for less often:
+/// at most once per this many times what writes take.
+const WRITE_TIMES: u64 = 4;
+/// But never less often than this, microseconds.
+const INTERVAL_MAX_US: u64 = 2_500;
 
 /// A pace that is kept on the average: something may be done once per interval,
 /// and a few times in a row after a pause, so that a lone payment is never held
 /// back.
 pub(super) struct Pace {
     interval_us: u64,
+    /// What `interval_us` never falls below.
+    least_us: u64,
+    /// Moving average of what a write takes, microseconds.
+    write_us: u64,
     /// When the next small one is due.
     pub(super) due_us: u64,
     last_us: u64,
@@ -28,7 +38,14 @@ pub(super) struct Pace {
 
 impl Pace {
     pub(super) fn new(interval_us: u64) -> Self {
-        Self { interval_us, due_us: 0, last_us: 0, busy: false }
+        Self { interval_us, least_us: interval_us, write_us: 0, due_us: 0, last_us: 0, busy: false }
+    }
+
+    /// A write took this long: adapts the interval.
+    pub(super) fn took(&mut self, write_us: u64) {
+        self.write_us = (self.write_us * 15 + write_us.min(INTERVAL_MAX_US)) / 16;
+        let wanted = (self.write_us * WRITE_TIMES).min(INTERVAL_MAX_US);
+        self.interval_us = wanted.max(self.least_us);
     }
 
     /// Whether it is too early for `bytes`; large ones never wait. When it is
