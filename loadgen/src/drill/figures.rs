@@ -23,6 +23,9 @@ const END_SLACK: Duration = Duration::from_millis(100);
 /// The beginning is not a measure of calm: leaders are being learned.
 const WARM_UP_NS: u64 = 500_000_000;
 
+/// And it ends before the fault, whose gaps begin with requests of just before.
+const CALM_END_NS: u64 = 100_000_000;
+
 type Counts = BTreeMap<&'static str, u64>;
 
 /// A stretch of a phase, nanoseconds since it began.
@@ -91,7 +94,8 @@ impl Repetition {
             (0..shards).map(|shard| Availability::new(&trace, shard, end_ns)).collect();
         let affected = |shard: u16| told.faults.iter().any(|fault| fault.affects(shard));
         let elsewhere = trace.iter().filter(|done| !affected(done.shard));
-        let calm = (WARM_UP_NS.min(begun_ns), begun_ns);
+        let calm_until_ns = begun_ns.saturating_sub(CALM_END_NS);
+        let calm = (WARM_UP_NS.min(calm_until_ns), calm_until_ns);
         let measure = &outcome.measure;
         Self {
             victims: told.faults.iter().map(|fault| fault.site).collect(),
@@ -131,11 +135,13 @@ impl fmt::Display for Repetition {
         let gaps = spread.map_or_else(|| "-".to_owned(), |spread| spread.to_string());
         write!(
             f,
-            "sites {:?} at {:?} ms, level {:?} ms after their return; their shards unavailable {gaps}; \
+            "sites {:?} at {:?} ms, level {:?} ms after their return; their shards unavailable {gaps} \
+             (calm {:.1} ms); \
              failed {}, elsewhere {}; sent again {}",
             self.victims,
             self.at_ms,
             self.level_ms.iter().flatten().collect::<Vec<_>>(),
+            self.calm_gap_ms.unwrap_or(f64::INFINITY),
             self.failed(),
             self.failed_elsewhere,
             self.resent,
