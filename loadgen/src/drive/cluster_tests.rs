@@ -260,3 +260,14 @@ fn a_site_that_goes_away_fails_nothing() {
     let measure = drive(dir.path(), &[leaves, stays], 600).measure;
     assert_eq!((measure.ok, measure.unanswered, measure.not_sent), (600, 0, 0));
 }
+
+#[test]
+fn most_sites_are_enough_to_begin() {
+    let dir = sandbox();
+    let serves = || site(dir.path(), Arc::new(|_| Some(reply(Code::Ok, 0))));
+    // Nobody listens here: bound, so that nobody else does either.
+    let closed = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let sites = [closed.local_addr().unwrap(), serves(), serves()];
+    let measure = drive(dir.path(), &sites, 300).measure;
+    assert_eq!((measure.ok, measure.unanswered), (300, 0));
+}
