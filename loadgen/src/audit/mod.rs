@@ -9,6 +9,8 @@ mod books;
 mod books_tests;
 mod log;
 mod merge;
+#[cfg(test)]
+mod several_tests;
 mod table;
 mod timeline;
 

@@ -23,6 +23,9 @@ const END_SLACK: Duration = Duration::from_millis(100);
 /// The beginning is not a measure of calm: leaders are being learned.
 const WARM_UP_NS: u64 = 500_000_000;
 
+/// And it ends before the fault, whose gaps begin with requests of just before.
+const CALM_END_NS: u64 = 100_000_000;
+
 type Counts = BTreeMap<&'static str, u64>;
 
 /// A stretch of a phase, nanoseconds since it began.
@@ -91,7 +94,8 @@ impl Repetition {
             (0..shards).map(|shard| Availability::new(&trace, shard, end_ns)).collect();
         let affected = |shard: u16| told.faults.iter().any(|fault| fault.affects(shard));
         let elsewhere = trace.iter().filter(|done| !affected(done.shard));
-        let calm = (WARM_UP_NS.min(begun_ns), begun_ns);
+        let calm_until_ns = begun_ns.saturating_sub(CALM_END_NS);
+        let calm = (WARM_UP_NS.min(calm_until_ns), calm_until_ns);
         let measure = &outcome.measure;
         Self {
             victims: told.faults.iter().map(|fault| fault.site).collect(),
@@ -131,11 +135,13 @@ impl fmt::Display for Repetition {
         let gaps = spread.map_or_else(|| "-".to_owned(), |spread| spread.to_string());
         write!(
             f,
-            "sites {:?} at {:?} ms, level {:?} ms after their return; their shards unavailable {gaps}; \
+            "sites {:?} at {:?} ms, level {:?} ms after their return; their shards unavailable {gaps} \
+             (calm {:.1} ms); \
              failed {}, elsewhere {}; sent again {}",
             self.victims,
             self.at_ms,
             self.level_ms.iter().flatten().collect::<Vec<_>>(),
+            self.calm_gap_ms.unwrap_or(f64::INFINITY),
             self.failed(),
             self.failed_elsewhere,
             self.resent,
@@ -243,7 +249,7 @@ pub(super) struct Report {
     /// Per affected shard, every repetition.
     unavailability_ms: BTreeMap<u16, Vec<Option<f64>>>,
     unavailability: Option<Spread>,
-    errors: Counts,
+    errors_by_code: Counts,
     errors_elsewhere: u64,
     latency_us: Option<Latencies>,
     audit: Option<Audit>,
@@ -267,7 +273,7 @@ impl Report {
             load_rate: rate / 2.0,
             unavailability_ms: BTreeMap::new(),
             unavailability: None,
-            errors: Counts::new(),
+            errors_by_code: Counts::new(),
             errors_elsewhere: 0,
             latency_us: None,
             audit: None,
@@ -288,7 +294,7 @@ impl Report {
             self.unavailability_ms.entry(shard.shard).or_default().push(shard.ms);
         }
         for (code, count) in &repetition.failed_by_code {
-            *self.errors.entry(code).or_default() += count;
+            *self.errors_by_code.entry(code).or_default() += count;
         }
         self.errors_elsewhere += repetition.failed_elsewhere;
         self.repetitions.push(repetition);
@@ -338,7 +344,7 @@ impl Report {
         at_most("unavailable max", " ms", wanted.max_ms, gaps.map(|gaps| gaps.max));
         let any = !self.repetitions.is_empty();
         let none = |wanted: bool| wanted.then_some(0.0);
-        let failed = any.then(|| self.errors.values().sum::<u64>() as f64);
+        let failed = any.then(|| self.errors_by_code.values().sum::<u64>() as f64);
         at_most("failed requests", "", none(wanted.no_failure), failed);
         let elsewhere = any.then_some(self.errors_elsewhere as f64);
         at_most("failed elsewhere", "", none(wanted.no_failure_elsewhere), elsewhere);
@@ -373,7 +379,7 @@ impl Report {
         }
         println!(
             "failed      {:?}, of shards led elsewhere {}",
-            self.errors, self.errors_elsewhere
+            self.errors_by_code, self.errors_elsewhere
         );
         if let Some(Latencies { before, during, after }) = &self.latency_us {
             for (name, latency) in [("before", before), ("during", during), ("after", after)] {
@@ -544,7 +550,7 @@ mod tests {
         let own = failed.iter_mut().find(|done| done.shard == 0 && done.planned_ns > 2_002 * MS);
         own.unwrap().end = End::Answered(Code::NoLeader);
         let kill = report(Drill::KillSite, vec![repetition(failed.clone(), 0)], 0);
-        assert_eq!((exit(&kill), kill.errors["NO_LEADER"]), (None, 1));
+        assert_eq!((exit(&kill), kill.errors_by_code["NO_LEADER"]), (None, 1));
         let drain = report(Drill::DrainSite, vec![repetition(failed, 0)], 0);
         assert_eq!(exit(&drain), Some(Exit::Missed));
     }
@@ -588,7 +594,8 @@ mod tests {
     fn the_json_has_what_scripts_rely_on() {
         let report = report(Drill::KillSite, vec![repetition(trace(80), 0)], 0);
         let json = serde_json::to_value(&report).unwrap();
-        for key in ["unavailability_ms", "errors", "latency_us", "audit", "targets", "repetitions"]
+        for key in
+            ["unavailability_ms", "errors_by_code", "latency_us", "audit", "targets", "repetitions"]
         {
             assert!(!json[key].is_null(), "{key}");
         }

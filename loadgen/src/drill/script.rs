@@ -79,7 +79,11 @@ impl<'a> Script<'a> {
         let victim = self.victim(0).await?;
         let hold = self.duration.mul_f64(0.35);
         let faults = match drill {
-            Drill::KillSite => vec![self.kill(victim, hold).await?],
+            Drill::KillSite => {
+                let fault = self.kill(victim, hold).await?;
+                self.returned(victim).await;
+                vec![fault]
+            }
             Drill::PauseSite => vec![self.pause(victim, hold).await?],
             Drill::DrainSite => vec![self.drain(victim, hold).await?],
             Drill::RollingRestart => self.roll().await?,
