@@ -6,6 +6,7 @@
 
 use sha2::{Digest, Sha256};
 
+use crate::checkpoint::Checkpoint;
 use crate::frame::{Frame, FrameKind};
 
 /// Unit of writing: no block is ever shared by two batches.
@@ -23,6 +24,8 @@ const IDENTITY_MAGIC: [u8; 4] = *b"PSWI";
 const SEGMENT_MAGIC: [u8; 4] = *b"PSWS";
 const BATCH_MAGIC: [u8; 4] = *b"PSWB";
 const PREPARED_MAGIC: [u8; 4] = *b"PSWN";
+const CHECKPOINT_MAGIC: [u8; 4] = *b"PSWC";
+const FOOTER_MAGIC: [u8; 4] = *b"PSWF";
 /// Where magic, version and checksum stand in all three headers, in every
 /// format version, so that an old program can tell "newer" from "damaged".
 const VERSION_AT: usize = 4;
@@ -197,6 +200,52 @@ pub(crate) fn decode_prepared(block: &[u8]) -> Result<u64, HeaderFault> {
     let mut from = open(block, PREPARED_MAGIC)?;
     from.u16();
     Ok(from.u64())
+}
+
+/// Header of a checkpoint file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct CheckpointHeader {
+    pub(crate) identity: Identity,
+    pub(crate) of: Checkpoint,
+}
+
+impl CheckpointHeader {
+    pub(crate) fn encode(&self, bytes: &mut [u8]) {
+        let mut out = begin(bytes, CHECKPOINT_MAGIC);
+        out.put(&self.identity.worker.to_le_bytes());
+        out.put(&self.identity.log.to_le_bytes());
+        out.put(&self.identity.cluster.to_le_bytes());
+        out.put(&u64::from(self.of.shard).to_le_bytes());
+        out.put(&self.of.index.to_le_bytes());
+        out.put(&self.of.term.to_le_bytes());
+        out.put(&self.of.chain);
+        seal_checksum(bytes);
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Result<CheckpointHeader, HeaderFault> {
+        let mut from = open(bytes, CHECKPOINT_MAGIC)?;
+        let worker = from.u16();
+        let identity = Identity { log: from.u64(), cluster: from.u64(), worker };
+        let shard = u16::try_from(from.u64()).map_err(|_| HeaderFault::Damaged)?;
+        let (index, term, chain) = (from.u64(), from.u64(), from.take());
+        Ok(CheckpointHeader { identity, of: Checkpoint { shard, index, term, chain } })
+    }
+}
+
+/// Footer of a checkpoint file: chunks, bytes before it, and their SHA-256.
+pub(crate) fn encode_footer(chunks: u64, size: u64, sum: &[u8; 32], bytes: &mut [u8]) {
+    let mut out = begin(bytes, FOOTER_MAGIC);
+    out.put(&[0, 0]);
+    out.put(&chunks.to_le_bytes());
+    out.put(&size.to_le_bytes());
+    out.put(sum);
+    seal_checksum(bytes);
+}
+
+pub(crate) fn decode_footer(bytes: &[u8]) -> Result<(u64, u64, [u8; 32]), HeaderFault> {
+    let mut from = open(bytes, FOOTER_MAGIC)?;
+    from.u16();
+    Ok((from.u64(), from.u64(), from.take()))
 }
 
 impl SegmentHeader {

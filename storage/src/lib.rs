@@ -16,6 +16,7 @@
 #![deny(unsafe_code)]
 
 mod chain;
+mod checkpoint;
 mod config;
 pub mod disk;
 mod error;
@@ -29,6 +30,10 @@ mod scan;
 mod verify;
 
 pub use chain::CHAIN_HISTORY;
+pub use checkpoint::{
+    CHECKPOINT_CHUNK_MAX, Checkpoint, CheckpointError, CheckpointFault, CheckpointWriter,
+    Checkpoints,
+};
 pub use config::{BATCH_BYTES_LIMIT, BATCH_BYTES_MIN, Backend, LogConfig, Settings};
 pub use disk::{BackendKind, DiskError, DiskFacts, DiskOp, Fallback, FileDisk, SimDisk, Space};
 pub use error::{ConfigFault, Damage, DamageCause, LogError, ReplayError, VerifyError};

@@ -5,6 +5,7 @@
 //! is. Tested by `tests/files.rs`, `tests/faults.rs` and `tests/alloc.rs`.
 
 use crate::chain::Spans;
+use crate::checkpoint::Checkpoints;
 use crate::config::{LogConfig, Settings};
 use crate::disk::{Buffer, Disk, DiskError, DiskFacts, FileDisk, SegmentFile, Space, Write};
 use crate::error::{Damage, DamageCause, LogError, ReplayError};
@@ -385,6 +386,11 @@ impl<D: Disk> Log<D> {
     /// A reader for the routes of this log; it may go to another thread.
     pub fn reader(&self) -> BlockReader<D::Pages> {
         BlockReader::new(self.disk.pages(), self.identity)
+    }
+
+    /// The checkpoint files of this log; may go to another thread.
+    pub fn checkpoints(&self) -> Checkpoints<D::Files> {
+        Checkpoints::new(self.disk.files(), self.identity)
     }
 
     /// Room on the file system.

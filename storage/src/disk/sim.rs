@@ -11,9 +11,10 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::sim_files::SimFiles;
 use super::{
-    BackendKind, Disk, DiskError, DiskFacts, DiskOp, PageFault, Pages, Piece, SegmentFile, Source,
-    Space, VisitPiece, Write, Written,
+    BackendKind, Disk, DiskError, DiskFacts, DiskOp, Files, PageFault, Pages, Piece, SegmentFile,
+    Source, Space, VisitPiece, Write, Written,
 };
 use crate::format::{BLOCK_BYTES, encode_prepared};
 use crate::scan::Position;
@@ -89,6 +90,7 @@ struct State {
     writes: u64,
     faults: Vec<Fault>,
     unreadable: BTreeSet<Position>,
+    small: SimFiles,
 }
 
 /// A handle to a simulated disk.
@@ -113,6 +115,7 @@ impl SimDisk {
             writes: 0,
             faults: Vec::new(),
             unreadable: BTreeSet::new(),
+            small: SimFiles::default(),
         };
         SimDisk { state: Arc::new(Mutex::new(state)) }
     }
@@ -146,6 +149,27 @@ impl SimDisk {
             state.store_torn(&write, tear);
         }
         state.spares.clear();
+        let mut small = std::mem::take(&mut state.small);
+        small.crash(|| state.next_random());
+        state.small = small;
+    }
+
+    /// Lets the next `operations` changes of whole files succeed and all later
+    /// ones fail, until the next crash.
+    pub fn fail_files_after(&self, operations: u64) {
+        self.state().small.left = Some(operations);
+    }
+
+    /// Changes of whole files so far.
+    pub fn file_operations(&self) -> u64 {
+        self.state().small.done
+    }
+
+    /// Changes a whole file behind everybody's back.
+    pub fn edit_file(&self, name: &str, change: impl FnOnce(&mut Vec<u8>)) {
+        if let Some(bytes) = self.state().small.edit(name) {
+            change(bytes);
+        }
     }
 
     /// Changes a segment behind the log's back. The closure may resize it.
@@ -342,8 +366,61 @@ impl Pages for SimDisk {
     }
 }
 
+impl Files for SimDisk {
+    fn dir(&self) -> PathBuf {
+        Source::dir(self)
+    }
+
+    fn list(&mut self) -> Result<Vec<String>, DiskError> {
+        Ok(self.state().small.list())
+    }
+
+    fn create(&mut self, name: &str) -> Result<(), DiskError> {
+        self.state().small.create(name)
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> Result<(), DiskError> {
+        self.state().small.append(bytes)
+    }
+
+    fn sync(&mut self) -> Result<(), DiskError> {
+        self.state().small.sync()
+    }
+
+    fn rename(&mut self, from: &str, to: &str) -> Result<(), DiskError> {
+        self.state().small.rename(from, to)
+    }
+
+    fn remove(&mut self, name: &str) -> Result<(), DiskError> {
+        self.state().small.remove(name)
+    }
+
+    fn sync_dir(&mut self) -> Result<(), DiskError> {
+        self.state().small.sync_dir()
+    }
+
+    fn read(
+        &mut self,
+        name: &str,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<Option<usize>, DiskError> {
+        let state = self.state();
+        let Some(bytes) = state.small.read(name) else { return Ok(None) };
+        let from = (offset as usize).min(bytes.len());
+        let to = (from + buffer.len()).min(bytes.len());
+        buffer[..to - from].copy_from_slice(&bytes[from..to]);
+        Ok(Some(to - from))
+    }
+}
+
 impl Disk for SimDisk {
     type Pages = SimDisk;
+    type Files = SimDisk;
+
+    fn files(&self) -> SimDisk {
+        self.clone()
+    }
 
     fn pages(&self) -> SimDisk {
         self.clone()
