@@ -169,6 +169,10 @@ impl Source for FileDisk {
         self.directory.load_prepared()
     }
 
+    fn load_released(&mut self) -> Result<Option<Vec<u8>>, DiskError> {
+        self.directory.load_released()
+    }
+
     fn segments(&mut self) -> Result<Vec<SegmentFile>, DiskError> {
         self.directory.segments()
     }

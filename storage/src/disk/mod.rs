@@ -124,6 +124,8 @@ pub trait Source {
     /// The block that counts prepared segments, when one was stored. Read before
     /// the segments are listed, it never counts more than there are.
     fn load_prepared(&mut self) -> Result<Option<Vec<u8>>, DiskError>;
+    /// The file that says where the log begins, when segments were released.
+    fn load_released(&mut self) -> Result<Option<Vec<u8>>, DiskError>;
     /// All segment files in ascending order.
     fn segments(&mut self) -> Result<Vec<SegmentFile>, DiskError>;
     /// Reads `segments` from `from` to the end, in order. A read error is not an

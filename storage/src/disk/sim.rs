@@ -17,6 +17,7 @@ use super::{
     Source, Space, VisitPiece, Write, Written,
 };
 use crate::format::{BLOCK_BYTES, encode_prepared};
+use crate::release::{RELEASED_FILE, segment_of};
 use crate::scan::Position;
 
 const SECTOR: usize = 512;
@@ -91,6 +92,8 @@ struct State {
     faults: Vec<Fault>,
     unreadable: BTreeSet<Position>,
     small: SimFiles,
+    /// Segments whose removal is not durable.
+    removed: Vec<(u64, Vec<u8>)>,
 }
 
 /// A handle to a simulated disk.
@@ -116,6 +119,7 @@ impl SimDisk {
             faults: Vec::new(),
             unreadable: BTreeSet::new(),
             small: SimFiles::default(),
+            removed: Vec::new(),
         };
         SimDisk { state: Arc::new(Mutex::new(state)) }
     }
@@ -152,6 +156,11 @@ impl SimDisk {
         let mut small = std::mem::take(&mut state.small);
         small.crash(|| state.next_random());
         state.small = small;
+        for (segment, file) in std::mem::take(&mut state.removed) {
+            if state.next_random() & 1 == 0 {
+                state.files.insert(segment, file);
+            }
+        }
     }
 
     /// Lets the next `operations` changes of whole files succeed and all later
@@ -301,6 +310,10 @@ impl Source for SimDisk {
         Ok(Some(block))
     }
 
+    fn load_released(&mut self) -> Result<Option<Vec<u8>>, DiskError> {
+        Ok(self.state().small.read(RELEASED_FILE).map(<[u8]>::to_vec))
+    }
+
     fn segments(&mut self) -> Result<Vec<SegmentFile>, DiskError> {
         let state = self.state();
         let files = state.files.iter();
@@ -372,7 +385,9 @@ impl Files for SimDisk {
     }
 
     fn list(&mut self) -> Result<Vec<String>, DiskError> {
-        Ok(self.state().small.list())
+        let state = self.state();
+        let segments = state.files.keys().map(|id| format!("{id:016x}.wal"));
+        Ok(state.small.list().into_iter().chain(segments).collect())
     }
 
     fn create(&mut self, name: &str) -> Result<(), DiskError> {
@@ -392,11 +407,20 @@ impl Files for SimDisk {
     }
 
     fn remove(&mut self, name: &str) -> Result<(), DiskError> {
-        self.state().small.remove(name)
+        let mut state = self.state();
+        let Some(segment) = segment_of(name) else { return state.small.remove(name) };
+        state.small.step()?;
+        if let Some(file) = state.files.remove(&segment) {
+            state.removed.push((segment, file));
+        }
+        Ok(())
     }
 
     fn sync_dir(&mut self) -> Result<(), DiskError> {
-        self.state().small.sync_dir()
+        let mut state = self.state();
+        state.small.sync_dir()?;
+        state.removed.clear();
+        Ok(())
     }
 
     fn read(
