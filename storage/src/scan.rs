@@ -537,7 +537,12 @@ impl<'a> Scanner<'a> {
         let Some(tail) = &self.tail else { return Ok(None) };
         let end = self.verified.end;
         let reach = self.verified.write_max + BLOCK;
-        let Some(&(segment, from, to)) = tail.written.first() else { return Ok(None) };
+        let opened = Position { segment: end.segment + 1, offset: BLOCK };
+        let header_alone = tail.at == opened && tail.written.is_empty();
+        let header = [(opened.segment, 0, BLOCK)];
+        // A header whose batch never came must go: the log may go on before it.
+        let written = if header_alone { &header[..] } else { &tail.written[..] };
+        let Some(&(segment, from, to)) = written.first() else { return Ok(None) };
         let start = if segment == end.segment {
             end.offset
         } else if segment == end.segment + 1 {
@@ -550,7 +555,7 @@ impl<'a> Scanner<'a> {
             let at = Position { segment, offset: from.max(start) };
             return Err(self.damage(at, DamageCause::UnexpectedData, None));
         }
-        if let Some(&(segment, offset, _)) = tail.written.get(1) {
+        if let Some(&(segment, offset, _)) = written.get(1) {
             let at = Position { segment, offset };
             return Err(self.damage(at, DamageCause::UnexpectedData, None));
         }
