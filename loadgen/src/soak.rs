@@ -30,7 +30,7 @@ pub(crate) struct DemoArgs {
     #[arg(long, default_value_t = 4_000.0)]
     rate: f64,
     /// Sites.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=i64::from(SITES_MAX)))]
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=i64::from(SITES_MAX)))]
     sites: u8,
     /// Seconds of load, 4 to 30.
     #[arg(long, default_value_t = 12)]
