@@ -252,6 +252,15 @@ fn a_sign_of_death_starts_the_election_at_once_but_never_against_a_live_leader()
     assert_eq!(cluster.site(2).leads, Some(2), "without a tick");
 
     let mut cluster = Cluster::led(3);
+    cluster.cut = vec![1];
+    cluster.site(2).replica.peer_gone(1);
+    cluster.ticks(2);
+    assert_eq!(cluster.site(2).leads, None, "the other follower takes the leader for alive");
+    cluster.site(3).replica.peer_gone(1);
+    cluster.ticks(3);
+    assert_eq!(cluster.site(2).leads, Some(2), "long before any time-out");
+
+    let mut cluster = Cluster::led(3);
     cluster.site(2).replica.peer_gone(1);
     cluster.settle();
     cluster.ticks(10);
