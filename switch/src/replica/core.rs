@@ -498,6 +498,19 @@ impl Replica {
         self.node.advance_apply_to(self.applied);
     }
 
+    /// Whether consensus has elected this replica, even if the engine was not told.
+    #[cfg(test)]
+    pub(crate) fn is_elected(&self) -> bool {
+        self.is_leader()
+    }
+
+    /// Term, chain value and payload of an entry that memory still holds.
+    #[cfg(test)]
+    pub(crate) fn entry(&self, index: u64) -> Option<(u64, [u8; 32], Bytes)> {
+        let (entry, chain) = self.node.store().found(index)?;
+        Some((entry.term, *chain, entry.data.clone()))
+    }
+
     /// Drops what memory need not hold any more; call when the steps handed out
     /// have been applied.
     pub fn trim(&mut self) {

@@ -171,6 +171,12 @@ impl Store {
         self.tail.get(at as usize).map(|(entry, _)| entry)
     }
 
+    /// The entry at `index` and the chain value after it, when in memory.
+    #[cfg(test)]
+    pub fn found(&self, index: u64) -> Option<&(Entry, [u8; 32])> {
+        self.tail.get(index.checked_sub(self.first)? as usize)
+    }
+
     /// The next range that followers wait for.
     pub fn take_wanted(&mut self) -> Option<Wanted> {
         self.wanted.get_mut().pop()

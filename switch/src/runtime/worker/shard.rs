@@ -7,6 +7,7 @@ use protocol::code::Code;
 use super::WorkerError;
 use crate::engine::input::Waiter;
 use crate::engine::output::{Outputs, Reply, ReplyBody};
+use crate::engine::weakness::Weakness;
 use crate::engine::{Engine, Input, Now};
 use crate::replica::{self, Replica, Step};
 use crate::runtime::inbox::Item;
@@ -100,8 +101,10 @@ impl Shard {
     fn step_down(&mut self, now: Now) -> Result<(), WorkerError> {
         self.handle(Input::StepDown, now)?;
         // Proposed and never handed to consensus: nobody was promised anything.
-        self.out.block.clear();
-        self.out.block_records = 0;
+        if !self.engine.weakened(Weakness::StepDownKeepsProposals) {
+            self.out.block.clear();
+            self.out.block_records = 0;
+        }
         let mut reads = std::mem::take(&mut self.reads.fresh);
         reads.extend(self.reads.waiting.drain(..).flat_map(|(_, items)| items));
         self.refuse_all(reads);
@@ -124,9 +127,9 @@ impl Shard {
 
     fn refuse_all(&mut self, items: Vec<Item>) {
         let leader = self.leader_hint();
-        self.out.replies.extend(
-            items.iter().filter_map(Item::waiter).map(|waiter| not_leader(waiter, leader)),
-        );
+        self.out
+            .replies
+            .extend(items.iter().filter_map(Item::waiter).map(|waiter| not_leader(waiter, leader)));
     }
 
     /// The answer to a request that came to a site which does not lead.
