@@ -493,7 +493,13 @@ impl<D: Disk> Worker<D> {
         self.pending_bytes = self.shards.iter().map(|shard| shard.out.block.len()).sum();
         let full = self.log.space() == Space::Reserve;
         self.shared.storage_full.store(full, Ordering::Relaxed);
-        self.submit(now)
+        let written = self.submit(now)?;
+        if !written && !self.log.unsubmitted() {
+            // No frames: what stood behind earlier writes may leave already.
+            self.advance(now)?;
+            self.post.send(&mut self.shards);
+        }
+        Ok(written)
     }
 
     fn submit(&mut self, now: Now) -> Result<bool, WorkerError> {

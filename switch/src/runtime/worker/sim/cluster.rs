@@ -243,7 +243,15 @@ impl Cluster {
     /// Runs until everything has ended.
     fn settle(&mut self, patience: u64) {
         while let Err(left) = self.settled() {
-            assert!(self.now() < patience, "16-18: after the faults, there is still {left}");
+            let replicas = || {
+                let shards = self.sites.iter().filter_map(|site| site.process.as_ref());
+                let shards = shards.flat_map(|process| process.worker.shards.iter());
+                let lines =
+                    shards.map(|s| format!("{} {}", s.replica.shard(), s.replica.describe()));
+                lines.collect::<Vec<_>>().join("\n")
+            };
+            let patient = self.now() < patience;
+            assert!(patient, "16-18: after the faults, there is still {left}\n{}", replicas());
             self.run_until(self.now() + 50 * MS);
         }
     }
