@@ -539,11 +539,10 @@ impl Replica {
         )
     }
 
-    /// Term, chain value and payload of an entry that memory still holds.
+    /// The chain value after an index, when memory still knows it.
     #[cfg(test)]
-    pub(crate) fn entry(&self, index: u64) -> Option<(u64, [u8; 32], Bytes)> {
-        let (entry, chain) = self.node.store().found(index)?;
-        Some((entry.term, *chain, entry.data.clone()))
+    pub(crate) fn chain(&self, index: u64) -> Option<[u8; 32]> {
+        self.node.store().chain_after(index)
     }
 
     /// Drops what memory need not hold any more; call when the steps handed out

@@ -171,10 +171,13 @@ impl Store {
         self.tail.get(at as usize).map(|(entry, _)| entry)
     }
 
-    /// The entry at `index` and the chain value after it, when in memory.
+    /// The chain value after `index`, when in memory.
     #[cfg(test)]
-    pub fn found(&self, index: u64) -> Option<&(Entry, [u8; 32])> {
-        self.tail.get(index.checked_sub(self.first)? as usize)
+    pub fn chain_after(&self, index: u64) -> Option<[u8; 32]> {
+        match (index + 1).checked_sub(self.first)? {
+            0 => Some(self.chain),
+            place => self.tail.get(place as usize - 1).map(|(_, chain)| *chain),
+        }
     }
 
     /// The next range that followers wait for.

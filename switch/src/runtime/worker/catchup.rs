@@ -9,7 +9,7 @@ use std::thread;
 use bytes::Bytes;
 use crossbeam::queue::ArrayQueue;
 use raft::eraftpb::Entry;
-use storage::disk::Disk;
+use storage::disk::{Disk, Pages};
 use storage::{BlockReader, Log, Route};
 
 use super::shard::Shard;
@@ -53,7 +53,7 @@ impl CatchUp {
         let (out, exchange) = (Arc::clone(&answers), Arc::clone(exchange));
         thread::Builder::new().name("catch-up".into()).spawn(move || {
             while let Ok(request) = inbox.recv() {
-                let entries = read(&mut reader, &request);
+                let entries = read(&mut reader, &request.route, request.max_bytes);
                 drop(out.push(Answer { token: request.token, entries }));
                 exchange.wake();
             }
@@ -100,9 +100,14 @@ impl CatchUp {
     }
 }
 
-fn read(reader: &mut BlockReader, request: &Request) -> Vec<Entry> {
+/// The blocks of a route, or as many of them as can be read.
+pub(super) fn read<P: Pages>(
+    reader: &mut BlockReader<P>,
+    route: &Route,
+    max_bytes: usize,
+) -> Vec<Entry> {
     let mut entries = Vec::new();
-    let done = reader.blocks(&request.route, request.max_bytes, &mut |frame| {
+    let done = reader.blocks(route, max_bytes, &mut |frame| {
         let payload = Bytes::copy_from_slice(frame.payload);
         entries.push(replica::entry(frame.index, frame.term, payload));
     });

@@ -63,7 +63,7 @@ const STORAGE_RETRY_MS: u32 = 1_000;
 const WARM_ITEMS: usize = 16;
 
 /// Applied entries kept in memory per shard for sites that are a little behind.
-const TAIL_BYTES_MAX: usize = 8 << 20;
+pub(super) const TAIL_BYTES_MAX: usize = 8 << 20;
 
 /// Settings of a worker.
 #[derive(Clone, Debug)]
@@ -84,6 +84,8 @@ pub struct WorkerSettings {
     pub cluster: u64,
     /// Pace of the replicas.
     pub timing: Timing,
+    /// Applied entries kept in memory per shard, bytes, unless alone.
+    pub tail_bytes_max: usize,
 }
 
 impl WorkerSettings {
@@ -95,7 +97,7 @@ impl WorkerSettings {
             voters: self.voters.clone(),
             preference: replica::preference(shard, self.voters.len() as u64),
             seed: self.cluster,
-            tail_bytes_max: if self.alone() { 0 } else { TAIL_BYTES_MAX },
+            tail_bytes_max: if self.alone() { 0 } else { self.tail_bytes_max },
             timing: self.timing,
         }
     }

@@ -26,6 +26,9 @@ pub(super) struct Shard {
     pub(super) wants: replica::Outputs,
     pub(super) due_us: Option<u64>,
     reads: Reads,
+    /// Blocks applied, for the checker: index, term, bytes.
+    #[cfg(test)]
+    pub(super) tap: Vec<(u64, u64, bytes::Bytes)>,
 }
 
 /// Queries that wait for proof that this replica still leads.
@@ -45,6 +48,8 @@ impl Shard {
             wants: replica::Outputs::default(),
             due_us: None,
             reads: Reads::default(),
+            #[cfg(test)]
+            tap: Vec::new(),
         }
     }
 
@@ -77,6 +82,8 @@ impl Shard {
         for step in steps.drain(..) {
             match step {
                 Step::Apply { index, term, block } => {
+                    #[cfg(test)]
+                    self.tap.push((index, term, block.clone()));
                     let input = Input::Committed { index, term, block: &block };
                     self.handle(input, now)?;
                 }

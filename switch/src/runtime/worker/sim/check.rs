@@ -9,6 +9,7 @@ use protocol::channel::charge_number;
 use protocol::code::{Code, OrderState, RefundState};
 use protocol::id::MchId;
 use protocol::message::{OrderReply, RefundReply};
+use storage::{CHAIN_START, chain_next};
 
 use super::channel::Channels;
 use super::setup::{LIMITED_BURST, LIMITED_INTERVAL_US, MS, SECOND, Setup};
@@ -99,7 +100,7 @@ impl Checker {
 
     /// Looks at a site after a turn: elections, logs, states.
     pub(super) fn follow(&mut self, site: u8, process: &mut Process, setup: &Setup) {
-        for (at, shard) in process.worker.shards.iter().enumerate() {
+        for (at, shard) in process.worker.shards.iter_mut().enumerate() {
             let replica = &shard.replica;
             if replica.is_elected() {
                 let place = (at as u16, replica.term());
@@ -107,13 +108,18 @@ impl Checker {
                 assert_eq!(leader, site, "two leaders of shard {at} in term {}", place.1);
             }
             let applied = shard.engine.applied();
-            for index in process.followed[at] + 1..=applied {
-                let Some((term, chain, bytes)) = replica.entry(index) else { continue };
-                self.applied_block(site, at, index, Block { term, chain, bytes }, setup);
+            for (index, term, bytes) in shard.tap.drain(..) {
+                self.applied_block(site, at, index, term, bytes, setup);
             }
-            if process.followed[at] < applied
-                && let Some(hash) = self.shards[at].hashes.get(&applied)
-            {
+            if process.followed[at] == applied {
+                continue;
+            }
+            let known = &self.shards[at];
+            let block = known.log.get(applied as usize - 1);
+            let block = block.unwrap_or_else(|| panic!("site {site} applied {applied} by itself"));
+            let chain = shard.replica.chain(applied).unwrap_or(block.chain);
+            assert_eq!(chain, block.chain, "logs of shard {at} differ at {applied}, site {site}");
+            if let Some(hash) = known.hashes.get(&applied) {
                 let same = shard.engine.state_hash() == *hash;
                 assert!(same, "state of shard {at} at {applied} differs at site {site}");
             }
@@ -121,13 +127,23 @@ impl Checker {
         }
     }
 
-    fn applied_block(&mut self, site: u8, at: usize, index: u64, block: Block, setup: &Setup) {
+    fn applied_block(
+        &mut self,
+        site: u8,
+        at: usize,
+        index: u64,
+        term: u64,
+        bytes: Bytes,
+        setup: &Setup,
+    ) {
         let shard = &mut self.shards[at];
         if let Some(known) = shard.log.get(index as usize - 1) {
-            let same = (known.term, known.chain) == (block.term, block.chain);
-            assert!(same && known.bytes == block.bytes, "logs of shard {at} differ at {index}");
+            let same = known.term == term && known.bytes == bytes;
+            assert!(same, "logs of shard {at} differ at {index}");
             return;
         }
+        let before = shard.log.last().map_or(CHAIN_START, |block| block.chain);
+        let block = Block { term, chain: chain_next(&before, &bytes), bytes };
         assert_eq!(index as usize, shard.log.len() + 1, "site {site} applied out of order");
         self.scan(at, &block.bytes, setup);
         let of_shard = |key: &usize| usize::from(setup.keys[*key].shard) == at;

@@ -21,7 +21,7 @@ pub(super) const CONNECTION: u64 = 7;
 pub(super) const PATIENCE_US: u64 = 500 * MS;
 /// A call is given up after this many requests, while there are faults.
 const TRIES_MAX: u32 = 12;
-const REFUNDS: u8 = 3;
+pub(super) const REFUNDS: u8 = 3;
 
 /// What is asked about a payment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +75,8 @@ pub(super) struct Clients {
     /// Per shard: the site that is thought to lead; 0: unknown.
     hints: Vec<u8>,
     pub(super) answers: u64,
+    /// Payments whose outcome somebody has just heard first.
+    pub(super) fresh: Vec<usize>,
 }
 
 impl Clients {
@@ -85,6 +87,7 @@ impl Clients {
             known: vec![Known::default(); setup.keys.len()],
             hints: vec![0; usize::from(setup.shards)],
             answers: 0,
+            fresh: Vec::new(),
         }
     }
 
@@ -114,6 +117,10 @@ impl Clients {
     pub(super) fn call(&mut self, key: usize, ask: Ask, stubborn: bool) -> usize {
         self.calls.push(Call { key, ask, tries: 0, stubborn, done: false });
         self.calls.len() - 1
+    }
+
+    pub(super) fn is_paid(&self, key: usize) -> bool {
+        self.known[key].outcome == Some(OrderState::Paid)
     }
 
     /// Refunds that somebody was told of.
@@ -229,8 +236,8 @@ impl Clients {
         let now = &mut self.known[key];
         now.exists = true;
         now.refunded = now.refunded.max(reply.refunded);
-        if reply.state.is_final() {
-            now.outcome = Some(reply.state);
+        if reply.state.is_final() && now.outcome.replace(reply.state).is_none() {
+            self.fresh.push(key);
         }
     }
 

@@ -5,24 +5,28 @@ use std::cell::Cell;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use protocol::id::ShortText;
 use protocol::message::kind;
+use raft::eraftpb::Entry;
 use storage::disk::{self, Tear};
 
 use super::channel::Channels;
 use super::check::Checker;
-use super::client::{Ask, CONNECTION, Clients, Next, PATIENCE_US};
+use super::client::{Ask, CONNECTION, Clients, Next, PATIENCE_US, REFUNDS};
 use super::faults::{self, Fault, Moment, Victim};
 use super::random::{Random, Trace};
 use super::setup::{Flaw, HEAL_US, MS, SECOND, START_WALL, Setup, WANDER_US};
-use super::site::Site;
+use super::site::{Process, Site};
 use crate::engine::Stats;
 use crate::engine::input::{AdminCommand, AdminInput, Evidence, Operation, OperationId, Waiter};
 use crate::engine::output::{ReplyBody, Send};
+use crate::replica::Wanted;
 use crate::runtime::inbox::{Item, OutBatch, Packet};
 use crate::runtime::mesh::Traffic;
+use crate::runtime::worker::{WorkerError, catchup};
 
 /// After the faults everything has ended within this.
 const PATIENCE_FOR_ALL_US: u64 = 40 * SECOND;
@@ -89,6 +93,20 @@ enum Event {
     Fault(Fault),
     /// A fault is over.
     Over(Fault, u8),
+    /// A process that was told to stop ends, if it still runs.
+    Stop {
+        site: u8,
+        life: u32,
+        down_us: u64,
+    },
+    /// Old blocks were read back for another site.
+    Fetched {
+        site: u8,
+        life: u32,
+        shard: usize,
+        wanted: Wanted,
+        entries: Vec<Entry>,
+    },
     Boot(u8),
     /// A site is told that another has ended.
     Hint {
@@ -196,6 +214,12 @@ impl Cluster {
         self.heal();
         let healed = self.now();
         let patience = healed + PATIENCE_FOR_ALL_US;
+        self.settle(patience);
+        // Once more from what is on the disks.
+        for site in 1..=self.setup.sites {
+            self.crash(site, Tear::Nothing, 10 * MS, false);
+        }
+        self.run_until(self.now() + 20 * MS);
         self.settle(patience);
         for key in 0..self.setup.keys.len() {
             let call = self.clients.call(key, Ask::Query { refresh: false }, true);
@@ -336,6 +360,14 @@ impl Cluster {
             Event::Fault(fault) => self.fault(fault),
             Event::Over(fault, site) => self.over(fault, site),
             Event::Boot(site) => self.boot(site),
+            Event::Stop { site, life, down_us } => self.stop(site, life, down_us),
+            Event::Fetched { site, life, shard, wanted, entries } => {
+                let found = &mut self.sites[usize::from(site) - 1];
+                if let Some(process) = found.process.as_mut().filter(|_| found.life == life) {
+                    process.worker.shards[shard].replica.fetched(wanted, entries);
+                    self.nudge(site);
+                }
+            }
             Event::Hint { at, about } => {
                 let site = &self.sites[usize::from(at) - 1];
                 if let Some(process) = &site.process {
@@ -406,6 +438,10 @@ impl Cluster {
             return;
         };
         process.next_turn = (u64::MAX, 0);
+        if process.paused_until_us > now_us {
+            let after = process.paused_until_us - now_us;
+            return self.plan_turn(number, after);
+        }
         let doomed = self.dooms[usize::from(number) - 1]
             .as_ref()
             .filter(|doom| site.disk.writes() >= doom.at_write)
@@ -417,14 +453,15 @@ impl Cluster {
         let busy = match process.worker.turn(clocks) {
             Ok(busy) => busy,
             Err(error) => {
+                assert!(matches!(error, WorkerError::Log(_)), "block: site {number}: {error}");
                 // As the runtime: the process ends, having handed nothing out.
                 self.trace.add(u64::from(number));
-                assert!(self.faults, "site {number}: {error}");
                 let down_us = self.random.between(20 * MS, SECOND);
                 return self.crash(number, Tear::Sectors, down_us, true);
             }
         };
         self.checker.follow(number, process, &self.setup);
+        let read_back = read_back(process);
         let (rest_us, listens) = process.worker.rest(clocks);
         process.listens = listens;
         let disk_us = site.disk_due_us.get().map(|due| due.saturating_sub(now_us));
@@ -451,6 +488,12 @@ impl Cluster {
         if doomed == Some(Moment::After) {
             return self.doom(number);
         }
+        let life = self.sites[usize::from(number) - 1].life;
+        for (shard, wanted, entries) in read_back {
+            let entries = if self.lost() { Vec::new() } else { entries };
+            let after = self.random.between(100, 5 * MS);
+            self.plan(after, Event::Fetched { site: number, life, shard, wanted, entries });
+        }
         if busy {
             let took = TURN_US + self.random.below(TURN_US);
             return self.plan_turn(number, took);
@@ -476,10 +519,25 @@ impl Cluster {
         self.dooms[usize::from(number) - 1] = None;
         self.sites[usize::from(number) - 1].crash(tear);
         self.plan(down_us, Event::Boot(number));
-        for at in (1..=self.setup.sites).filter(|at| hint && *at != number) {
-            let after = self.random.below(3 * MS);
-            self.plan(after, Event::Hint { at, about: number });
+        if hint {
+            self.hint(number);
         }
+    }
+
+    /// The others hear that a site has ended.
+    fn hint(&mut self, about: u8) {
+        for at in (1..=self.setup.sites).filter(|at| *at != about) {
+            let after = self.random.below(3 * MS);
+            self.plan(after, Event::Hint { at, about });
+        }
+    }
+
+    fn stop(&mut self, number: u8, life: u32, down_us: u64) {
+        let site = &mut self.sites[usize::from(number) - 1];
+        let Some(process) = site.process.take().filter(|_| site.life == life) else { return };
+        // It fails where the disk does.
+        drop(process.worker.log.close());
+        self.crash(number, Tear::Nothing, down_us, true);
     }
 
     // Between the sites
@@ -580,6 +638,29 @@ impl Cluster {
         let next = self.clients.answer(correlation, site, body, &self.setup, &mut self.random);
         self.checker.books(key, &self.channels, &self.setup);
         self.next(next);
+        for key in std::mem::take(&mut self.clients.fresh) {
+            self.follow_up(key);
+        }
+    }
+
+    /// What clients do once an outcome is known: look at it from everywhere,
+    /// and want their money back.
+    fn follow_up(&mut self, key: usize) {
+        if !self.faults {
+            return;
+        }
+        for site in 1..=self.setup.sites {
+            let call = self.clients.call(key, Ask::Query { refresh: false }, false);
+            let after = self.random.below(5 * MS);
+            self.plan(after, Event::Ask(call, site));
+        }
+        for refund in 0..REFUNDS {
+            if self.clients.is_paid(key) && self.random.percent(20) {
+                let call = self.clients.call(key, Ask::Refund { refund }, false);
+                let after = self.random.below(400 * MS);
+                self.plan(after, Event::Ask(call, 0));
+            }
+        }
     }
 
     fn take_outputs(&mut self, site: u8, out: &mut OutBatch) {
@@ -732,9 +813,12 @@ impl Cluster {
                 self.sites[usize::from(site) - 1].slow_down(times);
                 self.plan(for_us, Event::Over(fault, site));
             }
-            Fault::Cut { victim, to, from, for_us } => {
+            Fault::Cut { victim, to, from, for_us, hint } => {
                 let site = self.victim(victim);
                 self.cut_off(site, to, from, true);
+                if hint {
+                    self.hint(site);
+                }
                 self.plan(for_us, Event::Over(fault, site));
             }
             Fault::CutLink { from, to, for_us } => {
@@ -744,6 +828,40 @@ impl Cluster {
             Fault::Storm { loss, for_us } => {
                 self.storms.push(loss);
                 self.plan(for_us, Event::Over(fault, 1));
+            }
+            Fault::Pause { victim, for_us } => {
+                let site = self.victim(victim);
+                let until_us = self.now() + for_us;
+                if let Some(process) = &mut self.sites[usize::from(site) - 1].process {
+                    process.paused_until_us = until_us;
+                }
+            }
+            Fault::Stop { site, down_us } => {
+                let found = &self.sites[usize::from(site) - 1];
+                if let Some(process) = &found.process {
+                    process.shared.leave.store(true, Ordering::Release);
+                    let life = found.life;
+                    self.plan(200 * MS, Event::Stop { site, life, down_us });
+                }
+            }
+            Fault::Unrest { victim, for_us } => {
+                for _ in 0..for_us / (20 * MS) {
+                    let at = self.random.between(1, u64::from(self.setup.sites)) as u8;
+                    let about = self.victim(victim);
+                    let after = self.random.below(for_us);
+                    self.plan(after, Event::Hint { at, about });
+                }
+                let at = self.random.between(1, u64::from(self.setup.sites)) as u8;
+                let after = self.random.below(for_us);
+                let crash = Fault::Crash {
+                    victim: Victim::Site(at),
+                    writes: self.random.below(3),
+                    moment: Moment::After,
+                    tear: Tear::Nothing,
+                    down_us: self.random.below(3 * MS),
+                    hint: false,
+                };
+                self.plan(after, Event::Fault(crash));
             }
             Fault::FalseHint { at, about } => self.plan(0, Event::Hint { at, about }),
             Fault::Transfer { shard, to } => {
@@ -814,14 +932,22 @@ impl Cluster {
         self.cuts.clear();
         self.storms.clear();
         self.dooms.iter_mut().for_each(|doom| *doom = None);
-        let ends = |event: &Event| !matches!(event, Event::Fault(_) | Event::Over(..));
+        let ends = |event: &Event| {
+            !matches!(event, Event::Fault(_) | Event::Over(..) | Event::Stop { .. })
+        };
         self.events.retain(|_, event| ends(event));
         for (site, channel) in std::mem::take(&mut self.down).into_keys() {
             self.give(site, [(0, Item::ChannelUp(channel, true))]);
         }
         for site in 1..=self.setup.sites {
-            self.sites[usize::from(site) - 1].slow_down(1);
+            let found = &mut self.sites[usize::from(site) - 1];
+            found.slow_down(1);
+            if let Some(process) = &mut found.process {
+                process.paused_until_us = 0;
+                process.shared.leave.store(false, Ordering::Release);
+            }
             self.plan(100 * MS, Event::Boot(site));
+            self.nudge(site);
             self.drain(site, false);
         }
     }
@@ -835,4 +961,20 @@ fn at_rest(stats: &Stats) -> Result<(), String> {
         true => Ok(()),
         false => Err(format!("{stats:?}")),
     }
+}
+
+/// Old blocks that other sites need and memory no longer holds, read back as the
+/// worker's reader does.
+fn read_back(process: &mut Process) -> Vec<(usize, Wanted, Vec<Entry>)> {
+    let mut found = Vec::new();
+    let log = &process.worker.log;
+    for (at, shard) in process.worker.shards.iter_mut().enumerate() {
+        while let Some(wanted) = shard.replica.take_wanted() {
+            let route = log.route(shard.replica.shard(), wanted.from, wanted.to);
+            let max_bytes = usize::try_from(wanted.max_bytes).unwrap_or(usize::MAX);
+            let entries = route.map(|route| catchup::read(&mut log.reader(), &route, max_bytes));
+            found.push((at, wanted, entries.unwrap_or_default()));
+        }
+    }
+    found
 }

@@ -39,11 +39,18 @@ pub(super) enum Fault {
     /// Writes take so many times longer, for a while.
     SlowDisk { victim: Victim, times: u64, for_us: u64 },
     /// A site is cut off from the others; one way: it is heard (or hears) no more.
-    Cut { victim: Victim, to: bool, from: bool, for_us: u64 },
+    Cut { victim: Victim, to: bool, from: bool, for_us: u64, hint: bool },
     /// One link drops what it carries, one way.
     CutLink { from: u8, to: u8, for_us: u64 },
     /// The network loses and delays more.
     Storm { loss: u64, for_us: u64 },
+    /// A process does not run for a while.
+    Pause { victim: Victim, for_us: u64 },
+    /// A process ends in good order: hands its shards over, seals its log.
+    Stop { site: u8, down_us: u64 },
+    /// Sites hear of each other's end all the time, and one dies and is back at
+    /// once, in the middle of the elections.
+    Unrest { victim: Victim, for_us: u64 },
     /// A site hears that another has ended, which is not true.
     FalseHint { at: u8, about: u8 },
     /// An operator hands a shard over.
@@ -81,7 +88,7 @@ fn fault(sites: u8, shards: u16, random: &mut Random) -> Fault {
     let tear = *random.pick(&[Tear::Nothing, Tear::Everything, Tear::Prefix, Tear::Sectors]);
     let channel = random.between(1, 2) as u16;
     match random.below(100) {
-        0..=29 => Fault::Crash {
+        0..=22 => Fault::Crash {
             victim,
             writes: random.below(6),
             moment: *random.pick(&[Moment::Before, Moment::Silent, Moment::Posted, Moment::After]),
@@ -89,15 +96,19 @@ fn fault(sites: u8, shards: u16, random: &mut Random) -> Fault {
             down_us: for_us,
             hint: random.percent(50),
         },
-        30..=39 => Fault::Blackout { tear, down_us: random.below(500 * MS) },
-        40..=44 => Fault::DiskError { victim },
+        23..=27 => Fault::Pause { victim, for_us },
+        28..=32 => Fault::Unrest { victim, for_us },
+        33..=35 => Fault::Stop { site: site(random), down_us: for_us },
+        36..=40 => Fault::Blackout { tear, down_us: random.below(500 * MS) },
+        41..=44 => Fault::DiskError { victim },
         45..=52 => {
             let times = random.between(10, 1_000);
             Fault::SlowDisk { victim, times, for_us }
         }
         53..=68 => {
             let ways = random.below(4);
-            Fault::Cut { victim, to: ways != 0, from: ways != 1, for_us }
+            let hint = random.percent(50);
+            Fault::Cut { victim, to: ways != 0, from: ways != 1, for_us, hint }
         }
         69..=74 => Fault::CutLink { from: site(random), to: site(random), for_us },
         75..=80 => Fault::Storm { loss: random.between(5, 40), for_us },

@@ -59,6 +59,8 @@ pub(super) struct Setup {
     /// One per shard, and a limited one.
     pub(super) merchants: Vec<Merchant>,
     pub(super) keys: Vec<Key>,
+    /// Applied entries that a replica keeps in memory, bytes.
+    pub(super) tail_bytes_max: usize,
     /// How far a site's wall clock may be off, microseconds.
     pub(super) skew_us: u64,
 }
@@ -73,6 +75,7 @@ impl Setup {
             channels: (1..=2).map(|number| channel(number, random)).collect(),
             merchants: (0..shards).map(|shard| merchant(shard, shards, false)).collect(),
             keys: Vec::new(),
+            tail_bytes_max: *random.pick(&[0, 2 << 10, 1 << 20]),
             skew_us: if random.percent(30) { 5 * SECOND } else { 150 * MS },
         };
         setup.merchants.push(merchant(random.below(u64::from(shards)) as u16, shards, true));
@@ -141,6 +144,7 @@ impl Setup {
             voters: (1..=u64::from(self.sites)).collect(),
             cluster: 7,
             timing: Timing::default(),
+            tail_bytes_max: self.tail_bytes_max,
         }
     }
 

@@ -31,6 +31,8 @@ pub(super) struct Process {
     /// The turn that is planned, and whether what arrives may bring it forward.
     pub(super) next_turn: (u64, u64),
     pub(super) listens: bool,
+    /// It does not run before.
+    pub(super) paused_until_us: u64,
     /// Per shard: how far the checker has followed.
     pub(super) followed: Vec<u64>,
 }
@@ -122,6 +124,7 @@ impl Site {
             wall_started_us: START_WALL + now_us + skew_us,
             next_turn: (u64::MAX, 0),
             listens: true,
+            paused_until_us: 0,
             followed: vec![0; usize::from(setup.shards)],
         });
         true
