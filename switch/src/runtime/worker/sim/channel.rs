@@ -127,6 +127,30 @@ impl Channels {
         Acted { evidence, payer_after_us }
     }
 
+    /// What an operator finds out about a charge: whether money moved. If not,
+    /// the number is blocked for good.
+    pub(super) fn decide_charge(&mut self, channel: u16, number: &str) -> bool {
+        let charge = self.ledgers[usize::from(channel) - 1].entry(number.to_owned()).or_default();
+        let success = charge.charged == 1;
+        if !success {
+            charge.state = Some(ChannelStatus::Reversed);
+        }
+        success
+    }
+
+    /// The same about a refund.
+    pub(super) fn decide_refund(
+        &mut self,
+        channel: u16,
+        charge: &str,
+        refund: &str,
+        amount: i64,
+    ) -> bool {
+        let charge = self.ledgers[usize::from(channel) - 1].entry(charge.to_owned()).or_default();
+        let refund = charge.refunds.entry(refund.to_owned());
+        refund.or_insert((amount, ChannelStatus::Declined)).1 == ChannelStatus::Success
+    }
+
     /// The payer of a pending charge pays or does not.
     pub(super) fn payer_acts(&mut self, channel: u16, number: &str, pays: bool) {
         let charge = self.ledgers[usize::from(channel) - 1].get_mut(number);

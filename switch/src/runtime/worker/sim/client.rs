@@ -17,8 +17,6 @@ use crate::runtime::inbox::Item;
 
 /// Connection of requests.
 pub(super) const CONNECTION: u64 = 7;
-/// An answer is waited for this long before another site is asked.
-pub(super) const PATIENCE_US: u64 = 500 * MS;
 /// A call is given up after this many requests, while there are faults.
 const TRIES_MAX: u32 = 12;
 pub(super) const REFUNDS: u8 = 3;

@@ -8,20 +8,22 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use protocol::id::ShortText;
+use protocol::code::RefundState;
+use protocol::id::{OutRefundNo, ShortText};
 use protocol::message::kind;
 use raft::eraftpb::Entry;
 use storage::disk::{self, Tear};
 
 use super::channel::Channels;
 use super::check::Checker;
-use super::client::{Ask, CONNECTION, Clients, Next, PATIENCE_US, REFUNDS};
+use super::client::{Ask, CONNECTION, Clients, Next, REFUNDS};
 use super::faults::{self, Fault, Moment, Victim};
 use super::random::{Random, Trace};
 use super::setup::{Flaw, HEAL_US, MS, SECOND, START_WALL, Setup, WANDER_US};
 use super::site::{Process, Site};
 use crate::engine::Stats;
 use crate::engine::input::{AdminCommand, AdminInput, Evidence, Operation, OperationId, Waiter};
+use crate::engine::order::AttemptState;
 use crate::engine::output::{ReplyBody, Send};
 use crate::replica::Wanted;
 use crate::runtime::inbox::{Item, OutBatch, Packet};
@@ -276,7 +278,45 @@ impl Cluster {
             };
             let patient = self.now() < patience;
             assert!(patient, "16-18: after the faults, there is still {left}\n{}", replicas());
+            self.operate();
             self.run_until(self.now() + 50 * MS);
+        }
+    }
+
+    /// An operator decides what is in front of him by the channel's ledger.
+    fn operate(&mut self) {
+        if self.setup.patient {
+            return;
+        }
+        for key in 0..self.setup.keys.len() {
+            let Some(view) = self.checker.view(&self.setup, key) else { continue };
+            if let Some(attempt) = view.attempts.last()
+                && attempt.state == AttemptState::Manual
+            {
+                let number = attempt.charge_no.to_string();
+                let success = self.channels.decide_charge(attempt.channel, &number);
+                self.decide(key, None, success);
+            }
+            for refund in view.refunds.iter().filter(|r| r.state == RefundState::Manual) {
+                let attempt = &view.attempts[usize::from(refund.attempt) - 1];
+                let charge = attempt.charge_no.to_string();
+                let number = refund.refund_no.to_string();
+                let success =
+                    self.channels.decide_refund(attempt.channel, &charge, &number, refund.amount);
+                self.decide(key, Some(refund.out_refund_no), success);
+            }
+        }
+    }
+
+    fn decide(&mut self, key: usize, out_refund_no: Option<OutRefundNo>, success: bool) {
+        let short = |text: &str| ShortText::new(text.as_bytes()).unwrap();
+        let key = &self.setup.keys[key];
+        let (mch_id, out_trade_no, shard) = (key.mch_id, key.out_trade_no, key.shard);
+        let (second, note) = (short("ben"), short("ledger"));
+        for site in 1..=self.setup.sites {
+            let decision =
+                AdminCommand::Decide { mch_id, out_trade_no, out_refund_no, success, second, note };
+            self.command(site, shard, decision);
         }
     }
 
@@ -605,7 +645,7 @@ impl Cluster {
     fn ask(&mut self, call: usize, site: u8) {
         let request = self.clients.request(call, site, &self.setup, &mut self.random);
         let Some((correlation, site, item)) = request else { return };
-        self.plan(PATIENCE_US, Event::Impatient(correlation));
+        self.plan(self.setup.patience_us, Event::Impatient(correlation));
         if self.lost() {
             return;
         }
@@ -863,6 +903,7 @@ impl Cluster {
                 };
                 self.plan(after, Event::Fault(crash));
             }
+            Fault::Contest { for_us, .. } => self.contest(fault, for_us),
             Fault::FalseHint { at, about } => self.plan(0, Event::Hint { at, about }),
             Fault::Transfer { shard, to } => {
                 for site in 1..=self.setup.sites {
@@ -884,6 +925,28 @@ impl Cluster {
                 self.give(site, [(0, Item::LinkLost(channel))]);
             }
         }
+    }
+
+    fn contest(&mut self, fault: Fault, for_us: u64) {
+        let Fault::Contest { loss, .. } = fault else { return };
+        for site in 1..=self.setup.sites {
+            if self.sites[usize::from(site) - 1].process.is_some() {
+                let down_us = self.random.below(10 * MS);
+                self.crash(site, Tear::Prefix, down_us, false);
+            }
+            let again = Fault::Crash {
+                victim: Victim::Site(site),
+                writes: self.random.between(1, 3),
+                moment: Moment::After,
+                tear: Tear::Nothing,
+                down_us: self.random.below(3 * MS),
+                hint: false,
+            };
+            let after = self.random.below(for_us);
+            self.plan(after, Event::Fault(again));
+        }
+        self.storms.push(loss);
+        self.plan(for_us, Event::Over(fault, 1));
     }
 
     fn cut_off(&mut self, site: u8, to: bool, from: bool, cut: bool) {
@@ -908,7 +971,7 @@ impl Cluster {
             Fault::SlowDisk { .. } => self.sites[usize::from(site) - 1].slow_down(1),
             Fault::Cut { to, from, .. } => self.cut_off(site, to, from, false),
             Fault::CutLink { from, to, .. } => self.cut(from, to, false),
-            Fault::Storm { loss, .. } => {
+            Fault::Storm { loss, .. } | Fault::Contest { loss, .. } => {
                 if let Some(at) = self.storms.iter().position(|known| *known == loss) {
                     self.storms.remove(at);
                 }

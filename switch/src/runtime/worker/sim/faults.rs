@@ -51,6 +51,9 @@ pub(super) enum Fault {
     /// Sites hear of each other's end all the time, and one dies and is back at
     /// once, in the middle of the elections.
     Unrest { victim: Victim, for_us: u64 },
+    /// The power of all sites goes and is back at once; while they elect, the
+    /// network is slow and each of them dies once more after some write.
+    Contest { loss: u64, for_us: u64 },
     /// A site hears that another has ended, which is not true.
     FalseHint { at: u8, about: u8 },
     /// An operator hands a shard over.
@@ -65,6 +68,14 @@ pub(super) enum Fault {
 
 /// The faults of a run and their times.
 pub(super) fn draw(sites: u8, shards: u16, random: &mut Random) -> Vec<(u64, Fault)> {
+    // Now and then nothing but elections.
+    if random.percent(15) {
+        let contest = |nth: u64| {
+            let for_us = random.between(200 * MS, 500 * MS);
+            (SECOND + nth * 600 * MS, Fault::Contest { loss: random.between(5, 30), for_us })
+        };
+        return (0..9_u64).map(contest).collect();
+    }
     let count = random.between(3, 9);
     (0..count)
         .map(|_| {

@@ -59,6 +59,10 @@ pub(super) struct Setup {
     /// One per shard, and a limited one.
     pub(super) merchants: Vec<Merchant>,
     pub(super) keys: Vec<Key>,
+    /// An answer is waited for this long before another site is asked.
+    pub(super) patience_us: u64,
+    /// Nothing comes in front of an operator.
+    pub(super) patient: bool,
     /// Applied entries that a replica keeps in memory, bytes.
     pub(super) tail_bytes_max: usize,
     /// How far a site's wall clock may be off, microseconds.
@@ -68,13 +72,16 @@ pub(super) struct Setup {
 impl Setup {
     pub(super) fn new(sites: u8, flaw: Option<Flaw>, random: &mut Random) -> Self {
         let shards = random.between(1, 3) as u16;
+        let patient = random.percent(70);
         let mut setup = Self {
             sites,
             shards,
             flaw,
-            channels: (1..=2).map(|number| channel(number, random)).collect(),
+            channels: (1..=2).map(|number| channel(number, patient, random)).collect(),
             merchants: (0..shards).map(|shard| merchant(shard, shards, false)).collect(),
             keys: Vec::new(),
+            patience_us: *random.pick(&[80 * MS, 500 * MS]),
+            patient,
             tail_bytes_max: *random.pick(&[0, 2 << 10, 1 << 20]),
             skew_us: if random.percent(30) { 5 * SECOND } else { 150 * MS },
         };
@@ -163,7 +170,7 @@ pub(super) fn cny() -> Currency {
     Currency::new(*b"CNY").unwrap()
 }
 
-fn channel(number: u16, random: &mut Random) -> ChannelConfig {
+fn channel(number: u16, patient: bool, random: &mut Random) -> ChannelConfig {
     let reversible = random.percent(70);
     ChannelConfig {
         number,
@@ -178,8 +185,7 @@ fn channel(number: u16, random: &mut Random) -> ChannelConfig {
         query_plan_us: vec![100 * MS, 200 * MS, 400 * MS],
         reverse_after_us: if random.percent(50) { SECOND } else { 0 },
         in_doubt_alarm_us: 3_600 * SECOND,
-        // Honest channels: nothing may end in front of an operator.
-        manual_after_us: 86_400 * SECOND,
+        manual_after_us: if patient { 86_400 * SECOND } else { 1_500 * MS },
         in_flight_max: 1_000,
         resolver_per_second: 50,
     }

@@ -110,7 +110,7 @@ fn a_vote_forgotten_over_a_restart_is_found() {
 
 #[test]
 fn a_missing_fsync_is_found() {
-    found(Flaw::SkipSync, &["logs of shard", "4:", "6:", "two leaders"]);
+    found(Flaw::SkipSync, &["logs of shard", "to_commit", "4:", "6:", "two leaders"]);
 }
 
 #[test]
@@ -130,7 +130,7 @@ fn a_read_without_barrier_is_found() {
 
 #[test]
 fn proposals_kept_over_a_step_down_are_found() {
-    let by = ["4:", "6:", "block", "state of shard"];
+    let by = ["4:", "6:", "16-18:", "block", "state of shard"];
     found(Flaw::Rule(Weakness::StepDownKeepsProposals), &by);
 }
 
