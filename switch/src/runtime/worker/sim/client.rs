@@ -311,7 +311,7 @@ fn item(key: usize, ask: Ask, correlation: u64, setup: &Setup) -> Item {
             order,
             digest: key.digest,
             out_refund_no: number(refund),
-            amount: Amount::new(30 + 11 * i64::from(refund)).unwrap(),
+            amount: Amount::new(40 + 11 * i64::from(refund)).unwrap(),
             currency: cny(),
         }),
         Ask::QueryRefund { refund } => Item::QueryRefund(QueryRefundInput {

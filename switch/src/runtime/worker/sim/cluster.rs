@@ -695,7 +695,7 @@ impl Cluster {
             self.plan(after, Event::Ask(call, site));
         }
         for refund in 0..REFUNDS {
-            if self.clients.is_paid(key) && self.random.percent(20) {
+            if self.clients.is_paid(key) && self.random.percent(35) {
                 let call = self.clients.call(key, Ask::Refund { refund }, false);
                 let after = self.random.below(400 * MS);
                 self.plan(after, Event::Ask(call, 0));

@@ -185,7 +185,7 @@ fn channel(number: u16, patient: bool, random: &mut Random) -> ChannelConfig {
         query_plan_us: vec![100 * MS, 200 * MS, 400 * MS],
         reverse_after_us: if random.percent(50) { SECOND } else { 0 },
         in_doubt_alarm_us: 3_600 * SECOND,
-        manual_after_us: if patient { 86_400 * SECOND } else { 1_500 * MS },
+        manual_after_us: if patient { 86_400 * SECOND } else { random.between(300, 1_500) * MS },
         in_flight_max: 1_000,
         resolver_per_second: 50,
     }
