@@ -189,9 +189,12 @@ impl Engine {
         self.orders[sequence].created_ms = at.us / 1000;
         self.orders.committed += 1;
         self.orders.busy.put(sequence, true);
+        let counts = !self.weakened(Weakness::LimitsStayUnused);
         let entry = self.merchants.at_mut(merchant);
         let limits = entry.limits(at.us);
-        entry.applied.take_pay(at.us, begin.amount.minor(), &limits);
+        if counts {
+            entry.applied.take_pay(at.us, begin.amount.minor(), &limits);
+        }
         if at.leads {
             if std::mem::take(&mut self.orders[sequence].live.overdue) {
                 self.answer_overdue(Owner::Order(sequence), out);

@@ -51,7 +51,7 @@ mod tests;
 mod timer;
 mod view;
 mod waiter;
-mod weakness;
+pub(crate) mod weakness;
 
 pub use apply::ApplyError;
 pub use checkpoint::{CHUNK_BYTES_MAX, Restore, RestoreError, Slice};
@@ -305,6 +305,9 @@ impl Engine {
         self.waiters.drain_all(|waiter| {
             out.replies.push(output::Reply::refusal(waiter, protocol::code::Code::NotLeader, 0))
         });
+        if self.weakened(weakness::Weakness::StepDownKeepsProposals) {
+            return;
+        }
         for (sequence, place) in self.proposed_refunds.drain(..).rev() {
             if let Some(refund) = self.orders.refunds.remove(place)
                 && let Some(order) = self.orders.get_mut(sequence)

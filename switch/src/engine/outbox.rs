@@ -1,8 +1,8 @@
 //! Outcome events on their way to subscribers: delivered at least once, in
 //! order of the payment's sequence, until taken over or given up.
 //!
-//! The events are replicated; who subscribed and what was delivered when is
-//! the leader's volatile view. Tested through the engine.
+//! The events are replicated; who subscribed here is this site's, and what was
+//! delivered when the leader's volatile view. Tested through the engine.
 
 use super::Engine;
 use super::input::{Now, Waiter};
@@ -121,7 +121,6 @@ impl Outbox {
         self.fresh.clear();
         self.parked.clear();
         self.again.clear();
-        self.subscribers.clear();
     }
 
     /// The events of a payment that are not delivered, oldest first. `events`:
@@ -178,10 +177,9 @@ impl Engine {
         }
     }
 
+    /// Subscriptions belong to this site's connections, whoever leads: a site
+    /// that comes to lead finds those that were made while another did.
     pub(super) fn subscribe(&mut self, waiter: Waiter, gateway: u16, now: Now, out: &mut Outputs) {
-        if self.term.is_none() {
-            return;
-        }
         let subscribers = &mut self.outbox.subscribers;
         subscribers.retain(|known| {
             (known.waiter.connection, known.waiter.stream) != (waiter.connection, waiter.stream)
@@ -190,6 +188,9 @@ impl Engine {
             return;
         }
         subscribers.push(Subscriber { waiter, gateway });
+        if self.term.is_none() {
+            return;
+        }
         let parked = std::mem::take(&mut self.outbox.parked);
         self.outbox.fresh.extend(parked);
         self.deliver_new(now, out);

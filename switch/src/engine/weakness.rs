@@ -5,7 +5,7 @@
 /// A weakened rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(not(test), allow(dead_code))]
-pub(super) enum Weakness {
+pub(crate) enum Weakness {
     TimeoutIsDecline,
     NotFoundIsFinal,
     GiveUpIsFailed,
@@ -15,17 +15,26 @@ pub(super) enum Weakness {
     DoubtDropsReservation,
     CancelIgnoresRefunds,
     NewNumberOnRefundRetry,
+    StepDownKeepsProposals,
+    ReadWithoutBarrier,
+    LimitsStayUnused,
 }
 
 impl super::Engine {
+    /// Weakens a rule, or none.
     #[cfg(test)]
-    pub(super) fn weakened(&self, rule: Weakness) -> bool {
+    pub(crate) fn break_rule(&mut self, rule: Option<Weakness>) {
+        self.weakness = rule;
+    }
+
+    #[cfg(test)]
+    pub(crate) fn weakened(&self, rule: Weakness) -> bool {
         self.weakness == Some(rule)
     }
 
     #[cfg(not(test))]
     #[inline(always)]
-    pub(super) const fn weakened(&self, _: Weakness) -> bool {
+    pub(crate) const fn weakened(&self, _: Weakness) -> bool {
         false
     }
 

@@ -137,6 +137,8 @@ pub struct Replica {
     node: RawNode<Store>,
     config: ReplicaConfig,
     tickets: VecDeque<Ticket>,
+    /// Everything up to this position of the log is durable.
+    durable: u64,
     /// Messages whose ticket was reached since the last `advance`.
     released: Vec<Message>,
     applied: u64,
@@ -190,6 +192,7 @@ impl Replica {
             node,
             config,
             tickets: VecDeque::new(),
+            durable: 0,
             released: Vec::new(),
             applied,
             applied_term,
@@ -392,13 +395,24 @@ impl Replica {
         if let Some(found) = self.tickets.iter_mut().find(|found| found.number == ticket) {
             found.lsn = Some(lsn);
         }
+        if lsn <= self.durable {
+            // Without frames of its own, behind a write that is done already:
+            // nothing else would come to release it.
+            self.release();
+        }
     }
 
     /// Everything up to `lsn` is durable.
     pub fn durable(&mut self, lsn: u64) {
+        self.durable = self.durable.max(lsn);
+        self.release();
+    }
+
+    /// Lets go what waits for nothing but what is durable.
+    fn release(&mut self) {
         let mut reached = None;
         while let Some(ticket) = self.tickets.front() {
-            if ticket.lsn.is_none_or(|last| last > lsn) {
+            if ticket.lsn.is_none_or(|last| last > self.durable) {
                 break;
             }
             if let Some(mut ticket) = self.tickets.pop_front() {
@@ -516,6 +530,39 @@ impl Replica {
             out.steps.push(Step::Apply { index, term, block: data });
         }
         self.node.advance_apply_to(self.applied);
+    }
+
+    /// Whether consensus has elected this replica, even if the engine was not told.
+    #[cfg(test)]
+    pub(crate) fn is_elected(&self) -> bool {
+        self.is_leader()
+    }
+
+    /// What consensus thinks, in a line.
+    #[cfg(test)]
+    pub(crate) fn describe(&self) -> String {
+        let raft = &self.node.raft;
+        format!(
+            "site {} {:?} term {} vote {} leader {} transfers to {:?} log {}..{} committed {} \
+             applied {} tickets {}",
+            self.config.site,
+            raft.state,
+            raft.term,
+            raft.vote,
+            raft.leader_id,
+            raft.lead_transferee,
+            raft.raft_log.persisted,
+            raft.raft_log.last_index(),
+            raft.raft_log.committed,
+            self.applied,
+            self.tickets.len(),
+        )
+    }
+
+    /// The chain value after an index, when memory still knows it.
+    #[cfg(test)]
+    pub(crate) fn chain(&self, index: u64) -> Option<[u8; 32]> {
+        self.node.store().chain_after(index)
     }
 
     /// Drops what memory need not hold any more; call when the steps handed out

@@ -171,6 +171,15 @@ impl Store {
         self.tail.get(at as usize).map(|(entry, _)| entry)
     }
 
+    /// The chain value after `index`, when in memory.
+    #[cfg(test)]
+    pub fn chain_after(&self, index: u64) -> Option<[u8; 32]> {
+        match (index + 1).checked_sub(self.first)? {
+            0 => Some(self.chain),
+            place => self.tail.get(place as usize - 1).map(|(_, chain)| *chain),
+        }
+    }
+
     /// The next range that followers wait for.
     pub fn take_wanted(&mut self) -> Option<Wanted> {
         self.wanted.get_mut().pop()

@@ -293,6 +293,38 @@ fn a_vote_is_not_given_twice_over_a_restart() {
 }
 
 #[test]
+fn what_waits_behind_a_write_that_is_done_already_leaves() {
+    let mut replica = Recovering::new(config(1, 3)).start();
+    let mut ask = Message::default();
+    ask.set_msg_type(MessageType::MsgRequestVote);
+    (ask.from, ask.to, ask.term) = (2, 1, 5);
+    let tickets = |out: &mut Outputs| -> Vec<u64> {
+        let of = |append| match append {
+            Append::Ticket(number) => Some(number),
+            _ => None,
+        };
+        out.appends.drain(..).filter_map(of).collect()
+    };
+    let mut out = Outputs::default();
+    replica.receive(ask.clone());
+    replica.advance(&mut out);
+    let [vote] = tickets(&mut out)[..] else { panic!("the vote is written") };
+    replica.appended(vote, 7);
+    // Asked once more while the disk works: an answer without frames of its own.
+    replica.receive(ask);
+    replica.advance(&mut out);
+    let [again] = tickets(&mut out)[..] else { panic!("it stays behind the vote") };
+    assert!(out.messages.is_empty());
+    replica.durable(7);
+    replica.advance(&mut out);
+    assert_eq!(out.messages.len(), 1);
+    replica.appended(again, 7);
+    assert!(replica.has_outputs(), "no further write comes to release it");
+    replica.advance(&mut out);
+    assert_eq!(out.messages.len(), 2);
+}
+
+#[test]
 fn a_drained_site_hands_over_at_once_and_takes_nothing_back() {
     let mut cluster = Cluster::led(3);
     for site in 1..=3 {

@@ -271,6 +271,7 @@ fn spawn_worker(
         voters: config.sites.iter().map(|site| u64::from(site.id)).collect(),
         cluster: config.cluster,
         timing: crate::replica::Timing::default(),
+        tail_bytes_max: worker::TAIL_BYTES_MAX,
     };
     thread::Builder::new()
         .name("worker-0".into())

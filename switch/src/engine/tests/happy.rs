@@ -81,3 +81,22 @@ fn events_are_delivered_until_taken_over_or_given_up() {
     assert_eq!(world.engine.stats().outbox, 0);
     world.assert_follower_agrees();
 }
+
+#[test]
+fn a_subscriber_gets_its_events_whoever_led_when_it_came() {
+    let mut world = World::new();
+    let waiter = Waiter { connection: 9, stream: 1, kind: 0x20, correlation: 5 };
+    world.give(Input::StepDown);
+    world.give(Input::Subscribe { waiter, gateway: 1 });
+    assert!(world.out.events.is_empty());
+    world.lead();
+    world.paid("a", 500);
+    assert_eq!(world.out.events.remove(0).0, waiter, "subscribed while another site led");
+    world.give(Input::StepDown);
+    world.lead();
+    world.pass(SECOND);
+    assert_eq!(world.out.events.remove(0).0, waiter, "subscribed before leadership moved");
+    world.give(Input::ConnectionClosed { connection: 9 });
+    world.paid("b", 500);
+    assert!(world.out.events.is_empty());
+}

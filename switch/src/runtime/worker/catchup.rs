@@ -9,6 +9,7 @@ use std::thread;
 use bytes::Bytes;
 use crossbeam::queue::ArrayQueue;
 use raft::eraftpb::Entry;
+use storage::disk::{Disk, Pages};
 use storage::{BlockReader, Log, Route};
 
 use super::shard::Shard;
@@ -52,7 +53,7 @@ impl CatchUp {
         let (out, exchange) = (Arc::clone(&answers), Arc::clone(exchange));
         thread::Builder::new().name("catch-up".into()).spawn(move || {
             while let Ok(request) = inbox.recv() {
-                let entries = read(&mut reader, &request);
+                let entries = read(&mut reader, &request.route, request.max_bytes);
                 drop(out.push(Answer { token: request.token, entries }));
                 exchange.wake();
             }
@@ -61,7 +62,7 @@ impl CatchUp {
     }
 
     /// Asks for what the shards' followers need, and hands over what was read.
-    pub(super) fn run(&mut self, shards: &mut [Shard], log: &Log) {
+    pub(super) fn run<D: Disk>(&mut self, shards: &mut [Shard], log: &Log<D>) {
         while let Some(Answer { token, entries }) = self.answers.pop() {
             if let Some((at, wanted)) = self.open.remove(&token)
                 && let Some(shard) = shards.get_mut(at)
@@ -78,7 +79,13 @@ impl CatchUp {
         }
     }
 
-    fn ask(&mut self, at: usize, shard: u16, wanted: Wanted, log: &Log) -> Result<(), Wanted> {
+    fn ask<D: Disk>(
+        &mut self,
+        at: usize,
+        shard: u16,
+        wanted: Wanted,
+        log: &Log<D>,
+    ) -> Result<(), Wanted> {
         let Ok(route) = log.route(shard, wanted.from, wanted.to) else { return Err(wanted) };
         let token = self.next_token;
         let max_bytes = usize::try_from(wanted.max_bytes).unwrap_or(usize::MAX);
@@ -93,9 +100,14 @@ impl CatchUp {
     }
 }
 
-fn read(reader: &mut BlockReader, request: &Request) -> Vec<Entry> {
+/// The blocks of a route, or as many of them as can be read.
+pub(super) fn read<P: Pages>(
+    reader: &mut BlockReader<P>,
+    route: &Route,
+    max_bytes: usize,
+) -> Vec<Entry> {
     let mut entries = Vec::new();
-    let done = reader.blocks(&request.route, request.max_bytes, &mut |frame| {
+    let done = reader.blocks(route, max_bytes, &mut |frame| {
         let payload = Bytes::copy_from_slice(frame.payload);
         entries.push(replica::entry(frame.index, frame.term, payload));
     });

@@ -5,8 +5,8 @@
 //! what became committed, drain the inbox through the engines, run due timers,
 //! propose the open blocks when the log's last write is done, hand frames to
 //! the log and messages to the peer links, let everything leave that may leave.
-//! Network and clocks stay outside; tested by the system tests on real
-//! processes.
+//! Network and clocks stay outside: the seeded simulation of whole clusters
+//! (`sim`) drives these very turns, the system tests drive real processes.
 //!
 //! | file | what |
 //! |---|---|
@@ -15,18 +15,22 @@
 //! | `post` | messages for other sites, gathered into packets |
 //! | `catchup` | old blocks, read back for sites that were away |
 //! | `recover` | the shards while the log is read back |
+//! | `sim` | tests only: clusters in one thread, from a seed |
 
 mod catchup;
 mod post;
 mod recover;
 mod shard;
+#[cfg(test)]
+mod sim;
 mod writer;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use protocol::code::Code;
-use storage::{Log, LogError, LogStats, Lsn, Space};
+use storage::disk::Disk;
+use storage::{FileDisk, Log, LogError, LogStats, Lsn, Space};
 
 use super::clock;
 use super::inbox::{Batch, Exchange, Item, OutBatch};
@@ -34,6 +38,7 @@ use super::mesh::Mesh;
 use crate::engine::input::{PayInput, Waiter};
 use crate::engine::output::Reply;
 use crate::engine::record;
+use crate::engine::weakness::Weakness;
 use crate::engine::{EngineConfig, Input, Now};
 use crate::metrics::Metrics;
 use crate::replica::{self, ReplayError, ReplicaConfig, Timing, message};
@@ -58,7 +63,7 @@ const STORAGE_RETRY_MS: u32 = 1_000;
 const WARM_ITEMS: usize = 16;
 
 /// Applied entries kept in memory per shard for sites that are a little behind.
-const TAIL_BYTES_MAX: usize = 8 << 20;
+pub(super) const TAIL_BYTES_MAX: usize = 8 << 20;
 
 /// Settings of a worker.
 #[derive(Clone, Debug)]
@@ -79,6 +84,8 @@ pub struct WorkerSettings {
     pub cluster: u64,
     /// Pace of the replicas.
     pub timing: Timing,
+    /// Applied entries kept in memory per shard, bytes, unless alone.
+    pub tail_bytes_max: usize,
 }
 
 impl WorkerSettings {
@@ -90,7 +97,7 @@ impl WorkerSettings {
             voters: self.voters.clone(),
             preference: replica::preference(shard, self.voters.len() as u64),
             seed: self.cluster,
-            tail_bytes_max: if self.alone() { 0 } else { TAIL_BYTES_MAX },
+            tail_bytes_max: if self.alone() { 0 } else { self.tail_bytes_max },
             timing: self.timing,
         }
     }
@@ -168,9 +175,9 @@ pub struct ShardReport {
 }
 
 /// A worker before its thread starts.
-pub struct Worker {
+pub struct Worker<D: Disk = FileDisk> {
     shards: Vec<Shard>,
-    log: Log,
+    log: Log<D>,
     writer: Writer,
     /// With other sites: how often blocks are proposed.
     proposals: Pace,
@@ -202,7 +209,19 @@ impl Worker {
             true => None,
             false => Some(CatchUp::start(&log, &shared.exchange)?),
         };
-        Ok(Self {
+        Ok(Self::over(recovering, log, catch_up, shared, settings))
+    }
+}
+
+impl<D: Disk> Worker<D> {
+    fn over(
+        recovering: Recovering,
+        log: Log<D>,
+        catch_up: Option<CatchUp>,
+        shared: Arc<Shared>,
+        settings: WorkerSettings,
+    ) -> Self {
+        Self {
             shards: recovering.finish(),
             log,
             catch_up,
@@ -216,7 +235,7 @@ impl Worker {
             next_tick_us: 0,
             report_due_us: 0,
             away: 0,
-        })
+        }
     }
 
     /// Runs until stopped or failed. On failure nothing more is handed out.
@@ -226,29 +245,35 @@ impl Worker {
     pub fn run(mut self) -> Result<(), WorkerError> {
         loop {
             let now = clock::now();
-            self.take_durable(now)?;
-            let mut taken = 0;
-            if !self.alone {
-                taken += self.take_packets();
-                self.run_ticks(now);
-            }
-            if let Some(catch_up) = &mut self.catch_up {
-                catch_up.run(&mut self.shards, &self.log);
-            }
-            self.advance(now)?;
-            taken += self.drain_inbox(now);
-            self.run_timers(now)?;
-            let written = self.write(now)?;
-            self.release();
-            self.refresh_report(now);
+            let busy = self.turn(now)?;
             if self.shared.stop.load(Ordering::Acquire) && self.idle() {
                 self.log.close()?;
                 return Ok(());
             }
-            if taken == 0 && !written {
+            if !busy {
                 self.sleep(now);
             }
         }
+    }
+
+    /// One turn; says whether there was anything to do.
+    fn turn(&mut self, now: Now) -> Result<bool, WorkerError> {
+        self.take_durable(now)?;
+        let mut taken = 0;
+        if !self.alone {
+            taken += self.take_packets();
+            self.run_ticks(now);
+        }
+        if let Some(catch_up) = &mut self.catch_up {
+            catch_up.run(&mut self.shards, &self.log);
+        }
+        self.advance(now)?;
+        taken += self.drain_inbox(now);
+        self.run_timers(now)?;
+        let written = self.write(now)?;
+        self.release();
+        self.refresh_report(now);
+        Ok(taken > 0 || written)
     }
 
     /// Tells the replicas what became durable.
@@ -480,7 +505,13 @@ impl Worker {
         self.shared.metrics.log_written_bytes.add(taken as u64);
         let full = self.log.space() == Space::Reserve;
         self.shared.storage_full.store(full, Ordering::Relaxed);
-        self.submit(now)
+        let written = self.submit(now)?;
+        if !written && !self.log.unsubmitted() {
+            // No frames: what stood behind earlier writes may leave already.
+            self.advance(now)?;
+            self.post.send(&mut self.shards);
+        }
+        Ok(written)
     }
 
     fn open_bytes(&self) -> usize {
@@ -572,7 +603,16 @@ impl Worker {
             && self.shards.iter().all(|shard| shard.out.block.is_empty())
     }
 
-    fn sleep(&mut self, now: Now) {
+    fn sleep(&self, now: Now) {
+        let (timeout, listen) = self.rest(now);
+        if timeout > 0 {
+            self.shared.exchange.park(timeout, listen);
+        }
+    }
+
+    /// How long there is nothing to do, microseconds, and whether what is
+    /// handed in meanwhile should be looked at sooner.
+    fn rest(&self, now: Now) -> (u64, bool) {
         let due = self.shards.iter().filter_map(|shard| shard.due_us).min();
         let mut timeout = due.map_or(50_000, |due| due.saturating_sub(now.mono_us)).min(50_000);
         if !self.alone {
@@ -603,9 +643,7 @@ impl Worker {
         if !self.out.is_empty() {
             timeout = timeout.min(200);
         }
-        if timeout > 0 {
-            self.shared.exchange.park(timeout, listen);
-        }
+        (timeout, listen)
     }
 
     fn refresh_report(&mut self, now: Now) {
@@ -658,7 +696,7 @@ fn shed(item: &Item, late: bool, full: bool) -> Option<(Waiter, Code)> {
 fn route(shard: &mut Shard, item: &Item, arena: &[u8], alone: bool, now: Now) {
     match item.waiter() {
         Some(waiter) if !shard.replica.leads() => return shard.refuse(waiter),
-        _ if alone => {}
+        _ if alone || shard.engine.weakened(Weakness::ReadWithoutBarrier) => {}
         _ => match item {
             Item::Query(query) => return shard.read_later(Item::Query(*query)),
             Item::QueryRefund(query) => return shard.read_later(Item::QueryRefund(*query)),

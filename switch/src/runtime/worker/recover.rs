@@ -31,6 +31,14 @@ impl Recovering {
         Self { shards: settings.engines.iter().map(shard).collect() }
     }
 
+    /// Breaks a rule of every engine.
+    #[cfg(test)]
+    pub(super) fn break_rule(&mut self, weakness: Option<crate::engine::weakness::Weakness>) {
+        for shard in &mut self.shards {
+            shard.engine.break_rule(weakness);
+        }
+    }
+
     /// Takes one recovered frame.
     ///
     /// # Errors

@@ -7,6 +7,7 @@ use protocol::code::Code;
 use super::WorkerError;
 use crate::engine::input::Waiter;
 use crate::engine::output::{Outputs, Reply, ReplyBody};
+use crate::engine::weakness::Weakness;
 use crate::engine::{Engine, Input, Now};
 use crate::replica::{self, Replica, Step};
 use crate::runtime::inbox::Item;
@@ -25,6 +26,9 @@ pub(super) struct Shard {
     pub(super) wants: replica::Outputs,
     pub(super) due_us: Option<u64>,
     reads: Reads,
+    /// Blocks applied, for the checker: index, term, bytes.
+    #[cfg(test)]
+    pub(super) tap: Vec<(u64, u64, bytes::Bytes)>,
 }
 
 /// Queries that wait for proof that this replica still leads.
@@ -44,6 +48,8 @@ impl Shard {
             wants: replica::Outputs::default(),
             due_us: None,
             reads: Reads::default(),
+            #[cfg(test)]
+            tap: Vec::new(),
         }
     }
 
@@ -76,6 +82,8 @@ impl Shard {
         for step in steps.drain(..) {
             match step {
                 Step::Apply { index, term, block } => {
+                    #[cfg(test)]
+                    self.tap.push((index, term, block.clone()));
                     let input = Input::Committed { index, term, block: &block };
                     self.handle(input, now)?;
                 }
@@ -100,8 +108,10 @@ impl Shard {
     fn step_down(&mut self, now: Now) -> Result<(), WorkerError> {
         self.handle(Input::StepDown, now)?;
         // Proposed and never handed to consensus: nobody was promised anything.
-        self.out.block.clear();
-        self.out.block_records = 0;
+        if !self.engine.weakened(Weakness::StepDownKeepsProposals) {
+            self.out.block.clear();
+            self.out.block_records = 0;
+        }
         let mut reads = std::mem::take(&mut self.reads.fresh);
         reads.extend(self.reads.waiting.drain(..).flat_map(|(_, items)| items));
         self.refuse_all(reads);

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use storage::disk::Disk;
 use storage::{FRAME_HEADER_BYTES, Frame, FrameKind, Log};
 
 use super::WorkerError;
@@ -106,10 +107,10 @@ impl Writer {
 
     /// Appends what the log's open batch has room for, and tells the replicas
     /// where their frames lie. Returns the payload bytes appended.
-    pub(super) fn append(
+    pub(super) fn append<D: Disk>(
         &mut self,
         shards: &mut [Shard],
-        log: &mut Log,
+        log: &mut Log<D>,
     ) -> Result<usize, WorkerError> {
         let before = self.queued_bytes;
         while let Some((at, append)) = self.queue.front() {
@@ -128,10 +129,10 @@ impl Writer {
     }
 
     /// Writes down how far the shards are committed, beside other frames.
-    pub(super) fn append_commits(
+    pub(super) fn append_commits<D: Disk>(
         &mut self,
         shards: &mut [Shard],
-        log: &mut Log,
+        log: &mut Log<D>,
     ) -> Result<(), WorkerError> {
         // Behind frames that wait, a commit index could speak of what is not there.
         if !self.queue.is_empty() {
@@ -158,7 +159,7 @@ fn payload_bytes(append: &Append) -> usize {
     }
 }
 
-fn put(shard: &mut Shard, append: &Append, log: &mut Log) -> Result<(), WorkerError> {
+fn put<D: Disk>(shard: &mut Shard, append: &Append, log: &mut Log<D>) -> Result<(), WorkerError> {
     let number = shard.replica.shard();
     match append {
         Append::Block(entry, chain) => {

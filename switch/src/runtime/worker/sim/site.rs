@@ -1,0 +1,158 @@
+//! One site: its disk, which outlives everything, and its process, if one runs.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+
+use storage::disk::Tear;
+use storage::{Frame, FrameKind, Log, LogError, Notify, SimDisk};
+
+use super::disk::{Pace, TimedDisk};
+use super::random::Random;
+use super::setup::{Flaw, MS, SECOND, START_WALL, Setup};
+use crate::engine::Now;
+use crate::metrics::Metrics;
+use crate::replica::HardState;
+use crate::runtime::inbox::{Exchange, Item};
+use crate::runtime::mesh::Mesh;
+use crate::runtime::worker::{Recovering, Report, Shared, Worker};
+
+/// Longest microseconds of a write on a sound disk.
+const WRITE_US: u64 = 700;
+
+/// A running process.
+pub(super) struct Process {
+    pub(super) worker: Worker<TimedDisk>,
+    pub(super) shared: Arc<Shared>,
+    started_us: u64,
+    wall_started_us: u64,
+    /// The turn that is planned, and whether what arrives may bring it forward.
+    pub(super) next_turn: (u64, u64),
+    pub(super) listens: bool,
+    /// It does not run before.
+    pub(super) paused_until_us: u64,
+    /// Per shard: how far the checker has followed.
+    pub(super) followed: Vec<u64>,
+}
+
+impl Process {
+    /// The process's clocks at a moment of true time.
+    pub(super) fn clocks(&self, now_us: u64) -> Now {
+        let mono_us = now_us - self.started_us;
+        Now { mono_us: mono_us + SECOND, wall_us: self.wall_started_us + mono_us }
+    }
+
+    /// Hands items to the worker; `false` when its inbox is full.
+    pub(super) fn push(&self, now_us: u64, items: impl IntoIterator<Item = (u16, Item)>) -> bool {
+        let mut batch = self.shared.exchange.batch();
+        batch.queued_us = self.clocks(now_us).mono_us;
+        batch.items.extend(items);
+        self.shared.exchange.push(batch).is_ok()
+    }
+}
+
+/// A site.
+pub(super) struct Site {
+    pub(super) number: u8,
+    pub(super) disk: SimDisk,
+    pub(super) pace: Rc<RefCell<Pace>>,
+    /// When the disk's write in flight completes.
+    pub(super) disk_due_us: Rc<Cell<Option<u64>>>,
+    /// Counts the processes it had.
+    pub(super) life: u32,
+    pub(super) process: Option<Process>,
+}
+
+impl Site {
+    pub(super) fn new(number: u8, setup: &Setup, random: &mut Random) -> Self {
+        let lie_us = if setup.flaw == Some(Flaw::SkipSync) { 300 * MS } else { 0 };
+        let pace = Pace { random: Random::new(random.next()), write_us: WRITE_US, lie_us };
+        Self {
+            number,
+            disk: SimDisk::new(random.next(), setup.log().segment_bytes),
+            pace: Rc::new(RefCell::new(pace)),
+            disk_due_us: Rc::default(),
+            life: 0,
+            process: None,
+        }
+    }
+
+    pub(super) fn slow_down(&self, times: u64) {
+        self.pace.borrow_mut().write_us = WRITE_US * times;
+    }
+
+    /// Starts a process over what the disk holds; `false` when the disk failed
+    /// meanwhile. What it holds must always be sound.
+    pub(super) fn boot(&mut self, clock: &Rc<Cell<u64>>, setup: &Setup, skew_us: u64) -> bool {
+        let disk = TimedDisk::new(
+            self.disk.clone(),
+            Rc::clone(clock),
+            Rc::clone(&self.pace),
+            Rc::clone(&self.disk_due_us),
+        );
+        let settings = setup.worker(self.number);
+        let mut recovering = Recovering::new(&settings);
+        recovering.break_rule(setup.rule());
+        let forget = setup.flaw == Some(Flaw::ForgetVote);
+        let mut replay = |frame: Frame<'_>| {
+            let state = HardState::decode(frame.payload);
+            let (vote, state) = (0, state.unwrap_or(HardState { term: 0, vote: 0, commit: 0 }));
+            let state = HardState { vote, ..state }.encode();
+            let payload = match frame.kind {
+                FrameKind::HardState if forget => &state[..],
+                _ => frame.payload,
+            };
+            let replayed = recovering.frame(&Frame { payload, ..frame });
+            replayed.map_err(|error| storage::ReplayError::new(error.to_string()))
+        };
+        let opened = Log::with_disk(disk, setup.log(), &mut replay);
+        let log = match opened {
+            Ok((log, _)) => log,
+            Err(LogError::Poisoned(_) | LogError::Disk(_)) => return false,
+            Err(error) => panic!("site {} refuses its log: {error}", self.number),
+        };
+        let shared = Arc::new(shared(self.number, setup));
+        let worker = Worker::over(recovering, log, None, Arc::clone(&shared), settings);
+        let now_us = clock.get();
+        self.life += 1;
+        self.process = Some(Process {
+            worker,
+            shared,
+            started_us: now_us,
+            wall_started_us: START_WALL + now_us + skew_us,
+            next_turn: (u64::MAX, 0),
+            listens: true,
+            paused_until_us: 0,
+            followed: vec![0; usize::from(setup.shards)],
+        });
+        true
+    }
+
+    /// The process ends, and with the power what was not durable.
+    pub(super) fn crash(&mut self, tear: Tear) {
+        self.process = None;
+        self.disk_due_us.set(None);
+        self.disk.crash(tear);
+    }
+}
+
+fn shared(site: u8, setup: &Setup) -> Shared {
+    let net_wake = Arc::new(tokio::sync::Notify::new());
+    let notify = Notify::new().expect("a descriptor");
+    let mesh = Mesh::new(site, setup.sites, setup.shards);
+    for other in mesh.others() {
+        mesh.route(other).expect("a site").set_up(true);
+    }
+    let channels = setup.channels.iter().map(|channel| channel.name.clone());
+    Shared {
+        exchange: Arc::new(Exchange::new(256, notify, net_wake)),
+        mesh: Arc::new(mesh),
+        metrics: Arc::new(Metrics::sized(u16::from(site), setup.shards, channels)),
+        leave: AtomicBool::new(false),
+        stop: AtomicBool::new(false),
+        storage_full: AtomicBool::new(false),
+        report: Mutex::new(Report::default()),
+    }
+}

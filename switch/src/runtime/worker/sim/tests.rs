@@ -1,0 +1,145 @@
+//! Seeds that must hold, and flaws that must be found.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+use super::cluster::{Cluster, Summary};
+use super::setup::Flaw;
+use crate::engine::weakness::Weakness;
+
+/// Seeds of a normal run, by number of sites.
+const SEEDS_OF_THREE: u64 = 1_400;
+const SEEDS_OF_FIVE: u64 = 600;
+/// A flaw must be found within this many seeds.
+const SEEDS_OF_FLAW: u64 = 600;
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+/// What a seed does: a summary, or what it violates.
+fn outcome(seed: u64, sites: u8, flaw: Option<Flaw>) -> Result<Summary, String> {
+    let verbose = number("SIM_SEED").is_some();
+    let run = || Cluster::new(seed, sites, flaw, verbose).run();
+    catch_unwind(AssertUnwindSafe(run)).map_err(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned())).unwrap_or_default()
+    })
+}
+
+/// Runs the seeds that are asked for: `SIM_SEED` one, `SIM_SECONDS` as many as
+/// fit from `SIM_FROM` on, else a fixed number.
+fn hold(name: &str, sites: u8, count: u64) {
+    let (one, from) = (number("SIM_SEED"), number("SIM_FROM").unwrap_or(0));
+    let until = number("SIM_SECONDS").map(|s| Instant::now() + Duration::from_secs(s));
+    let count = if until.is_some() { u64::MAX - from } else { count };
+    let seeds = one.map_or(from..from + count, |seed| seed..seed + 1);
+    let (started, mut ran) = (Instant::now(), 0);
+    let (mut crashes, mut terms, mut answers, mut virtual_us) = (0, 0, 0, 0);
+    for seed in seeds {
+        match outcome(seed, sites, None) {
+            Ok(summary) => {
+                crashes += summary.crashes;
+                terms += summary.terms;
+                answers += summary.answers;
+                virtual_us += summary.virtual_us;
+            }
+            Err(violated) => panic!(
+                "seed {seed} of {sites} sites violates {violated}\n\
+                 replay: SIM_SEED={seed} cargo test -p switch --lib sim::tests::{name} -- --nocapture"
+            ),
+        }
+        ran += 1;
+        if until.is_some_and(|until| Instant::now() >= until) {
+            break;
+        }
+    }
+    println!(
+        "{ran} seeds of {sites} sites in {:.1} s: {} s simulated, {crashes} crashes, \
+         {terms} terms, {answers} answers",
+        started.elapsed().as_secs_f64(),
+        virtual_us / 1_000_000,
+    );
+}
+
+#[test]
+fn three_sites_hold_under_every_seed() {
+    hold("three_sites_hold_under_every_seed", 3, SEEDS_OF_THREE);
+}
+
+#[test]
+fn five_sites_hold_under_every_seed() {
+    hold("five_sites_hold_under_every_seed", 5, SEEDS_OF_FIVE);
+}
+
+#[test]
+fn a_seed_replays_identically() {
+    for seed in 0..10 {
+        for sites in [3, 5] {
+            let [first, second] = [0, 1].map(|_| outcome(seed, sites, None));
+            assert_eq!(first, second, "seed {seed} of {sites} sites");
+        }
+    }
+}
+
+/// Some seed finds the flaw, by what follows from it: one of `by` begins the
+/// text of the violation.
+fn found(flaw: Flaw, by: &[&str]) {
+    let follows = |violated: &String| {
+        let text = violated.trim_start_matches("assertion `left == right` failed: ");
+        by.iter().any(|by| text.starts_with(by))
+    };
+    let finds = |seed| {
+        let violated = outcome(seed, 3, Some(flaw)).err().filter(follows)?;
+        Some((seed, violated))
+    };
+    let (seed, violated) =
+        (0..SEEDS_OF_FLAW).find_map(finds).unwrap_or_else(|| panic!("{flaw:?} went unnoticed"));
+    println!("{flaw:?} found by seed {seed}: {violated}");
+}
+
+#[test]
+fn a_send_before_begin_is_durable_is_found() {
+    found(Flaw::Rule(Weakness::SendBeforeCommitted), &["2:"]);
+}
+
+#[test]
+fn an_acknowledgement_before_commit_is_found() {
+    found(Flaw::Rule(Weakness::AnswerBeforeCommitted), &["6:"]);
+}
+
+#[test]
+fn a_vote_forgotten_over_a_restart_is_found() {
+    found(Flaw::ForgetVote, &["two leaders"]);
+}
+
+#[test]
+fn a_missing_fsync_is_found() {
+    found(Flaw::SkipSync, &["logs of shard", "to_commit", "4:", "6:", "two leaders"]);
+}
+
+#[test]
+fn a_fail_over_on_time_out_is_found() {
+    found(Flaw::Rule(Weakness::TimeoutIsDecline), &["1:", "3:"]);
+}
+
+#[test]
+fn a_reservation_dropped_in_doubt_is_found() {
+    found(Flaw::Rule(Weakness::DoubtDropsReservation), &["8:"]);
+}
+
+#[test]
+fn a_read_without_barrier_is_found() {
+    found(Flaw::Rule(Weakness::ReadWithoutBarrier), &["4:", "6:"]);
+}
+
+#[test]
+fn proposals_kept_over_a_step_down_are_found() {
+    let by = ["4:", "6:", "16-18:", "block", "state of shard"];
+    found(Flaw::Rule(Weakness::StepDownKeepsProposals), &by);
+}
+
+#[test]
+fn limits_that_start_anew_after_a_takeover_are_found() {
+    found(Flaw::Rule(Weakness::LimitsStayUnused), &["13:"]);
+}
