@@ -250,13 +250,16 @@ impl Mesh {
     }
 
     /// Worker: who leads a shard as far as this replica knows; 0: nobody.
-    pub fn publish_leader(&self, shard: u16, term: u64, site: u8) {
-        let Some(slot) = self.leaders.get(usize::from(shard)) else { return };
+    /// Whether that is news.
+    pub fn publish_leader(&self, shard: u16, term: u64, site: u8) -> bool {
+        let Some(slot) = self.leaders.get(usize::from(shard)) else { return false };
         let value = term << 8 | u64::from(site);
-        if slot.swap(value, Ordering::AcqRel) != value {
+        let news = slot.swap(value, Ordering::AcqRel) != value;
+        if news {
             self.changes.fetch_add(1, Ordering::AcqRel);
             self.leaders_changed.notify_waiters();
         }
+        news
     }
 
     /// How often a leader has changed.

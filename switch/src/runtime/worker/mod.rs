@@ -364,8 +364,12 @@ impl<D: Disk> Worker<D> {
             shard.advance(now)?;
             self.writer.take(at, &mut shard.wants.appends);
             self.post.take(shard.replica.shard(), &mut shard.wants.messages);
+            let (number, term) = (shard.replica.shard(), shard.replica.term());
             let leader = shard.replica.leader() as u8;
-            self.shared.mesh.publish_leader(shard.replica.shard(), shard.replica.term(), leader);
+            if self.shared.mesh.publish_leader(number, term, leader) && !self.alone {
+                let at_ms = now.wall_us / 1000;
+                println!("shard {number}: leader {leader} term {term} at_ms={at_ms}");
+            }
         }
         Ok(())
     }
