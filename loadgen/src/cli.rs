@@ -3,10 +3,12 @@
 use crate::audit::{self, AuditArgs};
 use crate::channel::{self, ChannelArgs};
 use crate::config::SiteFile;
+use crate::drill::{self, DrillArgs};
 use crate::exit::{Exit, Failure};
 use crate::run::RunArgs;
 use crate::search::{self, SearchArgs};
 use crate::soak::{self, DemoArgs, SoakArgs};
+use crate::wan::{self, WanArgs};
 use crate::{null, run};
 use clap::{Parser, Subcommand};
 use std::future::Future;
@@ -40,6 +42,10 @@ enum Command {
     Demo(Box<DemoArgs>),
     /// Kill the switch again and again under load, and audit every time.
     Soak(Box<SoakArgs>),
+    /// Break a cluster under load, heal it and audit it.
+    Drill(Box<DrillArgs>),
+    /// Relay between sites: delay, loss, thin links, partitions.
+    Wan(Box<WanArgs>),
     /// Answer everything at once in place of a site: the generator's ceiling.
     Null {
         /// The site's configuration, site-1.toml.
@@ -69,6 +75,8 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Audit(args) => on_runtime(async { audit::run(&args, &interrupts()).await }),
         Command::Demo(args) => on_runtime(async { soak::demo(&args, &interrupts()).await }),
         Command::Soak(args) => on_runtime(async { soak::soak(&args, &interrupts()).await }),
+        Command::Drill(args) => on_runtime(async { drill::run(&args, &interrupts()).await }),
+        Command::Wan(args) => on_runtime(async { wan::run(&args, &interrupts()).await }),
         Command::Search(args) => on_runtime(async { search::run(&args, &interrupts()).await }),
         Command::Null { config } => {
             let site = SiteFile::load(&config)?;

@@ -8,7 +8,9 @@ mod acks;
 mod audit;
 mod channel;
 mod cli;
+mod cluster;
 mod config;
+mod drill;
 mod drive;
 mod encode;
 mod exit;
@@ -21,12 +23,15 @@ mod plan;
 mod report;
 mod rng;
 mod run;
-mod scenario;
+
 mod schedule;
 mod search;
 mod soak;
 mod socket;
+mod stage;
 mod tls;
+mod trace;
+mod wan;
 mod zipf;
 
 use std::process::ExitCode;

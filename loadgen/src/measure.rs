@@ -176,6 +176,13 @@ pub(crate) struct Measure {
     pub(crate) malformed: u64,
     /// Sent again after a lost connection or to another site.
     pub(crate) resent: u64,
+    /// Second answers to requests that were sent to two sites.
+    pub(crate) second_answers: u64,
+    /// Those of them that were not the same as the first.
+    pub(crate) differing_answers: u64,
+    /// Times that a link was found silent.
+    pub(crate) silences: u64,
+    retried: Vec<(Code, u64)>,
     /// Per second.
     pub(crate) seconds: Vec<Second>,
     second: Latency,
@@ -210,6 +217,10 @@ impl Measure {
             late_replies: 0,
             malformed: 0,
             resent: 0,
+            second_answers: 0,
+            differing_answers: 0,
+            silences: 0,
+            retried: Vec::new(),
             seconds: Vec::new(),
             second: Latency::new(),
             marks: (0, 0, 0),
@@ -282,6 +293,16 @@ impl Measure {
         figures.raw.record(now_ns.saturating_sub(sample.sent_ns));
     }
 
+    /// An answer told to try elsewhere or later, which is done.
+    pub(crate) fn retried(&mut self, code: Code) {
+        count(&mut self.retried, code);
+    }
+
+    /// Answers after which the request went out again, by code name.
+    pub(crate) fn retried_by_code(&self) -> BTreeMap<&'static str, u64> {
+        self.retried.iter().map(|(code, count)| (code.name(), *count)).collect()
+    }
+
     /// The deadline passed without an answer.
     pub(crate) fn unanswered(&mut self, sample: Sample) {
         self.second.record_infinite();
@@ -350,7 +371,7 @@ fn count<T: PartialEq>(counts: &mut Vec<(T, u64)>, value: T) {
 
 /// Whether an answer is what its request is entitled to: a conflict is there
 /// to be refused.
-fn as_asked(op: Op, code: Code) -> bool {
+pub(crate) fn as_asked(op: Op, code: Code) -> bool {
     match op {
         Op::Conflict => code == Code::IdempotencyConflict,
         _ => code == Code::Ok,

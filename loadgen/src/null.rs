@@ -38,9 +38,13 @@ pub(crate) async fn serve(site: &SiteFile) -> Result<(), Failure> {
 
 /// Greets and answers one connection.
 pub(crate) async fn connection(quic: quinn::Connection, shards: u16, in_flight_max: u32) {
-    if !greet(&quic, shards, in_flight_max).await {
-        return;
+    if greet(&quic, shards, in_flight_max).await {
+        streams(quic).await;
     }
+}
+
+/// Answers everything on every stream of a connection.
+pub(crate) async fn streams(quic: quinn::Connection) {
     while let Ok((send, recv)) = quic.accept_bi().await {
         tokio::task::spawn_local(stream(send, recv));
     }

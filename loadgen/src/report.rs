@@ -31,7 +31,8 @@ pub(crate) struct Percentiles {
 }
 
 impl Percentiles {
-    fn of(latency: &Latency) -> Self {
+    /// Of a distribution.
+    pub(crate) fn of(latency: &Latency) -> Self {
         let us = |ns: Option<u64>| ns.map(|ns| ns / 1_000);
         Self {
             p50: us(latency.quantile(0.5)),
@@ -41,6 +42,16 @@ impl Percentiles {
             max: us(latency.max()),
             count: latency.count(),
         }
+    }
+}
+
+impl std::fmt::Display for Percentiles {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (name, us) in [("p50", self.p50), ("p99", self.p99), ("max", self.max)] {
+            let text = us.map_or_else(|| "-".to_owned(), |us| format!("{:.2}", us as f64 / 1e3));
+            write!(f, "{name} {text:>9}  ")?;
+        }
+        write!(f, "ms of {}", self.count)
     }
 }
 
@@ -82,6 +93,10 @@ pub(crate) struct Report {
     not_sent: u64,
     skipped: u64,
     resent: u64,
+    retried_by_code: BTreeMap<&'static str, u64>,
+    second_answers: u64,
+    differing_answers: u64,
+    silences: u64,
     late_replies: u64,
     malformed_replies: u64,
     by_code: BTreeMap<&'static str, u64>,
@@ -148,6 +163,10 @@ impl Report {
             not_sent: measure.not_sent,
             skipped: measure.skipped,
             resent: measure.resent,
+            retried_by_code: measure.retried_by_code(),
+            second_answers: measure.second_answers,
+            differing_answers: measure.differing_answers,
+            silences: measure.silences,
             late_replies: measure.late_replies,
             malformed_replies: measure.malformed,
             by_code: measure.by_code(),
@@ -348,9 +367,17 @@ mod tests {
             warmup: Duration::ZERO,
             closed: None,
             live: false,
+            traced: false,
         };
         let goals: Vec<Goal> = goals.iter().map(|goal| Goal::parse(goal).unwrap()).collect();
-        let outcome = Outcome { measure, cpu_s: 0.1, host: Host::default(), interrupted: false };
+        let outcome = Outcome {
+            measure,
+            trace: Vec::new(),
+            start: std::time::Instant::now(),
+            cpu_s: 0.1,
+            host: Host::default(),
+            interrupted: false,
+        };
         Report::new(&params(), &phase, &outcome, &goals)
     }
 

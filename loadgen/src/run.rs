@@ -178,7 +178,15 @@ impl RunArgs {
             return Err(Failure::usage("--warmup must be shorter than --duration"));
         }
         let arrival = self.arrival.clone();
-        Ok(Phase { arrival, rate, duration, warmup, closed: self.closed, live: true })
+        Ok(Phase {
+            arrival,
+            rate,
+            duration,
+            warmup,
+            closed: self.closed,
+            live: true,
+            traced: false,
+        })
     }
 }
 

@@ -93,6 +93,11 @@ impl Schedule {
         }
     }
 
+    /// Takes the next time.
+    pub(crate) fn skip(&mut self) {
+        self.advance();
+    }
+
     fn advance(&mut self) {
         self.count += 1;
         match &self.arrival {

@@ -198,6 +198,7 @@ pub(crate) async fn run(args: &SearchArgs, stop: &Notify) -> Result<(), Failure>
             warmup: duration.mul_f64(0.2),
             closed: None,
             live: false,
+            traced: false,
         };
         let outcome = session.run(&phase, stop).await?;
         if outcome.interrupted {

@@ -5,51 +5,33 @@
 //! and the audit. The demo is one round with words; the soak repeats it at
 //! random moments.
 
-use crate::acks::AckWriter;
-use crate::audit::{self, Audit, Evidence, Source};
-use crate::drive::{Options, Outcome, Phase, Session};
-use crate::encode::Encoder;
+use crate::audit::Audit;
+use crate::cluster::SITES_MAX;
+use crate::drill;
+use crate::drive::{Outcome, Phase};
 use crate::exit::{Exit, Failure};
-use crate::pace::{Pace, TICK};
-use crate::plan::{Mix, Params, Plan, RUN_ID_MAX};
 use crate::report::Report;
 use crate::rng::Stream;
-use crate::scenario::{Deployment, Process};
-use crate::schedule::Arrival;
+use crate::stage::{Cast, MERCHANTS, Stage, StoryArgs};
 use clap::Args;
-use std::cell::RefCell;
-use std::path::PathBuf;
-use std::rc::Rc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
-const DAY_MS: u64 = 86_400_000;
-const MERCHANTS: u32 = 200;
-/// Longest wait for every payment's end.
-const SETTLE_MAX: Duration = Duration::from_secs(20);
-
-/// Where and how a story is told.
-#[derive(Args, Clone, Debug)]
-pub(crate) struct StoryArgs {
-    /// The binary `payswitch`. Default: beside this one.
-    #[arg(long)]
-    payswitch: Option<PathBuf>,
-    /// Where the deployment lives, and stays. Default: a temporary folder.
-    #[arg(long)]
-    dir: Option<PathBuf>,
-    /// Requests per second.
-    #[arg(long, default_value_t = 4_000.0)]
-    rate: f64,
-    /// Chooses everything that looks random.
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
-}
+/// The site that is killed when there are several: no payment of the first seconds
+/// is special to it.
+const VICTIM: u8 = 1;
 
 /// Arguments of `loadgen demo`.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct DemoArgs {
     #[command(flatten)]
     story: StoryArgs,
+    /// Requests per second.
+    #[arg(long, default_value_t = 4_000.0)]
+    rate: f64,
+    /// Sites.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=i64::from(SITES_MAX)))]
+    sites: u8,
     /// Seconds of load, 4 to 30.
     #[arg(long, default_value_t = 12)]
     seconds: u64,
@@ -60,20 +42,15 @@ pub(crate) struct DemoArgs {
 pub(crate) struct SoakArgs {
     #[command(flatten)]
     story: StoryArgs,
-    /// How often the switch is killed.
+    /// Requests per second.
+    #[arg(long, default_value_t = 4_000.0)]
+    rate: f64,
+    /// Sites.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=i64::from(SITES_MAX)))]
+    sites: u8,
+    /// How often a switch is killed.
     #[arg(long, default_value_t = 5)]
     kills: u32,
-}
-
-/// A deployment under load.
-struct Stage {
-    deployment: Deployment,
-    _channel: Process,
-    switch: Rc<RefCell<Option<Process>>>,
-    session: Session,
-    plan: Rc<Plan>,
-    evidence: Evidence,
-    rate: f64,
 }
 
 /// What one kill did.
@@ -88,32 +65,32 @@ pub(crate) async fn demo(args: &DemoArgs, stop: &Notify) -> Result<(), Failure> 
     if !(4..=30).contains(&args.seconds) {
         return Err(Failure::usage("--seconds: 4 to 30"));
     }
-    let faults =
-        ["--drop-reply=1%", "--late=1%:300", "--duplicate=0.5%", "--decline=2%"].map(str::to_owned);
-    println!("1. One site, one payment channel in its own process, {MERCHANTS} merchants.");
+    let faults = ["--drop-reply=1%", "--late=1%:300", "--duplicate=0.5%", "--decline=2%"];
+    let sites = match args.sites {
+        1 => "One site".to_owned(),
+        sites => format!("{sites} sites, each leading its share of the merchants"),
+    };
+    println!("1. {sites}, one payment channel in its own process, {MERCHANTS} merchants.");
     println!("   The channel misbehaves: {}.", faults.join(" ").replace("--", ""));
-    let mut stage = Stage::build(&args.story, &faults).await?;
+    let cast = Cast { sites: args.sites, relay: false, rate: args.rate, faults: &faults };
+    let stage = Stage::build(&args.story, &cast).await?;
     let span = Duration::from_secs(args.seconds);
     println!(
         "2. {} requests/s for {} s, of them 2 % repeated and 1 % forged repeats; \
-         kill -9 of the switch after {:.0} s.",
-        args.story.rate,
+         kill -9 of {} in the middle.",
+        args.rate,
         args.seconds,
-        span.as_secs_f64() * 0.4
+        if args.sites == 1 { "the switch" } else { "a site, and its return" },
     );
-    let (outcome, kill) = stage.round(span, span.mul_f64(0.4), true, stop).await?;
-    println!(
-        "   killed at {:.2} s, ready again {} ms later with every acknowledged payment.",
-        kill.at.as_secs_f64(),
-        kill.back.as_millis()
-    );
-    println!("3. Drain: every payment without a final answer is asked for until it has one.");
-    let left = stage.settle(stop).await?;
+    let (outcome, phase, left) = match args.sites {
+        1 => killed_and_restarted(&stage, span, stop).await?,
+        _ => drill::story(&stage, args.story.seed, span, stop).await?,
+    };
+    println!("3. Drain: every payment without a final answer was asked for until it had one.");
     if left > 0 {
         println!("   {left} payments still have no final answer");
     }
-    println!("4. Audit: gateway's acknowledgements, channel's ledger and switch's log compared.");
-    let phase = stage.phase(span);
+    println!("4. Audit: gateway's acknowledgements, channel's ledger and every log compared.");
     let report = Report::new(stage.plan.params(), &phase, &outcome, &[]);
     let audit = stage.end(stop).await?;
     report.print();
@@ -123,23 +100,39 @@ pub(crate) async fn demo(args: &DemoArgs, stop: &Notify) -> Result<(), Failure> 
     Ok(())
 }
 
+/// The story of one site: it is killed, restarted and goes on.
+async fn killed_and_restarted(
+    stage: &Stage,
+    span: Duration,
+    stop: &Notify,
+) -> Result<(Outcome, Phase, usize), Failure> {
+    let (outcome, kill) = round(stage, span, span.mul_f64(0.4), true, stop).await?;
+    println!(
+        "   killed at {:.2} s, ready again {} ms later with every acknowledged payment.",
+        kill.at.as_secs_f64(),
+        kill.back.as_millis()
+    );
+    let left = stage.settle(stop).await?;
+    Ok((outcome, stage.phase(span), left))
+}
+
 /// Runs the soak.
 pub(crate) async fn soak(args: &SoakArgs, stop: &Notify) -> Result<(), Failure> {
     if !(1..=10_000).contains(&args.kills) {
         return Err(Failure::usage("--kills: 1 to 10000"));
     }
-    let faults = ["--drop-reply=1%", "--late=1%:300", "--duplicate=0.5%"].map(str::to_owned);
-    let mut stage = Stage::build(&args.story, &faults).await?;
+    let faults = ["--drop-reply=1%", "--late=1%:300", "--duplicate=0.5%"];
+    let cast = Cast { sites: args.sites, relay: false, rate: args.rate, faults: &faults };
+    let stage = Stage::build(&args.story, &cast).await?;
     let moments = Stream::new(args.story.seed, 200);
     let mut slowest = Duration::ZERO;
     for number in 1..=args.kills {
         let span = Duration::from_secs(4);
         let at = Duration::from_millis(300 + moments.below(number.into(), 2_500));
-        let (outcome, kill) = stage.round(span, at, false, stop).await?;
+        let (outcome, kill) = round(&stage, span, at, false, stop).await?;
         let left = stage.settle(stop).await?;
         slowest = slowest.max(kill.back);
-        // The log is read beside the running switch: what is acknowledged is in it.
-        let audit = audit::audit(&stage.evidence, true)?;
+        let audit = stage.audit()?;
         println!(
             "kill {number:>4}/{}  at {:>5} ms  back after {:>4} ms  ok {:>6}  refused {:>4}  \
              unanswered {:>4}  payments {:>8}  violations {}",
@@ -184,123 +177,23 @@ fn verdict(outcome: &Outcome, left: usize, audit: &Audit) -> Result<(), Failure>
     Ok(())
 }
 
-impl Stage {
-    async fn build(args: &StoryArgs, faults: &[String]) -> Result<Self, Failure> {
-        if !(1.0..=1_000_000.0).contains(&args.rate) {
-            return Err(Failure::usage("--rate: 1 to 1000000"));
-        }
-        let payswitch = args.payswitch.clone().map_or_else(audit::payswitch_beside, Ok)?;
-        let deployment = Deployment::init(payswitch, args.dir.clone(), MERCHANTS)?;
-        let mut faults = faults.to_vec();
-        faults.push(format!("--seed={}", args.seed));
-        let channel = deployment.channel(&faults).await?;
-        let (switch, _) = deployment.serve().await?;
-        let gateway = &deployment.gateway;
-        let merchants = gateway.load_merchants()?;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let now_ms = now.as_millis() as u64;
-        let params = Params {
-            seed: args.seed,
-            run_id: now_ms % RUN_ID_MAX,
-            expire_ms: (now_ms / DAY_MS + 3) * DAY_MS,
-            mix: Mix { pay: 80, query: 15, refund: 5 },
-            duplicates_ppm: 20_000,
-            conflicts_ppm: 10_000,
-            zipf: 0.5,
-            lag: (args.rate / 2.0).ceil() as u64,
-            merchants: merchants.iter().map(|merchant| merchant.id.as_str().to_owned()).collect(),
-        };
-        let acks_dir = deployment.file("acks");
-        let writer = AckWriter::create(&acks_dir, &params)?;
-        let plan = Plan::new(params).ok_or_else(|| Failure::usage("impossible parameters"))?;
-        let plan = Rc::new(plan);
-        let options = Options {
-            connections: 2,
-            streams: 16,
-            in_flight_max: 100_000,
-            deadline: Duration::from_secs(10),
-            pace: Pace::Tick,
-            tick: TICK,
-        };
-        let session = Session::connect(
-            gateway,
-            Rc::clone(&plan),
-            Encoder::new(merchants),
-            Some(writer),
-            options,
-        )
-        .await?;
-        let data = deployment.file("data/site-1");
-        let evidence = Evidence {
-            acks: acks_dir,
-            ledger: gateway.channel_ledger_dir.clone(),
-            logs: vec![Source::Dump { payswitch: deployment.payswitch.clone(), data }],
-        };
-        Ok(Self {
-            deployment,
-            _channel: channel,
-            switch: Rc::new(RefCell::new(Some(switch))),
-            session,
-            plan,
-            evidence,
-            rate: args.rate,
-        })
-    }
-
-    fn phase(&self, span: Duration) -> Phase {
-        Phase {
-            arrival: Arrival::Poisson,
-            rate: self.rate,
-            duration: span,
-            warmup: Duration::ZERO,
-            closed: None,
-            live: false,
-        }
-    }
-
-    /// Load for `span`, a kill under it after `at`, and the restart.
-    async fn round(
-        &mut self,
-        span: Duration,
-        at: Duration,
-        live: bool,
-        stop: &Notify,
-    ) -> Result<(Outcome, Kill), Failure> {
-        let phase = Phase { live, ..self.phase(span) };
-        let load = self.session.run(&phase, stop);
-        let fault = async {
-            tokio::time::sleep(at).await;
-            let killed = Instant::now();
-            if let Some(switch) = self.switch.borrow_mut().take() {
-                switch.kill();
-            }
-            let (switch, _) = self.deployment.serve().await?;
-            *self.switch.borrow_mut() = Some(switch);
-            Ok::<_, Failure>(Kill { at, back: killed.elapsed() })
-        };
-        let (outcome, kill) = tokio::join!(load, fault);
-        Ok((outcome?, kill?))
-    }
-
-    /// Asks for payments without a final answer until they have one, and waits for
-    /// refunds in doubt; tells how many are left.
-    async fn settle(&self, stop: &Notify) -> Result<usize, Failure> {
-        let left = self.session.settle(SETTLE_MAX, stop).await?;
-        let open = self.deployment.settled(SETTLE_MAX).await;
-        Ok(left.max(open as usize))
-    }
-
-    /// Asks for everything once more, stops the switch, checks its log and audits.
-    async fn end(self, stop: &Notify) -> Result<Audit, Failure> {
-        let all = self.session.payments(|known| known != crate::drive::Known::Nothing);
-        let answers = self.session.query(&all, stop).await?;
-        println!("   {} payments asked for once more, {} answered.", all.len(), answers.answered);
-        self.session.close().await;
-        let switch = self.switch.borrow_mut().take();
-        if let Some(switch) = switch {
-            switch.stop().await?;
-        }
-        self.deployment.verify_log()?;
-        audit::audit(&self.evidence, true)
-    }
+/// Load for `span`, a kill under it after `at`, and the restart.
+async fn round(
+    stage: &Stage,
+    span: Duration,
+    at: Duration,
+    live: bool,
+    stop: &Notify,
+) -> Result<(Outcome, Kill), Failure> {
+    let phase = Phase { live, ..stage.phase(span) };
+    let load = stage.session.run(&phase, stop);
+    let fault = async {
+        tokio::time::sleep(at).await;
+        let killed = Instant::now();
+        stage.kill(VICTIM).await;
+        stage.start(VICTIM).await?;
+        Ok::<_, Failure>(Kill { at, back: killed.elapsed() })
+    };
+    let (outcome, kill) = tokio::join!(load, fault);
+    Ok((outcome?, kill?))
 }

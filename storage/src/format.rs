@@ -6,6 +6,7 @@
 
 use sha2::{Digest, Sha256};
 
+use crate::checkpoint::Checkpoint;
 use crate::frame::{Frame, FrameKind};
 
 /// Unit of writing: no block is ever shared by two batches.
@@ -23,6 +24,10 @@ const IDENTITY_MAGIC: [u8; 4] = *b"PSWI";
 const SEGMENT_MAGIC: [u8; 4] = *b"PSWS";
 const BATCH_MAGIC: [u8; 4] = *b"PSWB";
 const PREPARED_MAGIC: [u8; 4] = *b"PSWN";
+const CHECKPOINT_MAGIC: [u8; 4] = *b"PSWC";
+const FOOTER_MAGIC: [u8; 4] = *b"PSWF";
+const RELEASED_MAGIC: [u8; 4] = *b"PSWR";
+const ANCHOR_BYTES: usize = 48;
 /// Where magic, version and checksum stand in all three headers, in every
 /// format version, so that an old program can tell "newer" from "damaged".
 const VERSION_AT: usize = 4;
@@ -197,6 +202,123 @@ pub(crate) fn decode_prepared(block: &[u8]) -> Result<u64, HeaderFault> {
     let mut from = open(block, PREPARED_MAGIC)?;
     from.u16();
     Ok(from.u64())
+}
+
+/// The chain value of a shard at an index up to which its blocks are released.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Anchor {
+    pub(crate) shard: u16,
+    pub(crate) index: u64,
+    pub(crate) chain: [u8; 32],
+}
+
+/// Where a log begins whose oldest segments were released: the header of its
+/// first segment, and the shards' chains.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Released {
+    pub(crate) header: SegmentHeader,
+    pub(crate) anchors: Vec<Anchor>,
+}
+
+pub(crate) fn encode_released(released: &Released, bytes: &mut Vec<u8>) {
+    let mut anchors = Vec::new();
+    for anchor in &released.anchors {
+        anchors.extend_from_slice(&u64::from(anchor.shard).to_le_bytes());
+        anchors.extend_from_slice(&anchor.index.to_le_bytes());
+        anchors.extend_from_slice(&anchor.chain);
+    }
+    bytes.clear();
+    bytes.resize(128, 0);
+    let header = &released.header;
+    let mut out = begin(bytes, RELEASED_MAGIC);
+    out.put(&header.identity.worker.to_le_bytes());
+    out.put(&header.identity.log.to_le_bytes());
+    out.put(&header.identity.cluster.to_le_bytes());
+    out.put(&header.segment.to_le_bytes());
+    out.put(&header.segment_bytes.to_le_bytes());
+    out.put(&header.first_batch.to_le_bytes());
+    out.put(&header.first_lsn.to_le_bytes());
+    out.put(&header.prev_end.to_le_bytes());
+    out.put(&header.prev_hash);
+    out.put(&(released.anchors.len() as u32).to_le_bytes());
+    out.put(&crc32c::crc32c(&anchors).to_le_bytes());
+    seal_checksum(bytes);
+    bytes.extend_from_slice(&anchors);
+}
+
+pub(crate) fn decode_released(bytes: &[u8]) -> Result<Released, HeaderFault> {
+    let mut from = open(bytes, RELEASED_MAGIC)?;
+    let worker = from.u16();
+    let identity = Identity { log: from.u64(), cluster: from.u64(), worker };
+    let header = SegmentHeader {
+        identity,
+        segment: from.u64(),
+        segment_bytes: from.u64(),
+        first_batch: from.u64(),
+        first_lsn: from.u64(),
+        prev_end: from.u64(),
+        prev_hash: from.take(),
+    };
+    let (count, crc) = (from.u32() as usize, from.u32());
+    let body = &bytes[128..];
+    if count.checked_mul(ANCHOR_BYTES) != Some(body.len()) || crc32c::crc32c(body) != crc {
+        return Err(HeaderFault::Damaged);
+    }
+    let word =
+        |anchor: &[u8], at: usize| u64::from_le_bytes(std::array::from_fn(|i| anchor[at + i]));
+    let anchor = |anchor: &[u8]| {
+        let shard = u16::try_from(word(anchor, 0)).map_err(|_| HeaderFault::Damaged)?;
+        let chain = std::array::from_fn(|i| anchor[16 + i]);
+        Ok(Anchor { shard, index: word(anchor, 8), chain })
+    };
+    let anchors = body.chunks_exact(ANCHOR_BYTES).map(anchor).collect::<Result<_, _>>()?;
+    Ok(Released { header, anchors })
+}
+
+/// Header of a checkpoint file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct CheckpointHeader {
+    pub(crate) identity: Identity,
+    pub(crate) of: Checkpoint,
+}
+
+impl CheckpointHeader {
+    pub(crate) fn encode(&self, bytes: &mut [u8]) {
+        let mut out = begin(bytes, CHECKPOINT_MAGIC);
+        out.put(&self.identity.worker.to_le_bytes());
+        out.put(&self.identity.log.to_le_bytes());
+        out.put(&self.identity.cluster.to_le_bytes());
+        out.put(&u64::from(self.of.shard).to_le_bytes());
+        out.put(&self.of.index.to_le_bytes());
+        out.put(&self.of.term.to_le_bytes());
+        out.put(&self.of.chain);
+        seal_checksum(bytes);
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Result<CheckpointHeader, HeaderFault> {
+        let mut from = open(bytes, CHECKPOINT_MAGIC)?;
+        let worker = from.u16();
+        let identity = Identity { log: from.u64(), cluster: from.u64(), worker };
+        let shard = u16::try_from(from.u64()).map_err(|_| HeaderFault::Damaged)?;
+        let (index, term, chain) = (from.u64(), from.u64(), from.take());
+        Ok(CheckpointHeader { identity, of: Checkpoint { shard, index, term, chain } })
+    }
+}
+
+/// Footer of a checkpoint file: chunks, bytes before it, and their SHA-256.
+pub(crate) fn encode_footer(chunks: u64, size: u64, sum: &[u8; 32], bytes: &mut [u8]) {
+    let mut out = begin(bytes, FOOTER_MAGIC);
+    out.put(&[0, 0]);
+    out.put(&chunks.to_le_bytes());
+    out.put(&size.to_le_bytes());
+    out.put(sum);
+    seal_checksum(bytes);
+}
+
+pub(crate) fn decode_footer(bytes: &[u8]) -> Result<(u64, u64, [u8; 32]), HeaderFault> {
+    let mut from = open(bytes, FOOTER_MAGIC)?;
+    from.u16();
+    Ok((from.u64(), from.u64(), from.take()))
 }
 
 impl SegmentHeader {
@@ -382,6 +504,29 @@ mod tests {
         }
 
         #[test]
+        fn released_and_checkpoint_round_trip(
+            words in any::<[u64; 8]>(), worker: u16, hash: [u8; 32], shards in prop::collection::vec(any::<u16>(), 0..9),
+        ) {
+            let identity = Identity { log: words[0], cluster: words[1], worker };
+            let header = SegmentHeader {
+                identity, segment: words[2], segment_bytes: words[3], first_batch: words[4],
+                first_lsn: words[5], prev_end: words[6], prev_hash: hash,
+            };
+            let anchor = |shard: &u16| Anchor { shard: *shard, index: words[7], chain: hash };
+            let released = Released { header, anchors: shards.iter().map(anchor).collect() };
+            let mut bytes = Vec::new();
+            encode_released(&released, &mut bytes);
+            prop_assert_eq!(decode_released(&bytes), Ok(released));
+            let of = Checkpoint { shard: worker, index: words[2], term: words[3], chain: hash };
+            let header = CheckpointHeader { identity, of };
+            let mut bytes = [0xaa; 128];
+            header.encode(&mut bytes);
+            prop_assert_eq!(CheckpointHeader::decode(&bytes), Ok(header));
+            encode_footer(words[4], words[5], &hash, &mut bytes);
+            prop_assert_eq!(decode_footer(&bytes), Ok((words[4], words[5], hash)));
+        }
+
+        #[test]
         fn frame_round_trip(
             kind in 1u8..=4, shard: u16, term: u64, index: u64, chain: [u8; 32],
             payload in prop::collection::vec(any::<u8>(), 0..600),
@@ -401,6 +546,8 @@ mod tests {
             prop_assert_eq!(BatchHeader::decode(&noise), Err(HeaderFault::Damaged));
             prop_assert_eq!(SegmentHeader::decode(&noise), Err(HeaderFault::Damaged));
             prop_assert_eq!(Identity::decode(&noise), Err(HeaderFault::Damaged));
+            prop_assert_eq!(decode_released(&noise), Err(HeaderFault::Damaged));
+            prop_assert_eq!(CheckpointHeader::decode(&noise), Err(HeaderFault::Damaged));
         }
     }
 

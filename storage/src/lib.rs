@@ -12,10 +12,12 @@
 //!
 //! Tested by unit tests beside the code, by `tests/files.rs` on real files with
 //! both backends, by `tests/faults.rs` (a seeded fault matrix on the simulated
-//! disk), by `tests/reader.rs` and by `tests/alloc.rs` (no allocation per append).
+//! disk), by `tests/reader.rs`,
+//! `tests/checkpoint.rs` and `tests/release.rs`, and by `tests/alloc.rs` (no allocation per append).
 #![deny(unsafe_code)]
 
 mod chain;
+mod checkpoint;
 mod config;
 pub mod disk;
 mod error;
@@ -25,18 +27,24 @@ mod log;
 mod notify;
 mod places;
 mod reader;
+mod release;
 mod scan;
 mod verify;
 
 pub use chain::CHAIN_HISTORY;
+pub use checkpoint::{
+    CHECKPOINT_CHUNK_MAX, Checkpoint, CheckpointError, CheckpointFault, CheckpointWriter,
+    Checkpoints,
+};
 pub use config::{BATCH_BYTES_LIMIT, BATCH_BYTES_MIN, Backend, LogConfig, Settings};
 pub use disk::{BackendKind, DiskError, DiskFacts, DiskOp, Fallback, FileDisk, SimDisk, Space};
 pub use error::{ConfigFault, Damage, DamageCause, LogError, ReplayError, VerifyError};
 pub use format::{BATCH_HEADER_BYTES, BLOCK_BYTES, FORMAT_VERSION, FRAME_HEADER_BYTES};
 pub use frame::{CHAIN_START, Frame, FrameKind, Lsn, chain_next};
-pub use log::{Log, LogStats, Recovery};
+pub use log::{Log, LogRelease, LogStats, Recovery};
 pub use notify::Notify;
 pub use places::{NotInLog, Route};
 pub use reader::{BlockReadError, BlockReader};
+pub use release::Release;
 pub use scan::{Cut, Position, ShardEnd};
 pub use verify::{FrameAt, VerifyReport, read, verify};

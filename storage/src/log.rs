@@ -4,18 +4,25 @@
 //! reported durable was confirmed by the disk; after the first failure nothing
 //! is. Tested by `tests/files.rs`, `tests/faults.rs` and `tests/alloc.rs`.
 
+mod history;
+mod open;
+
+pub use history::LogRelease;
+pub(crate) use open::load_released;
+use open::{identity_damage, load_identity, open_error, shard_ends, start_writing};
+
 use crate::chain::Spans;
 use crate::config::{LogConfig, Settings};
 use crate::disk::{Buffer, Disk, DiskError, DiskFacts, FileDisk, SegmentFile, Space, Write};
-use crate::error::{Damage, DamageCause, LogError, ReplayError};
+use crate::error::{DamageCause, LogError, ReplayError};
 use crate::format::{
-    BATCH_HEADER_BYTES, BLOCK_BYTES, BatchHeader, FLAG_SEAL, FRAME_HEADER_BYTES, HeaderFault,
-    Identity, SegmentHeader, batch_hash, encode_frame,
+    Anchor, BATCH_HEADER_BYTES, BLOCK_BYTES, BatchHeader, FLAG_SEAL, FRAME_HEADER_BYTES, Identity,
+    SegmentHeader, batch_hash, encode_frame,
 };
 use crate::frame::{Frame, Lsn};
 use crate::notify::Notify;
-use crate::places::{NotInLog, Places, RecoveredPlaces, Route};
-use crate::reader::BlockReader;
+use crate::places::{Places, RecoveredPlaces};
+use crate::release::{Holdings, remove_before};
 use crate::scan::{Cut, Found, Position, ScanError, ShardEnd, Verified, scan};
 
 /// Every buffer starts with room for a segment header, so that a batch which
@@ -122,6 +129,8 @@ pub struct Log<D: Disk = FileDisk> {
     durable: u64,
     /// Where what is durable ends.
     durable_end: Position,
+    /// The segment with which the log begins.
+    first_segment: u64,
     last_hash: [u8; 32],
     segment: SegmentFile,
     /// Where the next batch goes in the current segment.
@@ -132,6 +141,9 @@ pub struct Log<D: Disk = FileDisk> {
     waiting_for_segment: bool,
     spans: Spans,
     places: Places,
+    holdings: Holdings,
+    /// Up to where each shard's blocks are released.
+    anchors: Vec<Anchor>,
     poison: Option<DiskError>,
     counters: Counters,
 }
@@ -170,12 +182,13 @@ impl<D: Disk> Log<D> {
                 worker: settings.worker,
             },
         };
+        let released = load_released(&mut disk, &identity)?;
         let mut recovered = RecoveredPlaces::default();
         let mut visit = |found: Found, frame: Frame<'_>| {
             recovered.note(found, &frame);
             replay(frame)
         };
-        let scanned = scan(&mut disk, identity, false, &mut visit);
+        let scanned = scan(&mut disk, identity, released.as_ref(), false, &mut visit);
         let (verified, cut) = match (stored, scanned) {
             (Some(_), scanned) => scanned.map_err(open_error)?,
             (None, Ok((verified, None))) if verified.batches == 0 => (verified, None),
@@ -186,9 +199,11 @@ impl<D: Disk> Log<D> {
             let to = cut.offset + cut.bytes;
             disk.erase(cut.segment, cut.offset, to).map_err(LogError::Disk)?;
         }
+        remove_before(&mut disk.files(), verified.first_segment).map_err(LogError::Disk)?;
         let current = start_writing(&mut disk, &verified)?;
         let mut log = Log::assemble(disk, settings, identity, &verified, current);
-        log.places = recovered.finish();
+        (log.places, log.holdings) = recovered.finish();
+        log.anchors = released.map_or(Vec::new(), |released| released.anchors);
         log.first_segment()?;
         if stored.is_none() {
             // After the first segment exists: an identity promises segments.
@@ -196,7 +211,7 @@ impl<D: Disk> Log<D> {
         }
         log.seal_and_wait()?;
         let recovery = Recovery {
-            frames: verified.next_lsn - 1,
+            frames: verified.next_lsn - verified.first_lsn,
             batches: verified.batches,
             segments: verified.segments,
             last: Lsn(verified.next_lsn - 1),
@@ -233,6 +248,7 @@ impl<D: Disk> Log<D> {
             next_lsn: verified.next_lsn,
             durable: verified.next_lsn - 1,
             durable_end: verified.end,
+            first_segment: verified.first_segment,
             last_hash: verified.last_hash,
             segment: current.unwrap_or(SegmentFile { id: 0, bytes: 0 }),
             offset: verified.end.offset,
@@ -241,6 +257,8 @@ impl<D: Disk> Log<D> {
             waiting_for_segment: false,
             spans: verified.chains.spans(),
             places: Places::default(),
+            holdings: Holdings::default(),
+            anchors: Vec::new(),
             poison: None,
             counters: Counters::default(),
         }
@@ -262,6 +280,7 @@ impl<D: Disk> Log<D> {
             return Err(LogError::IndexGap { shard: frame.shard, index: frame.index });
         }
         self.places.note(frame);
+        self.holdings.note(frame);
         let lsn = Lsn(self.next_lsn);
         self.open_end += encode_frame(frame, &mut self.open[self.open_end..]);
         self.open_frames += 1;
@@ -366,27 +385,6 @@ impl<D: Disk> Log<D> {
         Ok(())
     }
 
-    /// Where the durable blocks `from..to` of a shard can be read. The route
-    /// may end earlier: where the durable part ends, where a block that is not
-    /// written yet replaces them, or because the way is too winding; ask again
-    /// from there.
-    ///
-    /// # Errors
-    /// [`NotInLog`] when the log does not reach back that far.
-    pub fn route(&self, shard: u16, from: u64, to: u64) -> Result<Route, NotInLog> {
-        self.places.route(shard, from, to, self.durable_end)
-    }
-
-    /// The first block of a shard that can be read back.
-    pub fn first_index(&self, shard: u16) -> Option<u64> {
-        self.places.first(shard)
-    }
-
-    /// A reader for the routes of this log; it may go to another thread.
-    pub fn reader(&self) -> BlockReader<D::Pages> {
-        BlockReader::new(self.disk.pages(), self.identity)
-    }
-
     /// Room on the file system.
     pub fn space(&self) -> Space {
         self.disk.space()
@@ -447,6 +445,7 @@ impl<D: Disk> Log<D> {
         }
         let batch_offset = self.offset;
         self.places.close_batch(Position { segment: self.segment.id, offset: batch_offset });
+        self.holdings.close_batch(self.segment.id);
         self.write_batch_header(seal, bytes);
         let mut buffer = std::mem::replace(&mut self.open, resting);
         buffer[self.open_end..BATCH_START + bytes].fill(0);
@@ -559,54 +558,4 @@ impl<D: Disk> Log<D> {
         }
         Ok(())
     }
-}
-
-fn shard_ends(verified: &Verified) -> Vec<ShardEnd> {
-    let end = |(shard, index, chain)| ShardEnd { shard, index, chain };
-    verified.chains.ends().map(end).collect()
-}
-
-fn open_error(error: ScanError) -> LogError {
-    match error {
-        ScanError::Damage(damage) => LogError::Damage(damage),
-        ScanError::Disk(error) => LogError::Disk(error),
-        ScanError::Replay(lsn, source) => LogError::Replay { lsn, source },
-    }
-}
-
-/// Splits the files into the one that continues and the empty ones behind it.
-fn start_writing<D: Disk>(
-    disk: &mut D,
-    verified: &Verified,
-) -> Result<Option<SegmentFile>, LogError> {
-    let segments = disk.segments().map_err(LogError::Disk)?;
-    let used = segments.partition_point(|segment| segment.id <= verified.end.segment);
-    let (written, spares) = segments.split_at(used);
-    let current = written.last().copied();
-    disk.begin(current, spares).map_err(LogError::Disk)?;
-    Ok(current)
-}
-
-/// The stored identity, checked against the configuration.
-fn load_identity<D: Disk>(disk: &mut D, settings: &Settings) -> Result<Option<Identity>, LogError> {
-    let stored = disk.load_identity().map_err(LogError::Disk)?;
-    let Some(block) = stored else { return Ok(None) };
-    let identity = Identity::decode(&block).map_err(|fault| match fault {
-        HeaderFault::Damaged => identity_damage(disk, DamageCause::Identity),
-        HeaderFault::Version(v) => identity_damage(disk, DamageCause::UnknownVersion(v)),
-    })?;
-    if identity.cluster != settings.cluster || identity.worker != settings.worker {
-        return Err(identity_damage(disk, DamageCause::Foreign));
-    }
-    // Stored after the first segment was counted, so the count must be there.
-    if disk.load_prepared().map_err(LogError::Disk)?.is_none() {
-        return Err(identity_damage(disk, DamageCause::MissingSegment));
-    }
-    Ok(Some(identity))
-}
-
-fn identity_damage<D: Disk>(disk: &D, cause: DamageCause) -> LogError {
-    let file = disk.dir().join("identity");
-    let damage = Damage { file, offset: 0, batch: 1, record: None, cause, durable: None };
-    LogError::Damage(Box::new(damage))
 }

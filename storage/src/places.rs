@@ -11,6 +11,7 @@ use std::collections::VecDeque;
 
 use crate::format::{BATCH_HEADER_BYTES, BLOCK_BYTES};
 use crate::frame::{Frame, FrameKind};
+use crate::release::Holdings;
 use crate::scan::{Found, Position};
 
 /// Log bytes between two entries of a shard, at first; doubled when the entries
@@ -207,13 +208,23 @@ impl Places {
         }
         Ok(Route { shard, from, to: to.max(from), legs, end, before: None })
     }
+
+    /// Forgets what lies before `segment`, which is about to be deleted.
+    pub(crate) fn release(&mut self, segment: u64) {
+        for shard in &mut self.shards {
+            while shard.entries.front().is_some_and(|entry| entry.segment < segment) {
+                shard.entries.pop_front();
+            }
+        }
+    }
 }
 
-/// Builds the places while the log is read: a batch is known to be over when
+/// Builds places and holdings while the log is read: a batch is known to be over when
 /// the next one begins.
 #[derive(Debug, Default)]
 pub(crate) struct RecoveredPlaces {
     places: Places,
+    holdings: Holdings,
     batch: Option<(u64, Position)>,
 }
 
@@ -225,16 +236,19 @@ impl RecoveredPlaces {
             let begins = (found.batch, Position { offset, ..found.at });
             if let Some((_, at)) = self.batch.replace(begins) {
                 self.places.close_batch(at);
+                self.holdings.close_batch(at.segment);
             }
         }
         self.places.note(frame);
+        self.holdings.note(frame);
     }
 
-    pub(crate) fn finish(mut self) -> Places {
+    pub(crate) fn finish(mut self) -> (Places, Holdings) {
         if let Some((_, at)) = self.batch {
             self.places.close_batch(at);
+            self.holdings.close_batch(at.segment);
         }
-        self.places
+        (self.places, self.holdings)
     }
 }
 

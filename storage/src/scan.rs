@@ -14,8 +14,8 @@ use crate::chain::{ChainFault, Chains};
 use crate::disk::{DiskError, Piece, SegmentFile, Source};
 use crate::error::{Damage, DamageCause, ReplayError};
 use crate::format::{
-    BATCH_HEADER_BYTES, BLOCK_BYTES, BatchHeader, HeaderFault, Identity, SegmentHeader, batch_hash,
-    decode_frame, decode_prepared, is_zero,
+    BATCH_HEADER_BYTES, BLOCK_BYTES, BatchHeader, HeaderFault, Identity, Released, SegmentHeader,
+    batch_hash, decode_frame, decode_prepared, is_zero,
 };
 use crate::frame::{Frame, Lsn};
 
@@ -88,6 +88,9 @@ pub(crate) struct Verified {
     pub(crate) chains: Chains,
     /// How far the last epoch's writes can reach, in bytes.
     write_max: u64,
+    /// The segment with which the log begins, and its first record.
+    pub(crate) first_segment: u64,
+    pub(crate) first_lsn: u64,
 }
 
 /// The first place that does not check out, and what follows it.
@@ -118,12 +121,13 @@ pub(crate) struct Scanner<'a> {
 pub(crate) fn scan<S: Source>(
     source: &mut S,
     identity: Identity,
+    released: Option<&Released>,
     live: bool,
     visit: &mut Visit<'_>,
 ) -> Result<(Verified, Option<Cut>), ScanError> {
     let dir = source.dir();
     let path = move |segment| crate::disk::segment_path(&dir, segment);
-    let mut scanner = Scanner::new(identity, &path);
+    let mut scanner = Scanner::new(identity, released, &path);
     loop {
         let before = scanner.verified.next_batch;
         let verdict = scanner.pass(source, visit);
@@ -131,7 +135,13 @@ pub(crate) fn scan<S: Source>(
         match verdict {
             Err(ScanError::Damage(_)) if live && progress => {}
             Err(error) => return Err(error),
-            Ok(cut) => return Ok((scanner.verified, cut)),
+            Ok(cut) => {
+                if let Some((shard, index)) = scanner.verified.chains.misses_anchor() {
+                    let cause = DamageCause::Chain { shard, index };
+                    return Err(scanner.damage(scanner.verified.end, cause, None));
+                }
+                return Ok((scanner.verified, cut));
+            }
         }
     }
 }
@@ -144,8 +154,12 @@ enum Step {
 }
 
 impl<'a> Scanner<'a> {
-    fn new(identity: Identity, path: &'a dyn Fn(u64) -> PathBuf) -> Scanner<'a> {
-        let verified = Verified {
+    fn new(
+        identity: Identity,
+        released: Option<&Released>,
+        path: &'a dyn Fn(u64) -> PathBuf,
+    ) -> Scanner<'a> {
+        let mut verified = Verified {
             end: Position::default(),
             next_batch: 1,
             next_lsn: 1,
@@ -156,7 +170,19 @@ impl<'a> Scanner<'a> {
             segments: 0,
             chains: Chains::default(),
             write_max: BLOCK,
+            first_segment: 1,
+            first_lsn: 1,
         };
+        if let Some(Released { header, anchors }) = released {
+            // The first segment must go on exactly where its record says.
+            verified.end = Position { segment: header.segment - 1, offset: header.prev_end };
+            verified.next_batch = header.first_batch;
+            verified.next_lsn = header.first_lsn;
+            verified.last_hash = header.prev_hash;
+            verified.chains = Chains::anchored(anchors);
+            verified.first_segment = header.segment;
+            verified.first_lsn = header.first_lsn;
+        }
         Scanner {
             identity,
             path,
@@ -176,7 +202,9 @@ impl<'a> Scanner<'a> {
         visit: &mut Visit<'_>,
     ) -> Result<Option<Cut>, ScanError> {
         let prepared = source.load_prepared().map_err(ScanError::Disk)?;
-        let segments = source.segments().map_err(ScanError::Disk)?;
+        let mut segments = source.segments().map_err(ScanError::Disk)?;
+        // What lies before the recorded beginning is on its way out.
+        segments.retain(|segment| segment.id >= self.verified.first_segment);
         self.check_files(&segments, prepared.as_deref(), &source.dir())?;
         self.tail = None;
         self.window.clear();
@@ -193,7 +221,7 @@ impl<'a> Scanner<'a> {
         self.judge()
     }
 
-    /// Segments are numbered from 1 without a gap, as many as were prepared, and
+    /// Segments are numbered from the first one without a gap, as many as were prepared, and
     /// none is cut short.
     fn check_files(
         &self,
@@ -216,7 +244,7 @@ impl<'a> Scanner<'a> {
                 return Err(self.damage_of(file, 0, DamageCause::Identity, None));
             }
         };
-        for (expected, file) in (1..).zip(segments) {
+        for (expected, file) in (self.verified.first_segment..).zip(segments) {
             if file.id != expected {
                 let at = Position { segment: expected, offset: 0 };
                 return Err(self.damage(at, DamageCause::MissingSegment, None));
@@ -226,8 +254,10 @@ impl<'a> Scanner<'a> {
                 return Err(self.damage(at, DamageCause::SegmentLength, None));
             }
         }
-        if (segments.len() as u64) < expected {
-            let at = Position { segment: segments.len() as u64 + 1, offset: 0 };
+        let before = self.verified.first_segment - 1;
+        let last = before + segments.len() as u64;
+        if last < expected || last == before && before > 0 {
+            let at = Position { segment: last + 1, offset: 0 };
             return Err(self.damage(at, DamageCause::MissingSegment, None));
         }
         Ok(())
@@ -429,7 +459,7 @@ impl<'a> Scanner<'a> {
         verified.epoch = header.epoch;
         verified.sealed = header.is_seal();
         verified.batches += 1;
-        verified.segments = self.pos.segment;
+        verified.segments = self.pos.segment - verified.first_segment + 1;
         verified.write_max = u64::from(header.write_max);
     }
 
@@ -500,10 +530,19 @@ impl<'a> Scanner<'a> {
     /// Nothing later was proven durable: is what stands behind the end within
     /// reach of the one write that can have been in flight?
     fn judge(&mut self) -> Result<Option<Cut>, ScanError> {
+        // A beginning is recorded only when its first batch is durable.
+        if self.verified.first_segment > 1 && self.verified.batches == 0 {
+            return Err(self.proven(self.verified.next_batch));
+        }
         let Some(tail) = &self.tail else { return Ok(None) };
         let end = self.verified.end;
         let reach = self.verified.write_max + BLOCK;
-        let Some(&(segment, from, to)) = tail.written.first() else { return Ok(None) };
+        let opened = Position { segment: end.segment + 1, offset: BLOCK };
+        let header_alone = tail.at == opened && tail.written.is_empty();
+        let header = [(opened.segment, 0, BLOCK)];
+        // A header whose batch never came must go: the log may go on before it.
+        let written = if header_alone { &header[..] } else { &tail.written[..] };
+        let Some(&(segment, from, to)) = written.first() else { return Ok(None) };
         let start = if segment == end.segment {
             end.offset
         } else if segment == end.segment + 1 {
@@ -516,7 +555,7 @@ impl<'a> Scanner<'a> {
             let at = Position { segment, offset: from.max(start) };
             return Err(self.damage(at, DamageCause::UnexpectedData, None));
         }
-        if let Some(&(segment, offset, _)) = tail.written.get(1) {
+        if let Some(&(segment, offset, _)) = written.get(1) {
             let at = Position { segment, offset };
             return Err(self.damage(at, DamageCause::UnexpectedData, None));
         }

@@ -7,8 +7,8 @@
 use std::path::Path;
 
 use crate::disk::{Directory, Source};
-use crate::error::{Damage, DamageCause, VerifyError};
-use crate::format::{HeaderFault, Identity};
+use crate::error::{Damage, DamageCause, LogError, VerifyError};
+use crate::format::{HeaderFault, Identity, Released};
 use crate::frame::{Frame, Lsn};
 use crate::scan::{Cut, Position, ScanError, ShardEnd, scan};
 
@@ -66,26 +66,48 @@ pub fn read(
     let dir = dir.as_ref();
     let mut source = Directory::new(dir);
     let identity = identity(&mut source, dir)?;
-    let mut blocks = 0;
-    let mut visit = |found: crate::scan::Found, frame: Frame<'_>| {
-        blocks += u64::from(frame.kind == crate::frame::FrameKind::Block);
-        each(FrameAt { lsn: found.lsn, batch: found.batch, at: found.at, frame });
-        Ok(())
+    let (mut frames, mut blocks) = (0, 0);
+    let mut released = beginning(&mut source, &identity)?;
+    let (verified, torn) = loop {
+        let mut visit = |found: crate::scan::Found, frame: Frame<'_>| {
+            frames += 1;
+            blocks += u64::from(frame.kind == crate::frame::FrameKind::Block);
+            each(FrameAt { lsn: found.lsn, batch: found.batch, at: found.at, frame });
+            Ok(())
+        };
+        let error = match scan(&mut source, identity, released.as_ref(), true, &mut visit) {
+            Ok(done) => break done,
+            Err(error) => error,
+        };
+        // The running node may have given up its oldest segments meanwhile.
+        let now = beginning(&mut source, &identity)?;
+        if frames > 0 || now == released {
+            return Err(scan_error(error));
+        }
+        released = now;
     };
-    let (verified, torn) = scan(&mut source, identity, true, &mut visit).map_err(scan_error)?;
     let end = |(shard, index, chain)| ShardEnd { shard, index, chain };
     Ok(VerifyReport {
         cluster: identity.cluster,
         worker: identity.worker,
         segments: verified.segments,
         batches: verified.batches,
-        frames: verified.next_lsn - 1,
+        frames,
         blocks,
         last: Lsn(verified.next_lsn - 1),
         end: verified.end,
         sealed: verified.sealed,
         torn,
         shards: verified.chains.ends().map(end).collect(),
+    })
+}
+
+/// Where the log begins, when segments were released.
+fn beginning(source: &mut Directory, identity: &Identity) -> Result<Option<Released>, VerifyError> {
+    crate::log::load_released(source, identity).map_err(|error| match error {
+        LogError::Damage(damage) => VerifyError::Damage(damage),
+        LogError::Disk(error) => VerifyError::Disk(error),
+        _ => unreachable!("loading a file fails by damage or disk"),
     })
 }
 

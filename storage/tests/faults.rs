@@ -308,6 +308,33 @@ fn crash_any_sectors_written() {
     crashes("sectors", |_| Tear::Sectors);
 }
 
+/// Of the write that opens a segment only the header's page reaches the disk. The
+/// restart goes on in the segment before, where a seal still fits; the header
+/// that nothing follows must not stand in the way of the restart after that.
+#[test]
+fn crash_that_leaves_a_segment_header_alone() {
+    for_each_seed("header alone", |seed| {
+        let mut node = Node::new(seed);
+        let mut log = node.recover();
+        let before = log.stats().segment;
+        while log.stats().segment == before {
+            node.poll(&mut log).unwrap();
+            node.submit(&mut log).unwrap();
+        }
+        drop(log);
+        node.disk.crash(Tear::Everything);
+        node.disk.edit(before + 1, |bytes| bytes[BLOCK_BYTES..].fill(0));
+        for _ in 0..3 {
+            drop(node.recover());
+            node.disk.crash(Tear::Nothing);
+        }
+        let mut log = node.recover();
+        node.write(&mut log, 5).unwrap();
+        drop(log);
+        node.recover();
+    });
+}
+
 #[test]
 fn crash_while_sealing() {
     for_each_seed("seal torn", |seed| {

@@ -250,6 +250,8 @@ pub struct PeerMetrics {
     pub up: Gauge,
     /// 1 while its connection to us stands.
     pub inbound: Gauge,
+    /// 1 while the connection stands that tells of its process' end.
+    pub watched: Gauge,
     /// Smoothed round trip of our connection, microseconds.
     pub round_trip_us: Gauge,
     /// Packets sent.

@@ -3,6 +3,7 @@
 mod bad_input;
 mod client;
 mod clock_step;
+mod cluster;
 mod damage;
 mod full_disk;
 mod overload;

@@ -10,6 +10,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+pub mod cluster;
 pub mod faults;
 pub mod gateway;
 pub mod http;
@@ -42,14 +43,14 @@ pub fn binaries() -> &'static Path {
 
 /// First port of a hundred of its own for each deployment, below the ports
 /// that the system hands out; those that a deployment uses are free.
-fn port_base() -> u16 {
+fn port_base(sites: u16) -> u16 {
     const HUNDREDS: u32 = 220;
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let start = std::process::id().wrapping_mul(37);
     loop {
         let step = NEXT.fetch_add(1, Ordering::Relaxed);
         let base = 10_000 + (start.wrapping_add(step) % HUNDREDS) as u16 * 100;
-        let mut used = (base..base + 10).chain([base + CHANNEL_PORT]);
+        let mut used = (base..base + 10 * sites).chain([base + CHANNEL_PORT]);
         let free = used.all(|port| {
             UdpSocket::bind(("127.0.0.1", port)).is_ok()
                 && std::net::TcpListener::bind(("127.0.0.1", port)).is_ok()
@@ -140,10 +141,12 @@ impl Drop for Process {
     }
 }
 
-/// One site with one native channel, in a temporary folder.
+/// Sites (one, unless a [`cluster::Cluster`] is asked for) with one native
+/// channel, in a temporary folder. What names no site is about the first.
 pub struct Deployment {
     dir: tempfile::TempDir,
     base: u16,
+    sites: u16,
     has_channel: AtomicBool,
     has_faults: AtomicBool,
 }
@@ -151,13 +154,13 @@ pub struct Deployment {
 impl Deployment {
     /// `payswitch init` with `merchants` demo merchants.
     pub fn init(merchants: u32) -> Self {
-        Self::init_in(tempfile::tempdir().expect("a temporary folder"), merchants)
+        Self::init_in(tempfile::tempdir().expect("a temporary folder"), merchants, 1)
     }
 
-    fn init_in(dir: tempfile::TempDir, merchants: u32) -> Self {
-        let base = port_base();
+    fn init_in(dir: tempfile::TempDir, merchants: u32, sites: u16) -> Self {
+        let base = port_base(sites);
         let (has_channel, has_faults) = Default::default();
-        let deployment = Self { dir, base, has_channel, has_faults };
+        let deployment = Self { dir, base, sites, has_channel, has_faults };
         let output = deployment.payswitch(&[
             "init",
             "--dir",
@@ -166,10 +169,16 @@ impl Deployment {
             &merchants.to_string(),
             "--port-base",
             &base.to_string(),
+            "--sites",
+            &sites.to_string(),
         ]);
         assert!(output.status.success(), "{}", text(&output));
         // A test machine that stands still for a moment is not an overload.
-        deployment.edit("# queue_delay_max_ms = 20 ", "queue_delay_max_ms = 10000 ");
+        for site in 1..=sites {
+            let from =
+                if sites == 1 { "# queue_delay_max_ms = 20 " } else { "queue_delay_max_ms = 100 " };
+            deployment.edit_site(site, from, "queue_delay_max_ms = 10000 ");
+        }
         deployment
     }
 
@@ -190,13 +199,23 @@ impl Deployment {
 
     /// Its parsed site configuration.
     pub fn config(&self) -> toml::Table {
-        let text = std::fs::read_to_string(self.file("site-1.toml")).expect("a configuration");
-        text.parse().expect("TOML")
+        self.site_config(1)
+    }
+
+    /// The parsed configuration of a site.
+    pub fn site_config(&self, site: u16) -> toml::Table {
+        let path = self.file(&format!("site-{site}.toml"));
+        std::fs::read_to_string(path).expect("a configuration").parse().expect("TOML")
     }
 
     /// Replaces one line of the site configuration.
     pub fn edit(&self, from: &str, to: &str) {
-        let path = self.file("site-1.toml");
+        self.edit_site(1, from, to);
+    }
+
+    /// Replaces one line of a site's configuration.
+    pub fn edit_site(&self, site: u16, from: &str, to: &str) {
+        let path = self.file(&format!("site-{site}.toml"));
         let text = std::fs::read_to_string(&path).expect("a configuration");
         assert!(text.contains(from), "no {from:?} in the configuration");
         std::fs::write(&path, text.replacen(from, to, 1)).expect("writable");
@@ -272,8 +291,13 @@ impl Deployment {
 
     /// Starts the switch without waiting.
     pub fn start_switch(&self) -> Process {
+        self.start_site(1)
+    }
+
+    /// Starts a site without waiting.
+    pub fn start_site(&self, site: u16) -> Process {
         let mut command = Command::new(binaries().join("payswitch"));
-        command.args(["serve", "--config"]).arg(self.file("site-1.toml"));
+        command.args(["serve", "--config"]).arg(self.file(&format!("site-{site}.toml")));
         if self.has_faults.load(Ordering::Relaxed) {
             let dir = self.path().canonicalize().expect("the deployment's folder exists");
             command
@@ -281,7 +305,8 @@ impl Deployment {
                 .env("PAYSWITCH_FAULT_PLAN", self.fault_plan())
                 .env("PAYSWITCH_FAULT_DIR", dir.join("data/site-1/worker-0"));
         }
-        Process::spawn("payswitch serve", command, self.file("switch.out"))
+        let output = if site == 1 { "switch.out".into() } else { format!("switch-{site}.out") };
+        Process::spawn("payswitch serve", command, self.file(&output))
     }
 
     /// What the running switch says under `/status`.
@@ -289,7 +314,17 @@ impl Deployment {
     /// # Errors
     /// Connection and format errors.
     pub fn status(&self) -> std::io::Result<serde_json::Value> {
-        let reply = http::get(&self.address("admin", "listen"), "/status")?;
+        self.site_status(1)
+    }
+
+    /// What a running site says under `/status`.
+    ///
+    /// # Errors
+    /// Connection and format errors.
+    pub fn site_status(&self, site: u16) -> std::io::Result<serde_json::Value> {
+        let config = self.site_config(site);
+        let admin = config["admin"]["listen"].as_str().expect("an address");
+        let reply = http::get(admin, "/status")?;
         Ok(serde_json::from_str(&reply.body)?)
     }
 

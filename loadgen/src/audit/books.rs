@@ -23,6 +23,8 @@ const REVERSAL_ORDINAL: u8 = 100;
 const ORPHAN_ORDINAL: u8 = 110;
 /// Clocks of log and channel may differ by this.
 const CLOCK_SLACK_MS: u64 = 1_000;
+/// Rule of logs that must agree with each other and with themselves.
+pub(super) const SITES_DIFFER: u8 = 15;
 /// Violations kept with their text; all are counted.
 const KEPT_MAX: usize = 1_000;
 
@@ -67,6 +69,10 @@ pub(crate) struct Checked {
     pub(crate) unknown: u64,
     /// Refunds in the log.
     pub(crate) refunds: u64,
+    /// Logs that were compared.
+    pub(crate) sites: u64,
+    /// Blocks that most of several sites hold.
+    pub(crate) blocks: u64,
 }
 
 struct RefundLine {
@@ -129,6 +135,17 @@ impl Books {
             });
             self.violations.push(Violation { invariant, detail, payment, digest });
         }
+    }
+
+    /// Something is wrong with the logs themselves.
+    pub(super) fn about_log(&mut self, invariant: u8, detail: String) {
+        self.violation(invariant, None, detail);
+    }
+
+    /// Logs were compared.
+    pub(super) fn compared(&mut self, sites: usize, blocks: u64) {
+        self.checked.sites = sites as u64;
+        self.checked.blocks = blocks;
     }
 
     fn about(&mut self, invariant: u8, at: u32, detail: String) {

@@ -51,7 +51,8 @@ impl History {
     fn record(&mut self, fact: Fact<'_>) {
         self.records += 1;
         let (index, at_us) = (self.records, AT_US + self.records);
-        self.books.record(&Line { shard: 2, index, record: 0, at_us, sequence: 1, fact });
+        let line = Line { shard: 2, index, term: 1, record: 0, at_us, sequence: 1, fact };
+        self.books.record(&line);
     }
 
     fn begin(&mut self) {
@@ -72,7 +73,9 @@ impl History {
         };
         self.records += 1;
         let index = self.records;
-        self.books.record(&Line { shard: 2, index, record: 0, at_us: AT_US, sequence, fact });
+        let at_us = AT_US;
+        let line = Line { shard: 2, index, term: 1, record: 0, at_us, sequence, fact };
+        self.books.record(&line);
     }
 
     fn end(&mut self, attempt: u8, ending: Ending, goes_on: bool) {

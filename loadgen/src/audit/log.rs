@@ -93,6 +93,8 @@ pub(crate) struct Line<'a> {
     pub(crate) shard: u16,
     /// Block.
     pub(crate) index: u64,
+    /// Term that the block was written in.
+    pub(crate) term: u64,
     /// Record within the block.
     pub(crate) record: u32,
     /// Unix microseconds.
@@ -108,6 +110,8 @@ pub(crate) struct Line<'a> {
 struct Raw<'a> {
     shard: u16,
     index: u64,
+    #[serde(default)]
+    term: u64,
     record: u32,
     at_us: u64,
     kind: &'a str,
@@ -172,8 +176,8 @@ pub(crate) fn parse(line: &str) -> Result<Line<'_>, String> {
         "decided" => decided(&raw),
         _ => Fact::Other,
     };
-    let Raw { shard, index, record, at_us, sequence, .. } = raw;
-    Ok(Line { shard, index, record, at_us, sequence, fact })
+    let Raw { shard, index, term, record, at_us, sequence, .. } = raw;
+    Ok(Line { shard, index, term, record, at_us, sequence, fact })
 }
 
 /// An operator's decision ends what it is about.
@@ -193,8 +197,13 @@ fn decided<'a>(raw: &Raw<'a>) -> Fact<'a> {
 /// Where lines come from; can be read more than once.
 #[derive(Clone, Debug)]
 pub(crate) enum Source {
-    /// A file with the output of `payswitch log dump`.
-    File(PathBuf),
+    /// Files with the output of `payswitch log dump`.
+    File {
+        /// Records.
+        records: PathBuf,
+        /// Frames (`--frames`), needed when there are several sites.
+        frames: Option<PathBuf>,
+    },
     /// A data directory, dumped by this binary.
     Dump {
         /// The binary `payswitch`.
@@ -205,19 +214,40 @@ pub(crate) enum Source {
 }
 
 impl Source {
-    /// Hands every line to `take`, with its number from 1.
+    /// Hands every record's line to `take`, with its number from 1.
     pub(crate) fn read(
         &self,
         take: &mut dyn FnMut(u64, &str) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
+        self.read_lines(false, take)
+    }
+
+    /// Hands every frame's line to `take`, with its number from 1.
+    pub(crate) fn read_frames(
+        &self,
+        take: &mut dyn FnMut(u64, &str) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        self.read_lines(true, take)
+    }
+
+    fn read_lines(
+        &self,
+        of_frames: bool,
+        take: &mut dyn FnMut(u64, &str) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
         match self {
-            Self::File(path) => {
+            Self::File { records, frames } => {
+                let path = if of_frames { frames.as_ref() } else { Some(records) };
+                let path = path.ok_or_else(|| {
+                    Failure::usage("several --dump need as many --frames, in the same order")
+                })?;
                 let file = File::open(path).map_err(|error| unreadable(path, &error))?;
                 lines(path, BufReader::with_capacity(1 << 20, file), take)
             }
             Self::Dump { payswitch, data } => {
                 let mut child = Command::new(payswitch)
                     .args(["log", "dump"])
+                    .args(of_frames.then_some("--frames"))
                     .arg(data)
                     .stdin(Stdio::null())
                     .stdout(Stdio::piped())

@@ -8,6 +8,9 @@ mod books;
 #[cfg(test)]
 mod books_tests;
 mod log;
+mod merge;
+#[cfg(test)]
+mod several_tests;
 mod table;
 mod timeline;
 
@@ -22,6 +25,7 @@ use crate::plan::{Op, Plan};
 pub(crate) use books::{Books, Checked, Run, Sums, Violation};
 use clap::Args;
 pub(crate) use log::Source;
+use merge::{Merged, SiteLog};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
@@ -35,7 +39,7 @@ const PRINTED_MAX: usize = 20;
 /// Arguments of `loadgen audit`.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct AuditArgs {
-    /// A deployment's directory: its acks/, data/channel, data/site-1.
+    /// A deployment's directory: its acks/, data/channel, data/site-*.
     #[arg(required_unless_present_all = ["acks", "ledger"])]
     pub(crate) dir: Option<PathBuf>,
     /// Directory of acknowledgement logs.
@@ -44,12 +48,15 @@ pub(crate) struct AuditArgs {
     /// Directory of the channel's ledger.
     #[arg(long)]
     pub(crate) ledger: Option<PathBuf>,
-    /// Output of `payswitch log dump`; may be given several times.
+    /// Output of `payswitch log dump`, one per site.
     #[arg(long)]
     pub(crate) dump: Vec<PathBuf>,
-    /// A site's data directory, dumped here with --payswitch.
-    #[arg(long)]
-    pub(crate) data: Option<PathBuf>,
+    /// Output of `payswitch log dump --frames`, one per --dump when there are several.
+    #[arg(long, requires = "dump")]
+    pub(crate) frames: Vec<PathBuf>,
+    /// A site's data directory, dumped here with --payswitch; one per site.
+    #[arg(long, conflicts_with = "dump")]
+    pub(crate) data: Vec<PathBuf>,
     /// The binary `payswitch`. Default: beside this one.
     #[arg(long)]
     pub(crate) payswitch: Option<PathBuf>,
@@ -79,7 +86,7 @@ pub(crate) struct Evidence {
 }
 
 /// The audit's result, as it stands in the JSON.
-#[derive(serde::Serialize)]
+#[derive(Default, serde::Serialize)]
 pub(crate) struct Audit {
     /// What was looked at.
     pub(crate) checked: Checked,
@@ -124,6 +131,12 @@ impl Audit {
                 count => format!("{count} VIOLATIONS"),
             },
         );
+        if checked.sites > 1 {
+            println!(
+                "logs      {} sites, {} blocks at most of them",
+                checked.sites, checked.blocks
+            );
+        }
         let sums = &self.sums;
         println!(
             "books     log: paid {} refunded {}; channel: charged {} refunded {} (minor units)",
@@ -145,19 +158,44 @@ impl AuditArgs {
                 Failure::usage(format_args!("give a deployment's directory, or --{name}"))
             })
         };
-        let logs = match (&self.dump, &self.data) {
-            (dumps, None) if !dumps.is_empty() => dumps.iter().cloned().map(Source::File).collect(),
-            (_, data) => {
-                let payswitch = self.payswitch.clone().map_or_else(payswitch_beside, Ok)?;
-                vec![Source::Dump { payswitch, data: part(data, "data/site-1")? }]
-            }
+        let file = |(at, records): (usize, &PathBuf)| Source::File {
+            records: records.clone(),
+            frames: self.frames.get(at).cloned(),
         };
+        let mut logs: Vec<Source> = self.dump.iter().enumerate().map(file).collect();
+        if logs.is_empty() {
+            let payswitch = self.payswitch.clone().map_or_else(payswitch_beside, Ok)?;
+            let mut data = self.data.clone();
+            if data.is_empty() {
+                data = sites_of(&part(&None, "data")?)?;
+            }
+            let dump = |data| Source::Dump { payswitch: payswitch.clone(), data };
+            logs = data.into_iter().map(dump).collect();
+        }
         Ok(Evidence {
             acks: part(&self.acks, "acks")?,
             ledger: part(&self.ledger, "data/channel")?,
             logs,
         })
     }
+}
+
+/// The data directories of a deployment's sites. All of them: a site left out would
+/// make a majority of fewer.
+fn sites_of(data: &Path) -> Result<Vec<PathBuf>, Failure> {
+    let failed = |reason: &dyn std::fmt::Display| {
+        Failure::usage(format_args!("no site's data in {}: {reason}", data.display()))
+    };
+    let entries = std::fs::read_dir(data).map_err(|error| failed(&error))?;
+    let mut sites: Vec<PathBuf> = entries
+        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+        .filter(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            name.starts_with("site-")
+        })
+        .collect();
+    sites.sort();
+    if sites.is_empty() { Err(failed(&"run the switch first")) } else { Ok(sites) }
 }
 
 /// The binary `payswitch` in the directory of this one.
@@ -180,7 +218,8 @@ pub(crate) async fn run(args: &AuditArgs, stop: &Notify) -> Result<(), Failure> 
     if let Some(config) = args.config.as_ref().filter(|_| args.requery) {
         requery(config, &evidence.acks, stop).await?;
     }
-    let audit = audit(&evidence, !args.unsettled)?;
+    let moment = Moment { settled: !args.unsettled, at_rest: false };
+    let audit = audit(&evidence, moment)?;
     audit.print();
     if let Some(path) = &args.json {
         let json = serde_json::to_string_pretty(&audit)
@@ -193,28 +232,72 @@ pub(crate) async fn run(args: &AuditArgs, stop: &Notify) -> Result<(), Failure> 
     audit.verdict()
 }
 
-/// Compares the evidence. `settled`: nothing may be open any more.
-pub(crate) fn audit(evidence: &Evidence, settled: bool) -> Result<Audit, Failure> {
+/// When the evidence was taken.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Moment {
+    /// Everything had time to end: nothing may be open any more.
+    pub(crate) settled: bool,
+    /// No site runs: what one knows as committed must be at the others.
+    pub(crate) at_rest: bool,
+}
+
+/// Compares the evidence.
+pub(crate) fn audit(evidence: &Evidence, moment: Moment) -> Result<Audit, Failure> {
     let mut books = Books::new();
-    for source in &evidence.logs {
-        source.read(&mut |number, line| {
-            let line = log::parse(line).map_err(|error| {
-                Failure::environment(format_args!("line {number} of the log dump: {error}"))
-            })?;
-            books.record(&line);
-            Ok(())
-        })?;
+    match evidence.logs.as_slice() {
+        [only] => {
+            read_records(only, |_| true, &mut books)?;
+            books.compared(1, 0);
+        }
+        several => read_several(several, moment, &mut books)?,
     }
     ledger::read(&evidence.ledger, |entry| books.entry(entry))?;
     for path in acks::logs_of(&evidence.acks)? {
         let (run, log) = open_run(&path)?;
         log.records().for_each(|ack| books.ack(&run, &ack));
     }
-    let sums = books.finish(settled);
+    let sums = books.finish(moment.settled);
     let (violation_count, violations) = books.violations();
     let violations = violations.to_vec();
     timeline::print(evidence, &violations, TIMELINES_MAX)?;
     Ok(Audit { checked: books.checked(), sums, violation_count, violations })
+}
+
+fn read_records(
+    source: &Source,
+    wanted: impl Fn(&log::Line<'_>) -> bool,
+    books: &mut Books,
+) -> Result<(), Failure> {
+    source.read(&mut |number, text| {
+        let line = log::parse(text).map_err(|error| unreadable(number, &error))?;
+        if wanted(&line) {
+            books.record(&line);
+        }
+        Ok(())
+    })
+}
+
+/// Reads what most sites hold.
+fn read_several(sources: &[Source], moment: Moment, books: &mut Books) -> Result<(), Failure> {
+    let mut sites = Vec::new();
+    for source in sources {
+        let mut site = SiteLog::default();
+        source.read_frames(&mut |number, text| {
+            site.frame(text).map_err(|error| unreadable(number, &error))
+        })?;
+        sites.push(site);
+    }
+    let merged = Merged::new(&sites, moment.at_rest, books);
+    for (site, source) in sources.iter().enumerate().filter(|(site, _)| merged.wants(*site)) {
+        let takes = |line: &log::Line<'_>| merged.takes(site, line.shard, line.index, line.term);
+        read_records(source, takes, books)?;
+    }
+    books.compared(sources.len(), merged.blocks());
+    Ok(())
+}
+
+fn unreadable(number: u64, reason: &str) -> Failure {
+    Failure::environment(format_args!("line {number} of the log dump: {reason}"))
 }
 
 fn open_run(path: &Path) -> Result<(Run, AckLog), Failure> {

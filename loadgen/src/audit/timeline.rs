@@ -50,7 +50,7 @@ fn from_logs(
     wanted: &mut BTreeMap<Digest, Vec<(u64, String)>>,
 ) -> Result<(), Failure> {
     let mut places: HashMap<(u16, u64), Digest> = HashMap::new();
-    for source in &evidence.logs {
+    for (at, source) in evidence.logs.iter().enumerate() {
         source.read(&mut |_, text| {
             // Judged when it was read first.
             let Ok(line) = log::parse(text) else { return Ok(()) };
@@ -67,7 +67,7 @@ fn from_logs(
             }
             let found = places.get(&place).filter(|_| line.fact != Fact::Other);
             if let Some(lines) = found.and_then(|digest| wanted.get_mut(digest)) {
-                lines.push((line.at_us, format!("log      {text}")));
+                lines.push((line.at_us, format!("log {}    {text}", at + 1)));
             }
             Ok(())
         })?;

@@ -34,12 +34,15 @@ pub(super) struct Outgoing {
 
 /// A connection slot.
 pub(super) struct Link {
-    number: usize,
+    /// Its place among the links.
+    pub(super) number: usize,
     /// The site it leads to.
     pub(super) site: u8,
     address: SocketAddr,
     server_name: String,
     up: Cell<bool>,
+    /// Whether nothing is heard of it at present, though it was asked.
+    pub(super) quiet: Cell<bool>,
     /// Most requests in flight, as the HELLO says.
     window: Cell<u32>,
     /// Requests in flight.
@@ -65,6 +68,7 @@ impl Link {
             address: site.address,
             server_name: site.server_name.clone(),
             up: Cell::new(false),
+            quiet: Cell::new(false),
             window: Cell::new(0),
             in_flight: Cell::new(0),
             streams: (0..streams.max(1)).map(outgoing).collect(),
@@ -92,6 +96,18 @@ impl Link {
     /// Wakes a stream's writer.
     pub(super) fn wake(&self, stream: usize) {
         self.streams[stream].wake.notify_one();
+    }
+
+    /// Packets that came on the present connection.
+    pub(super) fn packets(&self) -> u64 {
+        self.quic.borrow().as_ref().map_or(0, |quic| quic.stats().udp_rx.datagrams)
+    }
+
+    /// Gives the present connection up; the next one is made at once.
+    pub(super) fn reset(&self) {
+        if let Some(quic) = self.quic.borrow().as_ref() {
+            quic.close(0_u32.into(), b"silent");
+        }
     }
 
     /// Ends the link for good.

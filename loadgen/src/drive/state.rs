@@ -4,7 +4,9 @@
 //! Bounded: requests in flight and waiting together stay below one limit;
 //! beyond it a planned request is shed and counted, never queued.
 
+use super::answer::{Answer, Arrived, decode};
 use super::link::Link;
+use super::sites::Sites;
 use super::slots::{NO_LINK, Slot, Slots, correlation, uncorrelate};
 use super::{Options, Phase};
 use crate::acks::{Ack, AckWriter, flag};
@@ -13,10 +15,11 @@ use crate::exit::Failure;
 use crate::measure::{Business, Measure, Sample};
 use crate::plan::{Op, Plan};
 use crate::schedule::Schedule;
+use crate::trace::{Done, End};
 use protocol::code::{Code, OrderState};
 use protocol::frame::Header;
-use protocol::message::{ErrorFrame, OrderReply, RefundReply, kind};
-use std::collections::VecDeque;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -42,38 +45,21 @@ pub(crate) enum Known {
     Over,
 }
 
-/// An answer with the request that it names.
-struct Arrived {
-    index: u32,
-    n: u64,
-    answer: Answer,
-}
-
-/// Fields of an answer that matter here.
-struct Answer {
-    code: Code,
-    state: Business,
-    transaction: u64,
-    amount: i64,
-    refunded: i64,
-    replayed: bool,
-    leader_hint: u8,
-}
-
 /// The driver's state.
 pub(super) struct State {
     plan: Rc<Plan>,
     encoder: Encoder,
     acks: Option<AckWriter>,
-    links: Vec<Rc<Link>>,
-    /// Whether all links lead to one site: nothing to choose by then.
-    one_site: bool,
+    pub(super) links: Vec<Rc<Link>>,
+    /// What is known beyond the requests when links lead to several sites; with
+    /// one there is nothing to choose.
+    pub(super) sites: Option<Box<Sites>>,
     /// Answers of one batch, decoded; kept for its memory.
     arrived: Vec<Arrived>,
     options: Options,
     base: Instant,
     base_ms: u64,
-    slots: Slots,
+    pub(super) slots: Slots,
     known: Vec<Known>,
     next_n: u64,
     schedule: Option<Schedule>,
@@ -83,12 +69,15 @@ pub(super) struct State {
     backlog: VecDeque<(u64, u64)>,
     /// Payments to be queried, in place of a schedule.
     queries: VecDeque<u64>,
-    resend: VecDeque<(u64, u32, u64)>,
-    /// Per shard: the site that leads it, 0 when not known.
-    leaders: Vec<u8>,
+    /// When, place and number of what is sent again, the next first.
+    resend: BinaryHeap<Reverse<(u64, u32, u64)>>,
+    /// Shards of the cluster.
+    pub(super) shards: u16,
     turn: usize,
     dirty: Vec<(usize, usize)>,
-    measure: Measure,
+    pub(super) measure: Measure,
+    /// What became of every request, when that is wanted.
+    trace: Option<Vec<Done>>,
     failure: Option<Failure>,
 }
 
@@ -102,12 +91,14 @@ impl State {
         shards: u16,
         options: Options,
     ) -> Self {
+        let several = links.iter().any(|link| link.site != links[0].site);
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self {
             plan,
             encoder,
             acks,
-            one_site: links.iter().all(|link| link.site == links[0].site),
+            sites: several
+                .then(|| Box::new(Sites::new(shards, options.in_flight_max, links.len()))),
             links,
             arrived: Vec::new(),
             options,
@@ -122,11 +113,12 @@ impl State {
             closed_until_ns: 0,
             backlog: VecDeque::new(),
             queries: VecDeque::new(),
-            resend: VecDeque::new(),
-            leaders: vec![0; usize::from(shards)],
+            resend: BinaryHeap::new(),
+            shards,
             turn: 0,
             dirty: Vec::new(),
             measure: Measure::new(0, 0),
+            trace: None,
             failure: None,
         }
     }
@@ -151,6 +143,7 @@ impl State {
         let end_ns = start_ns + phase.duration.as_nanos() as u64;
         self.measure = Measure::new(start_ns + phase.warmup.as_nanos() as u64, end_ns);
         self.phase_ns = start_ns;
+        self.trace = phase.traced.then(Vec::new);
         self.closed = phase.closed;
         self.closed_until_ns = end_ns;
         self.schedule = phase.closed.is_none().then_some(schedule);
@@ -162,6 +155,7 @@ impl State {
     pub(super) fn begin_queries(&mut self, payments: &[u64], at_once: usize) {
         let now_ns = self.now_ns();
         self.measure = Measure::new(now_ns, u64::MAX);
+        self.trace = None;
         self.schedule = None;
         self.closed = Some(at_once);
         self.closed_until_ns = 0;
@@ -189,8 +183,8 @@ impl State {
         self.schedule = None;
         self.closed = None;
         self.queries.clear();
-        while let Some((_, planned_ns)) = self.backlog.pop_front() {
-            self.measure.not_sent(planned_ns);
+        while let Some((n, planned_ns)) = self.backlog.pop_front() {
+            self.not_sent(n, planned_ns);
         }
     }
 
@@ -220,10 +214,11 @@ impl State {
     }
 
     fn pull_due(&mut self, now_ns: u64) {
-        let Some(schedule) = &mut self.schedule else { return };
         let elapsed_ns = now_ns.saturating_sub(self.phase_ns);
-        while let Some(offset) = schedule.peek().filter(|offset| *offset <= elapsed_ns) {
-            schedule.next();
+        let due = |schedule: &mut Schedule| {
+            schedule.peek().filter(|offset| *offset <= elapsed_ns).inspect(|_| schedule.skip())
+        };
+        while let Some(offset) = self.schedule.as_mut().and_then(due) {
             let (n, planned_ns) = (self.next_n, self.phase_ns + offset);
             self.next_n += 1;
             self.known.push(Known::Nothing);
@@ -231,34 +226,49 @@ impl State {
             if self.backlog.len() + self.slots.len() < self.options.in_flight_max {
                 self.backlog.push_back((n, planned_ns));
             } else {
-                self.measure.not_sent(planned_ns);
+                self.not_sent(n, planned_ns);
             }
         }
     }
 
     fn send_again(&mut self, now_ns: u64) {
-        while let Some(&(due_ns, index, n)) = self.resend.front() {
+        while let Some(&Reverse((due_ns, index, n))) = self.resend.peek() {
             if due_ns > now_ns {
                 return;
             }
-            let Some(slot) = self.slots.get_mut(index, n).map(|slot| *slot) else {
-                // Given up in the meantime.
-                self.resend.pop_front();
+            let waiting = self.slots.get_mut(index, n).map(|slot| *slot);
+            let Some(slot) = waiting.filter(|slot| slot.link == NO_LINK) else {
+                // Answered, given up or sent in the meantime.
+                self.resend.pop();
                 continue;
             };
             let k = self.payment(&slot);
             let Some(place) = self.place(k) else { return };
-            self.resend.pop_front();
-            if let Some(slot) = self.slots.get_mut(index, n) {
-                slot.link = place.0 as u16;
-            }
-            self.measure.resent += 1;
-            self.write(place, index, &slot, k);
+            self.resend.pop();
+            self.resend_at(place, index, &slot, now_ns);
         }
     }
 
+    /// Sends a request once more.
+    pub(super) fn resend_at(
+        &mut self,
+        place: (usize, usize),
+        index: u32,
+        slot: &Slot,
+        now_ns: u64,
+    ) {
+        if !self.move_copy(place.0, index, slot, now_ns) {
+            return;
+        }
+        if let Some(slot) = self.slots.get_mut(index, slot.n) {
+            slot.link = place.0 as u16;
+        }
+        self.measure.resent += 1;
+        self.write(place, index, slot, self.payment(slot), now_ns);
+    }
+
     /// The payment that a request is about.
-    fn payment(&self, slot: &Slot) -> u64 {
+    pub(super) fn payment(&self, slot: &Slot) -> u64 {
         if slot.own { slot.n } else { self.plan.target(slot.n) }
     }
 
@@ -337,43 +347,50 @@ impl State {
         let slot = Slot { n, planned_ns, sent_ns: now_ns, op, own: n == k, link };
         let Some(index) = self.slots.insert(slot) else { return false };
         self.measure.sent(slot.sample());
-        self.write(place, index, &slot, k);
+        if self.sites.is_some() {
+            let shard = self.shard(k);
+            self.sites.iter_mut().for_each(|sites| sites.begin(index, shard, now_ns));
+        }
+        self.write(place, index, &slot, k, now_ns);
         true
     }
 
     /// Link and stream for a request about payment `k`: those of this batch as
     /// long as they have room, so that a batch leaves in one write.
-    fn place(&mut self, k: u64) -> Option<(usize, usize)> {
-        let count = self.links.len();
-        let leader = self.leader(k);
-        let mut fallback = None;
-        for offset in 0..count {
-            let number = (self.turn + offset) % count;
-            let link = &self.links[number];
-            let stream = (self.turn / count) % link.streams.len();
-            if !link.has_room() || link.streams[stream].buffer.borrow().len() > STREAM_FULL {
-                continue;
-            }
-            if leader == 0 || link.site == leader {
-                return Some((number, stream));
-            }
-            fallback = fallback.or(Some((number, stream)));
+    fn place(&self, k: u64) -> Option<(usize, usize)> {
+        match &self.sites {
+            None => self.links().iter().enumerate().find_map(|(offset, _)| self.turn_at(offset)),
+            Some(sites) => self.place_among(sites, self.shard(k), 0),
         }
-        fallback
     }
 
-    /// The site that leads payment `k`'s shard, 0 when unknown or there is one only.
-    fn leader(&self, k: u64) -> u8 {
-        if self.one_site { 0 } else { self.leaders[self.shard(k)] }
+    /// Link and stream that are next after `offset` others, if there is room.
+    pub(super) fn turn_at(&self, offset: usize) -> Option<(usize, usize)> {
+        let count = self.links.len();
+        let number = (self.turn + offset) % count;
+        let link = &self.links[number];
+        let stream = (self.turn / count) % link.streams.len();
+        let room = link.has_room() && link.streams[stream].buffer.borrow().len() <= STREAM_FULL;
+        room.then_some((number, stream))
     }
 
     /// The shard of payment `k`.
-    fn shard(&self, k: u64) -> usize {
+    pub(super) fn shard(&self, k: u64) -> u16 {
         let merchant = self.encoder.merchant(self.plan.merchant(k));
-        merchant.id.shard(self.leaders.len() as u16).into()
+        merchant.id.shard(self.shards)
     }
 
-    fn write(&mut self, (number, stream): (usize, usize), index: u32, slot: &Slot, k: u64) {
+    fn write(
+        &mut self,
+        (number, stream): (usize, usize),
+        index: u32,
+        slot: &Slot,
+        k: u64,
+        now_ns: u64,
+    ) {
+        if let Some(sites) = &mut self.sites {
+            sites.wrote(number, now_ns);
+        }
         let timestamp_ms = self.now_ms(slot.sent_ns);
         let link = &self.links[number];
         link.in_flight.set(link.in_flight.get() + 1);
@@ -426,6 +443,9 @@ impl State {
     fn answer(&mut self, link: &Link, arrived: &Arrived, now_ns: u64) {
         let &Arrived { index, n, ref answer } = arrived;
         let Some(slot) = self.slots.get_mut(index, n).map(|slot| *slot) else {
+            if self.echoed(link, n, answer, now_ns) {
+                return;
+            }
             self.measure.late_replies += 1;
             // Late, and an acknowledgement all the same.
             if n < self.next_n {
@@ -433,22 +453,29 @@ impl State {
             }
             return;
         };
-        if slot.link != NO_LINK {
+        // In a plan only a pay is about the payment of its own number.
+        let requery = slot.own && slot.op == Op::Query;
+        let flags = if requery { flag::REQUERY } else { 0 };
+        if self.sites.is_some() {
+            if self.answer_of_several(link, (index, &slot), answer, flags, now_ns) {
+                return;
+            }
+        } else if slot.link != NO_LINK {
             link.in_flight.set(link.in_flight.get().saturating_sub(1));
         }
         if matches!(answer.code, Code::NotLeader | Code::NoLeader)
             && now_ns < self.deadline(&slot.sample())
         {
-            self.redirect(index, &slot, answer.leader_hint, now_ns);
+            self.send_later(index, &slot, now_ns + REDIRECT_NS);
             return;
         }
-        // In a plan only a pay is about the payment of its own number.
-        let requery = slot.own && slot.op == Op::Query;
-        self.record(n, answer, now_ns, if requery { flag::REQUERY } else { 0 });
+        self.record(n, answer, now_ns, flags);
         if slot.own {
             self.learn(n, answer, requery);
         }
         self.measure.answered(slot.sample(), answer.code, answer.state, now_ns);
+        let end = End::Answered(answer.code);
+        self.trace(slot.op, self.payment(&slot), slot.planned_ns, end, now_ns);
         self.slots.remove(index);
     }
 
@@ -466,16 +493,15 @@ impl State {
         }
     }
 
-    fn redirect(&mut self, index: u32, slot: &Slot, hint: u8, now_ns: u64) {
-        let shard = self.shard(self.payment(slot));
-        self.leaders[shard] = hint;
+    /// Puts a request that nobody carries aside until `due_ns`.
+    pub(super) fn send_later(&mut self, index: u32, slot: &Slot, due_ns: u64) {
         if let Some(slot) = self.slots.get_mut(index, slot.n) {
             slot.link = NO_LINK;
         }
-        self.resend.push_back((now_ns + REDIRECT_NS, index, slot.n));
+        self.resend.push(Reverse((due_ns, index, slot.n)));
     }
 
-    fn record(&mut self, n: u64, answer: &Answer, now_ns: u64, flags: u8) {
+    pub(super) fn record(&mut self, n: u64, answer: &Answer, now_ns: u64, flags: u8) {
         let Some(acks) = &mut self.acks else { return };
         let replayed = if answer.replayed { flag::REPLAYED } else { 0 };
         acks.push(&Ack {
@@ -512,18 +538,13 @@ impl State {
     /// A link was lost: what it carried is sent again, the same bytes.
     pub(super) fn link_lost(&mut self, number: usize) {
         let now_ns = self.now_ns();
-        let lost: Vec<(u32, u64)> = self
-            .slots
-            .iter()
-            .filter(|(_, slot)| usize::from(slot.link) == number)
-            .map(|(index, slot)| (index, slot.n))
-            .collect();
-        for (index, n) in lost {
-            if let Some(slot) = self.slots.get_mut(index, n) {
-                slot.link = NO_LINK;
+        let lost = self.slots_on(|slot| usize::from(slot.link) == number);
+        for (index, slot) in lost {
+            if !self.other_copy(index, &slot) {
+                self.send_later(index, &slot, now_ns);
             }
-            self.resend.push_front((now_ns, index, n));
         }
+        self.link_forgotten(number);
         self.keep(|state| state.pump());
     }
 
@@ -534,47 +555,65 @@ impl State {
         }
     }
 
-    fn deadline(&self, sample: &Sample) -> u64 {
+    /// Requests in flight that are wanted, with their place.
+    pub(super) fn slots_on(&self, wanted: impl Fn(&Slot) -> bool) -> Vec<(u32, Slot)> {
+        let found = self.slots.iter().filter(|(_, slot)| wanted(slot));
+        found.map(|(index, slot)| (index, *slot)).collect()
+    }
+
+    pub(super) fn deadline(&self, sample: &Sample) -> u64 {
         sample.planned_ns + self.options.deadline.as_nanos() as u64
     }
 
-    /// Gives up what is past its deadline.
+    /// Looks after silent sites and gives up what is past its deadline.
     pub(super) fn sweep(&mut self) -> Result<(), Failure> {
         let now_ns = self.now_ns();
-        let expired: Vec<(u32, Slot)> = self
-            .slots
-            .iter()
-            .filter(|(_, slot)| self.deadline(&slot.sample()) <= now_ns)
-            .map(|(index, slot)| (index, *slot))
-            .collect();
+        self.watch_sites(now_ns);
+        let expired = self.slots_on(|slot| self.deadline(&slot.sample()) <= now_ns);
         for (index, slot) in expired {
             self.give_up(index, &slot, now_ns);
         }
         let deadline_ns = self.options.deadline.as_nanos() as u64;
         while self.backlog.front().is_some_and(|(_, planned)| planned + deadline_ns <= now_ns) {
-            if let Some((_, planned_ns)) = self.backlog.pop_front() {
-                self.measure.not_sent(planned_ns);
+            if let Some((n, planned_ns)) = self.backlog.pop_front() {
+                self.not_sent(n, planned_ns);
             }
         }
         self.pump()
+    }
+
+    /// A planned request is never sent.
+    fn not_sent(&mut self, n: u64, planned_ns: u64) {
+        self.measure.not_sent(planned_ns);
+        let now_ns = self.now_ns();
+        self.trace(self.plan.op(n), self.plan.target(n), planned_ns, End::NotSent, now_ns);
+    }
+
+    fn trace(&mut self, op: Op, k: u64, planned_ns: u64, end: End, done_ns: u64) {
+        if self.trace.is_none() {
+            return;
+        }
+        let shard = self.shard(k);
+        let since = |ns: u64| ns.saturating_sub(self.phase_ns);
+        let done = Done { planned_ns: since(planned_ns), done_ns: since(done_ns), shard, op, end };
+        self.trace.iter_mut().for_each(|trace| trace.push(done));
+    }
+
+    /// The phase's trace.
+    pub(super) fn take_trace(&mut self) -> Vec<Done> {
+        self.trace.take().unwrap_or_default()
     }
 
     fn give_up(&mut self, index: u32, slot: &Slot, now_ns: u64) {
         if let Some(link) = self.links.get(usize::from(slot.link)) {
             link.in_flight.set(link.in_flight.get().saturating_sub(1));
         }
+        self.forget_copy(index);
         self.measure.unanswered(slot.sample());
+        self.trace(slot.op, self.payment(slot), slot.planned_ns, End::Unanswered, now_ns);
         let requery = slot.own && slot.op == Op::Query;
         let flags = flag::UNKNOWN | if requery { flag::REQUERY } else { 0 };
-        let unknown = Answer {
-            code: Code::Ok,
-            state: Business::Order(OrderState::None),
-            transaction: 0,
-            amount: 0,
-            refunded: 0,
-            replayed: false,
-            leader_hint: 0,
-        };
+        let unknown = Answer::bare(Code::Ok);
         self.record(slot.n, &unknown, now_ns, flags);
         self.slots.remove(index);
     }
@@ -607,48 +646,3 @@ impl State {
 
 /// Longest phase that makes sense, a guard against typing errors.
 pub(crate) const DURATION_MAX: Duration = Duration::from_secs(7 * 86_400);
-
-fn decode(frame_kind: u8, body: &[u8]) -> Option<Answer> {
-    const PAY: u8 = kind::PAY | kind::REPLY;
-    const QUERY: u8 = kind::QUERY | kind::REPLY;
-    const REFUND: u8 = kind::REFUND | kind::REPLY;
-    match frame_kind {
-        PAY | QUERY => {
-            let reply = OrderReply::decode(body).ok()?;
-            Some(Answer {
-                code: reply.code,
-                state: Business::Order(reply.state),
-                transaction: reply.transaction_id.map_or(0, |id| id.as_u64()),
-                amount: reply.amount,
-                refunded: reply.refunded,
-                replayed: reply.replayed,
-                leader_hint: reply.leader_hint,
-            })
-        }
-        REFUND => {
-            let reply = RefundReply::decode(body).ok()?;
-            Some(Answer {
-                code: reply.code,
-                state: Business::Refund(reply.state),
-                transaction: reply.transaction_id.map_or(0, |id| id.as_u64()),
-                amount: reply.amount,
-                refunded: reply.refunded,
-                replayed: reply.replayed,
-                leader_hint: reply.leader_hint,
-            })
-        }
-        kind::ERROR => {
-            let error = ErrorFrame::decode(body).ok()?;
-            Some(Answer {
-                code: error.code,
-                state: Business::Order(OrderState::None),
-                transaction: 0,
-                amount: 0,
-                refunded: 0,
-                replayed: false,
-                leader_hint: 0,
-            })
-        }
-        _ => None,
-    }
-}

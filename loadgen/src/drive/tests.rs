@@ -16,10 +16,10 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::sync::mpsc;
 
-const SHARDS: u16 = 12;
+pub(super) const SHARDS: u16 = 12;
 
 /// Certificates of both ends in a folder.
-fn certificates(dir: &Path) {
+pub(super) fn certificates(dir: &Path) {
     let mut authority = CertificateParams::default();
     authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate().unwrap()).unwrap();
@@ -40,7 +40,7 @@ fn credentials(dir: &Path, name: &str) -> Credentials {
 
 /// A server on a thread of its own, so that its stalls are its own; `serve`
 /// handles each connection, numbered from 0.
-fn server<F, S>(dir: &Path, serve: S) -> SocketAddr
+pub(super) fn server<F, S>(dir: &Path, serve: S) -> SocketAddr
 where
     F: Future<Output = ()> + 'static,
     S: Fn(quinn::Connection, usize) -> F + Send + 'static,
@@ -68,7 +68,14 @@ where
     told.recv().unwrap()
 }
 
-fn gateway(dir: &Path, address: SocketAddr) -> GatewayFile {
+/// A gateway of these sites, numbered from 1.
+pub(super) fn gateway_of(dir: &Path, sites: &[SocketAddr]) -> GatewayFile {
+    let site = |(at, address): (usize, &SocketAddr)| SiteEntry {
+        id: at as u8 + 1,
+        address: *address,
+        server_name: "site-1.site.payswitch".to_owned(),
+        admin: *address,
+    };
     GatewayFile {
         name: "gw-1".to_owned(),
         cert: dir.join("gw.pem"),
@@ -77,17 +84,22 @@ fn gateway(dir: &Path, address: SocketAddr) -> GatewayFile {
         shards: SHARDS,
         merchants: dir.join("none"),
         channel_ledger_dir: dir.join("none"),
-        sites: vec![SiteEntry {
-            id: 1,
-            address,
-            server_name: "site-1.site.payswitch".to_owned(),
-            admin: address,
-        }],
+        sites: sites.iter().enumerate().map(site).collect(),
     }
 }
 
 /// Drives a phase against a server.
 fn drive(dir: &Path, address: SocketAddr, phase: &Phase, deadline: Duration) -> Outcome {
+    drive_to(gateway_of(dir, &[address]), phase, deadline, None)
+}
+
+/// Drives a phase of pays.
+pub(super) fn drive_to(
+    gateway: GatewayFile,
+    phase: &Phase,
+    deadline: Duration,
+    acks: Option<AckWriter>,
+) -> Outcome {
     let params = Params { mix: crate::plan::Mix { pay: 1, query: 0, refund: 0 }, ..params() };
     let params = Params { duplicates_ppm: 0, conflicts_ppm: 0, ..params };
     let merchant = |id: &String| Merchant {
@@ -101,8 +113,7 @@ fn drive(dir: &Path, address: SocketAddr, phase: &Phase, deadline: Duration) -> 
     let options =
         Options { connections: 1, streams: 4, in_flight_max: 50_000, deadline, pace, tick: TICK };
     crate::cli::on_runtime(async {
-        let gateway = gateway(dir, address);
-        let session = Session::connect(&gateway, plan, encoder, None, options).await?;
+        let session = Session::connect(&gateway, plan, encoder, acks, options).await?;
         let outcome = session.run(phase, &Notify::new()).await?;
         session.close().await;
         Ok(outcome)
@@ -110,9 +121,10 @@ fn drive(dir: &Path, address: SocketAddr, phase: &Phase, deadline: Duration) -> 
     .unwrap()
 }
 
-fn phase(rate: f64, duration: Duration) -> Phase {
+pub(super) fn phase(rate: f64, duration: Duration) -> Phase {
     let warmup = Duration::ZERO;
-    Phase { arrival: Arrival::Constant, rate, duration, warmup, closed: None, live: false }
+    let arrival = Arrival::Constant;
+    Phase { arrival, rate, duration, warmup, closed: None, live: false, traced: false }
 }
 
 #[test]

@@ -13,6 +13,7 @@ use std::sync::mpsc;
 
 use super::{Buffer, DiskError, DiskOp, Piece, SegmentFile, Source, VisitPiece, segment_path};
 use crate::format::{BLOCK_BYTES, encode_prepared};
+use crate::release::RELEASED_FILE;
 use crate::scan::Position;
 
 /// Bytes per read while scanning.
@@ -100,6 +101,10 @@ impl Source for Directory {
 
     fn load_prepared(&mut self) -> Result<Option<Vec<u8>>, DiskError> {
         self.load(PREPARED_FILE)
+    }
+
+    fn load_released(&mut self) -> Result<Option<Vec<u8>>, DiskError> {
+        self.load(RELEASED_FILE)
     }
 
     fn segments(&mut self) -> Result<Vec<SegmentFile>, DiskError> {

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use super::blocking::BlockingWriter;
 use super::directory::Directory;
+use super::files::DirFiles;
 use super::pages::FilePages;
 use super::prepare::{Plan, Prepared, Preparer, open_for_writing};
 use super::uring::UringWriter;
@@ -168,6 +169,10 @@ impl Source for FileDisk {
         self.directory.load_prepared()
     }
 
+    fn load_released(&mut self) -> Result<Option<Vec<u8>>, DiskError> {
+        self.directory.load_released()
+    }
+
     fn segments(&mut self) -> Result<Vec<SegmentFile>, DiskError> {
         self.directory.segments()
     }
@@ -184,6 +189,11 @@ impl Source for FileDisk {
 
 impl Disk for FileDisk {
     type Pages = FilePages;
+    type Files = DirFiles;
+
+    fn files(&self) -> DirFiles {
+        DirFiles::new(self.directory.dir())
+    }
 
     fn pages(&self) -> FilePages {
         FilePages::new(self.directory.dir())

@@ -10,9 +10,11 @@ mod blocking;
 mod buffer;
 mod directory;
 mod file;
+mod files;
 mod pages;
 mod prepare;
 mod sim;
+mod sim_files;
 pub(crate) mod sys;
 mod uring;
 
@@ -24,6 +26,7 @@ use thiserror::Error;
 pub use buffer::Buffer;
 pub use directory::Directory;
 pub use file::FileDisk;
+pub use files::{DirFiles, Files};
 pub use pages::{FilePages, PageFault, Pages};
 pub use sim::{Fault, SimDisk, Tear};
 
@@ -121,6 +124,8 @@ pub trait Source {
     /// The block that counts prepared segments, when one was stored. Read before
     /// the segments are listed, it never counts more than there are.
     fn load_prepared(&mut self) -> Result<Option<Vec<u8>>, DiskError>;
+    /// The file that says where the log begins, when segments were released.
+    fn load_released(&mut self) -> Result<Option<Vec<u8>>, DiskError>;
     /// All segment files in ascending order.
     fn segments(&mut self) -> Result<Vec<SegmentFile>, DiskError>;
     /// Reads `segments` from `from` to the end, in order. A read error is not an
@@ -203,6 +208,10 @@ pub trait Disk: Source {
     type Pages: Pages;
     /// See [`Pages`].
     fn pages(&self) -> Self::Pages;
+    /// How whole files beside the segments are kept, by other threads too.
+    type Files: Files;
+    /// See [`Files`].
+    fn files(&self) -> Self::Files;
     /// Unpredictable bits, for the log's own id.
     fn random(&mut self) -> Result<u64, DiskError>;
     /// Stores the identity block durably.

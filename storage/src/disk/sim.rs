@@ -11,11 +11,13 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::sim_files::SimFiles;
 use super::{
-    BackendKind, Disk, DiskError, DiskFacts, DiskOp, PageFault, Pages, Piece, SegmentFile, Source,
-    Space, VisitPiece, Write, Written,
+    BackendKind, Disk, DiskError, DiskFacts, DiskOp, Files, PageFault, Pages, Piece, SegmentFile,
+    Source, Space, VisitPiece, Write, Written,
 };
 use crate::format::{BLOCK_BYTES, encode_prepared};
+use crate::release::{RELEASED_FILE, segment_of};
 use crate::scan::Position;
 
 const SECTOR: usize = 512;
@@ -89,6 +91,9 @@ struct State {
     writes: u64,
     faults: Vec<Fault>,
     unreadable: BTreeSet<Position>,
+    small: SimFiles,
+    /// Segments whose removal is not durable.
+    removed: Vec<(u64, Vec<u8>)>,
 }
 
 /// A handle to a simulated disk.
@@ -113,6 +118,8 @@ impl SimDisk {
             writes: 0,
             faults: Vec::new(),
             unreadable: BTreeSet::new(),
+            small: SimFiles::default(),
+            removed: Vec::new(),
         };
         SimDisk { state: Arc::new(Mutex::new(state)) }
     }
@@ -146,6 +153,32 @@ impl SimDisk {
             state.store_torn(&write, tear);
         }
         state.spares.clear();
+        let mut small = std::mem::take(&mut state.small);
+        small.crash(|| state.next_random());
+        state.small = small;
+        for (segment, file) in std::mem::take(&mut state.removed) {
+            if state.next_random() & 1 == 0 {
+                state.files.insert(segment, file);
+            }
+        }
+    }
+
+    /// Lets the next `operations` changes of whole files succeed and all later
+    /// ones fail, until the next crash.
+    pub fn fail_files_after(&self, operations: u64) {
+        self.state().small.left = Some(operations);
+    }
+
+    /// Changes of whole files so far.
+    pub fn file_operations(&self) -> u64 {
+        self.state().small.done
+    }
+
+    /// Changes a whole file behind everybody's back.
+    pub fn edit_file(&self, name: &str, change: impl FnOnce(&mut Vec<u8>)) {
+        if let Some(bytes) = self.state().small.edit(name) {
+            change(bytes);
+        }
     }
 
     /// Changes a segment behind the log's back. The closure may resize it.
@@ -277,6 +310,10 @@ impl Source for SimDisk {
         Ok(Some(block))
     }
 
+    fn load_released(&mut self) -> Result<Option<Vec<u8>>, DiskError> {
+        Ok(self.state().small.read(RELEASED_FILE).map(<[u8]>::to_vec))
+    }
+
     fn segments(&mut self) -> Result<Vec<SegmentFile>, DiskError> {
         let state = self.state();
         let files = state.files.iter();
@@ -342,8 +379,72 @@ impl Pages for SimDisk {
     }
 }
 
+impl Files for SimDisk {
+    fn dir(&self) -> PathBuf {
+        Source::dir(self)
+    }
+
+    fn list(&mut self) -> Result<Vec<String>, DiskError> {
+        let state = self.state();
+        let segments = state.files.keys().map(|id| format!("{id:016x}.wal"));
+        Ok(state.small.list().into_iter().chain(segments).collect())
+    }
+
+    fn create(&mut self, name: &str) -> Result<(), DiskError> {
+        self.state().small.create(name)
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> Result<(), DiskError> {
+        self.state().small.append(bytes)
+    }
+
+    fn sync(&mut self) -> Result<(), DiskError> {
+        self.state().small.sync()
+    }
+
+    fn rename(&mut self, from: &str, to: &str) -> Result<(), DiskError> {
+        self.state().small.rename(from, to)
+    }
+
+    fn remove(&mut self, name: &str) -> Result<(), DiskError> {
+        let mut state = self.state();
+        let Some(segment) = segment_of(name) else { return state.small.remove(name) };
+        state.small.step()?;
+        if let Some(file) = state.files.remove(&segment) {
+            state.removed.push((segment, file));
+        }
+        Ok(())
+    }
+
+    fn sync_dir(&mut self) -> Result<(), DiskError> {
+        let mut state = self.state();
+        state.small.sync_dir()?;
+        state.removed.clear();
+        Ok(())
+    }
+
+    fn read(
+        &mut self,
+        name: &str,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<Option<usize>, DiskError> {
+        let state = self.state();
+        let Some(bytes) = state.small.read(name) else { return Ok(None) };
+        let from = (offset as usize).min(bytes.len());
+        let to = (from + buffer.len()).min(bytes.len());
+        buffer[..to - from].copy_from_slice(&bytes[from..to]);
+        Ok(Some(to - from))
+    }
+}
+
 impl Disk for SimDisk {
     type Pages = SimDisk;
+    type Files = SimDisk;
+
+    fn files(&self) -> SimDisk {
+        self.clone()
+    }
 
     fn pages(&self) -> SimDisk {
         self.clone()

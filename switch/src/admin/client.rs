@@ -195,7 +195,8 @@ impl Client {
         if status.is_success() {
             return Ok(serde_json::from_slice(&body)?);
         }
-        let ErrorDetail { code, message, leader } = serde_json::from_slice::<ErrorBody>(&body)?.error;
+        let ErrorDetail { code, message, leader } =
+            serde_json::from_slice::<ErrorBody>(&body)?.error;
         Err(ClientError::Refused { status: status.as_u16(), code, message, leader })
     }
 

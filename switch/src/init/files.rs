@@ -69,6 +69,12 @@ server_name = "site-{other}.site.payswitch"
     let (gateway, admin, admin_tls) =
         (ports.gateway(site), ports.admin(site), ports.admin_tls(site));
     let channel = ports.channel();
+    let queue_delay = match sites {
+        1 => "# queue_delay_max_ms = 20           # new payments are shed above this",
+        _ => {
+            "queue_delay_max_ms = 100            # new payments are shed above this; takeovers bring bursts"
+        }
+    };
     let _ = write!(
         text,
         r#"
@@ -122,7 +128,7 @@ admin_key = "certs/admin.key"
 [worker]
 # inbox_batches = 1024
 # outstanding_max = 65536           # unanswered requests of all connections; more are shed
-# queue_delay_max_ms = 20           # new payments are shed above this
+{queue_delay}
 # block_max_bytes = 1048576         # one shard's block
 # cpu = 1                           # pin; default: not pinned
 

@@ -36,9 +36,14 @@ pub struct Timing {
 
 impl Default for Timing {
     fn default() -> Self {
-        Self { tick_us: 5_000, heartbeat_ticks: 4, election_ticks: 20, stall_ticks: 80 }
+        Self { tick_us: 5_000, heartbeat_ticks: 3, election_ticks: 16, stall_ticks: 80 }
     }
 }
+
+/// How long after a sign of death elections are tried eagerly, ticks.
+const EAGER_TICKS: u64 = 20;
+/// Ticks between two of these.
+const EAGER_EVERY: u64 = 3;
 
 /// Settings of a replica.
 #[derive(Clone, Debug)]
@@ -146,6 +151,9 @@ pub struct Replica {
     health: Health,
     counters: Counters,
     was_candidate: bool,
+    /// Until this tick the leader is taken for dead, and an election that does
+    /// not get through is tried again without waiting for the time-out.
+    eager_until: u64,
     spare: Vec<Vec<u8>>,
 }
 
@@ -193,6 +201,7 @@ impl Replica {
             tick: 0,
             counters: Counters::default(),
             was_candidate: false,
+            eager_until: 0,
             spare: Vec::new(),
         };
         replica.after_input();
@@ -279,7 +288,7 @@ impl Replica {
         }
         let data = Bytes::from(block);
         let mut entry = Entry::default();
-        entry.data = data.clone();
+        entry.set_data(data.clone());
         let mut message = Message::default();
         message.set_msg_type(MessageType::MsgPropose);
         message.from = self.config.site;
@@ -308,6 +317,7 @@ impl Replica {
         self.tick += 1;
         self.node.tick();
         self.after_input();
+        self.stand_again();
         self.place();
     }
 
@@ -342,6 +352,16 @@ impl Replica {
         self.node.raft.become_follower(term, INVALID_ID);
         self.after_input();
         if self.placement.is_next(self.config.site, site) {
+            self.eager_until = self.tick + EAGER_TICKS;
+            self.campaign();
+        }
+    }
+
+    /// The other followers hear of a death a little later or earlier: a vote
+    /// that they did not give yet is asked for again soon.
+    fn stand_again(&mut self) {
+        let waits = self.tick < self.eager_until && self.tick.is_multiple_of(EAGER_EVERY);
+        if waits && !self.is_leader() && self.node.raft.leader_id == INVALID_ID {
             self.campaign();
         }
     }

@@ -124,7 +124,7 @@ pub fn decode(packet: &mut Bytes) -> Result<Option<(u16, Message)>, MessageError
 fn decode_entry(rest: &mut Bytes) -> Result<Entry, MessageError> {
     let head = take(rest, ENTRY_HEAD)?;
     let mut entry = Entry::default();
-    entry.index = word64(&head, 0);
+    entry.set_index(word64(&head, 0));
     entry.term = word64(&head, 8);
     entry.set_entry_type(match word32(&head, 16) {
         0 => EntryType::EntryNormal,
@@ -219,10 +219,8 @@ mod tests {
         response.set_msg_type(MessageType::MsgHeartbeatResponse);
         (response.from, response.to, response.reject, response.priority) = (2, 1, true, -4);
         response.context = Bytes::from_static(&[5; 8]);
-        let first = append(vec![
-            entry(42, 7, Bytes::from_static(b"block")),
-            entry(43, 9, Bytes::new()),
-        ]);
+        let first =
+            append(vec![entry(42, 7, Bytes::from_static(b"block")), entry(43, 9, Bytes::new())]);
         let mut packet = Vec::new();
         encode(3, &first, &mut packet);
         encode(11, &response, &mut packet);

@@ -194,7 +194,8 @@ mod tests {
         assert_eq!(placement.order, [2, 3, 1]);
         for term in 0..1000 {
             let [a, b, c] = [2, 3, 1].map(|site| placement.timeout(site, term));
-            assert!(a >= 20 && a < b && b < c && c < 80, "{a} {b} {c}");
+            let base = Timing::default().election_ticks;
+            assert!(a >= base && a < b && b < c && c < TIMEOUT_SPREAD * base, "{a} {b} {c}");
         }
     }
 

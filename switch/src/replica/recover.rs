@@ -85,7 +85,8 @@ impl Recovering {
     /// # Errors
     /// [`ReplayError::HardState`] when it cannot be read.
     pub fn hard_state(&mut self, bytes: &[u8]) -> Result<(), ReplayError> {
-        let state = HardState::decode(bytes).ok_or(ReplayError::HardState { shard: self.config.shard })?;
+        let state =
+            HardState::decode(bytes).ok_or(ReplayError::HardState { shard: self.config.shard })?;
         if state.term >= self.state.term {
             self.state.vote = state.vote;
             self.state.term = state.term;

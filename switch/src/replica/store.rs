@@ -357,10 +357,7 @@ mod tests {
         let mut store = filled(&[1; 10]);
         store.trim(8, 300, &mut Vec::new());
         let asked = store.entries(2, 11, None, GetEntriesContext::empty(true));
-        assert_eq!(
-            asked.unwrap_err(),
-            raft::Error::Store(StorageError::LogTemporarilyUnavailable)
-        );
+        assert_eq!(asked.unwrap_err(), raft::Error::Store(StorageError::LogTemporarilyUnavailable));
         let wanted = store.take_wanted().unwrap();
         assert_eq!((wanted.from, wanted.to), (2, 8));
         assert!(store.take_wanted().is_none());

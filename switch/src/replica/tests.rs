@@ -252,6 +252,15 @@ fn a_sign_of_death_starts_the_election_at_once_but_never_against_a_live_leader()
     assert_eq!(cluster.site(2).leads, Some(2), "without a tick");
 
     let mut cluster = Cluster::led(3);
+    cluster.cut = vec![1];
+    cluster.site(2).replica.peer_gone(1);
+    cluster.ticks(2);
+    assert_eq!(cluster.site(2).leads, None, "the other follower takes the leader for alive");
+    cluster.site(3).replica.peer_gone(1);
+    cluster.ticks(3);
+    assert_eq!(cluster.site(2).leads, Some(2), "long before any time-out");
+
+    let mut cluster = Cluster::led(3);
     cluster.site(2).replica.peer_gone(1);
     cluster.settle();
     cluster.ticks(10);
@@ -267,7 +276,9 @@ fn a_vote_is_not_given_twice_over_a_restart() {
     (vote.from, vote.to, vote.term) = (2, 1, 5);
     cluster.site(1).replica.receive(vote.clone());
     let granted = |messages: Vec<Message>| {
-        messages.iter().any(|m| m.get_msg_type() == MessageType::MsgRequestVoteResponse && !m.reject)
+        messages
+            .iter()
+            .any(|m| m.get_msg_type() == MessageType::MsgRequestVoteResponse && !m.reject)
     };
     cluster.site(1).stuck = true;
     assert!(!granted(cluster.site(1).turn()), "not before the vote is durable");

@@ -54,7 +54,8 @@ impl Bootstrap {
                 }
                 let shards = net.settings.shards;
                 let ours = |merchant: &&&Merchant| control.leads(merchant.mch_id.shard(shards));
-                let chunk: Vec<&Merchant> = unknown.iter().filter(ours).take(CHUNK).copied().collect();
+                let chunk: Vec<&Merchant> =
+                    unknown.iter().filter(ours).take(CHUNK).copied().collect();
                 if chunk.is_empty() {
                     tokio::time::sleep(ELSEWHERE).await;
                     continue;

@@ -343,9 +343,7 @@ impl Control for NodeControl {
                 0
             }
         };
-        self.ask(shard, |ticket| {
-            Item::Admin(Box::new(AdminInput { ticket, operator, command }))
-        })
+        self.ask(shard, |ticket| Item::Admin(Box::new(AdminInput { ticket, operator, command })))
     }
 
     fn transfer(&self, shard: u16, site: u16) -> Answer<String> {

@@ -3,8 +3,8 @@
 
 use super::{
     Begin, CancelStart, Decision, DecodeError, HEADER_LEN, KEY_MATERIAL_MAX, KEYS_MAX, LimitsPut,
-    MerchantPut, NextAttempt, Outcome, RANGES_MAX, Record, RefundOutcome, RefundStart, SITES_END, STAMP_LEN, SiteDrain,
-    Stamped, kind,
+    MerchantPut, NextAttempt, Outcome, RANGES_MAX, Record, RefundOutcome, RefundStart, SITES_END,
+    STAMP_LEN, SiteDrain, Stamped, kind,
 };
 use crate::engine::merchant::{
     AddressRange, KeyKind, Limits, Merchant, MerchantKey, MerchantStatus,

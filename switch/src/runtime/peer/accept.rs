@@ -60,8 +60,13 @@ impl Core {
         let quic = incoming.await.ok()?;
         let site = match tls::peer_site(&quic, self.names()) {
             Ok(site) if site != self.settings.hello.site => site,
-            Ok(_) => return refuse(&quic, CloseCode::WrongSite, "that is this site itself"),
-            Err(error) => return refuse(&quic, CloseCode::NotAuthorised, &error.to_string()),
+            Ok(_) => {
+                let reason = "that is this site itself";
+                return self.turn_away(&quic, CloseCode::WrongSite, reason);
+            }
+            Err(error) => {
+                return self.turn_away(&quic, CloseCode::NotAuthorised, &error.to_string());
+            }
         };
         match self.streams(site, &quic).await {
             Ok(accepted) => Some((quic, accepted)),
@@ -70,6 +75,18 @@ impl Core {
                 refuse(&quic, CloseCode::WrongSite, &reason)
             }
         }
+    }
+
+    /// Refuses somebody with a certificate of our authorities who is no other
+    /// site, and tells the operator unless it is what was told last.
+    fn turn_away<T>(&self, quic: &quinn::Connection, code: CloseCode, reason: &str) -> Option<T> {
+        let what = format!("{} is refused: {reason}", quic.remote_address().ip());
+        let mut said = self.stranger.borrow_mut();
+        if *said != what {
+            eprintln!("peer port: {what}");
+            *said = what;
+        }
+        refuse(quic, code, reason)
     }
 
     /// Takes the three streams, whose greetings must fit.

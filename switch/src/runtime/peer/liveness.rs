@@ -67,7 +67,10 @@ impl Core {
         loop {
             if let Ok(Ok(stream)) = timeout(GREET_MAX, self.reach(site)).await {
                 pause = REDIAL_MIN;
-                if self.follow(stream).await == End::Gone {
+                self.watched(site, true);
+                let end = self.follow(stream).await;
+                self.watched(site, false);
+                if end == End::Gone {
                     self.shared.mesh.report_gone(site);
                     self.shared.exchange.wake();
                     if let Some(metrics) = self.metrics(site) {
@@ -75,8 +78,17 @@ impl Core {
                     }
                 }
             }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(REDIAL_MAX);
+            tokio::select! {
+                // It is back: it may die again soon.
+                () = self.peer(site).present.notified() => pause = REDIAL_MIN,
+                () = tokio::time::sleep(pause) => pause = (pause * 2).min(REDIAL_MAX),
+            }
+        }
+    }
+
+    fn watched(&self, site: u8, watched: bool) {
+        if let Some(metrics) = self.metrics(site) {
+            metrics.watched.set(watched.into());
         }
     }
 

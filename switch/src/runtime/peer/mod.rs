@@ -189,6 +189,7 @@ impl Start {
                 endpoint,
                 client: self.client,
                 shared: self.shared,
+                stranger: RefCell::default(),
                 handshakes: Cell::new(0),
                 stopped: self.stopped,
             });
@@ -202,6 +203,8 @@ impl Start {
 struct Peer {
     /// Dial it now: it has just shown that it is there.
     redial: tokio::sync::Notify,
+    /// Our connection to it came up.
+    present: tokio::sync::Notify,
     /// Its connection to us.
     inbound: RefCell<Option<quinn::Connection>>,
     /// Counts its connections to us.
@@ -227,6 +230,8 @@ struct Core {
     shared: PeerShared,
     /// By site - 1; this site's own entry stays idle.
     peers: Vec<Peer>,
+    /// What was last said about somebody who is no other site.
+    stranger: RefCell<String>,
     /// Connections of others that are not accepted yet.
     handshakes: Cell<usize>,
     stopped: watch::Receiver<bool>,
@@ -278,7 +283,8 @@ impl Core {
     /// said last.
     fn say(&self, whose: Whose, site: u8, what: String) {
         let mut said = self.peer(site).said[whose as usize].borrow_mut();
-        if *said != what {
+        // That links end when this site stops is no news.
+        if *said != what && !*self.stopped.borrow() {
             match whose {
                 Whose::Ours => eprintln!("peer site {site}: {what}"),
                 Whose::Theirs => eprintln!("peer site {site}: its connection: {what}"),

@@ -71,27 +71,21 @@ fn a_killed_site_is_reported_and_its_return_carries_packets() {
     let (one, two) = (cluster.start(1), cluster.start(2));
     one.linked();
     two.linked();
-    // The liveness connection greets beside the link and may not stand yet:
-    // then there is no hint, and the site is killed again.
+    let watched = || one.shared.metrics.peer(2).unwrap().watched.value() == 1;
+    eventually("its process is watched", watched);
     two.peers.kill();
     let shared = two.shared;
+    eventually("its death is seen", || one.shared.mesh.take_gone() == 1 << 2);
     eventually("the link is lost", || !one.is_up(2));
     assert!(one.shared.mesh.route(2).unwrap().losses() > 0);
-    let mut two = Node::peers(cluster.config(2), &shared);
-    let mut gone = one.shared.mesh.take_gone();
-    while gone == 0 {
-        eventually("it is back", || one.is_up(2));
-        two.kill();
-        eventually("the link is lost", || !one.is_up(2));
-        two = Node::peers(cluster.config(2), &shared);
-        gone = one.shared.mesh.take_gone();
-    }
-    assert_eq!(gone, 1 << 2);
+    let two = Node::peers(cluster.config(2), &shared);
     one.linked();
     eventually("both ways", || shared.mesh.route(1).unwrap().is_up());
     send(&one, 2, Urgency::Urgent, vec![9]);
     eventually("a packet arrives", || shared.exchange.pop_packet().is_some());
-    drop(two);
+    eventually("it is watched again", watched);
+    two.kill();
+    eventually("its second death is seen too", || one.shared.mesh.take_gone() == 1 << 2);
 }
 
 /// The process at site 2's liveness port, played: one connection of site 1.

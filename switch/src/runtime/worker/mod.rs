@@ -46,7 +46,7 @@ use catchup::CatchUp;
 use post::Post;
 pub use recover::Recovering;
 use shard::Shard;
-use writer::Writer;
+use writer::{Pace, Writer};
 
 /// Batches taken from the inbox between two looks at the log.
 const BATCHES_PER_TURN: usize = 64;
@@ -179,6 +179,8 @@ pub struct Worker<D: Disk = FileDisk> {
     shards: Vec<Shard>,
     log: Log<D>,
     writer: Writer,
+    /// With other sites: how often blocks are proposed.
+    proposals: Pace,
     post: Post,
     /// `None` where no other site can be behind.
     catch_up: Option<CatchUp>,
@@ -188,7 +190,6 @@ pub struct Worker<D: Disk = FileDisk> {
     out: Box<OutBatch>,
     next_tick_us: u64,
     report_due_us: u64,
-    pending_bytes: usize,
     /// Sites that shall not lead, as last told to the replicas.
     away: u64,
 }
@@ -225,6 +226,7 @@ impl<D: Disk> Worker<D> {
             log,
             catch_up,
             writer: Writer::new(settings.commit_interval_us),
+            proposals: Pace::new(settings.commit_interval_us),
             post: Post::new(Arc::clone(&shared.mesh)),
             out: shared.exchange.out_batch(),
             shared,
@@ -232,7 +234,6 @@ impl<D: Disk> Worker<D> {
             settings,
             next_tick_us: 0,
             report_due_us: 0,
-            pending_bytes: 0,
             away: 0,
         }
     }
@@ -282,7 +283,12 @@ impl<D: Disk> Worker<D> {
             shard.replica.durable(lsn);
         }
         let metrics = &self.shared.metrics;
-        metrics.fsync.record(now.mono_us.saturating_sub(self.writer.submitted_us));
+        let took_us = now.mono_us.saturating_sub(self.writer.submitted_us);
+        if !self.alone {
+            self.writer.pace.took(took_us);
+            self.proposals.took(took_us);
+        }
+        metrics.fsync.record(took_us);
         metrics.batches.add(1);
         Ok(())
     }
@@ -368,7 +374,8 @@ impl<D: Disk> Worker<D> {
     fn drain_inbox(&mut self, now: Now) -> usize {
         let exchange = Arc::clone(&self.shared.exchange);
         let mut taken = 0;
-        while taken < BATCHES_PER_TURN && self.pending_bytes < self.settings.blocks_bytes_max / 2 {
+        let room = self.open_bytes() < self.settings.blocks_bytes_max / 2;
+        while room && taken < BATCHES_PER_TURN {
             let Some(batch) = exchange.pop() else {
                 if taken == 0 {
                     exchange.queue_delay_us.store(0, Ordering::Relaxed);
@@ -378,9 +385,6 @@ impl<D: Disk> Worker<D> {
             self.feed(&batch, now);
             exchange.recycle(batch);
             taken += 1;
-        }
-        if taken > 0 {
-            self.pending_bytes = self.shards.iter().map(|shard| shard.out.block.len()).sum();
         }
         taken
     }
@@ -454,37 +458,44 @@ impl<D: Disk> Worker<D> {
         Ok(())
     }
 
-    /// Proposes the open blocks when the log's last write is done and, under
-    /// load, the commit interval has passed; hands frames to the log and
-    /// messages to the links.
+    /// Proposes the open blocks, hands frames to the log and messages to the
+    /// links. Alone, a block is proposed when the log can write it; with other
+    /// sites it travels to them while the own disk still works on the one before.
     fn write(&mut self, now: Now) -> Result<bool, WorkerError> {
         for shard in &mut self.shards {
             shard.start_reads();
         }
         let ready = !self.log.in_flight() && !self.log.unsubmitted();
-        let blocks: usize = self.shards.iter().map(|shard| shard.out.block.len()).sum();
-        let bytes = blocks + self.writer.queued_bytes();
-        let waits = blocks > 0 || !self.writer.is_empty();
-        let write = ready && waits && !self.writer.paced(now, bytes);
-        if write && blocks > 0 {
+        let blocks = self.proposable_bytes();
+        let propose = blocks > 0
+            && match self.alone {
+                true => ready && !self.writer.pace.holds(now, blocks),
+                false => {
+                    self.writer.queued_bytes() < self.settings.blocks_bytes_max
+                        && !self.proposals.holds(now, blocks)
+                }
+            };
+        if propose {
             self.propose();
         }
         // Barriers and proposals leave for the other sites before the disk works.
         self.advance(now)?;
         self.post.send(&mut self.shards);
         if self.log.in_flight() {
-            return Ok(false);
+            return Ok(propose);
         }
         if self.log.unsubmitted() {
             // Handed over when no segment was ready: nothing may follow before it.
             return self.submit(now);
         }
-        if !waits {
-            self.log.idle(now.mono_us)?;
-            return Ok(false);
+        if self.writer.is_empty() {
+            if blocks == 0 {
+                self.log.idle(now.mono_us)?;
+            }
+            return Ok(propose);
         }
-        if !write {
-            return Ok(false);
+        if !self.alone && self.writer.pace.holds(now, self.writer.queued_bytes()) {
+            return Ok(propose);
         }
         let taken = self.writer.append(&mut self.shards, &mut self.log)?;
         if !self.alone {
@@ -492,7 +503,6 @@ impl<D: Disk> Worker<D> {
         }
         self.shared.metrics.batch_bytes.record(taken as u64);
         self.shared.metrics.log_written_bytes.add(taken as u64);
-        self.pending_bytes = self.shards.iter().map(|shard| shard.out.block.len()).sum();
         let full = self.log.space() == Space::Reserve;
         self.shared.storage_full.store(full, Ordering::Relaxed);
         let written = self.submit(now)?;
@@ -502,6 +512,16 @@ impl<D: Disk> Worker<D> {
             self.post.send(&mut self.shards);
         }
         Ok(written)
+    }
+
+    fn open_bytes(&self) -> usize {
+        self.shards.iter().map(|shard| shard.out.block.len()).sum()
+    }
+
+    /// Bytes of open blocks that consensus would take now.
+    fn proposable_bytes(&self) -> usize {
+        let open = self.shards.iter().filter(|shard| !shard.out.block.is_empty());
+        open.filter(|shard| shard.replica.may_propose()).map(|shard| shard.out.block.len()).sum()
     }
 
     fn submit(&mut self, now: Now) -> Result<bool, WorkerError> {
@@ -598,20 +618,27 @@ impl<D: Disk> Worker<D> {
         if !self.alone {
             timeout = timeout.min(self.next_tick_us.saturating_sub(now.mono_us));
         }
-        // While the log waits for a segment only its wake-up helps, not haste.
-        let blocks = self
-            .shards
-            .iter()
-            .any(|shard| !shard.out.block.is_empty() && shard.replica.may_propose());
-        let waiting = !self.log.unsubmitted() && (blocks || !self.writer.is_empty());
         // Other sites are not kept waiting for our next write.
         let mut listen = true;
-        if waiting && !self.log.in_flight() {
-            timeout = timeout.min(self.writer.due_us.saturating_sub(now.mono_us));
-            listen = !self.alone;
-        } else if self.writer.busy && self.log.in_flight() {
-            // The completion wakes us; batches that arrive meanwhile can wait for it.
-            listen = !self.alone;
+        let in_flight = self.log.in_flight();
+        // While the log waits for a segment only its wake-up helps, not haste.
+        let may_write = !in_flight && !self.log.unsubmitted();
+        let blocks = self.proposable_bytes() > 0;
+        if self.alone {
+            if may_write && blocks {
+                timeout = timeout.min(self.writer.pace.due_us.saturating_sub(now.mono_us));
+                listen = false;
+            } else if self.writer.pace.busy && in_flight {
+                // The completion wakes us; batches that arrive meanwhile can wait for it.
+                listen = false;
+            }
+        } else {
+            if blocks {
+                timeout = timeout.min(self.proposals.due_us.saturating_sub(now.mono_us));
+            }
+            if may_write && !self.writer.is_empty() {
+                timeout = timeout.min(self.writer.pace.due_us.saturating_sub(now.mono_us));
+            }
         }
         if !self.out.is_empty() {
             timeout = timeout.min(200);

@@ -31,8 +31,7 @@ impl Post {
             let Some(packets) = site.checked_sub(1).and_then(|at| self.open.get_mut(at)) else {
                 continue;
             };
-            let urgency =
-                if message::is_bulk(&message) { Urgency::Bulk } else { Urgency::Urgent };
+            let urgency = if message::is_bulk(&message) { Urgency::Bulk } else { Urgency::Urgent };
             let packet = &mut packets[urgency as usize];
             message::encode(shard, &message, packet);
             if packet.len() > PACKET_BYTES {

@@ -12,23 +12,69 @@ use crate::replica::Append;
 
 /// A batch of this size is written without waiting for more, bytes.
 const WRITE_AT_ONCE_BYTES: usize = 64 * 1024;
-/// Writes that may follow each other without pause after a quiet time.
-const WRITE_BURST: u64 = 4;
+/// How many may follow each other without pause after a quiet time.
+const BURST: u64 = 4;
+/// With other sites every payment waits for several disks twice. A write that
+/// costs more than usual (a disk that is shared, say) is asked for less often:
+/// at most once per this many times what writes take.
+const WRITE_TIMES: u64 = 4;
+/// But never less often than this, microseconds.
+const INTERVAL_MAX_US: u64 = 2_500;
 
-/// Frames on their way to the log, and the pace of writing.
+/// A pace that is kept on the average: something may be done once per interval,
+/// and a few times in a row after a pause, so that a lone payment is never held
+/// back.
+pub(super) struct Pace {
+    interval_us: u64,
+    /// What `interval_us` never falls below.
+    least_us: u64,
+    /// Moving average of what a write takes, microseconds.
+    write_us: u64,
+    /// When the next small one is due.
+    pub(super) due_us: u64,
+    last_us: u64,
+    /// More than a handful of records per interval.
+    pub(super) busy: bool,
+}
+
+impl Pace {
+    pub(super) fn new(interval_us: u64) -> Self {
+        Self { interval_us, least_us: interval_us, write_us: 0, due_us: 0, last_us: 0, busy: false }
+    }
+
+    /// A write took this long: adapts the interval.
+    pub(super) fn took(&mut self, write_us: u64) {
+        self.write_us = (self.write_us * 15 + write_us.min(INTERVAL_MAX_US)) / 16;
+        let wanted = (self.write_us * WRITE_TIMES).min(INTERVAL_MAX_US);
+        self.interval_us = wanted.max(self.least_us);
+    }
+
+    /// Whether it is too early for `bytes`; large ones never wait. When it is
+    /// not, the next interval begins.
+    pub(super) fn holds(&mut self, now: Now, bytes: usize) -> bool {
+        if self.due_us > now.mono_us && bytes < WRITE_AT_ONCE_BYTES {
+            return true;
+        }
+        let interval = self.interval_us;
+        let since = now.mono_us.saturating_sub(self.last_us);
+        self.busy = bytes > 4096 && since < 8 * interval;
+        self.last_us = now.mono_us;
+        let earliest = now.mono_us.saturating_sub(BURST * interval);
+        self.due_us = (self.due_us.max(earliest) + interval).min(now.mono_us + interval);
+        false
+    }
+}
+
+/// Frames on their way to the log, in order.
 pub(super) struct Writer {
     /// Shard (place in the worker's list) and what is to be appended, in order.
     queue: VecDeque<(usize, Append)>,
     /// Payload bytes in `queue`.
     queued_bytes: usize,
-    /// Least time between two writes on the average, microseconds.
-    interval_us: u64,
-    /// When the next small batch may be written.
-    pub(super) due_us: u64,
     /// When the last write was started.
     pub(super) submitted_us: u64,
-    /// More than a handful of records per commit interval.
-    pub(super) busy: bool,
+    /// Writes cost the same whatever they carry: not more often than this.
+    pub(super) pace: Pace,
 }
 
 impl Writer {
@@ -36,10 +82,8 @@ impl Writer {
         Self {
             queue: VecDeque::new(),
             queued_bytes: 0,
-            interval_us,
-            due_us: 0,
             submitted_us: 0,
-            busy: false,
+            pace: Pace::new(interval_us),
         }
     }
 
@@ -104,22 +148,6 @@ impl Writer {
             }
         }
         Ok(())
-    }
-
-    /// Whether to let the batch grow a little: writes come at most once per
-    /// commit interval on the average, since each costs the same whatever it
-    /// carries. A few may follow each other sooner after a pause, so that a lone
-    /// payment is never held back; large batches do not wait.
-    pub(super) fn paced(&mut self, now: Now, bytes: usize) -> bool {
-        if self.due_us > now.mono_us && bytes < WRITE_AT_ONCE_BYTES {
-            return true;
-        }
-        let interval = self.interval_us;
-        let since = now.mono_us.saturating_sub(self.submitted_us);
-        self.busy = bytes > 4096 && since < 8 * interval;
-        let earliest = now.mono_us.saturating_sub(WRITE_BURST * interval);
-        self.due_us = (self.due_us.max(earliest) + interval).min(now.mono_us + interval);
-        false
     }
 }
 

@@ -96,6 +96,10 @@ impl Source for TimedDisk {
         self.inner.load_prepared()
     }
 
+    fn load_released(&mut self) -> Result<Option<Vec<u8>>, DiskError> {
+        self.inner.load_released()
+    }
+
     fn segments(&mut self) -> Result<Vec<SegmentFile>, DiskError> {
         self.inner.segments()
     }
@@ -112,6 +116,11 @@ impl Source for TimedDisk {
 
 impl Disk for TimedDisk {
     type Pages = SimDisk;
+    type Files = SimDisk;
+
+    fn files(&self) -> SimDisk {
+        self.inner.files()
+    }
 
     fn pages(&self) -> SimDisk {
         self.inner.pages()

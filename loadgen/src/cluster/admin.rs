@@ -1,0 +1,70 @@
+//! What a site's plain admin interface tells: readiness, and who leads what.
+//!
+//! The least of HTTP, and only the fields that drills need. Never trusted by the
+//! audit. Tested against scripted servers.
+
+use serde::Deserialize;
+use std::io::{Error, ErrorKind};
+use std::net::SocketAddr;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// Largest answer that is read, bytes.
+const ANSWER_MAX: u64 = 1 << 20;
+/// A site that answers later is as good as gone.
+const ANSWER_IN: Duration = Duration::from_secs(1);
+
+/// `GET /status`, as far as it matters here.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Status {
+    /// Every shard.
+    pub(crate) shards: Vec<ShardStatus>,
+}
+
+/// A shard at a site.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct ShardStatus {
+    /// Number.
+    pub(crate) shard: u16,
+    /// `leader`, `follower`, `candidate`.
+    pub(crate) role: String,
+    /// Highest applied index.
+    pub(crate) applied: u64,
+    /// Payments without a final state.
+    pub(crate) open: u64,
+}
+
+impl ShardStatus {
+    /// Whether the site leads it.
+    pub(crate) fn leads(&self) -> bool {
+        self.role == "leader"
+    }
+}
+
+/// Whether `GET /ready` answers 200.
+pub(super) async fn ready(admin: SocketAddr) -> bool {
+    let asked = tokio::time::timeout(ANSWER_IN, get(admin, "/ready")).await;
+    matches!(asked, Ok(Ok((200, _))))
+}
+
+/// The site's status; `None` without a readable answer.
+pub(super) async fn status(admin: SocketAddr) -> Option<Status> {
+    let asked = tokio::time::timeout(ANSWER_IN, get(admin, "/status")).await;
+    let (_, body) = asked.ok()?.ok()?;
+    serde_json::from_str(&body).ok()
+}
+
+/// The least of HTTP: status and body of one GET over a new connection.
+async fn get(address: SocketAddr, path: &str) -> std::io::Result<(u16, String)> {
+    let mut stream = TcpStream::connect(address).await?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut bytes = Vec::new();
+    stream.take(ANSWER_MAX).read_to_end(&mut bytes).await?;
+    let text = String::from_utf8_lossy(&bytes);
+    let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
+    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
+    let status = status.ok_or_else(|| Error::from(ErrorKind::InvalidData))?;
+    Ok((status, body.to_owned()))
+}

@@ -1,0 +1,355 @@
+//! A deployment of real processes: sites, one simulated channel and the relay
+//! between the sites, started, hurt and ended by the drills.
+//!
+//! Knows the switch from outside only: its command line, files and ports.
+//! Every child is ended when its handle is dropped.
+
+mod admin;
+mod process;
+#[cfg(test)]
+mod tests;
+
+use crate::config::GatewayFile;
+use crate::exit::{Exit, Failure};
+use crate::wan::Link;
+pub(crate) use admin::Status;
+pub(crate) use process::Process;
+use process::{POLL, READY_MAX};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
+
+/// Longer than the age of what `/status` tells.
+pub(crate) const STATUS_AGE: Duration = Duration::from_millis(300);
+/// Most sites of a deployment: the ports of the relay's pairs are counted.
+pub(crate) const SITES_MAX: u8 = 5;
+/// Places of ports from the base on: what `init` uses of each site, of the channel,
+/// and ours.
+const SITE_PORTS: [u16; 4] = [0, 1, 2, 3];
+const SITE_STEP: u16 = 10;
+const RELAY_FIRST: u16 = 50;
+const RELAY_PORTS: u16 = (SITES_MAX as u16) * (SITES_MAX as u16 - 1);
+const CHANNEL_PORT: u16 = 90;
+const CONTROL_PORT: u16 = 91;
+
+const _: () = assert!((SITES_MAX as u16) * SITE_STEP <= RELAY_FIRST);
+const _: () = assert!(RELAY_FIRST + RELAY_PORTS <= CHANNEL_PORT);
+
+/// The folder of a deployment and the binaries that run it.
+pub(crate) struct Deployment {
+    /// The folder.
+    pub(crate) dir: PathBuf,
+    /// The binary `payswitch`.
+    pub(crate) payswitch: PathBuf,
+    /// Remove the folder at the end.
+    temporary: bool,
+    base: u16,
+    /// Its gateway's configuration.
+    pub(crate) gateway: GatewayFile,
+}
+
+impl Deployment {
+    /// `payswitch init` of some sites on free ports, in `dir` or a temporary folder.
+    pub(crate) fn init(
+        payswitch: PathBuf,
+        dir: Option<PathBuf>,
+        merchants: u32,
+        sites: u8,
+    ) -> Result<Self, Failure> {
+        let temporary = dir.is_none();
+        let dir = dir.unwrap_or_else(|| {
+            std::env::temp_dir().join(format!("payswitch-demo-{}", std::process::id()))
+        });
+        let base = free_ports(sites)?;
+        let output = Command::new(&payswitch)
+            .args(["init", "--merchants", &merchants.to_string()])
+            .args(["--sites", &sites.to_string()])
+            .args(["--port-base", &base.to_string(), "--dir"])
+            .arg(&dir)
+            .stdin(Stdio::null())
+            .output()
+            .map_err(|error| {
+                let path = payswitch.display();
+                Failure::environment(format_args!("cannot run {path}: {error}"))
+            })?;
+        if !output.status.success() {
+            let reason = String::from_utf8_lossy(&output.stderr);
+            return Err(Failure::usage(reason.trim()));
+        }
+        let gateway = GatewayFile::load(&dir.join("gateway.toml"))?;
+        Ok(Self { dir, payswitch, temporary, base, gateway })
+    }
+
+    /// A file of the deployment.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// Numbers of the sites, from 1.
+    pub(crate) fn sites(&self) -> impl Iterator<Item = u8> + use<> {
+        1..=self.gateway.sites.len() as u8
+    }
+
+    /// A site's configuration.
+    pub(crate) fn site_file(&self, site: u8) -> PathBuf {
+        self.file(&format!("site-{site}.toml"))
+    }
+
+    /// A site's data directory.
+    pub(crate) fn data(&self, site: u8) -> PathBuf {
+        self.file(&format!("data/site-{site}"))
+    }
+
+    fn admin(&self, site: u8) -> SocketAddr {
+        // Sites are numbered from 1 without gaps.
+        self.gateway.sites[usize::from(site) - 1].admin
+    }
+
+    /// Starts the simulated channel with these faults.
+    pub(crate) async fn channel(&self, faults: &[String]) -> Result<Process, Failure> {
+        let mut command = Command::new(here()?);
+        command.args(["channel", "--config"]).arg(self.file("channel.toml")).args(faults);
+        self.printing_ready("loadgen channel", command, "channel.out").await
+    }
+
+    /// Puts a relay between the sites, which must not run yet: their configurations
+    /// name its ports in place of each other's.
+    pub(crate) async fn relay(&self, seed: u64) -> Result<Relay, Failure> {
+        let links = self.relay_links();
+        for site in self.sites() {
+            let path = self.site_file(site);
+            let failed = |error: std::io::Error| {
+                Failure::environment(format_args!("{}: {error}", path.display()))
+            };
+            let text = std::fs::read_to_string(&path).map_err(failed)?;
+            let from_here = links.iter().filter(|link| link.from == site);
+            let text = from_here.fold(text, |text, link| redirected(&text, link.to, link.listen));
+            std::fs::write(&path, text).map_err(failed)?;
+        }
+        let control = loopback(self.base + CONTROL_PORT);
+        let mut command = Command::new(here()?);
+        command.args(["wan", "--control", &control.to_string(), "--seed", &seed.to_string()]);
+        links.iter().for_each(|link| {
+            command.arg("--link").arg(link.to_string());
+        });
+        let process = self.printing_ready("loadgen wan", command, "wan.out").await?;
+        Ok(Relay { _process: process, control })
+    }
+
+    /// One port per pair that dials, towards the peer port that `init` gave.
+    fn relay_links(&self) -> Vec<Link> {
+        let pairs = self
+            .sites()
+            .flat_map(|from| self.sites().filter(move |to| *to != from).map(move |to| (from, to)));
+        let link = |(at, (from, to)): (usize, (u8, u8))| {
+            let listen = loopback(self.base + RELAY_FIRST + at as u16);
+            let target = loopback(self.base + u16::from(to - 1) * SITE_STEP + 1);
+            Link { from, to, listen, target }
+        };
+        pairs.enumerate().map(link).collect()
+    }
+
+    /// Starts a process and waits until it prints that it is ready.
+    async fn printing_ready(
+        &self,
+        name: &str,
+        mut command: Command,
+        output: &str,
+    ) -> Result<Process, Failure> {
+        let output = self.file(output);
+        // Fails when it is not there, which is as good.
+        drop(std::fs::remove_file(&output));
+        let mut process = Process::start(name, &mut command, &output)?;
+        let started = Instant::now();
+        loop {
+            if process.printed().contains("ready") {
+                return Ok(process);
+            }
+            if process.ended() || started.elapsed() > READY_MAX {
+                return Err(process.failure("is not ready"));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// Starts a site; it is not ready yet.
+    pub(crate) fn start(&self, site: u8) -> Result<Process, Failure> {
+        let mut command = Command::new(&self.payswitch);
+        command.args(["serve", "--config"]).arg(self.site_file(site));
+        let output = self.file(&format!("site-{site}.out"));
+        Process::start(format!("payswitch serve (site {site})"), &mut command, &output)
+    }
+
+    /// Waits until a site is ready.
+    pub(crate) async fn ready(&self, site: u8, process: &mut Process) -> Result<(), Failure> {
+        let started = Instant::now();
+        while !admin::ready(self.admin(site)).await {
+            if process.ended() || started.elapsed() > READY_MAX {
+                return Err(process.failure("is not ready"));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        Ok(())
+    }
+
+    /// What a site says of itself; `None` when it does not answer.
+    pub(crate) async fn status(&self, site: u8) -> Option<Status> {
+        admin::status(self.admin(site)).await
+    }
+
+    /// The site that leads each shard, 0 for none, by those that call themselves
+    /// leaders.
+    pub(crate) async fn leaders(&self) -> Vec<u8> {
+        let mut leaders = vec![0; self.gateway.shards.into()];
+        for site in self.sites() {
+            let Some(status) = self.status(site).await else { continue };
+            for shard in status.shards.iter().filter(|shard| shard.leads()) {
+                if let Some(leader) = leaders.get_mut(usize::from(shard.shard)) {
+                    *leader = site;
+                }
+            }
+        }
+        leaders
+    }
+
+    /// `payswitch admin` at a site, which must succeed.
+    pub(crate) async fn operate(&self, site: u8, words: &[&str]) -> Result<(), Failure> {
+        let mut command = Command::new(&self.payswitch);
+        command.args(["admin", "--config"]).arg(self.site_file(site)).args(words);
+        let name = format!("payswitch admin {}", words.join(" "));
+        Process::start(name, &mut command, &self.file("admin.out"))?.finish().await
+    }
+
+    /// Waits until the leaders say that nothing is open, refunds included; tells
+    /// how much still is after `bound`. Only a moment to audit at: the audit
+    /// itself believes nobody.
+    pub(crate) async fn settled(&self, bound: Duration) -> u64 {
+        let started = Instant::now();
+        let mut quiet = 0;
+        loop {
+            let open = self.open_payments().await;
+            quiet = if open == Some(0) { quiet + 1 } else { 0 };
+            // The status is up to a fifth of a second old: twice is sure.
+            if quiet == 2 || started.elapsed() > bound {
+                return open.unwrap_or(1);
+            }
+            tokio::time::sleep(STATUS_AGE).await;
+        }
+    }
+
+    /// Payments that leaders call open; `None` while a shard has none to ask.
+    async fn open_payments(&self) -> Option<u64> {
+        let mut open = vec![None; self.gateway.shards.into()];
+        for site in self.sites() {
+            let Some(status) = self.status(site).await else { continue };
+            for shard in status.shards.iter().filter(|shard| shard.leads()) {
+                *open.get_mut(usize::from(shard.shard))? = Some(shard.open);
+            }
+        }
+        open.into_iter().sum()
+    }
+
+    /// Checks every checksum and chain of a site's log.
+    pub(crate) fn verify_log(&self, site: u8) -> Result<(), Failure> {
+        let output = Command::new(&self.payswitch)
+            .args(["log", "verify"])
+            .arg(self.data(site))
+            .stdin(Stdio::null())
+            .output()
+            .map_err(|error| {
+                Failure::environment(format_args!("cannot verify the log: {error}"))
+            })?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let reason = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        Err(Failure::new(Exit::Audit, format_args!("site {site}: the log is damaged: {reason}")))
+    }
+}
+
+impl Drop for Deployment {
+    fn drop(&mut self) {
+        if self.temporary {
+            // Nothing to be done about a folder that cannot be removed.
+            drop(std::fs::remove_dir_all(&self.dir));
+        }
+    }
+}
+
+/// The relay between the sites.
+pub(crate) struct Relay {
+    _process: Process,
+    control: SocketAddr,
+}
+
+impl Relay {
+    /// Has a control line carried out.
+    pub(crate) async fn command(&self, line: &str) -> Result<(), Failure> {
+        let asked = tokio::time::timeout(Duration::from_secs(5), self.ask(line)).await;
+        let answer = asked.map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut));
+        match answer.and_then(|answer| answer) {
+            Ok(answer) if answer.trim() == "ok" => Ok(()),
+            Ok(answer) => Err(Failure::environment(format_args!("the relay: {}", answer.trim()))),
+            Err(error) => Err(Failure::environment(format_args!("the relay: {error}"))),
+        }
+    }
+
+    async fn ask(&self, line: &str) -> std::io::Result<String> {
+        let mut stream = BufReader::new(TcpStream::connect(self.control).await?);
+        stream.write_all(format!("{line}\n").as_bytes()).await?;
+        let mut answer = String::new();
+        stream.read_line(&mut answer).await?;
+        Ok(answer)
+    }
+}
+
+/// A site's configuration in which site `to` is reached at another peer address.
+fn redirected(text: &str, to: u8, peer: SocketAddr) -> String {
+    let mut site = 0;
+    let mut lines = Vec::new();
+    for line in text.lines() {
+        let (key, value) = line.split_once('=').map_or((line, ""), |(k, v)| (k.trim(), v.trim()));
+        match key {
+            "id" => site = value.parse().unwrap_or(0),
+            _ if line.starts_with('[') => site = 0,
+            _ => {}
+        }
+        match key == "peer" && site == to {
+            true => lines.push(format!("peer = \"{peer}\"")),
+            false => lines.push(line.to_owned()),
+        }
+    }
+    lines.join("\n") + "\n"
+}
+
+fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
+}
+
+fn here() -> Result<PathBuf, Failure> {
+    std::env::current_exe()
+        .map_err(|error| Failure::environment(format_args!("where am I? {error}")))
+}
+
+/// A port base whose ports, as `init` and the relay use them, are free now.
+fn free_ports(sites: u8) -> Result<u16, Failure> {
+    let free = |port: u16| {
+        UdpSocket::bind(loopback(port)).is_ok() && TcpListener::bind(loopback(port)).is_ok()
+    };
+    let of_sites = || {
+        (0..u16::from(sites))
+            .flat_map(|site| SITE_PORTS.map(|port| site * SITE_STEP + port))
+            .chain(RELAY_FIRST..RELAY_FIRST + RELAY_PORTS)
+            .chain([CHANNEL_PORT, CONTROL_PORT])
+    };
+    // Below the ports that Linux gives to outgoing connections, which come and go
+    // between our look and our use.
+    let first = (std::process::id() % 120) as u16 * 100;
+    (0..120_u16)
+        .map(|step| 20_000 + (first + step * 100) % 12_000)
+        .find(|base| of_sites().all(|offset| free(base + offset)))
+        .ok_or_else(|| Failure::environment("no free ports between 20000 and 32000"))
+}

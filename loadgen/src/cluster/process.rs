@@ -1,0 +1,128 @@
+//! A child process: started with its output in a file, signalled, and ended
+//! whatever happens when its handle is dropped.
+//!
+//! Nothing here blocks for longer than a fork takes: the caller drives load on
+//! the same thread. Tested with `sleep`.
+
+use crate::exit::Failure;
+use std::fmt::Display;
+use std::fs::File;
+use std::io::Error;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+/// Longest wait for a process to become ready, or to end.
+pub(super) const READY_MAX: Duration = Duration::from_secs(20);
+pub(super) const POLL: Duration = Duration::from_millis(5);
+
+/// A child process, ended when dropped.
+pub(crate) struct Process {
+    child: Child,
+    name: String,
+    output: PathBuf,
+}
+
+impl Process {
+    /// Starts a process whose output is added to a file.
+    pub(crate) fn start(
+        name: impl Into<String>,
+        command: &mut Command,
+        output: &Path,
+    ) -> Result<Self, Failure> {
+        let name = name.into();
+        let failed =
+            |error: Error| Failure::environment(format_args!("cannot start {name}: {error}"));
+        let file = File::options().create(true).append(true).open(output).map_err(failed)?;
+        let errors = file.try_clone().map_err(failed)?;
+        let child =
+            command.stdin(Stdio::null()).stdout(file).stderr(errors).spawn().map_err(failed)?;
+        Ok(Self { child, name, output: output.to_owned() })
+    }
+
+    /// kill -9, and waits for the end.
+    pub(crate) async fn kill(mut self) {
+        // Fails only when it has already ended.
+        drop(self.child.kill());
+        let started = Instant::now();
+        while !self.ended() && started.elapsed() < READY_MAX {
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// SIGSTOP: it stands still until [`Process::resume`].
+    pub(crate) async fn pause(&self) -> Result<(), Failure> {
+        self.signal("-STOP").await
+    }
+
+    /// SIGCONT.
+    pub(crate) async fn resume(&self) -> Result<(), Failure> {
+        self.signal("-CONT").await
+    }
+
+    async fn signal(&self, signal: &str) -> Result<(), Failure> {
+        let failed = |_: Error| self.failure(format_args!("cannot be told {signal}"));
+        let id = self.child.id().to_string();
+        let mut kill = Command::new("kill").args([signal, &id]).spawn().map_err(failed)?;
+        match ended(&mut kill).await {
+            Some(status) if status.success() => Ok(()),
+            _ => Err(self.failure(format_args!("cannot be told {signal}"))),
+        }
+    }
+
+    /// Whether it has ended.
+    pub(crate) fn ended(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// SIGTERM, and waits for a clean end.
+    pub(crate) async fn stop(self) -> Result<(), Failure> {
+        self.signal("-TERM").await?;
+        self.finish().await
+    }
+
+    /// Waits for a clean end.
+    pub(crate) async fn finish(mut self) -> Result<(), Failure> {
+        match ended(&mut self.child).await {
+            Some(status) if status.success() => Ok(()),
+            Some(status) => Err(self.failure(format_args!("ended with {status}"))),
+            None => Err(self.failure("does not end")),
+        }
+    }
+
+    /// What it printed so far.
+    pub(super) fn printed(&self) -> String {
+        std::fs::read_to_string(&self.output).unwrap_or_default()
+    }
+
+    /// A failure that shows what it printed last.
+    pub(super) fn failure(&self, what: impl Display) -> Failure {
+        let printed = self.printed();
+        let mut tail: Vec<&str> = printed.lines().rev().take(5).collect();
+        tail.reverse();
+        Failure::environment(format_args!("{} {what}:\n{}", self.name, tail.join("\n")))
+    }
+
+    /// Its number.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+async fn ended(child: &mut Child) -> Option<ExitStatus> {
+    let started = Instant::now();
+    loop {
+        match child.try_wait() {
+            Ok(None) if started.elapsed() < READY_MAX => tokio::time::sleep(POLL).await,
+            ended => return ended.ok().flatten(),
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Both fail only when it has already ended. A stopped process dies too.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}

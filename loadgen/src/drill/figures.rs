@@ -1,0 +1,606 @@
+//! What a drill measured: per shard and per request, from the clients' view, and
+//! whether that is what was asked.
+//!
+//! Pure but for printing and writing. No data is never a pass. Tested on traces
+//! made by hand.
+
+use super::script::{Fault, Told};
+use super::{Drill, DrillArgs, Targets};
+use crate::audit::Audit;
+use crate::drive::Outcome;
+use crate::exit::{Exit, Failure};
+use crate::measure::Latency;
+use crate::report::Percentiles;
+use crate::trace::{Availability, Done, failures};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// The very end of the load is left out: what was due then was not sent any more.
+const END_SLACK: Duration = Duration::from_millis(100);
+/// The beginning is not a measure of calm: leaders are being learned.
+const WARM_UP_NS: u64 = 500_000_000;
+
+/// And it ends before the fault, whose gaps begin with requests of just before.
+const CALM_END_NS: u64 = 100_000_000;
+
+type Counts = BTreeMap<&'static str, u64>;
+
+/// A stretch of a phase, nanoseconds since it began.
+type Span = (u64, u64);
+
+/// One repetition.
+#[derive(Serialize)]
+pub(super) struct Repetition {
+    /// Sites that were hit, in order; 0 for none in particular.
+    victims: Vec<u8>,
+    /// When, milliseconds since the load began.
+    at_ms: Vec<u64>,
+    /// Until they were level again, milliseconds after they were healed.
+    level_ms: Vec<Option<u64>>,
+    leaders_before: Vec<u8>,
+    leaders_after: Vec<u8>,
+    /// Longest stretch without an answer of each affected shard.
+    unavailability_ms: Vec<Affected>,
+    /// The same of all shards before the first fault: what is normal at this load.
+    calm_gap_ms: Option<f64>,
+    /// Requests that failed, by what they ended with.
+    failed_by_code: Counts,
+    /// Those of them that were about shards led elsewhere.
+    failed_elsewhere: u64,
+    /// Answers per second.
+    answered_before: f64,
+    answered_during: f64,
+    /// Payments that have no final answer.
+    unsettled: usize,
+    resent: u64,
+    retried_by_code: Counts,
+    second_answers: u64,
+    differing_answers: u64,
+    silences: u64,
+    generator_late_ms_p99: f64,
+    #[serde(skip)]
+    latency: [Latency; 3],
+}
+
+/// One affected shard.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+struct Affected {
+    shard: u16,
+    /// From the fault on; `null` when it was never answered at all.
+    ms: Option<f64>,
+}
+
+impl Repetition {
+    /// Reads the trace of a load that was stopped at `ended`.
+    pub(super) fn new(
+        outcome: &Outcome,
+        told: &Told,
+        ended: Instant,
+        shards: u16,
+        unsettled: usize,
+    ) -> Self {
+        let at =
+            |instant: Instant| instant.saturating_duration_since(outcome.start).as_nanos() as u64;
+        let end_ns = at(ended).saturating_sub(END_SLACK.as_nanos() as u64);
+        let (first, last) = (told.faults.first(), told.faults.last());
+        let begun_ns = first.map_or(end_ns, |fault| at(fault.at));
+        let healed_ns = last.map_or(end_ns, |fault| at(fault.healed));
+        let trace: Vec<Done> =
+            outcome.trace.iter().filter(|done| done.planned_ns < end_ns).copied().collect();
+        let shards: Vec<Availability> =
+            (0..shards).map(|shard| Availability::new(&trace, shard, end_ns)).collect();
+        let affected = |shard: u16| told.faults.iter().any(|fault| fault.affects(shard));
+        let elsewhere = trace.iter().filter(|done| !affected(done.shard));
+        let calm_until_ns = begun_ns.saturating_sub(CALM_END_NS);
+        let calm = (WARM_UP_NS.min(calm_until_ns), calm_until_ns);
+        let measure = &outcome.measure;
+        Self {
+            victims: told.faults.iter().map(|fault| fault.site).collect(),
+            at_ms: told.faults.iter().map(|fault| at(fault.at) / 1_000_000).collect(),
+            level_ms: told.faults.iter().map(|fault| fault.level.map(millis)).collect(),
+            leaders_before: first.map_or_else(Vec::new, |fault| fault.leaders.clone()),
+            leaders_after: told.leaders.clone(),
+            unavailability_ms: unavailability(&shards, &told.faults, at, end_ns),
+            calm_gap_ms: shards.iter().filter_map(|of| gap_ms(of, calm)).reduce(f64::max),
+            failed_by_code: failures(trace.iter(), (0, end_ns)),
+            failed_elsewhere: failures(elsewhere, (begun_ns, end_ns)).values().sum(),
+            answered_before: answered(&trace, calm),
+            answered_during: answered(&trace, (begun_ns, healed_ns)),
+            unsettled,
+            resent: measure.resent,
+            retried_by_code: measure.retried_by_code(),
+            second_answers: measure.second_answers,
+            differing_answers: measure.differing_answers,
+            silences: measure.silences,
+            generator_late_ms_p99: measure
+                .own_lateness
+                .quantile(0.99)
+                .map_or(0.0, |ns| ns as f64 / 1e6),
+            latency: [calm, (begun_ns, healed_ns), (healed_ns, end_ns)]
+                .map(|span| latency(&trace, span)),
+        }
+    }
+
+    fn failed(&self) -> u64 {
+        self.failed_by_code.values().sum()
+    }
+}
+
+impl fmt::Display for Repetition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let spread = Spread::of(self.unavailability_ms.iter().map(|shard| shard.ms));
+        let gaps = spread.map_or_else(|| "-".to_owned(), |spread| spread.to_string());
+        write!(
+            f,
+            "sites {:?} at {:?} ms, level {:?} ms after their return; their shards unavailable {gaps} \
+             (calm {:.1} ms); \
+             failed {}, elsewhere {}; sent again {}",
+            self.victims,
+            self.at_ms,
+            self.level_ms.iter().flatten().collect::<Vec<_>>(),
+            self.calm_gap_ms.unwrap_or(f64::INFINITY),
+            self.failed(),
+            self.failed_elsewhere,
+            self.resent,
+        )
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    duration.as_millis() as u64
+}
+
+fn gap_ms(availability: &Availability, span: Span) -> Option<f64> {
+    availability.longest_gap(span).map(|gap| gap.length_ns() as f64 / 1e6)
+}
+
+/// Of every fault and every shard that it affects: from the fault to the next one,
+/// the return of the site included.
+fn unavailability(
+    shards: &[Availability],
+    faults: &[Fault],
+    at: impl Fn(Instant) -> u64,
+    end_ns: u64,
+) -> Vec<Affected> {
+    let mut affected = Vec::new();
+    for (number, fault) in faults.iter().enumerate() {
+        let until_ns = faults.get(number + 1).map_or(end_ns, |next| at(next.at));
+        for (shard, availability) in shards.iter().enumerate() {
+            let shard = shard as u16;
+            if fault.affects(shard) {
+                affected
+                    .push(Affected { shard, ms: gap_ms(availability, (at(fault.at), until_ns)) });
+            }
+        }
+    }
+    affected
+}
+
+/// Answers per second within a span.
+fn answered(trace: &[Done], (from_ns, until_ns): Span) -> f64 {
+    let within = |done: &&Done| done.is_ok() && (from_ns..until_ns).contains(&done.done_ns);
+    let count = trace.iter().filter(within).count();
+    if until_ns > from_ns { count as f64 * 1e9 / (until_ns - from_ns) as f64 } else { 0.0 }
+}
+
+/// Latency of requests planned within a span; what failed never came.
+fn latency(trace: &[Done], (from_ns, until_ns): Span) -> Latency {
+    let mut latency = Latency::new();
+    for done in trace.iter().filter(|done| (from_ns..until_ns).contains(&done.planned_ns)) {
+        match done.is_ok() {
+            true => latency.record(done.done_ns.saturating_sub(done.planned_ns)),
+            false => latency.record_infinite(),
+        }
+    }
+    latency
+}
+
+/// Percentiles over shards and repetitions, milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+struct Spread {
+    p50: f64,
+    p99: f64,
+    max: f64,
+    count: usize,
+}
+
+impl Spread {
+    /// `None` without data, or when a shard was never answered.
+    fn of(values: impl Iterator<Item = Option<f64>>) -> Option<Self> {
+        let mut values: Vec<f64> = values.collect::<Option<_>>()?;
+        values.sort_unstable_by(f64::total_cmp);
+        let rank = |share: f64| {
+            let rank = (share * values.len() as f64).ceil().max(1.0) as usize;
+            values.get(rank - 1).copied()
+        };
+        let (p50, p99, max) = (rank(0.5)?, rank(0.99)?, rank(1.0)?);
+        Some(Self { p50, p99, max, count: values.len() })
+    }
+}
+
+/// One target judged.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+struct Verdict {
+    target: String,
+    met: bool,
+    measured: String,
+}
+
+#[derive(Serialize)]
+struct Latencies {
+    before: Percentiles,
+    during: Percentiles,
+    after: Percentiles,
+}
+
+/// The whole result, as it stands in the JSON.
+#[derive(Serialize)]
+pub(super) struct Report {
+    drill: &'static str,
+    about: &'static str,
+    version: &'static str,
+    seed: u64,
+    sites: u8,
+    rate: f64,
+    load_rate: f64,
+    /// Per affected shard, every repetition.
+    unavailability_ms: BTreeMap<u16, Vec<Option<f64>>>,
+    unavailability: Option<Spread>,
+    errors_by_code: Counts,
+    errors_elsewhere: u64,
+    latency_us: Option<Latencies>,
+    audit: Option<Audit>,
+    targets: Vec<Verdict>,
+    passed: bool,
+    repetitions: Vec<Repetition>,
+    #[serde(skip)]
+    wanted: Targets,
+}
+
+impl Report {
+    /// Nothing measured yet.
+    pub(super) fn new(drill: Drill, args: &DrillArgs, rate: f64) -> Self {
+        Self {
+            drill: drill.name(),
+            about: drill.about(),
+            version: env!("CARGO_PKG_VERSION"),
+            seed: args.story.seed,
+            sites: args.sites,
+            rate,
+            load_rate: rate / 2.0,
+            unavailability_ms: BTreeMap::new(),
+            unavailability: None,
+            errors_by_code: Counts::new(),
+            errors_elsewhere: 0,
+            latency_us: None,
+            audit: None,
+            targets: Vec::new(),
+            passed: false,
+            repetitions: Vec::new(),
+            wanted: drill.targets(),
+        }
+    }
+
+    /// Takes a repetition and the audit behind it, and prints its line.
+    pub(super) fn add(&mut self, number: u32, repetition: Repetition, audit: Audit) {
+        println!(
+            "{number:>4}  {repetition}; payments {}, violations {}",
+            audit.checked.payments, audit.violation_count,
+        );
+        for shard in &repetition.unavailability_ms {
+            self.unavailability_ms.entry(shard.shard).or_default().push(shard.ms);
+        }
+        for (code, count) in &repetition.failed_by_code {
+            *self.errors_by_code.entry(code).or_default() += count;
+        }
+        self.errors_elsewhere += repetition.failed_elsewhere;
+        self.repetitions.push(repetition);
+        self.audit = Some(audit);
+    }
+
+    /// Takes the last audit.
+    pub(super) fn end(&mut self, audit: Audit) {
+        self.audit = Some(audit);
+    }
+
+    /// Whether the audit found anything.
+    pub(super) fn has_violations(&self) -> bool {
+        self.audit.as_ref().is_some_and(|audit| audit.violation_count > 0)
+    }
+
+    /// Judges everything that was taken.
+    pub(super) fn judge(&mut self) {
+        let mut latencies = [Latency::new(), Latency::new(), Latency::new()];
+        for repetition in &self.repetitions {
+            latencies.iter_mut().zip(&repetition.latency).for_each(|(all, one)| all.add(one));
+        }
+        let all = self.repetitions.iter().flat_map(|one| &one.unavailability_ms);
+        self.unavailability = Spread::of(all.map(|shard| shard.ms));
+        self.targets = self.verdicts(&latencies);
+        let [before, during, after] = latencies.map(|latency| Percentiles::of(&latency));
+        self.latency_us = Some(Latencies { before, during, after });
+        self.passed = !self.repetitions.is_empty()
+            && self.targets.iter().all(|target| target.met)
+            && self.audit.as_ref().is_some_and(|audit| audit.verdict().is_ok());
+    }
+
+    fn verdicts(&self, [before, during, _]: &[Latency; 3]) -> Vec<Verdict> {
+        let wanted = self.wanted;
+        let mut verdicts = Vec::new();
+        let mut at_most = |what: &str, unit: &str, bound: Option<f64>, value: Option<f64>| {
+            let Some(bound) = bound else { return };
+            verdicts.push(Verdict {
+                target: format!("{what} <= {bound}{unit}"),
+                met: value.is_some_and(|value| value <= bound),
+                measured: value.map_or_else(|| "no data".to_owned(), |v| format!("{v:.1}{unit}")),
+            });
+        };
+        let gaps = self.unavailability;
+        at_most("unavailable p50", " ms", wanted.p50_ms, gaps.map(|gaps| gaps.p50));
+        at_most("unavailable p99", " ms", wanted.p99_ms, gaps.map(|gaps| gaps.p99));
+        at_most("unavailable max", " ms", wanted.max_ms, gaps.map(|gaps| gaps.max));
+        let any = !self.repetitions.is_empty();
+        let none = |wanted: bool| wanted.then_some(0.0);
+        let failed = any.then(|| self.errors_by_code.values().sum::<u64>() as f64);
+        at_most("failed requests", "", none(wanted.no_failure), failed);
+        let elsewhere = any.then_some(self.errors_elsewhere as f64);
+        at_most("failed elsewhere", "", none(wanted.no_failure_elsewhere), elsewhere);
+        let p50 = |latency: &Latency| latency.quantile(0.5).map(|ns| ns as f64 / 1e6);
+        let added = p50(during).zip(p50(before)).map(|(during, before)| during - before);
+        at_most("added to p50", " ms", wanted.added_p50_ms, added);
+        let levels = self.repetitions.iter().flat_map(|one| &one.level_ms);
+        let slowest = Spread::of(levels.map(|ms| ms.map(|ms| ms as f64))).map(|all| all.max);
+        at_most("level again", " ms", wanted.level_ms, slowest);
+        let unsettled = self.repetitions.iter().map(|one| one.unsettled as f64);
+        at_most("without final answer", "", Some(0.0), unsettled.reduce(f64::max));
+        if let Some(bound) = wanted.throughput {
+            let shares =
+                self.repetitions.iter().map(|one| one.answered_during / one.answered_before);
+            let least = shares.reduce(f64::min).filter(|share| share.is_finite());
+            verdicts.push(Verdict {
+                target: format!("throughput >= {:.0} %", bound * 100.0),
+                met: least.is_some_and(|share| share >= bound),
+                measured: least.map_or_else(
+                    || "no data".to_owned(),
+                    |share| format!("{:.1} %", share * 100.0),
+                ),
+            });
+        }
+        verdicts
+    }
+
+    /// Prints the summary.
+    pub(super) fn print(&self) {
+        if let Some(spread) = self.unavailability {
+            println!("unavailable {spread} over {} shards and repetitions", spread.count);
+        }
+        println!(
+            "failed      {:?}, of shards led elsewhere {}",
+            self.errors_by_code, self.errors_elsewhere
+        );
+        if let Some(Latencies { before, during, after }) = &self.latency_us {
+            for (name, latency) in [("before", before), ("during", during), ("after", after)] {
+                println!("latency     {name:<8}{latency}");
+            }
+        }
+        for verdict in &self.targets {
+            let word = if verdict.met { "met   " } else { "MISSED" };
+            println!("target      {word} {} (measured {})", verdict.target, verdict.measured);
+        }
+        if let Some(audit) = &self.audit {
+            audit.print();
+        }
+    }
+
+    /// Writes the JSON.
+    pub(super) fn write(&self, path: &Path) -> Result<(), Failure> {
+        let json = serde_json::to_string_pretty(self).map_err(std::io::Error::from);
+        json.and_then(|json| std::fs::write(path, json + "\n")).map_err(|error| {
+            Failure::environment(format_args!("cannot write {}: {error}", path.display()))
+        })
+    }
+
+    /// The audit first, then whether there is data, then the targets.
+    pub(super) fn verdict(&self) -> Result<(), Failure> {
+        let no_data = || Failure::new(Exit::Invalid, "no data: nothing was audited");
+        self.audit.as_ref().ok_or_else(no_data)?.verdict()?;
+        let missed: Vec<&Verdict> = self.targets.iter().filter(|target| !target.met).collect();
+        match missed.first() {
+            None if self.passed => Ok(()),
+            None => Err(no_data()),
+            Some(first) => {
+                let (target, measured, count) = (&first.target, &first.measured, missed.len());
+                let exit = if measured == "no data" { Exit::Invalid } else { Exit::Missed };
+                let text = format_args!("{count} targets missed: {target}, measured {measured}");
+                Err(Failure::new(exit, text))
+            }
+        }
+    }
+}
+
+impl fmt::Display for Spread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "p50 {:.1} p99 {:.1} max {:.1} ms", self.p50, self.p99, self.max)
+    }
+}
+
+impl fmt::Display for Targets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut parts = Vec::new();
+        for (name, bound) in [("p50", self.p50_ms), ("p99", self.p99_ms), ("max", self.max_ms)] {
+            parts.extend(bound.map(|ms| format!("unavailable {name} <= {ms} ms")));
+        }
+        parts.extend(self.no_failure.then(|| "no failed request".to_owned()));
+        let elsewhere = "no failed request of shards led elsewhere";
+        parts.extend(self.no_failure_elsewhere.then(|| elsewhere.to_owned()));
+        parts.extend(self.throughput.map(|share| format!("throughput >= {:.0} %", share * 100.0)));
+        parts.extend(self.added_p50_ms.map(|ms| format!("at most {ms} ms added to p50")));
+        parts.extend(self.level_ms.map(|ms| format!("level again in {ms} ms")));
+        f.write_str(&parts.join(", "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::Host;
+    use crate::measure::Measure;
+    use crate::plan::Op;
+    use crate::trace::End;
+    use protocol::code::Code;
+
+    const MS: u64 = 1_000_000;
+
+    /// Shard 0 is led by site 1, shard 1 by site 2. Requests every 2 ms for 4 s; from
+    /// 2 s on those of shard 0 are answered when `back_ms` has passed.
+    fn trace(back_ms: u64) -> Vec<Done> {
+        let mut trace = Vec::new();
+        for planned_ms in (0..4_000).step_by(2) {
+            for shard in 0..2 {
+                let hit = shard == 0 && (2_000..2_000 + back_ms).contains(&planned_ms);
+                let done_ms = if hit { 2_000 + back_ms } else { planned_ms } + 1;
+                let (planned_ns, done_ns) = (planned_ms * MS, done_ms * MS);
+                let end = End::Answered(Code::Ok);
+                trace.push(Done { planned_ns, done_ns, shard, op: Op::Pay, end });
+            }
+        }
+        trace
+    }
+
+    fn repetition(trace: Vec<Done>, unsettled: usize) -> Repetition {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let measure = Measure::new(0, u64::MAX);
+        let (host, interrupted) = (Host::default(), true);
+        let outcome = Outcome { measure, trace, start, cpu_s: 0.0, host, interrupted };
+        let fault = Fault {
+            site: 1,
+            leaders: vec![1, 2],
+            at: at(2_000),
+            healed: at(3_000),
+            level: Some(Duration::from_millis(20)),
+        };
+        let told = Told { faults: vec![fault], leaders: vec![1, 2] };
+        Repetition::new(&outcome, &told, at(4_000), 2, unsettled)
+    }
+
+    fn audit(violations: u64) -> Audit {
+        let mut audit = Audit::default();
+        audit.checked.payments = 1;
+        audit.checked.acks = 1;
+        audit.violation_count = violations;
+        audit
+    }
+
+    fn report(drill: Drill, repetitions: Vec<Repetition>, violations: u64) -> Report {
+        let args = DrillArgs {
+            name: drill.name().to_owned(),
+            story: crate::stage::StoryArgs { payswitch: None, dir: None, seed: 1 },
+            sites: 3,
+            rate: 1_000.0,
+            duration: 4.0,
+            repeat: 1,
+            quick: false,
+            json: None,
+        };
+        let mut report = Report::new(drill, &args, args.rate);
+        for repetition in repetitions {
+            report.add(1, repetition, audit(violations));
+        }
+        report.judge();
+        report
+    }
+
+    fn exit(report: &Report) -> Option<Exit> {
+        report.verdict().err().map(|failure| failure.exit)
+    }
+
+    #[test]
+    fn a_takeover_is_measured_for_the_shards_of_the_victim() {
+        let one = repetition(trace(80), 0);
+        let [affected] = one.unavailability_ms[..] else { panic!("one shard is led by site 1") };
+        assert_eq!(affected.shard, 0);
+        assert!((80.0..85.0).contains(&affected.ms.unwrap()), "{affected:?}");
+        assert!(one.calm_gap_ms.unwrap() < 3.0 && one.failed() == 0);
+        assert!((one.answered_before - 1_000.0).abs() < 5.0, "{}", one.answered_before);
+        let report = report(Drill::KillSite, vec![one], 0);
+        assert_eq!((exit(&report), report.passed), (None, true));
+        assert_eq!(report.unavailability_ms.keys().copied().collect::<Vec<_>>(), [0]);
+    }
+
+    #[test]
+    fn a_slow_takeover_misses_and_failures_elsewhere_do_too() {
+        let slow = report(Drill::KillSite, vec![repetition(trace(150), 0)], 0);
+        assert_eq!((exit(&slow), slow.passed), (Some(Exit::Missed), false));
+        let mut failed = trace(80);
+        let other = failed.iter_mut().rfind(|done| done.shard == 1 && done.planned_ns < 3_000 * MS);
+        other.unwrap().end = End::Unanswered;
+        let failed = report(Drill::KillSite, vec![repetition(failed, 0)], 0);
+        assert_eq!((failed.errors_elsewhere, exit(&failed)), (1, Some(Exit::Missed)));
+        let unsettled = report(Drill::KillSite, vec![repetition(trace(80), 3)], 0);
+        assert_eq!(exit(&unsettled), Some(Exit::Missed));
+    }
+
+    #[test]
+    fn failures_of_the_victims_own_shards_count_where_none_may_fail() {
+        let mut failed = trace(10);
+        let own = failed.iter_mut().find(|done| done.shard == 0 && done.planned_ns > 2_002 * MS);
+        own.unwrap().end = End::Answered(Code::NoLeader);
+        let kill = report(Drill::KillSite, vec![repetition(failed.clone(), 0)], 0);
+        assert_eq!((exit(&kill), kill.errors_by_code["NO_LEADER"]), (None, 1));
+        let drain = report(Drill::DrainSite, vec![repetition(failed, 0)], 0);
+        assert_eq!(exit(&drain), Some(Exit::Missed));
+    }
+
+    #[test]
+    fn violations_come_first_and_no_data_never_passes() {
+        assert_eq!(
+            exit(&report(Drill::KillSite, vec![repetition(trace(150), 0)], 1)),
+            Some(Exit::Audit)
+        );
+        assert_eq!(exit(&report(Drill::KillSite, Vec::new(), 0)), Some(Exit::Invalid));
+        let mut silent = trace(80);
+        silent.retain(|done| done.shard == 1);
+        let silent = report(Drill::KillSite, vec![repetition(silent, 0)], 0);
+        assert_eq!(exit(&silent), Some(Exit::Invalid));
+    }
+
+    #[test]
+    fn throughput_and_added_latency_are_compared_with_before() {
+        let mut slow = trace(0);
+        for done in
+            slow.iter_mut().filter(|done| (2_000 * MS..3_000 * MS).contains(&done.planned_ns))
+        {
+            done.done_ns += 50 * MS;
+        }
+        let report = report(Drill::WanDelay, vec![repetition(slow, 0)], 0);
+        let missed: Vec<_> = report.targets.iter().filter(|target| !target.met).collect();
+        assert_eq!(missed.len(), 1, "{missed:?}");
+        assert!(missed[0].target.starts_with("added to p50"));
+    }
+
+    #[test]
+    fn percentiles_are_of_the_nearest_rank() {
+        let spread = Spread::of((1..=200).map(|ms| Some(f64::from(ms)))).unwrap();
+        assert_eq!((spread.p50, spread.p99, spread.max, spread.count), (100.0, 198.0, 200.0, 200));
+        assert_eq!(Spread::of([Some(1.0), None].into_iter()), None);
+        assert_eq!(Spread::of(std::iter::empty()), None);
+    }
+
+    #[test]
+    fn the_json_has_what_scripts_rely_on() {
+        let report = report(Drill::KillSite, vec![repetition(trace(80), 0)], 0);
+        let json = serde_json::to_value(&report).unwrap();
+        for key in
+            ["unavailability_ms", "errors_by_code", "latency_us", "audit", "targets", "repetitions"]
+        {
+            assert!(!json[key].is_null(), "{key}");
+        }
+        assert!(json["unavailability_ms"]["0"][0].as_f64().unwrap() >= 80.0);
+        assert!(json["latency_us"]["during"]["p99"].is_u64());
+        assert_eq!((&json["audit"]["violation_count"], &json["passed"]), (&0.into(), &true.into()));
+    }
+}

@@ -1,0 +1,259 @@
+//! A deployment under load: what every story with real processes stands on.
+//!
+//! Owns the processes and the gateway's session; the stories decide what happens
+//! to them. Tested by the stories.
+
+use crate::acks::AckWriter;
+use crate::audit::{self, Audit, Evidence, Moment, Source};
+use crate::cluster::{Deployment, Process, Relay};
+use crate::drive::{Known, Options, Phase, Session};
+use crate::encode::Encoder;
+use crate::exit::Failure;
+use crate::pace::{Pace, TICK};
+use crate::plan::{Mix, Params, Plan, RUN_ID_MAX};
+use crate::schedule::Arrival;
+use clap::Args;
+use std::cell::RefCell;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::Notify;
+
+const DAY_MS: u64 = 86_400_000;
+/// Merchants of a story.
+pub(crate) const MERCHANTS: u32 = 200;
+/// Longest wait for every payment's end.
+const SETTLE_MAX: Duration = Duration::from_secs(20);
+
+/// Where and how a story is told.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct StoryArgs {
+    /// The binary `payswitch`. Default: beside this one.
+    #[arg(long)]
+    pub(crate) payswitch: Option<PathBuf>,
+    /// Where the deployment lives, and stays. Default: a temporary folder.
+    #[arg(long)]
+    pub(crate) dir: Option<PathBuf>,
+    /// Chooses everything that looks random.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) seed: u64,
+}
+
+/// What stands on the stage.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cast<'a> {
+    /// Sites.
+    pub(crate) sites: u8,
+    /// Whether the relay is between them.
+    pub(crate) relay: bool,
+    /// Requests per second.
+    pub(crate) rate: f64,
+    /// Faults of the channel, as its arguments.
+    pub(crate) faults: &'a [&'a str],
+}
+
+/// A deployment under load.
+pub(crate) struct Stage {
+    /// Its files.
+    pub(crate) deployment: Deployment,
+    /// The gateway.
+    pub(crate) session: Session,
+    /// What it sends.
+    pub(crate) plan: Rc<Plan>,
+    /// What the audit reads.
+    pub(crate) evidence: Evidence,
+    relay: Option<Relay>,
+    _channel: Process,
+    /// By site; empty where none runs.
+    switches: RefCell<Vec<Option<Process>>>,
+    rate: f64,
+}
+
+impl Stage {
+    /// Starts everything and connects the gateway.
+    pub(crate) async fn build(args: &StoryArgs, cast: &Cast<'_>) -> Result<Self, Failure> {
+        if !(1.0..=1_000_000.0).contains(&cast.rate) {
+            return Err(Failure::usage("--rate: 1 to 1000000"));
+        }
+        let payswitch = args.payswitch.clone().map_or_else(audit::payswitch_beside, Ok)?;
+        let deployment = Deployment::init(payswitch, args.dir.clone(), MERCHANTS, cast.sites)?;
+        let mut faults: Vec<String> = cast.faults.iter().map(ToString::to_string).collect();
+        faults.push(format!("--seed={}", args.seed));
+        let channel = deployment.channel(&faults).await?;
+        let relay = match cast.relay {
+            true => Some(deployment.relay(args.seed).await?),
+            false => None,
+        };
+        // All at once: none is ready before most of them run.
+        let started = deployment.sites().map(|site| deployment.start(site));
+        let mut switches = started.collect::<Result<Vec<_>, _>>()?;
+        for (site, switch) in deployment.sites().zip(&mut switches) {
+            deployment.ready(site, switch).await?;
+        }
+        let gateway = &deployment.gateway;
+        let merchants = gateway.load_merchants()?;
+        let ids = merchants.iter().map(|merchant| merchant.id.as_str().to_owned()).collect();
+        let params = params(args.seed, cast.rate, ids);
+        let acks = deployment.file("acks");
+        let writer = AckWriter::create(&acks, &params)?;
+        let plan = Plan::new(params).ok_or_else(|| Failure::usage("impossible parameters"))?;
+        let plan = Rc::new(plan);
+        let options = Options {
+            connections: 2,
+            streams: 16,
+            in_flight_max: 100_000,
+            deadline: Duration::from_secs(10),
+            pace: Pace::Tick,
+            tick: TICK,
+        };
+        let encoder = Encoder::new(merchants);
+        let session =
+            Session::connect(gateway, Rc::clone(&plan), encoder, Some(writer), options).await?;
+        let dump = |site| Source::Dump {
+            payswitch: deployment.payswitch.clone(),
+            data: deployment.data(site),
+        };
+        let logs = deployment.sites().map(dump).collect();
+        let ledger = gateway.channel_ledger_dir.clone();
+        let switches = RefCell::new(switches.into_iter().map(Some).collect());
+        let evidence = Evidence { acks, ledger, logs };
+        let (rate, _channel) = (cast.rate, channel);
+        Ok(Self { deployment, session, plan, evidence, relay, _channel, switches, rate })
+    }
+
+    /// Load of this length.
+    pub(crate) fn phase(&self, duration: Duration) -> Phase {
+        Phase {
+            arrival: Arrival::Poisson,
+            rate: self.rate,
+            duration,
+            warmup: Duration::ZERO,
+            closed: None,
+            live: false,
+            traced: false,
+        }
+    }
+
+    fn take(&self, site: u8) -> Option<Process> {
+        self.switches.borrow_mut().get_mut(usize::from(site) - 1)?.take()
+    }
+
+    fn put(&self, site: u8, process: Process) {
+        if let Some(slot) = self.switches.borrow_mut().get_mut(usize::from(site) - 1) {
+            *slot = Some(process);
+        }
+    }
+
+    /// kill -9 of a site.
+    pub(crate) async fn kill(&self, site: u8) {
+        if let Some(process) = self.take(site) {
+            process.kill().await;
+        }
+    }
+
+    /// SIGTERM of a site, and its clean end.
+    pub(crate) async fn stop(&self, site: u8) -> Result<(), Failure> {
+        match self.take(site) {
+            Some(process) => process.stop().await,
+            None => Ok(()),
+        }
+    }
+
+    /// Starts a site that does not run, and waits until it is ready.
+    pub(crate) async fn start(&self, site: u8) -> Result<(), Failure> {
+        let mut process = self.deployment.start(site)?;
+        self.deployment.ready(site, &mut process).await?;
+        self.put(site, process);
+        Ok(())
+    }
+
+    /// The process of a site that runs.
+    pub(crate) fn process_id(&self, site: u8) -> Option<u32> {
+        self.switches.borrow().get(usize::from(site) - 1)?.as_ref().map(Process::id)
+    }
+
+    /// Stops a site's process where it stands, or lets it go on.
+    pub(crate) async fn freeze(&self, site: u8, frozen: bool) -> Result<(), Failure> {
+        let Some(process) = self.take(site) else { return Ok(()) };
+        let told = match frozen {
+            true => process.pause().await,
+            false => process.resume().await,
+        };
+        self.put(site, process);
+        told
+    }
+
+    /// Has the relay carry a control line out.
+    pub(crate) async fn relay(&self, line: &str) -> Result<(), Failure> {
+        match &self.relay {
+            Some(relay) => relay.command(line).await,
+            None => Err(Failure::usage("this story has no relay")),
+        }
+    }
+
+    /// Whether a site has applied everything that the others had a moment ago.
+    pub(crate) async fn is_level(&self, site: u8) -> bool {
+        let mut wanted = vec![0; self.deployment.gateway.shards.into()];
+        for other in self.deployment.sites().filter(|other| *other != site) {
+            let Some(status) = self.deployment.status(other).await else { continue };
+            for shard in &status.shards {
+                if let Some(wanted) = wanted.get_mut(usize::from(shard.shard)) {
+                    *wanted = shard.applied.max(*wanted);
+                }
+            }
+        }
+        let Some(status) = self.deployment.status(site).await else { return false };
+        status.shards.len() == wanted.len()
+            && status.shards.iter().all(|shard| {
+                wanted.get(usize::from(shard.shard)).is_some_and(|w| shard.applied >= *w)
+            })
+    }
+
+    /// Asks for payments without a final answer until they have one, and waits for
+    /// refunds in doubt; tells how many are left.
+    pub(crate) async fn settle(&self, stop: &Notify) -> Result<usize, Failure> {
+        let left = self.session.settle(SETTLE_MAX, stop).await?;
+        let open = self.deployment.settled(SETTLE_MAX).await;
+        Ok(left.max(open as usize))
+    }
+
+    /// Audits beside the running sites: what is acknowledged is in their logs.
+    pub(crate) fn audit(&self) -> Result<Audit, Failure> {
+        audit::audit(&self.evidence, Moment { settled: true, at_rest: false })
+    }
+
+    /// Asks for everything once more, stops the sites, checks their logs and audits.
+    pub(crate) async fn end(self, stop: &Notify) -> Result<Audit, Failure> {
+        let all = self.session.payments(|known| known != Known::Nothing);
+        let answers = self.session.query(&all, stop).await?;
+        println!("   {} payments asked for once more, {} answered.", all.len(), answers.answered);
+        self.session.close().await;
+        let switches = self.switches.take();
+        let mut stopping = Vec::new();
+        for switch in switches.into_iter().flatten() {
+            stopping.push(tokio::task::spawn_local(switch.stop()));
+        }
+        for stopped in stopping {
+            let ended = stopped.await;
+            ended.map_err(|_| Failure::environment("a site's end was not seen"))??;
+        }
+        self.deployment.sites().try_for_each(|site| self.deployment.verify_log(site))?;
+        audit::audit(&self.evidence, Moment { settled: true, at_rest: true })
+    }
+}
+
+fn params(seed: u64, rate: f64, merchants: Vec<String>) -> Params {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now_ms = now.as_millis() as u64;
+    Params {
+        seed,
+        run_id: now_ms % RUN_ID_MAX,
+        expire_ms: (now_ms / DAY_MS + 3) * DAY_MS,
+        mix: Mix { pay: 80, query: 15, refund: 5 },
+        duplicates_ppm: 20_000,
+        conflicts_ppm: 10_000,
+        zipf: 0.5,
+        lag: (rate / 2.0).ceil() as u64,
+        merchants,
+    }
+}

@@ -1,0 +1,80 @@
+//! What opening a log needs besides the scan: whose it is, where it begins,
+//! where it goes on.
+
+use crate::config::Settings;
+use crate::disk::{Disk, SegmentFile, Source};
+use crate::error::{Damage, DamageCause, LogError};
+use crate::format::{HeaderFault, Identity, Released};
+use crate::release::RELEASED_FILE;
+use crate::scan::{ScanError, ShardEnd, Verified};
+
+pub(super) fn shard_ends(verified: &Verified) -> Vec<ShardEnd> {
+    let end = |(shard, index, chain)| ShardEnd { shard, index, chain };
+    verified.chains.ends().map(end).collect()
+}
+
+pub(super) fn open_error(error: ScanError) -> LogError {
+    match error {
+        ScanError::Damage(damage) => LogError::Damage(damage),
+        ScanError::Disk(error) => LogError::Disk(error),
+        ScanError::Replay(lsn, source) => LogError::Replay { lsn, source },
+    }
+}
+
+/// Splits the files into the one that continues and the empty ones behind it.
+pub(super) fn start_writing<D: Disk>(
+    disk: &mut D,
+    verified: &Verified,
+) -> Result<Option<SegmentFile>, LogError> {
+    let segments = disk.segments().map_err(LogError::Disk)?;
+    let used = segments.partition_point(|segment| segment.id <= verified.end.segment);
+    let (written, spares) = segments.split_at(used);
+    let current = written.last().copied();
+    disk.begin(current, spares).map_err(LogError::Disk)?;
+    Ok(current)
+}
+
+/// The stored identity, checked against the configuration.
+pub(super) fn load_identity<D: Disk>(
+    disk: &mut D,
+    settings: &Settings,
+) -> Result<Option<Identity>, LogError> {
+    let stored = disk.load_identity().map_err(LogError::Disk)?;
+    let Some(block) = stored else { return Ok(None) };
+    let identity = Identity::decode(&block).map_err(|fault| match fault {
+        HeaderFault::Damaged => identity_damage(disk, DamageCause::Identity),
+        HeaderFault::Version(v) => identity_damage(disk, DamageCause::UnknownVersion(v)),
+    })?;
+    if identity.cluster != settings.cluster || identity.worker != settings.worker {
+        return Err(identity_damage(disk, DamageCause::Foreign));
+    }
+    // Stored after the first segment was counted, so the count must be there.
+    if disk.load_prepared().map_err(LogError::Disk)?.is_none() {
+        return Err(identity_damage(disk, DamageCause::MissingSegment));
+    }
+    Ok(Some(identity))
+}
+
+pub(super) fn identity_damage<D: Disk>(disk: &D, cause: DamageCause) -> LogError {
+    let file = disk.dir().join("identity");
+    let damage = Damage { file, offset: 0, batch: 1, record: None, cause, durable: None };
+    LogError::Damage(Box::new(damage))
+}
+
+/// Where the log begins, when segments were released.
+pub(crate) fn load_released<S: Source>(
+    source: &mut S,
+    identity: &Identity,
+) -> Result<Option<Released>, LogError> {
+    let Some(block) = source.load_released().map_err(LogError::Disk)? else { return Ok(None) };
+    let decoded = crate::release::decode(&block, identity);
+    decoded.map(Some).map_err(|fault| {
+        let cause = match fault {
+            HeaderFault::Damaged => DamageCause::Identity,
+            HeaderFault::Version(version) => DamageCause::UnknownVersion(version),
+        };
+        let file = source.dir().join(RELEASED_FILE);
+        let damage = Damage { file, offset: 0, batch: 1, record: None, cause, durable: None };
+        LogError::Damage(Box::new(damage))
+    })
+}

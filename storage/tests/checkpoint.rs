@@ -1,0 +1,166 @@
+//! Checkpoint files: whole or not there after a crash at every step, the last two
+//! kept, and anything altered named by its place.
+
+use storage::disk::{Files, SimDisk, Tear};
+use storage::{
+    CHECKPOINT_CHUNK_MAX, Checkpoint, CheckpointError, CheckpointFault, Checkpoints, Log,
+    LogConfig, Notify, Settings,
+};
+
+fn settings() -> Settings {
+    Settings {
+        cluster: 9,
+        worker: 4,
+        segment_bytes: 64 << 10,
+        batch_max_bytes: 8 << 10,
+        idle_seal_us: 1_000,
+    }
+}
+
+fn of(shard: u16, index: u64) -> Checkpoint {
+    Checkpoint { shard, index, term: index / 10 + 1, chain: [index as u8; 32] }
+}
+
+fn chunks(index: u64) -> Vec<Vec<u8>> {
+    (1..=index % 4 + 1).map(|n| vec![(index * 3 + n) as u8; (n * 700) as usize]).collect()
+}
+
+fn write<F: Files>(store: &Checkpoints<F>, of: Checkpoint) -> Result<(), CheckpointError> {
+    let mut writer = store.create(of)?;
+    for chunk in chunks(of.index) {
+        writer.chunk(&chunk)?;
+    }
+    assert_eq!(writer.commit()?, of);
+    Ok(())
+}
+
+fn read<F: Files>(
+    store: &mut Checkpoints<F>,
+    shard: u16,
+    index: u64,
+) -> Result<(Checkpoint, Vec<Vec<u8>>), CheckpointError> {
+    let mut chunks = Vec::new();
+    let of = store.read(shard, index, &mut |chunk| chunks.push(chunk.to_vec()))?;
+    Ok((of, chunks))
+}
+
+fn check<F: Files>(store: &mut Checkpoints<F>, shard: u16, index: u64) {
+    assert_eq!(read(store, shard, index).unwrap(), (of(shard, index), chunks(index)));
+}
+
+fn sim(seed: u64) -> (SimDisk, Checkpoints<SimDisk>) {
+    let disk = SimDisk::new(seed, 64 << 10);
+    let log = Log::with_disk(disk.clone(), settings(), &mut |_| Ok(())).unwrap().0;
+    (disk, log.checkpoints())
+}
+
+#[test]
+fn the_last_two_of_each_shard_are_kept_on_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = LogConfig {
+        segment_bytes: 64 << 10,
+        batch_max_bytes: 8 << 10,
+        reserve_bytes: 0,
+        ..LogConfig::new(dir.path(), 7, 1)
+    };
+    let open = || Log::open(config.clone(), Notify::new().unwrap(), &mut |_| Ok(())).unwrap().0;
+    let log = open();
+    let mut store = log.checkpoints();
+    for index in [10, 20, 300, 4000] {
+        write(&store, of(3, index)).unwrap();
+    }
+    write(&store, of(300, 7)).unwrap();
+    // One that was never finished, and a chunk that cannot be.
+    let mut unfinished = store.create(of(3, 5000)).unwrap();
+    assert!(matches!(unfinished.chunk(&[]), Err(CheckpointError::ChunkBytes(0))));
+    let long = vec![0; CHECKPOINT_CHUNK_MAX + 1];
+    assert!(matches!(unfinished.chunk(&long), Err(CheckpointError::ChunkBytes(_))));
+    drop((unfinished, log));
+    let log = open();
+    store = log.checkpoints();
+    assert_eq!(store.list(3).unwrap(), [4000, 300]);
+    assert_eq!((store.list(300).unwrap(), store.list(1).unwrap()), (vec![7], vec![]));
+    check(&mut store, 3, 4000);
+    check(&mut store, 3, 300);
+    check(&mut store, 300, 7);
+    let missing = read(&mut store, 3, 20);
+    assert!(matches!(missing, Err(CheckpointError::Missing { shard: 3, index: 20 })));
+    assert!(
+        !std::fs::read_dir(dir.path())
+            .unwrap()
+            .any(|entry| { entry.unwrap().file_name().to_string_lossy().ends_with(".tmp") })
+    );
+}
+
+/// The process dies before each operation in turn, then the power goes.
+#[test]
+fn a_crash_at_every_step_leaves_whole_checkpoints_only() {
+    for seed in 0..20 {
+        for steps in 0.. {
+            let (disk, mut store) = sim(seed);
+            write(&store, of(1, 10)).unwrap();
+            write(&store, of(1, 20)).unwrap();
+            disk.fail_files_after(steps);
+            let written = write(&store, of(1, 30));
+            let committed = written.is_ok();
+            disk.crash(Tear::Nothing);
+            let found = store.list(1).unwrap();
+            assert!(!committed || found[0] == 30, "a committed one is there");
+            assert!(found.contains(&20), "the one before is there: {found:?}");
+            assert!(found.iter().all(|index| [10, 20, 30].contains(index)));
+            for index in found {
+                check(&mut store, 1, index);
+            }
+            // It goes on as if nothing had been.
+            write(&store, of(1, 30)).unwrap();
+            write(&store, of(1, 40)).unwrap();
+            assert_eq!(store.list(1).unwrap(), [40, 30]);
+            if committed {
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn every_altered_byte_and_every_length_is_refused() {
+    let (disk, mut store) = sim(1);
+    write(&store, of(2, 1)).unwrap();
+    let name = "0002-0000000000000001.checkpoint";
+    let mut whole = Vec::new();
+    disk.edit_file(name, |bytes| whole = bytes.clone());
+    for at in 0..whole.len() {
+        disk.edit_file(name, |bytes| bytes[at] ^= 1 << (at % 8));
+        let error = read(&mut store, 2, 1).unwrap_err();
+        let CheckpointError::Bad { file, offset, .. } = error else { panic!("{error}") };
+        assert!(file.ends_with(name) && offset <= at as u64);
+        disk.edit_file(name, |bytes| bytes.clone_from(&whole));
+    }
+    for length in (0..whole.len()).step_by(37) {
+        disk.edit_file(name, |bytes| bytes.truncate(length));
+        assert!(read(&mut store, 2, 1).is_err());
+        disk.edit_file(name, |bytes| bytes.clone_from(&whole));
+    }
+    disk.edit_file(name, |bytes| bytes.push(0));
+    assert!(read(&mut store, 2, 1).is_err());
+}
+
+#[test]
+fn a_foreign_or_renamed_checkpoint_is_refused() {
+    let (mine, mut store) = sim(1);
+    let (other, theirs) = sim(2);
+    write(&theirs, of(2, 1)).unwrap();
+    write(&store, of(2, 1)).unwrap();
+    let name = "0002-0000000000000001.checkpoint";
+    let mut foreign = Vec::new();
+    other.edit_file(name, |bytes| foreign = bytes.clone());
+    mine.edit_file(name, |bytes| *bytes = foreign);
+    let foreign = |error| {
+        matches!(error, CheckpointError::Bad { offset: 0, fault: CheckpointFault::Foreign, .. })
+    };
+    assert!(foreign(read(&mut store, 2, 1).unwrap_err()));
+    write(&store, of(2, 1)).unwrap();
+    let mut files = mine.clone();
+    files.rename(name, "0002-0000000000000005.checkpoint").unwrap();
+    assert!(foreign(read(&mut store, 2, 5).unwrap_err()));
+}

@@ -1,0 +1,361 @@
+//! Sites for the tests of forwarding: real links and gateway fronts, workers
+//! that are played by a thread each.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard};
+use std::thread;
+use std::time::Instant;
+
+use protocol::frame::Splitter;
+use protocol::id::{MchId, OutRefundNo, OutTradeNo};
+use protocol::message::{Auth, OrderRef, OrderRequest, Refund};
+use protocol::money::{Amount, Currency};
+
+use super::super::*;
+use crate::engine::merchant::{Limits, Merchant, MerchantStatus};
+use crate::runtime::control::NodeControl;
+use crate::runtime::directory::Directory;
+use crate::runtime::gateway::Front;
+use crate::runtime::inbox::{Exchange, Item};
+use crate::runtime::net::NetSettings;
+use crate::runtime::peer::PeerShared;
+use crate::runtime::testing::{Cluster, Node, eventually_async};
+use crate::runtime::worker::Shared;
+use crate::secret::Kek;
+use crate::tls::{self, Credentials, EndpointKeys};
+
+/// What a played worker does with requests.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Answers with the code OK and its site's number as the amount.
+    Answer,
+    /// Says that it does not lead.
+    Refuse,
+    /// Keeps them.
+    Keep,
+    /// Answers while its site leads, else says that it does not.
+    Honest,
+}
+
+pub struct State {
+    pub mode: Mode,
+    pub seen: Vec<(Waiter, u16, u64)>,
+    pub kept: Vec<Waiter>,
+    pub closed: Vec<u64>,
+}
+
+/// A played worker: a thread at the other end of an exchange.
+pub struct Worker {
+    pub state: Arc<Mutex<State>>,
+    pub stop: Arc<AtomicBool>,
+    pub thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Worker {
+    pub fn start(mesh: Arc<Mesh>, exchange: Arc<Exchange>) -> Self {
+        let state = State { mode: Mode::Answer, seen: vec![], kept: vec![], closed: vec![] };
+        let (state, stop) = (Arc::new(Mutex::new(state)), Arc::new(AtomicBool::new(false)));
+        let (state_2, stop_2) = (Arc::clone(&state), Arc::clone(&stop));
+        let thread = thread::spawn(move || {
+            while !stop_2.load(Ordering::Acquire) {
+                Self::turn(&mesh, &exchange, &mut state_2.lock().unwrap());
+                exchange.park(1_000, true);
+            }
+        });
+        Self { state, stop, thread: Some(thread) }
+    }
+
+    pub fn turn(mesh: &Mesh, exchange: &Exchange, state: &mut State) {
+        let mut out = exchange.out_batch();
+        let mode = state.mode;
+        let mut waiters = if mode == Mode::Keep { vec![] } else { std::mem::take(&mut state.kept) };
+        while let Some(batch) = exchange.pop() {
+            for (_, item) in &batch.items {
+                let origin = match item {
+                    Item::Query(order) | Item::Close(order) | Item::Reverse(order) => &order.origin,
+                    Item::Refund(refund) => &refund.origin,
+                    Item::ConnectionClosed(connection) => {
+                        state.closed.push(*connection);
+                        continue;
+                    }
+                    _ => continue,
+                };
+                state.seen.push((origin.waiter, origin.gateway, origin.wait_us));
+                let keep = if mode == Mode::Keep { &mut state.kept } else { &mut waiters };
+                keep.push(origin.waiter);
+            }
+            exchange.recycle(batch);
+        }
+        for waiter in waiters {
+            let leads = match mode {
+                Mode::Refuse => false,
+                Mode::Honest => mesh.leader(shard()) == mesh.site(),
+                Mode::Answer | Mode::Keep => true,
+            };
+            let code = if leads { Code::Ok } else { Code::NotLeader };
+            let mut reply = Reply::refusal(waiter, code, 0);
+            match &mut reply.body {
+                ReplyBody::Order(body) => body.amount = mesh.site().into(),
+                ReplyBody::Refund(body) => body.amount = mesh.site().into(),
+            }
+            out.replies.push(reply);
+        }
+        if !out.is_empty() {
+            assert!(exchange.push_out(out).is_ok(), "the network thread keeps up");
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        self.thread.take().unwrap().join().unwrap();
+    }
+}
+
+/// A site whose network part runs on the test's own thread.
+pub struct Site {
+    pub node: Option<Node>,
+    pub remains: Option<(PeerShared, Arc<Notify>)>,
+    pub mesh: Arc<Mesh>,
+    pub net: Rc<Net>,
+    pub worker: Worker,
+    pub address: SocketAddr,
+    pub _endpoint: quinn::Endpoint,
+}
+
+pub fn mch_id() -> MchId {
+    MchId::parse(b"M000001").unwrap()
+}
+
+/// The shard of all requests here.
+pub fn shard() -> u16 {
+    mch_id().shard(12)
+}
+
+pub fn merchant() -> Merchant {
+    let limits = Limits {
+        pay_per_minute: 1,
+        query_per_minute: 1,
+        refund_per_minute: 1,
+        burst: 1,
+        daily_cap: 0,
+        single_max: 0,
+        second_signature_from: 0,
+    };
+    Merchant {
+        mch_id: mch_id(),
+        status: MerchantStatus::Active,
+        keys: vec![],
+        gateways: vec![],
+        addresses: vec![],
+        limits,
+    }
+}
+
+impl Site {
+    pub fn start(cluster: &Cluster, number: u8, outstanding_max: usize) -> Self {
+        let mut config = cluster.config(number).clone();
+        config.gateways[0].trust_certificate = true;
+        let node = Node::start(&config);
+        let shared = &node.shared;
+        let worker = Worker::start(Arc::clone(&shared.mesh), Arc::clone(&shared.exchange));
+        let of_worker = Arc::new(Shared {
+            exchange: Arc::clone(&shared.exchange),
+            metrics: Arc::clone(&shared.metrics),
+            mesh: Arc::clone(&shared.mesh),
+            leave: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+            storage_full: AtomicBool::new(false),
+            report: Mutex::default(),
+        });
+        let control = Arc::new(NodeControl::new(&config, of_worker, Instant::now()));
+        let kek = Arc::new(Kek::load(&config.keys.kek).unwrap());
+        let mut directory = Directory::new(kek, 300_000);
+        directory.put(&merchant());
+        let settings = NetSettings {
+            shards: config.shards,
+            site: number,
+            sites: config.sites.len() as u8,
+            cluster: config.cluster,
+            in_flight_max: 1_000,
+            outstanding_max,
+            // The machine may stand still: not what is tested here.
+            queue_delay_max_us: 60_000_000,
+            batch_items_max: 4_096,
+        };
+        let forward =
+            Forwarder::new(Arc::clone(&shared.mesh), Arc::clone(&shared.ferry), 60_000_000);
+        let net = Net::new(
+            settings,
+            vec![Arc::clone(&shared.exchange)],
+            directory,
+            Arc::clone(&shared.metrics),
+            control,
+            Some(forward),
+        );
+        tokio::task::spawn_local(Rc::clone(&net).run_flusher());
+        tokio::task::spawn_local(Rc::clone(&net).run_dispatcher(Arc::clone(&node.net_wake)));
+        tokio::task::spawn_local(Rc::clone(&net).run_forwarding());
+        let keys = EndpointKeys::load_or_create(&config.data_dir).unwrap();
+        let endpoint = quinn::Endpoint::new(
+            tls::gateway_endpoint(&config.gateway, &keys),
+            Some(tls::gateway_server(&config.gateway, &keys).unwrap()),
+            std::net::UdpSocket::bind("127.0.0.1:0").unwrap(),
+            Arc::new(quinn::TokioRuntime),
+        )
+        .unwrap();
+        let front = Rc::new(Front { net: Rc::clone(&net), config: Rc::new(config) });
+        tokio::task::spawn_local(front.run(endpoint.clone()));
+        let address = endpoint.local_addr().unwrap();
+        let mesh = Arc::clone(&shared.mesh);
+        Self { node: Some(node), remains: None, mesh, net, worker, address, _endpoint: endpoint }
+    }
+
+    /// Lets the site believe that another one leads.
+    pub fn believe(&self, leader: u8) {
+        self.mesh.publish_leader(shard(), 1, leader);
+    }
+
+    pub fn worker(&self) -> MutexGuard<'_, State> {
+        self.worker.state.lock().unwrap()
+    }
+
+    pub fn forward(&self) -> &Forwarder {
+        self.net.forward.as_ref().unwrap()
+    }
+
+    pub async fn sees(&self, requests: usize) {
+        let seen = || self.worker().seen.len() >= requests;
+        eventually_async("the worker sees the requests", seen).await;
+    }
+
+    /// Nothing is left of any request.
+    pub fn is_idle(&self) -> bool {
+        let forward = self.forward();
+        self.net.outstanding.get() == 0
+            && forward.held.borrow().tickets(|_| true).is_empty()
+            && forward.waiting.borrow().is_empty()
+            && forward.sites.iter().all(|site| site.asked.get() == 0 && site.taken.get() == 0)
+    }
+
+    /// The process dies, as far as other sites can see.
+    pub async fn die(&mut self) {
+        let Node { peers, shared, net_wake } = self.node.take().unwrap();
+        tokio::task::spawn_blocking(move || peers.kill()).await.unwrap();
+        self.remains = Some((shared, net_wake));
+    }
+
+    /// Its links start anew.
+    pub fn revive(&mut self, cluster: &Cluster) {
+        let (shared, net_wake) = self.remains.take().unwrap();
+        let peers = Node::peers(cluster.config(self.mesh.site()), &shared);
+        self.node = Some(Node { peers, shared, net_wake });
+    }
+}
+
+/// A gateway with one stream.
+pub struct Gateway {
+    pub _endpoint: quinn::Endpoint,
+    pub _quic: quinn::Connection,
+    pub send: quinn::SendStream,
+    pub recv: quinn::RecvStream,
+    pub splitter: Splitter,
+    pub answers: VecDeque<(u64, ReplyBody)>,
+}
+
+impl Gateway {
+    pub async fn connect(cluster: &Cluster, site: &Site) -> Self {
+        let file = |name: &str| cluster.dir.path().join("certs").join(name);
+        let ca = file("ca.pem");
+        let credentials = Credentials::load(&file("gw-1.pem"), &file("gw-1.key"), &ca).unwrap();
+        let tls = credentials.client(tls::ALPN_GATEWAY).unwrap();
+        let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls).unwrap();
+        let config = quinn::ClientConfig::new(Arc::new(crypto));
+        let endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
+        let name = &cluster.config(site.mesh.site()).this_site().server_name;
+        let quic = endpoint.connect_with(config, site.address, name).unwrap().await.unwrap();
+        let (send, recv) = quic.open_bi().await.unwrap();
+        let (splitter, answers) = (Splitter::new(), VecDeque::new());
+        Self { _endpoint: endpoint, _quic: quic, send, recv, splitter, answers }
+    }
+
+    pub async fn query(&mut self, correlation: u64, wait_ms: u32) {
+        let request = OrderRequest {
+            mch_id: mch_id(),
+            order: OrderRef::OutTradeNo(OutTradeNo::parse(b"T1").unwrap()),
+            refresh: false,
+            wait_ms,
+            auth: Auth::NONE,
+        };
+        let mut frame = Vec::new();
+        request.encode_frame(kind::QUERY, correlation, &mut frame);
+        self.send.write_all(&frame).await.unwrap();
+    }
+
+    pub async fn refund(&mut self, correlation: u64) {
+        let refund = Refund {
+            mch_id: mch_id(),
+            order: OrderRef::OutTradeNo(OutTradeNo::parse(b"T1").unwrap()),
+            out_refund_no: OutRefundNo::parse(b"R1").unwrap(),
+            amount: Amount::new(5).unwrap(),
+            currency: Currency::new(*b"CNY").unwrap(),
+            reason: b"",
+            wait_ms: 30_000,
+            auth: Auth::NONE,
+        };
+        let mut frame = Vec::new();
+        refund.encode_frame(correlation, &mut frame);
+        self.send.write_all(&frame).await.unwrap();
+    }
+
+    /// Correlation, code, hint, the answering site's number, retry_after_ms.
+    pub async fn answer(&mut self) -> (u64, Code, u8, i64, u32) {
+        while self.answers.is_empty() {
+            let chunk = self.recv.read_chunk(65_536, true).await.unwrap().unwrap();
+            let answers = &mut self.answers;
+            let split = self.splitter.push(&chunk.bytes, |header, body| {
+                let body = match header.kind ^ kind::REPLY {
+                    kind::REFUND => ReplyBody::Refund(RefundReply::decode(body).unwrap()),
+                    _ => ReplyBody::Order(OrderReply::decode(body).unwrap()),
+                };
+                answers.push_back((header.correlation, body));
+            });
+            split.unwrap();
+        }
+        let (correlation, body) = self.answers.pop_front().unwrap();
+        match body {
+            ReplyBody::Order(b) => (correlation, b.code, b.leader_hint, b.amount, b.retry_after_ms),
+            ReplyBody::Refund(b) => {
+                (correlation, b.code, b.leader_hint, b.amount, b.retry_after_ms)
+            }
+        }
+    }
+}
+
+/// Runs a test with `count` sites that are linked, and a gateway at the first.
+pub fn with_sites<F: Future<Output = ()>>(
+    count: u16,
+    outstanding_max: usize,
+    test: impl FnOnce(Rc<Cluster>, Vec<Site>, Gateway) -> F,
+) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    tokio::task::LocalSet::new().block_on(&runtime, async {
+        let cluster = Rc::new(Cluster::new(count));
+        let sites: Vec<Site> =
+            (1..=count as u8).map(|site| Site::start(&cluster, site, outstanding_max)).collect();
+        for site in &sites {
+            let linked = || site.mesh.others().all(|to| site.mesh.route(to).unwrap().is_up());
+            eventually_async("the links come up", linked).await;
+        }
+        let gateway = Gateway::connect(&cluster, &sites[0]).await;
+        test(cluster, sites, gateway).await;
+    });
+}
+
+pub async fn idle(sites: &[Site]) {
+    for site in sites {
+        eventually_async("nothing is left of the requests", || site.is_idle()).await;
+    }
+}
