@@ -135,6 +135,8 @@ pub(super) struct Cluster {
     channels: Channels,
     down: BTreeMap<(u8, u16), u32>,
     clients: Clients,
+    /// Since when the operator has seen a payment in front of him.
+    manual_since: BTreeMap<usize, u64>,
     checker: Checker,
     trace: Trace,
     faults: bool,
@@ -170,6 +172,7 @@ impl Cluster {
             channels: Channels::new(setup.channels.len()),
             down: BTreeMap::new(),
             clients: Clients::new(&setup),
+            manual_since: BTreeMap::new(),
             checker: Checker::new(&setup, verbose),
             trace: Trace::new(),
             faults: true,

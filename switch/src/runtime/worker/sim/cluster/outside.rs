@@ -196,13 +196,25 @@ impl Cluster {
         }
     }
 
-    /// An operator decides what is in front of him by the channel's ledger.
+    /// An operator decides what is in front of him by the channel's ledger, once
+    /// nothing about it can be on its way any more.
     pub(super) fn operate(&mut self) {
         if self.setup.patient {
             return;
         }
         for key in 0..self.setup.keys.len() {
             let Some(view) = self.checker.view(&self.setup, key) else { continue };
+            let manual = view.attempts.last().is_some_and(|a| a.state == AttemptState::Manual)
+                || view.refunds.iter().any(|refund| refund.state == RefundState::Manual);
+            if !manual {
+                self.manual_since.remove(&key);
+                continue;
+            }
+            let now = self.now();
+            let since = *self.manual_since.entry(key).or_insert(now);
+            if now - since <= WANDER_US + 20 * MS {
+                continue;
+            }
             if let Some(attempt) = view.attempts.last()
                 && attempt.state == AttemptState::Manual
             {
