@@ -19,6 +19,8 @@ pub(super) struct Charge {
     /// Money movements; more than one is a double charge.
     pub(super) charged: u32,
     pub(super) refunds: BTreeMap<String, (i64, ChannelStatus)>,
+    /// An operator had the number blocked: whatever still comes is refused.
+    blocked: bool,
 }
 
 impl Charge {
@@ -83,7 +85,7 @@ impl Channels {
                 let again = charge.state.is_some() && contract.idempotent_pay;
                 let fences = contract.fence_on_cancel;
                 let fenced = charge.state == Some(ChannelStatus::Reversed) && fences;
-                if !again && !fenced {
+                if !again && !fenced && !charge.blocked {
                     let status = match chance {
                         _ if wall_ms >= send.request.time_expire_ms => ChannelStatus::Declined,
                         0..=64 => ChannelStatus::Success,
@@ -134,6 +136,7 @@ impl Channels {
         let success = charge.charged == 1;
         if !success {
             charge.state = Some(ChannelStatus::Reversed);
+            charge.blocked = true;
         }
         success
     }

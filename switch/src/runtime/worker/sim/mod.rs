@@ -19,7 +19,7 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `cluster` | the agenda, the network, the faults as they come |
+//! | `cluster` | the agenda; `sites` and the network, what is `outside`, and `trouble` |
 //! | `faults` | which faults, when |
 //! | `setup` | what a seed decides at the start |
 //! | `site`, `disk` | a site over lives, its disk in virtual time |
