@@ -209,6 +209,16 @@ impl Config {
         }
     }
 
+    /// The sites that vote when the cluster is made.
+    pub fn first_voters(&self) -> Vec<u64> {
+        self.sites.iter().filter(|site| site.voter).map(|site| u64::from(site.id)).collect()
+    }
+
+    /// The sites that never lead.
+    pub fn witnesses(&self) -> Vec<u64> {
+        self.sites.iter().filter(|site| site.witness).map(|site| u64::from(site.id)).collect()
+    }
+
     /// This site's entry.
     pub fn this_site(&self) -> &SiteConfig {
         // `check` refuses a `site` that is not in the list.

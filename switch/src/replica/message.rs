@@ -8,6 +8,8 @@
 use bytes::Bytes;
 use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 
+use super::members;
+
 /// Fixed part of a message, bytes.
 const HEAD: usize = 84;
 /// Fixed part of an entry, bytes.
@@ -132,6 +134,10 @@ fn decode_entry(rest: &mut Bytes) -> Result<Entry, MessageError> {
         _ => return Err(MessageError::Field("entry type")),
     });
     entry.data = take(rest, word32(&head, 20) as usize)?;
+    let changes = entry.get_entry_type() != EntryType::EntryNormal;
+    if changes && members::parse(&entry.data).is_none() {
+        return Err(MessageError::Field("change of members"));
+    }
     Ok(entry)
 }
 
@@ -219,10 +225,8 @@ mod tests {
         response.set_msg_type(MessageType::MsgHeartbeatResponse);
         (response.from, response.to, response.reject, response.priority) = (2, 1, true, -4);
         response.context = Bytes::from_static(&[5; 8]);
-        let first = append(vec![
-            entry(42, 7, Bytes::from_static(b"block")),
-            entry(43, 9, Bytes::new()),
-        ]);
+        let first =
+            append(vec![entry(42, 7, Bytes::from_static(b"block")), entry(43, 9, Bytes::new())]);
         let mut packet = Vec::new();
         encode(3, &first, &mut packet);
         encode(11, &response, &mut packet);

@@ -268,7 +268,9 @@ fn spawn_worker(
         commit_interval_us: config.log.commit_interval_us,
         blocks_bytes_max: config.worker.block_max_bytes as usize,
         engines: (0..config.shards).map(|shard| config.engine(shard)).collect(),
-        voters: config.sites.iter().map(|site| u64::from(site.id)).collect(),
+        sites: config.sites.len() as u64,
+        voters: config.first_voters(),
+        witnesses: config.witnesses(),
         cluster: config.cluster,
         timing: crate::replica::Timing::default(),
     };
