@@ -5,6 +5,7 @@ mod client;
 mod clock_step;
 mod damage;
 mod full_disk;
+mod members;
 mod overload;
 mod payments;
 mod python;

@@ -49,7 +49,7 @@ fn port_base() -> u16 {
     loop {
         let step = NEXT.fetch_add(1, Ordering::Relaxed);
         let base = 10_000 + (start.wrapping_add(step) % HUNDREDS) as u16 * 100;
-        let mut used = (base..base + 10).chain([base + CHANNEL_PORT]);
+        let mut used = (base..base + 50).chain([base + CHANNEL_PORT]);
         let free = used.all(|port| {
             UdpSocket::bind(("127.0.0.1", port)).is_ok()
                 && std::net::TcpListener::bind(("127.0.0.1", port)).is_ok()
@@ -171,6 +171,73 @@ impl Deployment {
         // A test machine that stands still for a moment is not an overload.
         deployment.edit("# queue_delay_max_ms = 20 ", "queue_delay_max_ms = 10000 ");
         deployment
+    }
+
+    /// As [`Self::init`], for several sites, of which those behind the first
+    /// `voters` are no members yet.
+    pub fn init_sites(sites: u16, voters: u16, merchants: u32) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let base = port_base();
+        let (has_channel, has_faults) = Default::default();
+        let deployment = Self { dir, base, has_channel, has_faults };
+        let path = deployment.path().to_str().expect("a UTF-8 path").to_owned();
+        let [sites_text, merchants, base] =
+            [sites.to_string(), merchants.to_string(), base.to_string()];
+        let mut args = vec!["init", "--dir", &path, "--sites", &sites_text];
+        args.extend(["--merchants", &merchants, "--port-base", &base]);
+        let output = deployment.payswitch(&args);
+        assert!(output.status.success(), "{}", text(&output));
+        for site in 1..=sites {
+            let file = deployment.site_file(site);
+            let mut text = std::fs::read_to_string(&file).expect("a configuration");
+            text = text.replace("# queue_delay_max_ms = 20 ", "queue_delay_max_ms = 10000 ");
+            for later in voters + 1..=sites {
+                let entry = format!("id = {later}\n");
+                text = text.replacen(&entry, &format!("{entry}voter = false\n"), 1);
+            }
+            std::fs::write(&file, text).expect("writable");
+        }
+        deployment
+    }
+
+    /// The configuration of a site.
+    pub fn site_file(&self, site: u16) -> PathBuf {
+        self.file(&format!("site-{site}.toml"))
+    }
+
+    /// Starts a site of several without waiting.
+    pub fn start_site(&self, site: u16) -> Process {
+        let mut command = Command::new(binaries().join("payswitch"));
+        command.args(["serve", "--config"]).arg(self.site_file(site));
+        Process::spawn("payswitch serve", command, self.file(&format!("site-{site}.out")))
+    }
+
+    /// What a running site says under `/status`.
+    ///
+    /// # Errors
+    /// Connection and format errors.
+    pub fn site_status(&self, site: u16) -> std::io::Result<serde_json::Value> {
+        // As `payswitch init` places the ports.
+        let admin = format!("127.0.0.1:{}", self.base + (site - 1) * 10 + 2);
+        let reply = http::get(&admin, "/status")?;
+        Ok(serde_json::from_str(&reply.body)?)
+    }
+
+    /// Runs `payswitch` with something to read.
+    pub fn payswitch_typed(&self, args: &[&str], typed: &str) -> Output {
+        use std::io::Write;
+        let mut child = Command::new(binaries().join("payswitch"))
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("payswitch starts");
+        let mut input = child.stdin.take().expect("a pipe");
+        // It may end before it has read anything.
+        drop(input.write_all(typed.as_bytes()));
+        drop(input);
+        child.wait_with_output().expect("payswitch ends")
     }
 
     /// The deployment's folder.

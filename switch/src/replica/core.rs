@@ -118,6 +118,8 @@ struct Ticket {
     lsn: Option<u64>,
     messages: Vec<Message>,
     since_tick: u64,
+    /// With it a change of members is known committed after a restart.
+    settles: bool,
 }
 
 /// Counted since the start.
@@ -139,6 +141,8 @@ pub struct Replica {
     pub(super) config: ReplicaConfig,
     /// As of what was applied.
     pub(super) members: Members,
+    /// Changes of members whose commit is not durable here yet.
+    pub(super) unsettled: u32,
     tickets: VecDeque<Ticket>,
     /// Messages that may leave: their ticket was reached since the last
     /// `advance`, or they need none.
@@ -191,6 +195,7 @@ impl Replica {
             node,
             config,
             members,
+            unsettled: 0,
             tickets: VecDeque::new(),
             released: Vec::new(),
             applied,
@@ -320,6 +325,7 @@ impl Replica {
         self.after_input();
         self.place();
         self.leave_joint();
+        self.retire();
     }
 
     /// Sites that shall not lead (a bit per site number): leadership leaves
@@ -383,7 +389,8 @@ impl Replica {
 
     /// The frames of a ticket are in the log's hands, the last one at `lsn`.
     pub fn appended(&mut self, ticket: u64, lsn: u64) {
-        if let Some(found) = self.tickets.iter_mut().find(|found| found.number == ticket) {
+        if let Some(found) = self.tickets.iter_mut().find(|t| t.number == ticket && t.lsn.is_none())
+        {
             found.lsn = Some(lsn);
         }
     }
@@ -397,6 +404,7 @@ impl Replica {
             }
             if let Some(mut ticket) = self.tickets.pop_front() {
                 reached = Some(ticket.number);
+                self.unsettled -= u32::from(ticket.settles);
                 self.released.append(&mut ticket.messages);
             }
         }
@@ -489,12 +497,31 @@ impl Replica {
         if writes || !self.tickets.is_empty() {
             out.appends.push_back(Append::Ticket(number));
             let since_tick = self.tick;
-            self.tickets.push_back(Ticket { number, lsn: None, messages, since_tick });
+            let (lsn, settles) = (None, false);
+            self.tickets.push_back(Ticket { number, lsn, messages, since_tick, settles });
         } else {
             self.node.on_persist_ready(number);
             out.messages.append(&mut messages);
         }
+        let changes = committed.iter().any(|e| e.get_entry_type() != EntryType::EntryNormal);
         self.apply(committed, out);
+        if changes {
+            self.settle(number, out);
+        }
+    }
+
+    /// Writes down that a change of members is committed: without that, a site
+    /// that is left alone would ask those that are gone after a restart.
+    fn settle(&mut self, number: u64, out: &mut Outputs) {
+        let state = self.node.raft.hard_state();
+        let commit = self.applied;
+        let state = HardState { term: state.term, vote: state.vote, commit };
+        self.saved_commit = self.saved_commit.max(commit);
+        out.appends.push_back(Append::HardState(state));
+        out.appends.push_back(Append::Ticket(number));
+        let (lsn, messages, since_tick) = (None, Vec::new(), self.tick);
+        self.tickets.push_back(Ticket { number, lsn, messages, since_tick, settles: true });
+        self.unsettled += 1;
     }
 
     fn save(&mut self, state: RaftHardState) -> HardState {

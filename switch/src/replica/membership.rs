@@ -9,8 +9,8 @@
 //! an old disk that comes back moves nobody to another term; what it asks is
 //! answered with the part of the log that says it was removed.
 
-use raft::GetEntriesContext;
 use raft::eraftpb::{ConfChangeV2, Entry, Message, MessageType};
+use raft::{GetEntriesContext, INVALID_ID};
 
 use super::core::Replica;
 use super::members::{self, By, Members, bit, has, mask, sites};
@@ -146,9 +146,10 @@ impl Replica {
         Ok(Stage::Changing)
     }
 
-    /// Whether a change is proposed, committed or joint: the next has to wait.
+    /// Whether a change is proposed, joint, or not yet written down as committed:
+    /// the next has to wait.
     fn is_changing(&self) -> bool {
-        self.members.is_joint() || self.node.raft.has_pending_conf()
+        self.members.is_joint() || self.node.raft.has_pending_conf() || self.unsettled > 0
     }
 
     /// Blocks of this log that a site is not known to have.
@@ -220,6 +221,16 @@ impl Replica {
         if ends && self.node.raft.lead_transferee.is_none() {
             // Refused only when too much is uncommitted: the next tick tries again.
             drop(self.node.propose_conf_change(Vec::new(), ConfChangeV2::default()));
+        }
+    }
+
+    /// Ends leading where this site has handed over and is no member any more:
+    /// nobody would tell it of the next term.
+    pub(super) fn retire(&mut self) {
+        let handed_over = self.node.raft.lead_transferee.is_some();
+        if self.is_leader() && handed_over && !self.members.contains(self.config.site) {
+            let term = self.node.raft.term;
+            self.node.raft.become_follower(term, INVALID_ID);
         }
     }
 

