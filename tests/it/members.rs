@@ -1,7 +1,8 @@
 //! Sites of real processes that join, leave, and are lost for good.
 
 use protocol::code::OrderState;
-use tests::gateway::{Gateway, merchant, pay, signed_pay};
+use protocol::message::Pay;
+use tests::gateway::{Gateway, Merchant, merchant, pay, signed_pay};
 use tests::{Deployment, text, wait_until};
 
 use crate::run;
@@ -17,6 +18,10 @@ fn settled(deployment: &Deployment, site: u16, voters: &[u16]) -> bool {
     })
 }
 
+fn channel_is_up(deployment: &Deployment, site: u16) -> bool {
+    deployment.site_status(site).is_ok_and(|status| status["channels"][0]["up"] == true)
+}
+
 fn member(deployment: &Deployment, verb: &str, site: u16) {
     let config = deployment.site_file(1);
     let config = config.to_str().expect("a UTF-8 path");
@@ -26,15 +31,17 @@ fn member(deployment: &Deployment, verb: &str, site: u16) {
     assert!(text(&output).contains("all 12 shards"), "{}", text(&output));
 }
 
-/// Pays number `number` of a merchant through site 1; whether it was a replay.
-fn paid(deployment: &Deployment, number: u32) -> bool {
-    let merchant = merchant(deployment, number as usize % 20);
-    let order = pay(&merchant, &format!("m-{number}"), 900);
+/// Sends these through site 1; whether each was answered from its record.
+fn paid(deployment: &Deployment, orders: &[(Merchant, Pay<'static>)]) -> Vec<bool> {
     run(async {
         let mut gateway = Gateway::open(deployment).await;
-        let reply = gateway.order(&signed_pay(&merchant, &order, 1)).await;
-        assert_eq!(reply.state, OrderState::Paid, "{reply:?}");
-        reply.replayed
+        let mut replayed = Vec::new();
+        for (number, (merchant, order)) in (1..).zip(orders) {
+            let reply = gateway.order(&signed_pay(merchant, order, number)).await;
+            assert_eq!(reply.state, OrderState::Paid, "{reply:?}");
+            replayed.push(reply.replayed);
+        }
+        replayed
     })
 }
 
@@ -47,11 +54,17 @@ fn a_site_is_replaced_and_then_a_majority_is_lost_for_good() {
     let third = deployment.start_site(3);
     for site in 1..=3 {
         wait_until("the sites are ready", || settled(&deployment, site, &[1, 2, 3]));
+        wait_until("their channel is up", || channel_is_up(&deployment, site));
     }
-    wait_until("the channel is up", || deployment.channel_is_up());
-    for number in 0..20 {
-        assert!(!paid(&deployment, number));
-    }
+    let orders: Vec<_> = (0..40)
+        .map(|number| {
+            let merchant = merchant(&deployment, number % 20);
+            let order = pay(&merchant, &format!("m-{number}"), 900);
+            (merchant, order)
+        })
+        .collect();
+    let (old, new) = orders.split_at(20);
+    assert_eq!(paid(&deployment, old), [false; 20]);
 
     // Site 4 joins, site 3 leaves; both commands may be repeated.
     let fourth = deployment.start_site(4);
@@ -60,6 +73,7 @@ fn a_site_is_replaced_and_then_a_majority_is_lost_for_good() {
     member(&deployment, "remove", 3);
     for site in [1, 2, 4] {
         wait_until("the members are known", || settled(&deployment, site, &[1, 2, 4]));
+        wait_until("their channel is up", || channel_is_up(&deployment, site));
     }
     wait_until("the removed site says so", || {
         deployment.site_status(3).is_ok_and(|status| {
@@ -68,9 +82,7 @@ fn a_site_is_replaced_and_then_a_majority_is_lost_for_good() {
         })
     });
     third.kill();
-    for number in 0..20 {
-        assert!(paid(&deployment, number), "answered from the record");
-    }
+    assert_eq!(paid(&deployment, old), [true; 20]);
 
     // Sites 2 and 4 are destroyed.
     second.kill();
@@ -95,10 +107,8 @@ fn a_site_is_replaced_and_then_a_majority_is_lost_for_good() {
     let _first = deployment.start_site(1);
     wait_until("the survivor leads alone", || settled(&deployment, 1, &[1]));
     wait_until("the channel is up", || deployment.channel_is_up());
-    for number in 0..20 {
-        assert!(paid(&deployment, number), "what this site held is answered");
-    }
-    assert!(!paid(&deployment, 20), "new payments work");
+    assert_eq!(paid(&deployment, old), [true; 20], "what this site held is answered");
+    assert_eq!(paid(&deployment, new), [false; 20], "new payments work");
     let _fifth = deployment.start_site(5);
     member(&deployment, "add", 5);
     for site in [1, 5] {
