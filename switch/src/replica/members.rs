@@ -282,8 +282,7 @@ pub(super) fn of_block(block: &[u8]) -> Option<ConfChangeV2> {
     let stamped = records.next()?.ok()?;
     let Record::Members(members) = stamped.record else { return None };
     let by = By { operator: members.operator, at_us: stamped.at_us, forced: members.forced };
-    let mut change = ConfChangeV2::default();
-    change.context = by.encode();
+    let mut change = ConfChangeV2 { context: by.encode(), ..Default::default() };
     change.set_transition(match members.transition {
         0 => ConfChangeTransition::Auto,
         1 => ConfChangeTransition::Implicit,
@@ -302,8 +301,7 @@ pub(super) fn of_block(block: &[u8]) -> Option<ConfChangeV2> {
 }
 
 fn single(site: u64, kind: ConfChangeType) -> ConfChangeSingle {
-    let mut single = ConfChangeSingle::default();
-    single.node_id = site;
+    let mut single = ConfChangeSingle { node_id: site, ..Default::default() };
     single.set_change_type(kind);
     single
 }
