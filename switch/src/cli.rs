@@ -8,6 +8,7 @@
 mod admin;
 mod check;
 mod log;
+mod recover;
 #[cfg(test)]
 mod tests;
 
@@ -60,6 +61,16 @@ enum Command {
     },
     /// Ask or command a running site.
     Admin(admin::AdminArgs),
+    /// Let this site go on alone after a majority of the sites was lost for good.
+    /// Acknowledged payments may be lost.
+    Recover {
+        /// Its configuration; the site itself must not run.
+        #[arg(long)]
+        config: PathBuf,
+        /// Without a majority: there is no other way to recover yet.
+        #[arg(long, required = true)]
+        force_quorum: bool,
+    },
     /// Check or print a log.
     #[command(subcommand)]
     Log(log::LogCommand),
@@ -144,6 +155,9 @@ impl Cli {
             Command::Serve { config } => serve(Config::load(&config)?),
             Command::Check { config } => check::check(out, &config),
             Command::Admin(args) => admin::run(out, args),
+            Command::Recover { config, force_quorum: _ } => {
+                recover::run(out, &mut std::io::stdin().lock(), &config)
+            }
             Command::Log(command) => log::run(out, command),
         }
     }

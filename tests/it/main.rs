@@ -6,6 +6,7 @@ mod clock_step;
 mod cluster;
 mod damage;
 mod full_disk;
+mod members;
 mod overload;
 mod payments;
 mod python;

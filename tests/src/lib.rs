@@ -43,14 +43,14 @@ pub fn binaries() -> &'static Path {
 
 /// First port of a hundred of its own for each deployment, below the ports
 /// that the system hands out; those that a deployment uses are free.
-fn port_base(sites: u16) -> u16 {
+fn port_base() -> u16 {
     const HUNDREDS: u32 = 220;
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let start = std::process::id().wrapping_mul(37);
     loop {
         let step = NEXT.fetch_add(1, Ordering::Relaxed);
         let base = 10_000 + (start.wrapping_add(step) % HUNDREDS) as u16 * 100;
-        let mut used = (base..base + 10 * sites).chain([base + CHANNEL_PORT]);
+        let mut used = (base..base + 50).chain([base + CHANNEL_PORT]);
         let free = used.all(|port| {
             UdpSocket::bind(("127.0.0.1", port)).is_ok()
                 && std::net::TcpListener::bind(("127.0.0.1", port)).is_ok()
@@ -158,7 +158,7 @@ impl Deployment {
     }
 
     fn init_in(dir: tempfile::TempDir, merchants: u32, sites: u16) -> Self {
-        let base = port_base(sites);
+        let base = port_base();
         let (has_channel, has_faults) = Default::default();
         let deployment = Self { dir, base, sites, has_channel, has_faults };
         let output = deployment.payswitch(&[
@@ -180,6 +180,42 @@ impl Deployment {
             deployment.edit_site(site, from, "queue_delay_max_ms = 10000 ");
         }
         deployment
+    }
+
+    /// As [`Self::init`], for several sites, of which those behind the first
+    /// `voters` are no members yet.
+    pub fn init_sites(sites: u16, voters: u16, merchants: u32) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let deployment = Self::init_in(dir, merchants, sites);
+        for site in 1..=sites {
+            for later in voters + 1..=sites {
+                let entry = format!("id = {later}\n");
+                deployment.edit_site(site, &entry, &format!("{entry}voter = false\n"));
+            }
+        }
+        deployment
+    }
+
+    /// The configuration of a site.
+    pub fn site_file(&self, site: u16) -> PathBuf {
+        self.file(&format!("site-{site}.toml"))
+    }
+
+    /// Runs `payswitch` with something to read.
+    pub fn payswitch_typed(&self, args: &[&str], typed: &str) -> Output {
+        use std::io::Write;
+        let mut child = Command::new(binaries().join("payswitch"))
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("payswitch starts");
+        let mut input = child.stdin.take().expect("a pipe");
+        // It may end before it has read anything.
+        drop(input.write_all(typed.as_bytes()));
+        drop(input);
+        child.wait_with_output().expect("payswitch ends")
     }
 
     /// The deployment's folder.
@@ -204,8 +240,10 @@ impl Deployment {
 
     /// The parsed configuration of a site.
     pub fn site_config(&self, site: u16) -> toml::Table {
-        let path = self.file(&format!("site-{site}.toml"));
-        std::fs::read_to_string(path).expect("a configuration").parse().expect("TOML")
+        std::fs::read_to_string(self.site_file(site))
+            .expect("a configuration")
+            .parse()
+            .expect("TOML")
     }
 
     /// Replaces one line of the site configuration.
@@ -215,7 +253,7 @@ impl Deployment {
 
     /// Replaces one line of a site's configuration.
     pub fn edit_site(&self, site: u16, from: &str, to: &str) {
-        let path = self.file(&format!("site-{site}.toml"));
+        let path = self.site_file(site);
         let text = std::fs::read_to_string(&path).expect("a configuration");
         assert!(text.contains(from), "no {from:?} in the configuration");
         std::fs::write(&path, text.replacen(from, to, 1)).expect("writable");
@@ -297,7 +335,7 @@ impl Deployment {
     /// Starts a site without waiting.
     pub fn start_site(&self, site: u16) -> Process {
         let mut command = Command::new(binaries().join("payswitch"));
-        command.args(["serve", "--config"]).arg(self.file(&format!("site-{site}.toml")));
+        command.args(["serve", "--config"]).arg(self.site_file(site));
         if self.has_faults.load(Ordering::Relaxed) {
             let dir = self.path().canonicalize().expect("the deployment's folder exists");
             command

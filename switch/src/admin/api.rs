@@ -38,10 +38,20 @@ pub struct Status {
 pub struct ShardStatus {
     /// Number.
     pub shard: u16,
-    /// `leader`, `follower`, `candidate`.
+    /// `leader`, `follower`, `candidate`, `learner`, or `none`: this site is no
+    /// member.
     pub role: String,
     /// Leading site; 0: none known.
     pub leader: u16,
+    /// Sites that vote.
+    #[serde(default)]
+    pub voters: Vec<u16>,
+    /// Sites that get the log without a vote.
+    #[serde(default)]
+    pub learners: Vec<u16>,
+    /// Whether a change of voters is under way.
+    #[serde(default)]
+    pub joint: bool,
     /// Raft term.
     pub term: u64,
     /// Highest committed index.
@@ -290,6 +300,40 @@ pub struct TransferRequest {
     pub shard: u16,
     /// The site that is to lead it.
     pub site: u16,
+}
+
+/// `POST /v1/member`: notes in the log who asked for what; the change itself is
+/// made with `POST /v1/member/step`, shard by shard.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemberRequest {
+    /// Site.
+    pub site: u16,
+    /// It shall be a member that votes, or none at all.
+    pub member: bool,
+}
+
+/// `POST /v1/member/step`: to be repeated until the answer says `done`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemberStep {
+    /// Shard.
+    pub shard: u16,
+    /// Site.
+    pub site: u16,
+    /// It shall be a member that votes, or none at all.
+    pub member: bool,
+}
+
+/// The answer to a step.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberProgress {
+    /// Shard.
+    pub shard: u16,
+    /// It is so, and the change has ended.
+    pub done: bool,
+    /// How far it is.
+    pub text: String,
 }
 
 /// The answer to a command.

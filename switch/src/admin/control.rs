@@ -1,7 +1,7 @@
 //! What the admin server asks the running node for. The runtime implements
 //! [`Control`]; tests make one up.
 
-use super::api::{Explain, InDoubt, Status};
+use super::api::{Explain, InDoubt, MemberProgress, Status};
 use crate::engine::input::AdminCommand;
 use crate::engine::merchant::Merchant;
 use protocol::id::{MchId, OutTradeNo, ShortText};
@@ -32,6 +32,15 @@ pub trait Control: Send + Sync + 'static {
     /// Hands a shard's leadership to another site; the answer comes when that
     /// has been started.
     fn transfer(&self, shard: u16, site: u16) -> Answer<String>;
+
+    /// Takes the next step towards a site being a member of a shard, or none.
+    fn seek_member(
+        &self,
+        operator: ShortText,
+        shard: u16,
+        site: u16,
+        member: bool,
+    ) -> Answer<MemberProgress>;
 
     /// Payments in doubt or in front of an operator, oldest first, at most
     /// `limit`, of the shards led here.

@@ -1,8 +1,8 @@
 //! From a request to an answer: who may ask what, within which bounds.
 
 use super::api::{
-    DecideRequest, Done, DrainRequest, ErrorBody, ErrorDetail, LimitRequest, MerchantView,
-    TransferRequest,
+    DecideRequest, Done, DrainRequest, ErrorBody, ErrorDetail, LimitRequest, MemberRequest,
+    MemberStep, MerchantView, TransferRequest,
 };
 use super::control::{Answer, Control, ControlError};
 use super::decisions::{Decision, PROPOSAL_LIFE, Proposals, Verdict};
@@ -91,7 +91,7 @@ impl From<ControlError> for Refusal {
 type Page = Response<Full<Bytes>>;
 type Routed = Result<Page, Refusal>;
 
-const PATHS: [(&str, Method, bool); 11] = [
+const PATHS: [(&str, Method, bool); 13] = [
     ("/ready", Method::GET, false),
     ("/status", Method::GET, false),
     ("/metrics", Method::GET, false),
@@ -101,6 +101,8 @@ const PATHS: [(&str, Method, bool); 11] = [
     ("/v1/decide", Method::POST, true),
     ("/v1/drain", Method::POST, true),
     ("/v1/transfer", Method::POST, true),
+    ("/v1/member", Method::POST, true),
+    ("/v1/member/step", Method::POST, true),
     ("/v1/in-doubt", Method::GET, true),
     ("/v1/explain", Method::GET, true),
 ];
@@ -139,6 +141,12 @@ where
                 "/v1/merchant" => (operator, put_merchant(context, &query, &body)?),
                 "/v1/limit" => (operator, put_limits(control, &body)?),
                 "/v1/drain" => (operator, set_drained(&body)?),
+                "/v1/member" => (operator, set_member(&body)?),
+                "/v1/member/step" => {
+                    let MemberStep { shard, site, member } = parse(&body)?;
+                    let step = control.seek_member(operator, shard, site, member);
+                    return json(StatusCode::OK, &wait(step).await?);
+                }
                 "/v1/transfer" => {
                     let TransferRequest { shard, site } = parse(&body)?;
                     let done = wait(control.transfer(shard, site)).await?;
@@ -257,6 +265,13 @@ fn set_drained(body: &Secret) -> Result<AdminCommand, Refusal> {
     let site = u8::try_from(request.site);
     let site = site.map_err(|_| Refusal::bad_request("site: no such site"))?;
     Ok(AdminCommand::SetDrained { site, drained: request.drained })
+}
+
+fn set_member(body: &Secret) -> Result<AdminCommand, Refusal> {
+    let request: MemberRequest = parse(body)?;
+    let site = u8::try_from(request.site);
+    let site = site.map_err(|_| Refusal::bad_request("site: no such site"))?;
+    Ok(AdminCommand::SetMember { site, member: request.member })
 }
 
 enum Decided {

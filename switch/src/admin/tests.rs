@@ -30,6 +30,23 @@ fn now<T>(value: Result<T, ControlError>) -> Answer<T> {
 }
 
 impl Control for MadeUp {
+    fn seek_member(
+        &self,
+        operator: ShortText,
+        shard: u16,
+        site: u16,
+        member: bool,
+    ) -> Answer<MemberProgress> {
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        let text = format!("{operator}: {site} {member}");
+        let answer = match shard {
+            0 => Ok(MemberProgress { shard, done: true, text }),
+            _ => Err(ControlError::NotLeader { leader: 2 }),
+        };
+        sender.send(answer).unwrap();
+        receiver
+    }
+
     fn transfer(&self, shard: u16, site: u16) -> Answer<String> {
         let (sender, receiver) = tokio::sync::oneshot::channel();
         let answer = match shard {
@@ -263,6 +280,26 @@ fn operators_move_leadership() {
     assert_eq!(done.done, "shard 0 goes to site 3");
     let request = TransferRequest { shard: 1, site: 3 };
     match operator.post::<Done>("/v1/transfer", &request) {
+        Err(ClientError::Refused { leader: Some(2), code, .. }) => assert_eq!(code, "not_leader"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn operators_change_members() {
+    let site = site();
+    let operator = site.operator();
+    let request = MemberRequest { site: 4, member: true };
+    let _: Done = operator.post("/v1/member", &request).unwrap();
+    let commands = site.control.commands.lock().unwrap();
+    assert_eq!(commands[0].1, AdminCommand::SetMember { site: 4, member: true });
+    let step = |shard| {
+        let step = MemberStep { shard, site: 4, member: true };
+        operator.post::<MemberProgress>("/v1/member/step", &step)
+    };
+    let progress = step(0).unwrap();
+    assert!(progress.done && progress.text.ends_with(": 4 true"), "{progress:?}");
+    match step(1) {
         Err(ClientError::Refused { leader: Some(2), code, .. }) => assert_eq!(code, "not_leader"),
         other => panic!("{other:?}"),
     }

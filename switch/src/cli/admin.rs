@@ -1,5 +1,7 @@
 //! `payswitch admin`: operators' questions and commands, as tables or JSON.
 
+mod member;
+
 use super::{Exit, Failure, print};
 use crate::admin::api::{
     DecideRequest, Done, DrainRequest, Explain, InDoubt, LimitRequest, MerchantView, Status,
@@ -77,9 +79,27 @@ enum AdminCommand {
         /// Site.
         site: u16,
     },
+    /// Sites that hold the shards.
+    #[command(subcommand)]
+    Member(MemberCommand),
     /// Decide a payment that waits for an operator. Two operators must send
     /// the same decision, each with their own certificate.
     Decide(DecideArgs),
+}
+
+#[derive(Subcommand, Debug)]
+enum MemberCommand {
+    /// Make a site a member of every shard: it gets the log, and votes once it
+    /// is level. Every site's configuration has to know it.
+    Add {
+        /// Site.
+        site: u16,
+    },
+    /// Take a site out of every shard; its number is never used again.
+    Remove {
+        /// Site.
+        site: u16,
+    },
 }
 
 #[derive(Subcommand, Debug)]
@@ -221,6 +241,12 @@ pub(super) fn run(out: &mut impl Write, args: AdminArgs) -> Result<(), Failure> 
         }
         AdminCommand::Transfer { shard, site } => {
             screen.done(&client.post("/v1/transfer", &TransferRequest { shard, site })?)
+        }
+        AdminCommand::Member(MemberCommand::Add { site }) => {
+            member::change(&mut screen, &client, site, true)
+        }
+        AdminCommand::Member(MemberCommand::Remove { site }) => {
+            member::change(&mut screen, &client, site, false)
         }
         AdminCommand::Decide(args) => screen.done(&client.post("/v1/decide", &args.request())?),
     }

@@ -7,6 +7,9 @@ use protocol::money::Amount;
 use std::collections::HashSet;
 use std::fmt::{Debug, Display};
 
+/// Most sites, those that were removed included: their numbers are used up.
+const SITES_MAX: usize = 32;
+
 /// Judges `config`, adding what is wrong to `problems`.
 pub(super) fn check(config: &Config, problems: &mut Vec<Problem>) {
     let mut check = Check { problems };
@@ -88,8 +91,11 @@ impl Check<'_> {
 
     fn cluster(&mut self, config: &Config) {
         self.range("shards", config.shards, 1, 900);
-        if config.sites.is_empty() || config.sites.len() > 9 {
-            self.refuse("sites", config.sites.len(), "1 to 9 [[sites]] tables");
+        if config.sites.is_empty() || config.sites.len() > SITES_MAX {
+            let allowed = format_args!("1 to {SITES_MAX} [[sites]] tables");
+            self.refuse("sites", config.sites.len(), allowed);
+        } else if config.sites.iter().all(|site| !site.voter || site.witness) {
+            self.refuse("sites", "none may lead", "at least one with voter and without witness");
         }
         self.numbered("sites", "id", config.sites.iter().map(|site| site.id));
         self.unique("sites", "server_name", config.sites.iter().map(|s| s.server_name.as_str()));

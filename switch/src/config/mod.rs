@@ -209,6 +209,34 @@ impl Config {
         }
     }
 
+    /// The worker's log.
+    pub fn worker_log(&self) -> storage::LogConfig {
+        storage::LogConfig {
+            dir: self.data_dir.join("worker-0"),
+            backend: match self.log.backend {
+                LogBackend::Auto => storage::Backend::Auto,
+                LogBackend::Uring => storage::Backend::Uring,
+                LogBackend::Blocking => storage::Backend::Blocking,
+            },
+            cluster: self.cluster,
+            worker: 0,
+            segment_bytes: u64::from(self.log.segment_mib) << 20,
+            batch_max_bytes: (self.log.batch_max_kib as usize) << 10,
+            reserve_bytes: u64::from(self.log.reserve_mib) << 20,
+            idle_seal_us: self.log.idle_seal_ms * 1000,
+        }
+    }
+
+    /// The sites that vote when the cluster is made.
+    pub fn first_voters(&self) -> Vec<u64> {
+        self.sites.iter().filter(|site| site.voter).map(|site| u64::from(site.id)).collect()
+    }
+
+    /// The sites that never lead.
+    pub fn witnesses(&self) -> Vec<u64> {
+        self.sites.iter().filter(|site| site.witness).map(|site| u64::from(site.id)).collect()
+    }
+
     /// This site's entry.
     pub fn this_site(&self) -> &SiteConfig {
         // `check` refuses a `site` that is not in the list.

@@ -38,6 +38,14 @@ pub struct SiteConfig {
     pub admin: Option<SocketAddr>,
     /// Name in its certificate, for example `site-1.site.payswitch`.
     pub server_name: String,
+    /// It is one of the sites that the cluster is made of. `false` for a site
+    /// that comes later, with `payswitch admin member add`. Never changed
+    /// afterwards: who is a member now stands in the log.
+    #[serde(default = "defaults::voter")]
+    pub voter: bool,
+    /// It votes and keeps the log, but never leads and serves no gateways.
+    #[serde(default)]
+    pub witness: bool,
 }
 
 /// `[gateway]`: the QUIC front.
@@ -380,6 +388,7 @@ mod defaults {
         };
     }
     defaults! {
+        voter: bool = true;
         connections_max: u32 = 1024;
         connections_per_identity_max: u32 = 16;
         streams_max: u32 = 64;

@@ -78,6 +78,7 @@ fn every_bad_value_is_named_with_what_is_allowed() {
         ("default_route = [1]", "default_route = [1, 1]", "each channel once"),
         ("default_route = [1]", "", "default_route: missing"),
         ("id = 2", "id = 3", "sites[1].id: 3"),
+        ("id = 2", "voter = \"no\"\nid = 2", "sites[1]: invalid type"),
         ("peer = \"127.0.0.1:7401\"", "peer = \"127.0.0.1:7400\"", "sites[0].peer"),
         ("peer = \"127.0.0.1:7401\"", "peer = \"here\"", "sites[0]: \"here\" is not an address"),
         ("\"site-2.site.payswitch\"", "\"a b\"", "sites[1].server_name: \"a b\""),

@@ -8,7 +8,7 @@ use super::order::{AttemptState, RefundKind};
 use super::output::Outputs;
 use super::record::{
     Decision, KEY_MATERIAL_MAX, KEYS_MAX, LimitsPut, MerchantPut, RANGES_MAX, Record, SITES_END,
-    SiteDrain,
+    SiteDrain, SiteMember,
 };
 use protocol::code::{OrderState, RefundState};
 use protocol::id::{MchId, OutRefundNo, OutTradeNo, ShortText};
@@ -56,6 +56,12 @@ impl Engine {
                     return Ok(Some("so it is already".into()));
                 }
                 Record::SiteDrain(SiteDrain { operator, site, drained })
+            }
+            AdminCommand::SetMember { site, member } => {
+                if !(1..SITES_END).contains(&site) {
+                    return Err("no such site".into());
+                }
+                Record::SiteMember(SiteMember { operator, site, member })
             }
             AdminCommand::Decide { mch_id, out_trade_no, out_refund_no, success, second, note } => {
                 let about = (&mch_id, &out_trade_no, out_refund_no.as_ref());

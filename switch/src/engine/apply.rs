@@ -161,6 +161,13 @@ impl Engine {
                 self.answer_ticket(at.leads, out);
                 Ok(())
             }
+            Record::SiteMember(_) => {
+                // A note of who wished what; the changes are entries of their own.
+                self.answer_ticket(at.leads, out);
+                Ok(())
+            }
+            // Consensus has carried it out.
+            Record::Members(_) => Ok(()),
         }
     }
 

@@ -246,6 +246,14 @@ pub enum AdminCommand {
         /// It shall not lead.
         drained: bool,
     },
+    /// Note that a site is to become a member, or none any more. Kept in shard
+    /// 0, valid for all.
+    SetMember {
+        /// Site, from 1.
+        site: u8,
+        /// It shall be a member.
+        member: bool,
+    },
     /// Decide an attempt in front of an operator. Money-changing results need
     /// a second operator.
     Decide {

@@ -18,8 +18,8 @@ mod dump;
 mod read;
 mod write;
 
-pub use read::Records;
 pub(super) use read::{Body, Sequences, read_limits, read_merchant};
+pub use read::{Records, is_members};
 pub use write::{append, split_off};
 pub(super) use write::{put_text, put_u16, put_u64, write_limits, write_merchant};
 
@@ -233,6 +233,52 @@ pub struct SiteDrain {
     pub drained: bool,
 }
 
+/// An operator asked for a site to become a member, or to be none any more.
+/// Only in the log of shard 0; the changes themselves are [`Members`] records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SiteMember {
+    /// Operator.
+    pub operator: ShortText,
+    /// Site, from 1 and below 64.
+    pub site: u8,
+    /// It shall be a member.
+    pub member: bool,
+}
+
+/// C: a change of the sites that hold the shard. Alone in its block, which is
+/// an entry of consensus and means nothing to payments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Members<'a> {
+    /// Who asked for it; empty: the replicas themselves, ending a change.
+    pub operator: ShortText,
+    /// Made by `recover --force-quorum`, without a majority.
+    pub forced: bool,
+    /// How consensus carries it out: 0 as it sees fit, 1 through a joint
+    /// majority that ends by itself, 2 through one that is ended by a record.
+    pub transition: u8,
+    /// Pairs of what becomes of a site (one of [`members`]) and the site.
+    pub changes: &'a [[u8; 2]],
+}
+
+/// What becomes of a site in a [`Members`] record.
+pub mod members {
+    /// It votes.
+    pub const VOTER: u8 = 0;
+    /// It is none any more.
+    pub const REMOVED: u8 = 1;
+    /// It gets the log and has no vote.
+    pub const LEARNER: u8 = 2;
+
+    /// The name in dumps.
+    pub fn name(kind: u8) -> &'static str {
+        match kind {
+            VOTER => "voter",
+            REMOVED => "removed",
+            _ => "learner",
+        }
+    }
+}
+
 /// One record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record<'a> {
@@ -270,6 +316,10 @@ pub enum Record<'a> {
     LimitsPut(LimitsPut),
     /// Site record.
     SiteDrain(SiteDrain),
+    /// Membership wish.
+    SiteMember(SiteMember),
+    /// C.
+    Members(Members<'a>),
 }
 
 /// A record with its time.
@@ -298,6 +348,8 @@ mod kind {
     pub(super) const MERCHANT_PUT: u8 = b'P';
     pub(super) const LIMITS_PUT: u8 = b'L';
     pub(super) const SITE_DRAIN: u8 = b'S';
+    pub(super) const SITE_MEMBER: u8 = b'J';
+    pub(super) const MEMBERS: u8 = b'C';
 }
 
 /// Most sites of a cluster, plus one: a bit each in a word.
@@ -333,6 +385,8 @@ impl Record<'_> {
             Self::MerchantPut(_) => "merchant",
             Self::LimitsPut(_) => "limits",
             Self::SiteDrain(_) => "site",
+            Self::SiteMember(_) => "member",
+            Self::Members(_) => "members",
         }
     }
 
@@ -348,7 +402,11 @@ impl Record<'_> {
             Self::Decision(r) => Some(r.sequence),
             Self::Doubt { sequence, .. } => Some(*sequence),
             Self::Delivered { event_id, .. } => Some(super::outbox::event_payment(*event_id)),
-            Self::MerchantPut(_) | Self::LimitsPut(_) | Self::SiteDrain(_) => None,
+            Self::MerchantPut(_)
+            | Self::LimitsPut(_)
+            | Self::SiteDrain(_)
+            | Self::SiteMember(_)
+            | Self::Members(_) => None,
         }
     }
 }

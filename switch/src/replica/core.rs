@@ -17,8 +17,9 @@ use raft::eraftpb::{Entry, EntryType, HardState as RaftHardState, Message, Messa
 use raft::{Config, INVALID_ID, RawNode, StateRole};
 
 use super::HardState;
+use super::members::{self, Members};
 use super::placement::{self, Health, Placement};
-use super::store::{Store, Wanted};
+use super::store::{self, Store, Wanted};
 
 /// How fast a replica acts, in ticks of [`Timing::tick_us`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,9 +53,14 @@ pub struct ReplicaConfig {
     pub shard: u16,
     /// This site, 1-based: the id of the replica.
     pub site: u64,
-    /// Sites that vote.
+    /// Sites that voted when the cluster was made: the members before the first
+    /// entry of the log, which holds every change since. The same everywhere,
+    /// for ever.
     pub voters: Vec<u64>,
-    /// Sites in the order in which they should lead the shard.
+    /// Sites that hold the log and vote, but shall never lead.
+    pub witnesses: Vec<u64>,
+    /// Sites in the order in which they should lead the shard, as long as the
+    /// members are the first ones.
     pub preference: Vec<u64>,
     /// Separates the election time-outs of shards and terms.
     pub seed: u64,
@@ -67,7 +73,7 @@ pub struct ReplicaConfig {
 /// One thing for the log, in order.
 #[derive(Clone, Debug)]
 pub enum Append {
-    /// A block with its chain value.
+    /// A block with its chain value; a change of members as its block.
     Block(Entry, [u8; 32]),
     /// Term, vote and commit index.
     HardState(HardState),
@@ -117,6 +123,8 @@ struct Ticket {
     lsn: Option<u64>,
     messages: Vec<Message>,
     since_tick: u64,
+    /// With it a change of members is known committed after a restart.
+    settles: bool,
 }
 
 /// Counted since the start.
@@ -134,21 +142,26 @@ pub struct Counters {
 
 /// The replica of one shard at one site.
 pub struct Replica {
-    node: RawNode<Store>,
-    config: ReplicaConfig,
+    pub(super) node: RawNode<Store>,
+    pub(super) config: ReplicaConfig,
+    /// As of what was applied.
+    pub(super) members: Members,
+    /// Changes of members whose commit is not durable here yet.
+    pub(super) unsettled: u32,
     tickets: VecDeque<Ticket>,
     /// Everything up to this position of the log is durable.
     durable: u64,
-    /// Messages whose ticket was reached since the last `advance`.
-    released: Vec<Message>,
+    /// Messages that may leave: their ticket was reached since the last
+    /// `advance`, or they need none.
+    pub(super) released: Vec<Message>,
     applied: u64,
     applied_term: u64,
     /// The term in which the engine was told to lead.
     leading: Option<u64>,
     saved_commit: u64,
-    tick: u64,
-    placement: Placement,
-    health: Health,
+    pub(super) tick: u64,
+    pub(super) placement: Placement,
+    pub(super) health: Health,
     counters: Counters,
     was_candidate: bool,
     /// Until this tick the leader is taken for dead, and an election that does
@@ -162,7 +175,7 @@ impl Replica {
     ///
     /// # Panics
     /// Never with a store of the recovery: its state is consistent.
-    pub(super) fn new(config: ReplicaConfig, store: Store, applied: u64) -> Self {
+    pub(super) fn new(config: ReplicaConfig, store: Store, members: Members, applied: u64) -> Self {
         let election = config.timing.election_ticks as usize;
         let raft_config = Config {
             id: config.site,
@@ -187,10 +200,12 @@ impl Replica {
         let applied_term = node.raft.raft_log.term(applied).unwrap_or(0);
         let saved_commit = node.raft.raft_log.committed;
         let mut replica = Self {
-            placement: Placement::new(&config),
+            placement: Placement::new(&config, &members),
             health: Health::default(),
             node,
             config,
+            members,
+            unsettled: 0,
             tickets: VecDeque::new(),
             durable: 0,
             released: Vec::new(),
@@ -205,7 +220,7 @@ impl Replica {
             spare: Vec::new(),
         };
         replica.after_input();
-        if replica.config.voters == [replica.config.site] {
+        if replica.members.is_alone(replica.config.site) {
             // Nobody to wait for.
             replica.campaign();
         }
@@ -227,7 +242,7 @@ impl Replica {
         self.leading == Some(self.node.raft.term) && self.is_leader()
     }
 
-    fn is_leader(&self) -> bool {
+    pub(super) fn is_leader(&self) -> bool {
         self.node.raft.state == StateRole::Leader
     }
 
@@ -238,8 +253,9 @@ impl Replica {
 
     /// The site that leads as far as this replica knows; 0: nobody.
     pub fn leader(&self) -> u64 {
-        if self.is_leader() && !self.leads() {
-            // Elected, but not yet through with the log before its term.
+        if self.is_leader() && !self.leads() || !self.members.contains(self.config.site) {
+            // Elected, but not yet through with the log before its term; or a
+            // replica that nobody would tell of a new leader.
             return 0;
         }
         self.node.raft.leader_id
@@ -275,7 +291,9 @@ impl Replica {
 
     /// Whether a block would be taken now.
     pub fn may_propose(&self) -> bool {
-        self.leads() && self.node.raft.lead_transferee.is_none()
+        self.leads()
+            && self.node.raft.lead_transferee.is_none()
+            && self.members.contains(self.config.site)
     }
 
     /// Proposes a block. Gives it back when this replica does not take it now.
@@ -303,7 +321,7 @@ impl Replica {
     /// Takes a message of another replica. The caller has made sure that it
     /// comes from the site that it names.
     pub fn receive(&mut self, message: Message) {
-        if message.to != self.config.site || !self.config.voters.contains(&message.from) {
+        if message.to != self.config.site || !self.may_hear(&message) {
             return;
         }
         self.health.heard(message.from, self.tick);
@@ -319,6 +337,8 @@ impl Replica {
         self.after_input();
         self.stand_again();
         self.place();
+        self.leave_joint();
+        self.retire();
     }
 
     /// Sites that shall not lead (a bit per site number): leadership leaves
@@ -331,7 +351,7 @@ impl Replica {
     pub fn transfer(&mut self, site: u64) -> bool {
         let possible = self.is_leader()
             && site != self.config.site
-            && self.config.voters.contains(&site)
+            && self.may_lead(site)
             && self.node.raft.lead_transferee.is_none();
         if possible {
             self.node.transfer_leader(site);
@@ -392,7 +412,8 @@ impl Replica {
 
     /// The frames of a ticket are in the log's hands, the last one at `lsn`.
     pub fn appended(&mut self, ticket: u64, lsn: u64) {
-        if let Some(found) = self.tickets.iter_mut().find(|found| found.number == ticket) {
+        if let Some(found) = self.tickets.iter_mut().find(|t| t.number == ticket && t.lsn.is_none())
+        {
             found.lsn = Some(lsn);
         }
         if lsn <= self.durable {
@@ -417,6 +438,7 @@ impl Replica {
             }
             if let Some(mut ticket) = self.tickets.pop_front() {
                 reached = Some(ticket.number);
+                self.unsettled -= u32::from(ticket.settles);
                 self.released.append(&mut ticket.messages);
             }
         }
@@ -468,7 +490,9 @@ impl Replica {
         while self.node.has_ready() {
             self.take_ready(out);
         }
-        if self.leading.is_none() && self.is_leader() && self.applied_term == self.node.raft.term {
+        // A witness stays quiet until it has handed over.
+        let settled = self.applied_term == self.node.raft.term && !self.is_witness();
+        if self.leading.is_none() && self.is_leader() && settled {
             self.leading = Some(self.node.raft.term);
             self.counters.elections += 1;
             out.steps.push(Step::Lead { term: self.node.raft.term });
@@ -489,7 +513,8 @@ impl Replica {
         // between the two, speak of what stood there before.
         for entry in entries {
             let chain = self.node.mut_store().append(entry.clone());
-            out.appends.push_back(Append::Block(entry, chain));
+            let data = store::payload(&entry);
+            out.appends.push_back(Append::Block(Entry { data, ..entry }, chain));
         }
         if let Some(state) = state {
             out.appends.push_back(Append::HardState(self.save(state)));
@@ -506,12 +531,31 @@ impl Replica {
         if writes || !self.tickets.is_empty() {
             out.appends.push_back(Append::Ticket(number));
             let since_tick = self.tick;
-            self.tickets.push_back(Ticket { number, lsn: None, messages, since_tick });
+            let (lsn, settles) = (None, false);
+            self.tickets.push_back(Ticket { number, lsn, messages, since_tick, settles });
         } else {
             self.node.on_persist_ready(number);
             out.messages.append(&mut messages);
         }
+        let changes = committed.iter().any(|e| e.get_entry_type() != EntryType::EntryNormal);
         self.apply(committed, out);
+        if changes {
+            self.settle(number, out);
+        }
+    }
+
+    /// Writes down that a change of members is committed: without that, a site
+    /// that is left alone would ask those that are gone after a restart.
+    fn settle(&mut self, number: u64, out: &mut Outputs) {
+        let state = self.node.raft.hard_state();
+        let commit = self.applied;
+        let state = HardState { term: state.term, vote: state.vote, commit };
+        self.saved_commit = self.saved_commit.max(commit);
+        out.appends.push_back(Append::HardState(state));
+        out.appends.push_back(Append::Ticket(number));
+        let (lsn, messages, since_tick) = (None, Vec::new(), self.tick);
+        self.tickets.push_back(Ticket { number, lsn, messages, since_tick, settles: true });
+        self.unsettled += 1;
     }
 
     fn save(&mut self, state: RaftHardState) -> HardState {
@@ -525,9 +569,12 @@ impl Replica {
         let Some(last) = committed.last() else { return };
         (self.applied, self.applied_term) = (last.index, last.term);
         for entry in committed {
-            debug_assert_eq!(entry.get_entry_type(), EntryType::EntryNormal);
-            let Entry { index, term, data, .. } = entry;
-            out.steps.push(Step::Apply { index, term, block: data });
+            let block = store::payload(&entry);
+            let (index, term) = (entry.index, entry.term);
+            if entry.get_entry_type() != EntryType::EntryNormal {
+                self.apply_change(&entry);
+            }
+            out.steps.push(Step::Apply { index, term, block });
         }
         self.node.advance_apply_to(self.applied);
     }
@@ -601,16 +648,20 @@ impl Replica {
     /// Hands leadership to where it belongs, when that site can take it, or
     /// away from here when this site's disk does not answer.
     fn place(&mut self) {
-        if !self.leads() || self.node.raft.lead_transferee.is_some() {
+        // A leader that may not be one has nothing to wait for.
+        let placed = self.leads() || self.is_leader() && !self.may_lead(self.config.site);
+        if !placed || self.node.raft.lead_transferee.is_some() {
             self.placement.rest();
             return;
         }
         let stall = u64::from(self.config.timing.stall_ticks);
         let waits = self.tickets.front().map_or(0, |ticket| self.tick - ticket.since_tick);
         let last = self.last();
+        let candidates = self.candidates();
         let level = |site: u64| {
             let progress = self.node.raft.prs().get(site);
-            self.health.is_live(site, self.tick)
+            members::has(candidates, site)
+                && self.health.is_live(site, self.tick)
                 && progress.is_some_and(|found| found.matched + placement::LEVEL_ENTRIES >= last)
         };
         let target = if waits > stall {

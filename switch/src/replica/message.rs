@@ -8,6 +8,8 @@
 use bytes::Bytes;
 use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 
+use super::members;
+
 /// Fixed part of a message, bytes.
 const HEAD: usize = 84;
 /// Fixed part of an entry, bytes.
@@ -132,6 +134,10 @@ fn decode_entry(rest: &mut Bytes) -> Result<Entry, MessageError> {
         _ => return Err(MessageError::Field("entry type")),
     });
     entry.data = take(rest, word32(&head, 20) as usize)?;
+    let changes = entry.get_entry_type() != EntryType::EntryNormal;
+    if changes && members::parse(&entry.data).is_none() {
+        return Err(MessageError::Field("change of members"));
+    }
     Ok(entry)
 }
 

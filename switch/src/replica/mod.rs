@@ -12,10 +12,16 @@
 //! | `core` | the replica: inputs, outputs, what waits for the disk |
 //! | `store` | the entries that consensus may still ask for |
 //! | `recover` | a replica while its log is read back |
+//! | `members` | the sites that hold the log, and how they change |
+//! | `membership` | the replica's part in such a change |
+//! | `force` | going on without a majority, by an operator's decree |
 //! | `placement` | which site should lead, who stands first |
 //! | `message` | messages between sites, as bytes |
 
 mod core;
+mod force;
+mod members;
+mod membership;
 pub mod message;
 mod placement;
 mod recover;
@@ -24,7 +30,10 @@ mod store;
 mod tests;
 
 pub use core::{Append, Counters, Outputs, Replica, ReplicaConfig, Step, Timing};
-pub use placement::preference;
+pub use force::ForceError;
+pub use members::{By, Members, sites};
+pub use membership::{ChangeError, Stage};
+pub use placement::{preference, preference_among};
 pub use recover::{Recovered, Recovering};
 pub use store::{Wanted, entry};
 

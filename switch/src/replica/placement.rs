@@ -6,6 +6,7 @@
 //! level for a while. Pure: counts ticks.
 
 use super::core::ReplicaConfig;
+use super::members::{self, Members};
 
 /// Longest election time-out, as a multiple of the shortest.
 pub(super) const TIMEOUT_SPREAD: u32 = 4;
@@ -24,10 +25,23 @@ pub fn preference(shard: u16, sites: u64) -> Vec<u64> {
     (0..sites).map(|offset| (u64::from(shard) + offset) % sites + 1).collect()
 }
 
+/// As [`preference`], over some sites only: those that are only witnesses come
+/// last.
+pub fn preference_among(shard: u16, voters: &[u64], witnesses: &[u64]) -> Vec<u64> {
+    let mut order: Vec<u64> =
+        voters.iter().filter(|site| !witnesses.contains(site)).copied().collect();
+    let by = usize::from(shard) % order.len().max(1);
+    order.rotate_left(by);
+    order.extend(voters.iter().filter(|site| witnesses.contains(site)));
+    order
+}
+
 /// The order of preference of one shard, and hand-overs.
 pub(super) struct Placement {
     order: Vec<u64>,
+    /// Sites that shall not lead: for now, and for ever.
     away: u64,
+    witnesses: u64,
     seed: u64,
     election_ticks: u32,
     better_since: Option<(u64, u64)>,
@@ -35,10 +49,11 @@ pub(super) struct Placement {
 }
 
 impl Placement {
-    pub(super) fn new(config: &ReplicaConfig) -> Self {
+    pub(super) fn new(config: &ReplicaConfig, members: &Members) -> Self {
         Self {
-            order: config.preference.clone(),
+            order: order(config, members),
             away: 0,
+            witnesses: members::mask(&config.witnesses),
             seed: mix(config.seed, u64::from(config.shard)),
             election_ticks: config.timing.election_ticks,
             better_since: None,
@@ -50,8 +65,14 @@ impl Placement {
         self.away = away;
     }
 
+    /// The members have changed: the shards are spread over those that are left.
+    pub(super) fn set_members(&mut self, config: &ReplicaConfig, members: &Members) {
+        self.order = order(config, members);
+        self.better_since = None;
+    }
+
     fn is_away(&self, site: u64) -> bool {
-        site < 64 && self.away >> site & 1 == 1
+        members::has(self.away | self.witnesses, site)
     }
 
     /// Place in the order; sites that shall not lead come last.
@@ -100,8 +121,10 @@ impl Placement {
             _ => tick,
         };
         self.better_since = Some((best, since));
-        // Away from a drained site at once; home only when it has settled.
-        let ready = self.is_away(site) || tick - since >= HOLD_TICKS;
+        // Away from a drained or removed site at once; home only when it has
+        // settled.
+        let leaves = self.is_away(site) || !self.order.contains(&site);
+        let ready = leaves || tick - since >= HOLD_TICKS;
         (ready && self.try_now(tick)).then_some(best)
     }
 
@@ -124,6 +147,15 @@ impl Placement {
         }
         now
     }
+}
+
+/// The voters in the order in which they should lead.
+fn order(config: &ReplicaConfig, members: &Members) -> Vec<u64> {
+    if members.voters == members::mask(&config.voters) {
+        return config.preference.clone();
+    }
+    let voters: Vec<u64> = members::sites(members.voters).collect();
+    preference_among(config.shard, &voters, &config.witnesses)
 }
 
 /// When each site was last heard of.
@@ -164,15 +196,36 @@ mod tests {
     use super::*;
 
     fn placement(shard: u16) -> Placement {
-        Placement::new(&ReplicaConfig {
+        Placement::new(&config(shard), &Members::new(&[1, 2, 3]))
+    }
+
+    fn config(shard: u16) -> ReplicaConfig {
+        ReplicaConfig {
             shard,
             site: 1,
             voters: vec![1, 2, 3],
+            witnesses: Vec::new(),
             preference: preference(shard, 3),
             seed: 7,
             tail_bytes_max: 0,
             timing: Timing::default(),
-        })
+        }
+    }
+
+    #[test]
+    fn shards_are_spread_over_the_members_and_witnesses_come_last() {
+        for shard in 0..12 {
+            assert_eq!(preference_among(shard, &[1, 2, 3], &[]), preference(shard, 3));
+        }
+        assert_eq!(preference_among(0, &[1, 2, 3], &[1]), [2, 3, 1]);
+        assert_eq!(preference_among(5, &[1, 2, 3], &[1]), [3, 2, 1]);
+        let mut config = config(1);
+        config.witnesses = vec![4];
+        let mut placement = Placement::new(&config, &Members::new(&[1, 2, 3]));
+        placement.set_members(&config, &Members::new(&[1, 2, 4]));
+        assert_eq!(placement.order, [2, 1, 4]);
+        assert!(placement.is_next(1, 2) && !placement.is_next(4, 2));
+        assert_eq!(placement.target(4, 7, |site| site == 1), Some(1), "at once");
     }
 
     #[test]

@@ -6,6 +6,7 @@
 use bytes::Bytes;
 
 use super::core::{Replica, ReplicaConfig};
+use super::members::{self, Members};
 use super::store::{self, Store};
 use super::{HardState, ReplayError};
 
@@ -15,11 +16,12 @@ const UNCOMMITTED_MAX: usize = 1 << 30;
 
 /// A replica being recovered.
 pub struct Recovering {
-    config: ReplicaConfig,
-    store: Store,
-    state: HardState,
+    pub(super) config: ReplicaConfig,
+    pub(super) store: Store,
+    pub(super) state: HardState,
     applied: u64,
-    alone: bool,
+    /// As of what was applied.
+    pub(super) members: Members,
 }
 
 /// A committed block found in the log.
@@ -40,13 +42,40 @@ impl Recovering {
             store: Store::new(&config.voters),
             state: HardState { term: 0, vote: 0, commit: 0 },
             applied: 0,
-            alone: config.voters == [config.site],
+            members: Members::new(&config.voters),
             config,
         }
     }
 
+    /// The members as of what was handed out so far.
+    pub fn members(&self) -> Members {
+        self.members
+    }
+
+    /// Last index and its term.
+    pub fn last(&self) -> (u64, u64) {
+        let last = self.store.last();
+        (last, self.store.term_of(last))
+    }
+
+    /// Highest index known committed.
+    pub fn committed(&self) -> u64 {
+        self.state.commit.max(self.applied)
+    }
+
+    /// The term as far as the log says.
+    pub fn term(&self) -> u64 {
+        self.state.term
+    }
+
+    /// Whether durable means committed here.
+    fn alone(&self) -> bool {
+        self.members.is_alone(self.config.site)
+    }
+
     /// Takes a block found in the log. Says whether it is to be applied at once:
-    /// with one replica, durable means committed.
+    /// with one replica, durable means committed. Otherwise blocks may have
+    /// become committed that are to be taken with [`Self::next_committed`].
     ///
     /// # Errors
     /// [`ReplayError`] when index or term do not follow.
@@ -66,7 +95,7 @@ impl Recovering {
         if term < before {
             return Err(ReplayError::TermBackwards { shard, index, last: before, found: term });
         }
-        if self.alone {
+        if self.alone() && self.store.is_bare() && members::of_block(payload).is_none() {
             self.store.skip(index, term, chain);
             self.applied = index;
             return Ok(true);
@@ -97,12 +126,15 @@ impl Recovering {
 
     /// The next block that is known committed.
     pub fn next_committed(&mut self) -> Option<Recovered> {
-        if self.applied >= self.state.commit {
+        if self.applied >= self.state.commit && !self.alone() {
             return None;
         }
         let entry = self.store.entry(self.applied + 1)?;
-        let block = entry.data.clone();
+        let block = store::payload(entry);
         let found = Recovered { index: entry.index, term: entry.term, block };
+        if let Some(change) = members::of_block(&found.block) {
+            self.members = self.members.after(&change);
+        }
         self.applied += 1;
         self.store.trim(self.applied, self.config.tail_bytes_max, &mut Vec::new());
         Some(found)
@@ -118,13 +150,15 @@ impl Recovering {
             // promised: nothing was promised in this one.
             (self.state.term, self.state.vote) = (last_term, 0);
         }
-        if self.alone {
+        if self.alone() {
             self.state.commit = last;
         }
         let mut state = raft::eraftpb::HardState::default();
         (state.term, state.vote) = (self.state.term, self.state.vote);
-        state.commit = self.state.commit.min(last);
+        // What a lone site applied is committed, whatever was written down.
+        state.commit = self.state.commit.max(self.applied).min(last);
         self.store.set_hard_state(state);
-        Replica::new(self.config, self.store, self.applied)
+        self.store.set_members(self.members.conf_state());
+        Replica::new(self.config, self.store, self.members, self.applied)
     }
 }

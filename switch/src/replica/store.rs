@@ -13,6 +13,8 @@ use raft::eraftpb::{ConfState, Entry, EntryType, HardState, Snapshot};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 use storage::{CHAIN_START, chain_next};
 
+use super::members;
+
 /// Entries on their way from the log files to a follower.
 struct Fetched {
     first: u64,
@@ -81,6 +83,11 @@ impl Store {
         self.hard_state = state;
     }
 
+    /// The members as of what was applied.
+    pub fn set_members(&mut self, members: ConfState) {
+        self.members = members;
+    }
+
     /// Last index; 0 for an empty log.
     pub fn last(&self) -> u64 {
         self.first + self.tail.len() as u64 - 1
@@ -89,6 +96,11 @@ impl Store {
     /// The term at an index of the log; 0 outside it.
     pub fn term_of(&self, index: u64) -> u64 {
         self.term(index).unwrap_or(0)
+    }
+
+    /// Whether no entry is in memory.
+    pub fn is_bare(&self) -> bool {
+        self.tail.is_empty()
     }
 
     /// Bytes of payload kept in memory.
@@ -100,7 +112,7 @@ impl Store {
     /// Returns the chain value after it.
     pub fn append(&mut self, entry: Entry) -> [u8; 32] {
         self.truncate(entry.index);
-        let chain = chain_next(&self.chain_end(), &entry.data);
+        let chain = chain_next(&self.chain_end(), &payload(&entry));
         self.push(entry, chain);
         chain
     }
@@ -219,14 +231,29 @@ fn reclaim(data: Bytes, spare: &mut Vec<Vec<u8>>) {
     }
 }
 
-/// An entry as consensus keeps it.
-pub fn entry(index: u64, term: u64, data: Bytes) -> Entry {
-    let mut entry = Entry::default();
-    entry.set_entry_type(EntryType::EntryNormal);
-    entry.index = index;
-    entry.term = term;
-    entry.data = data;
+/// An entry as consensus keeps it, from what stands in the log.
+pub fn entry(index: u64, term: u64, block: Bytes) -> Entry {
+    let mut entry = Entry { index, term, ..Entry::default() };
+    match members::of_block(&block) {
+        Some(change) => {
+            entry.set_entry_type(EntryType::EntryConfChangeV2);
+            entry.data = members::data(&change);
+        }
+        None => {
+            entry.set_entry_type(EntryType::EntryNormal);
+            entry.data = block;
+        }
+    }
     entry
+}
+
+/// What stands in the log for an entry.
+pub(super) fn payload(entry: &Entry) -> Bytes {
+    match entry.get_entry_type() {
+        EntryType::EntryNormal => entry.data.clone(),
+        // A change that cannot be read was refused where it came from.
+        _ => members::block(&members::parse(&entry.data).unwrap_or_default()),
+    }
 }
 
 impl Storage for Store {

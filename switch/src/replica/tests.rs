@@ -1,7 +1,10 @@
 //! The replica in scenes: three of them joined by hand, disks that confirm when
 //! told to. The seeded simulation of whole clusters is in the tests crate.
 
+mod members;
+
 use super::*;
+use crate::engine::record::is_members;
 use raft::eraftpb::{Message, MessageType};
 use std::collections::VecDeque;
 
@@ -23,6 +26,7 @@ fn config(site: u64, sites: u64) -> ReplicaConfig {
         shard: 0,
         site,
         voters: (1..=sites).collect(),
+        witnesses: Vec::new(),
         preference: preference(0, sites),
         seed: 1,
         tail_bytes_max: 1 << 20,
@@ -91,6 +95,9 @@ impl Site {
                         .expect("what was written can be read");
                     if now {
                         applied.push((entry.index, entry.term, entry.data.to_vec()));
+                    }
+                    while let Some(found) = recovering.next_committed() {
+                        applied.push((found.index, found.term, found.block.to_vec()));
                     }
                 }
                 Append::HardState(state) => {
@@ -168,9 +175,11 @@ impl Cluster {
         Some(leads as u64 + 1)
     }
 
+    /// What was applied at a site, without empty blocks and changes of members.
     fn blocks(&self, site: u64) -> Vec<&[u8]> {
         let applied = &self.sites[site as usize - 1].applied;
-        applied.iter().map(|(_, _, block)| block.as_slice()).filter(|b| !b.is_empty()).collect()
+        let blocks = applied.iter().map(|(_, _, block)| block.as_slice());
+        blocks.filter(|block| !block.is_empty() && !is_members(block)).collect()
     }
 }
 

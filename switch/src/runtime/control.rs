@@ -18,13 +18,16 @@ use super::mesh::Mesh;
 use super::net::Net;
 use super::worker::{Report, Shared};
 use super::{clock, explain};
-use crate::admin::api::{ChannelStatus, Explain, InDoubt, LogStatus, ShardStatus, Status};
+use crate::admin::api::{
+    ChannelStatus, Explain, InDoubt, LogStatus, MemberProgress, ShardStatus, Status,
+};
 use crate::admin::control::{Answer, Control, ControlError};
 use crate::config::Config;
 use crate::engine::Engine;
 use crate::engine::input::{AdminCommand, AdminInput};
 use crate::engine::merchant::Merchant;
 use crate::metrics::Metrics;
+use crate::replica::{self, By, ChangeError, Replica, Stage};
 
 /// Commands waiting for the network thread; more are refused as busy.
 const COMMANDS_MAX: usize = 256;
@@ -131,6 +134,13 @@ impl NodeControl {
     /// Whether this site leads the shard.
     pub fn leads(&self, shard: u16) -> bool {
         u16::from(self.mesh().leader(shard)) == self.site
+    }
+
+    /// Whether this site is a member of no shard: not yet, or not any more.
+    fn is_stranger(&self) -> bool {
+        let Ok(report) = self.shared.report.lock() else { return false };
+        let site = u64::from(self.site);
+        !report.shards.is_empty() && report.shards.iter().all(|shard| !shard.members.contains(site))
     }
 
     /// Makes the worker hand its shards to other sites.
@@ -242,6 +252,24 @@ pub async fn run_commands(net: Rc<Net>, control: Arc<NodeControl>) {
     }
 }
 
+fn sites(set: u64) -> Vec<u16> {
+    replica::sites(set).map(|site| site as u16).collect()
+}
+
+/// How far a change of members is, for operators.
+fn progress(shard: u16, stage: Result<Stage, ChangeError>) -> Result<MemberProgress, ControlError> {
+    let (done, text) = match stage {
+        Ok(Stage::Done) => (true, "done".into()),
+        Ok(Stage::Changing) => (false, "the change is under way".into()),
+        Ok(Stage::Behind(blocks)) => (false, format!("catching up, {blocks} blocks behind")),
+        Ok(Stage::HandsOver) => (false, "handing over before it leaves".into()),
+        Err(ChangeError::NotLeader) => return Err(ControlError::NoLeader),
+        Err(ChangeError::Busy) => return Err(ControlError::Busy),
+        Err(error) => return Err(ControlError::Refused(error.to_string())),
+    };
+    Ok(MemberProgress { shard, done, text })
+}
+
 fn refused<T>(error: ControlError) -> Answer<T> {
     let (sender, receiver) = oneshot::channel();
     drop(sender.send(Err(error)));
@@ -252,6 +280,8 @@ impl Control for NodeControl {
     fn ready(&self) -> Result<(), String> {
         let reason = if self.draining.load(Ordering::Acquire) {
             "the site stops"
+        } else if self.is_stranger() {
+            "this site is no member: see admin member add"
         } else if !self.all_led() {
             "not every shard is led yet"
         } else if !self.listening.load(Ordering::Acquire) {
@@ -271,12 +301,17 @@ impl Control for NodeControl {
         let shards = report.shards.iter().map(|shard| ShardStatus {
             shard: shard.shard,
             role: match (shard.leads, shard.candidate) {
+                _ if !shard.members.contains(u64::from(self.site)) => "none",
                 (true, _) => "leader",
                 (false, true) => "candidate",
-                (false, false) => "follower",
+                (false, false) if shard.members.is_voter(u64::from(self.site)) => "follower",
+                (false, false) => "learner",
             }
             .into(),
             leader: shard.leader,
+            voters: sites(shard.members.voters),
+            learners: sites(shard.members.learners | shard.members.learners_next),
+            joint: shard.members.is_joint(),
             term: shard.term,
             commit: shard.committed,
             applied: shard.applied,
@@ -336,7 +371,7 @@ impl Control for NodeControl {
             AdminCommand::PutLimits { mch_id, .. } | AdminCommand::Decide { mch_id, .. } => {
                 mch_id.shard(self.shards)
             }
-            AdminCommand::SetDrained { site, .. } => {
+            AdminCommand::SetDrained { site, .. } | AdminCommand::SetMember { site, .. } => {
                 if !(1..=self.mesh().sites()).contains(site) {
                     return refused(ControlError::Refused(format!("there is no site {site}")));
                 }
@@ -348,6 +383,37 @@ impl Control for NodeControl {
 
     fn transfer(&self, shard: u16, site: u16) -> Answer<String> {
         self.ask(shard, |ticket| Item::Transfer(ticket, site))
+    }
+
+    fn seek_member(
+        &self,
+        operator: ShortText,
+        shard: u16,
+        site: u16,
+        member: bool,
+    ) -> Answer<MemberProgress> {
+        if shard >= self.shards {
+            return refused(ControlError::NotFound);
+        }
+        if site == 0 || site > u16::from(self.mesh().sites()) {
+            let text =
+                format!("site {} knows of no site {site}: its configuration has to", self.site);
+            return refused(ControlError::Refused(text));
+        }
+        if let Some(error) = self.elsewhere(shard) {
+            return refused(error);
+        }
+        let by = By { operator, at_us: clock::now().wall_us, forced: false };
+        let (sender, receiver) = oneshot::channel();
+        let reach = move |replica: &mut Replica| {
+            let stage = replica.seek_member(u64::from(site), member, by);
+            drop(sender.send(progress(shard, stage)));
+        };
+        let item = Item::Reach(Cell::new(Some(Box::new(reach))));
+        if self.commands.try_send((shard, item)).is_err() {
+            return refused(ControlError::Busy);
+        }
+        receiver
     }
 
     fn in_doubt(&self, limit: usize) -> Answer<Vec<InDoubt>> {

@@ -15,6 +15,7 @@ use crate::engine::input::{
 };
 use crate::engine::merchant::Merchant;
 use crate::engine::output::{Reply, Send};
+use crate::replica::Replica;
 use protocol::message::Event;
 
 /// One thing for the worker to do, with its shard.
@@ -47,6 +48,8 @@ pub enum Item {
     Admin(Box<AdminInput>),
     /// Hand the shard to a site: ticket of the answer, and site.
     Transfer(u64, u16),
+    /// A command to the replica, which answers by itself; taken once.
+    Reach(std::cell::Cell<Option<Reach>>),
     /// A look at the engine, for the admin interface; taken once.
     Inspect(std::cell::Cell<Option<Look>>),
 }
@@ -66,6 +69,9 @@ impl Item {
 
 /// What the admin interface does with an engine.
 pub type Look = Box<dyn FnOnce(&Engine) + std::marker::Send>;
+
+/// What the admin interface does with a replica.
+pub type Reach = Box<dyn FnOnce(&mut Replica) + std::marker::Send>;
 
 /// Items of one turn of the network thread.
 #[derive(Default)]

@@ -36,7 +36,7 @@ use std::time::{Duration, Instant};
 use storage::{Log, Notify, Recovery};
 
 use crate::admin::server::{AdminServer, AdminTls};
-use crate::config::{Config, LogBackend};
+use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::secret::Kek;
 use crate::tls::{self, EndpointKeys, PeerTls};
@@ -149,10 +149,13 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
         Arc::clone(&kek),
     )
     .map_err(|error| ServeError::Environment(error.to_string()))?;
-    println!(
-        "payswitch site {} serves gateways on {}, admin on {}",
-        config.site, config.gateway.listen, config.admin.listen
-    );
+    let (site, listen, admin_listen) = (config.site, config.gateway.listen, config.admin.listen);
+    match config.this_site().witness {
+        false => {
+            println!("payswitch site {site} serves gateways on {listen}, admin on {admin_listen}");
+        }
+        true => println!("payswitch site {site} is a witness, admin on {admin_listen}"),
+    }
     let outcome = wait_for_end(&inbox, &shared);
     drop(admin);
     // The worker has ended or is about to: a failed log must not be waited for.
@@ -248,27 +251,16 @@ fn spawn_worker(
     shared: Arc<Shared>,
     events: mpsc::Sender<Event>,
 ) -> Result<thread::JoinHandle<()>, ServeError> {
-    let log_config = storage::LogConfig {
-        dir: config.data_dir.join("worker-0"),
-        backend: match config.log.backend {
-            LogBackend::Auto => storage::Backend::Auto,
-            LogBackend::Uring => storage::Backend::Uring,
-            LogBackend::Blocking => storage::Backend::Blocking,
-        },
-        cluster: config.cluster,
-        worker: 0,
-        segment_bytes: u64::from(config.log.segment_mib) << 20,
-        batch_max_bytes: (config.log.batch_max_kib as usize) << 10,
-        reserve_bytes: u64::from(config.log.reserve_mib) << 20,
-        idle_seal_us: config.log.idle_seal_ms * 1000,
-    };
+    let log_config = config.worker_log();
     let settings = WorkerSettings {
         site: u64::from(config.site),
         queue_delay_max_us: config.worker.queue_delay_max_ms * 1000,
         commit_interval_us: config.log.commit_interval_us,
         blocks_bytes_max: config.worker.block_max_bytes as usize,
         engines: (0..config.shards).map(|shard| config.engine(shard)).collect(),
-        voters: config.sites.iter().map(|site| u64::from(site.id)).collect(),
+        sites: config.sites.len() as u64,
+        voters: config.first_voters(),
+        witnesses: config.witnesses(),
         cluster: config.cluster,
         timing: crate::replica::Timing::default(),
         tail_bytes_max: worker::TAIL_BYTES_MAX,
@@ -415,7 +407,13 @@ async fn net_main(
     tokio::task::spawn_local(Rc::clone(&net).run_forwarding());
     tokio::task::spawn_local(Rc::clone(&net).run_flusher());
     tokio::task::spawn_local(Rc::clone(&net).run_dispatcher(net_wake));
-    start_links(&config, &net)?;
+    let witness = config.this_site().witness;
+    if witness {
+        // It never leads: no channel to talk to, and no gateway to answer.
+        endpoint.set_server_config(None);
+    } else {
+        start_links(&config, &net)?;
+    }
     bootstrap.start(&net, &control);
     tokio::task::spawn_local(control::run_commands(Rc::clone(&net), Arc::clone(&control)));
     let config = Rc::new(config);
@@ -430,7 +428,9 @@ async fn net_main(
     reload.start()?;
     let front = Rc::new(Front { net: Rc::clone(&net), config });
     tokio::task::spawn_local(Rc::clone(&front).run_sweeper());
-    tokio::task::spawn_local(Rc::clone(&front).run(endpoint.clone()));
+    if !witness {
+        tokio::task::spawn_local(Rc::clone(&front).run(endpoint.clone()));
+    }
     control.listening();
     stop_signal().await?;
     drain(&net, &control).await;

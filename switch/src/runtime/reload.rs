@@ -95,7 +95,9 @@ impl Reload {
     }
 
     fn replace(&self, fresh: Fresh) {
-        self.endpoint.set_server_config(Some(fresh.gateway));
+        if !self.config.this_site().witness {
+            self.endpoint.set_server_config(Some(fresh.gateway));
+        }
         self.admin.replace(fresh.admin);
         for (link, client) in self.net.links.borrow().iter().zip(fresh.channels) {
             link.replace_client(client);

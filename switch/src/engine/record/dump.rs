@@ -1,6 +1,6 @@
 //! Records as JSON for dumps and time lines. Tested on what must never appear.
 
-use super::{Begin, Outcome, Record, Stamped};
+use super::{Begin, Members, Outcome, Record, Stamped, members};
 use crate::engine::merchant::Limits;
 use crate::engine::order::{AttemptState, Class, RefundKind};
 use protocol::code::{OrderState, RefundState};
@@ -96,8 +96,27 @@ impl Stamped<'_> {
                 r.site,
                 r.drained
             ),
+            Record::SiteMember(r) => write!(
+                out,
+                ",\"operator\":\"{}\",\"site\":{},\"member\":{}",
+                Escaped(&r.operator),
+                r.site,
+                r.member
+            ),
+            Record::Members(r) => write_members_json(r, out),
         }
     }
+}
+
+fn write_members_json(r: &Members<'_>, out: &mut String) -> std::fmt::Result {
+    let (operator, forced) = (Escaped(&r.operator), r.forced);
+    write!(out, ",\"operator\":\"{operator}\",\"forced\":{forced},\"changes\":[")?;
+    for (at, [kind, site]) in r.changes.iter().enumerate() {
+        let comma = if at == 0 { "" } else { "," };
+        write!(out, "{comma}{{\"site\":{site},\"becomes\":\"{}\"}}", members::name(*kind))?;
+    }
+    out.push(']');
+    Ok(())
 }
 
 fn write_begin_json(r: &Begin<'_>, out: &mut String) -> std::fmt::Result {

@@ -3,8 +3,8 @@
 
 use super::{
     Begin, CancelStart, Decision, DecodeError, HEADER_LEN, KEY_MATERIAL_MAX, KEYS_MAX, LimitsPut,
-    MerchantPut, NextAttempt, Outcome, RANGES_MAX, Record, RefundOutcome, RefundStart, SITES_END,
-    STAMP_LEN, SiteDrain, Stamped, kind,
+    Members, MerchantPut, NextAttempt, Outcome, RANGES_MAX, Record, RefundOutcome, RefundStart,
+    SITES_END, STAMP_LEN, SiteDrain, SiteMember, Stamped, kind, members,
 };
 use crate::engine::merchant::{
     AddressRange, KeyKind, Limits, Merchant, MerchantKey, MerchantStatus,
@@ -96,10 +96,29 @@ impl<'a> Iterator for Records<'a> {
     }
 }
 
+/// Whether a block holds a change of members instead of records of payments,
+/// without reading it.
+pub fn is_members(block: &[u8]) -> bool {
+    block.get(STAMP_LEN) == Some(&kind::MEMBERS)
+}
+
 fn is_kind(kind: u8) -> bool {
     matches!(
         kind,
-        b'B' | b'A' | b'E' | b'X' | b'Y' | b'F' | b'G' | b'U' | b'N' | b'M' | b'P' | b'L' | b'S'
+        b'B' | b'A'
+            | b'E'
+            | b'X'
+            | b'Y'
+            | b'F'
+            | b'G'
+            | b'U'
+            | b'N'
+            | b'M'
+            | b'P'
+            | b'L'
+            | b'S'
+            | b'J'
+            | b'C'
     )
 }
 
@@ -167,7 +186,7 @@ fn read_body<'a>(kind: u8, flags: u8, mut b: Body<'a>) -> Option<Record<'a>> {
     // An unknown flag is a record of a later version: refuse rather than guess.
     let known = match kind {
         kind::BEGIN | kind::CANCEL_START | kind::DECISION => 3,
-        kind::REFUND_START | kind::DELIVERED => 1,
+        kind::REFUND_START | kind::DELIVERED | kind::MEMBERS => 1,
         _ => 0,
     };
     if flags & !known != 0 {
@@ -238,16 +257,40 @@ fn read_body<'a>(kind: u8, flags: u8, mut b: Body<'a>) -> Option<Record<'a>> {
         }),
         kind::SITE_DRAIN => Record::SiteDrain(SiteDrain {
             operator: b.short()?,
-            site: Some(b.u8()?).filter(|site| (1..SITES_END).contains(site))?,
-            drained: match b.u8()? {
-                0 => false,
-                1 => true,
-                _ => return None,
-            },
+            site: read_site(&mut b)?,
+            drained: read_flag(&mut b)?,
         }),
+        kind::SITE_MEMBER => Record::SiteMember(SiteMember {
+            operator: b.short()?,
+            site: read_site(&mut b)?,
+            member: read_flag(&mut b)?,
+        }),
+        kind::MEMBERS => return read_members(flags, b).map(Record::Members),
         _ => return None,
     };
     b.done(record)
+}
+
+fn read_site(b: &mut Body<'_>) -> Option<u8> {
+    Some(b.u8()?).filter(|site| (1..SITES_END).contains(site))
+}
+
+fn read_flag(b: &mut Body<'_>) -> Option<bool> {
+    match b.u8()? {
+        0 => Some(false),
+        1 => Some(true),
+        _ => None,
+    }
+}
+
+fn read_members<'a>(flags: u8, mut b: Body<'a>) -> Option<Members<'a>> {
+    let operator = b.short()?;
+    let transition = Some(b.u8()?).filter(|transition| *transition <= 2)?;
+    let count = usize::from(b.u8()?);
+    let (changes, rest) = b.0.as_chunks::<2>();
+    let legal = |[kind, site]: &[u8; 2]| *kind <= members::LEARNER && (1..SITES_END).contains(site);
+    let whole = rest.is_empty() && changes.len() == count && changes.iter().all(legal);
+    whole.then_some(Members { operator, forced: flags & 1 != 0, transition, changes })
 }
 
 fn read_begin<'a>(flags: u8, mut b: Body<'a>) -> Option<Begin<'a>> {

@@ -120,6 +120,17 @@ fn write_body(b: &mut Vec<u8>, record: &Record<'_>) -> (u8, u8) {
             b.extend_from_slice(&[r.site, u8::from(r.drained)]);
             (kind::SITE_DRAIN, 0)
         }
+        Record::SiteMember(r) => {
+            put_text(b, r.operator.as_bytes());
+            b.extend_from_slice(&[r.site, u8::from(r.member)]);
+            (kind::SITE_MEMBER, 0)
+        }
+        Record::Members(r) => {
+            put_text(b, r.operator.as_bytes());
+            b.extend_from_slice(&[r.transition, r.changes.len() as u8]);
+            b.extend_from_slice(r.changes.as_flattened());
+            (kind::MEMBERS, u8::from(r.forced))
+        }
     }
 }
 

@@ -195,6 +195,21 @@ fn records(content: &'static [u8]) -> impl Strategy<Value = Record<'static>> {
         (short(), 1..SITES_END, any::<bool>()).prop_map(|(operator, site, drained)| {
             Record::SiteDrain(SiteDrain { operator, site, drained })
         }),
+        (short(), 1..SITES_END, any::<bool>()).prop_map(|(operator, site, member)| {
+            Record::SiteMember(SiteMember { operator, site, member })
+        }),
+        (short(), any::<bool>(), 0_u8..=2, one_of(&[0_usize, 1, 2, 4])).prop_map(
+            |(operator, forced, transition, count)| {
+                const CHANGES: [[u8; 2]; 4] = [
+                    [members::VOTER, 1],
+                    [members::LEARNER, 63],
+                    [members::REMOVED, 2],
+                    [members::VOTER, 9],
+                ];
+                let changes = &CHANGES[..count];
+                Record::Members(Members { operator, forced, transition, changes })
+            }
+        ),
     ]
 }
 

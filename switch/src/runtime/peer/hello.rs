@@ -9,18 +9,18 @@
 //! | 6 | shards | u16 |
 //! | 8 | cluster | u64 |
 //! | 16 | site | u8 |
-//! | 17 | sites | u8 |
-//! | 18 | traffic | u8 |
-//! | 19 | reserved, zero | u8 |
+//! | 17 | traffic | u8 |
+//! | 18 | reserved, zero | u16 |
+//! | 20 | sites that the cluster was made of, a bit per number | u64 |
 //!
 //! All integers are little endian. Tested on arbitrary bytes.
 
 use crate::runtime::mesh::Traffic;
 
 /// Bytes of a greeting.
-pub const HELLO_LEN: usize = 20;
+pub const HELLO_LEN: usize = 28;
 const MAGIC: [u8; 4] = *b"PSPL";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 
 /// A greeting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,8 +31,9 @@ pub struct Hello {
     pub shards: u16,
     /// Who speaks.
     pub site: u8,
-    /// Number of sites.
-    pub sites: u8,
+    /// The sites that voted when the cluster was made, a bit per number. Sites
+    /// that disagree about it would disagree about what a majority is.
+    pub voters: u64,
 }
 
 /// Why a greeting is refused.
@@ -50,9 +51,9 @@ pub enum HelloError {
     /// Another number of shards.
     #[error("it has {0} shards")]
     Shards(u16),
-    /// Another number of sites.
-    #[error("it knows of {0} sites")]
-    Sites(u8),
+    /// Other first members.
+    #[error("its [[sites]] say otherwise which of them the cluster was made of (voter)")]
+    Voters,
     /// Its certificate is another site's.
     #[error("it claims to be site {0}, which its certificate does not say")]
     Site(u8),
@@ -69,7 +70,8 @@ impl Hello {
         bytes[4..6].copy_from_slice(&VERSION.to_le_bytes());
         bytes[6..8].copy_from_slice(&self.shards.to_le_bytes());
         bytes[8..16].copy_from_slice(&self.cluster.to_le_bytes());
-        bytes[16..19].copy_from_slice(&[self.site, self.sites, traffic as u8]);
+        bytes[16..18].copy_from_slice(&[self.site, traffic as u8]);
+        bytes[20..].copy_from_slice(&self.voters.to_le_bytes());
         bytes
     }
 
@@ -86,16 +88,15 @@ impl Hello {
         if u16_at(4) != VERSION {
             return Err(HelloError::Version(u16_at(4)));
         }
-        let mut cluster = [0; 8];
-        cluster.copy_from_slice(&bytes[8..16]);
-        let cluster = u64::from_le_bytes(cluster);
-        let [site, sites, traffic, reserved] = [bytes[16], bytes[17], bytes[18], bytes[19]];
+        let u64_at = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
+        let cluster = u64_at(8);
+        let (site, traffic, reserved) = (bytes[16], bytes[17], u16_at(18));
         if cluster != self.cluster {
             Err(HelloError::Cluster(cluster))
         } else if u16_at(6) != self.shards {
             Err(HelloError::Shards(u16_at(6)))
-        } else if sites != self.sites {
-            Err(HelloError::Sites(sites))
+        } else if u64_at(20) != self.voters {
+            Err(HelloError::Voters)
         } else if site != self.site {
             Err(HelloError::Site(site))
         } else {
@@ -110,7 +111,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const OURS: Hello = Hello { cluster: 7, shards: 12, site: 2, sites: 3 };
+    const OURS: Hello = Hello { cluster: 7, shards: 12, site: 2, voters: 0b1110 };
 
     #[test]
     fn every_difference_is_named() {
@@ -122,7 +123,7 @@ mod tests {
             (Hello { cluster: 8, ..OURS }, HelloError::Cluster(8)),
             (Hello { shards: 24, ..OURS }, HelloError::Shards(24)),
             (Hello { site: 1, ..OURS }, HelloError::Site(1)),
-            (Hello { sites: 5, ..OURS }, HelloError::Sites(5)),
+            (Hello { voters: 0b11110, ..OURS }, HelloError::Voters),
         ];
         for (other, error) in table {
             assert_eq!(judge(other, Traffic::Urgent), Err(error));

@@ -143,7 +143,7 @@ impl Settings {
             cluster: config.cluster,
             shards: config.shards,
             site: config.site as u8,
-            sites: config.sites.len() as u8,
+            voters: config.first_voters().iter().fold(0, |set, site| set | 1 << site),
         };
         Self { hello, sites: config.sites.clone() }
     }

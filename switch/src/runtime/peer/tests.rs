@@ -221,7 +221,7 @@ fn who_is_not_the_site_that_it_claims_is_refused_with_a_code() {
         ("site-2", all(Hello { site: 3, ..right }), wrong_site, "claims to be site 3"),
         ("site-2", all(Hello { cluster: 1, ..right }), wrong_site, "cluster 1"),
         ("site-2", all(Hello { shards: 5, ..right }), wrong_site, "5 shards"),
-        ("site-2", all(Hello { sites: 5, ..right }), wrong_site, "5 sites"),
+        ("site-2", all(Hello { voters: 0b1010, ..right }), wrong_site, "(voter)"),
         ("site-2", [(right, Urgent), (right, Urgent), (right, Bulk)], wrong_site, "kind 1"),
         ("site-2", [(right, Forwards), (right, Bulk), (right, Bulk)], wrong_site, "kind 2"),
         ("site-2", [(right, Forwards), (right, Answers), (right, Bulk)], wrong_site, "kind 4"),

@@ -78,8 +78,12 @@ pub struct WorkerSettings {
     pub blocks_bytes_max: usize,
     /// One engine per shard.
     pub engines: Vec<EngineConfig>,
-    /// Sites that hold replicas.
+    /// Number of sites.
+    pub sites: u64,
+    /// Sites that hold replicas and voted when the cluster was made.
     pub voters: Vec<u64>,
+    /// Those that never lead.
+    pub witnesses: Vec<u64>,
     /// Identity of the cluster.
     pub cluster: u64,
     /// Pace of the replicas.
@@ -95,16 +99,17 @@ impl WorkerSettings {
             shard,
             site: self.site,
             voters: self.voters.clone(),
-            preference: replica::preference(shard, self.voters.len() as u64),
+            witnesses: self.witnesses.clone(),
+            preference: replica::preference_among(shard, &self.voters, &self.witnesses),
             seed: self.cluster,
             tail_bytes_max: if self.alone() { 0 } else { self.tail_bytes_max },
             timing: self.timing,
         }
     }
 
-    /// Whether no other site holds a replica.
+    /// Whether there is no other site.
     fn alone(&self) -> bool {
-        self.voters == [self.site]
+        self.sites == 1
     }
 }
 
@@ -164,6 +169,8 @@ pub struct ShardReport {
     pub leader: u16,
     /// Term.
     pub term: u64,
+    /// Who holds it.
+    pub members: replica::Members,
     /// Highest committed index.
     pub committed: u64,
     /// Highest applied index.
@@ -668,6 +675,7 @@ impl<D: Disk> Worker<D> {
             leader: shard.replica.leader() as u16,
             counters: shard.replica.counters(),
             term: shard.replica.term(),
+            members: shard.replica.members(),
             committed: shard.replica.committed(),
             applied: shard.engine.applied(),
             engine: shard.engine.stats(),
@@ -744,6 +752,12 @@ fn handle(shard: &mut Shard, item: &Item, arena: &[u8], now: Now) {
         Item::LinkLost(channel) => Input::LinkLost { channel: *channel },
         Item::Admin(admin) => Input::Admin((**admin).clone()),
         Item::Transfer(ticket, site) => return transfer(shard, *ticket, *site),
+        Item::Reach(reach) => {
+            if let Some(reach) = reach.take() {
+                reach(&mut shard.replica);
+            }
+            return;
+        }
         Item::Inspect(look) => {
             if let Some(look) = look.take() {
                 look(&shard.engine);

@@ -52,6 +52,8 @@ impl Recovering {
                 let Frame { index, term, chain, payload, .. } = *frame;
                 if shard.replica.block(index, term, chain, payload)? {
                     shard.apply(index, term, payload)?;
+                } else {
+                    shard.apply_committed()?;
                 }
             }
             FrameKind::HardState => {
