@@ -11,12 +11,12 @@ use std::collections::HashMap;
 
 /// A shard without any answer for this long, with requests older than it, is
 /// taken for led nowhere: its requests go to other sites as well.
-pub(super) const SHARD_SILENT_NS: u64 = 100_000_000;
+pub(super) const SHARD_SILENT_NS: u64 = 60_000_000;
 /// A single request without answer for this long goes to another site as well.
 pub(super) const REQUEST_SILENT_NS: u64 = 250_000_000;
 /// A link that brings no packet at all for this long after something was written.
 /// Packets are acknowledged within 5 ms, so a process that runs is heard of.
-pub(super) const LINK_QUIET_NS: u64 = 40_000_000;
+pub(super) const LINK_QUIET_NS: u64 = 25_000_000;
 /// A quiet link is given up and connected anew after this.
 pub(super) const LINK_GONE_NS: u64 = 500_000_000;
 /// A watch that comes this late says that the generator stood still: what looks
@@ -328,7 +328,8 @@ mod tests {
     fn copies_on_slowness_have_a_budget_and_copies_on_silence_have_none() {
         let mut sites = sites();
         sites.begin(3, 0, 0);
-        assert!(sites.copy_due(3, true, 100 * MS) && !sites.copy_due(3, true, 99 * MS));
+        let silent = SHARD_SILENT_NS;
+        assert!(sites.copy_due(3, true, silent) && !sites.copy_due(3, true, silent - MS));
         assert!(!sites.copy_due(3, false, 300 * MS), "no budget yet");
         (0..ANSWERS_PER_COPY).for_each(|_| sites.answered(1, 1, 0, 0, 0));
         assert!(!sites.copy_due(3, false, 249 * MS));
