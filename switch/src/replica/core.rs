@@ -16,9 +16,9 @@ use bytes::Bytes;
 use raft::eraftpb::{Entry, EntryType, HardState as RaftHardState, Message, MessageType};
 use raft::{Config, INVALID_ID, RawNode, StateRole};
 
-use super::HardState;
 use super::placement::{self, Health, Placement};
 use super::store::{Store, Wanted};
+use super::{Base, HardState};
 
 /// How fast a replica acts, in ticks of [`Timing::tick_us`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -241,6 +241,22 @@ impl Replica {
     /// Highest index handed to the engine.
     pub fn applied(&self) -> u64 {
         self.applied
+    }
+
+    /// Where the engine's state stands, once every step was carried out.
+    pub fn base(&self) -> Option<Base> {
+        let chain = self.node.store().chain_at(self.applied)?;
+        Some(Base { index: self.applied, term: self.applied_term, chain })
+    }
+
+    /// First index whose entry can be served to followers.
+    pub fn first_served(&self) -> u64 {
+        self.node.raft.raft_log.first_index()
+    }
+
+    #[cfg(test)]
+    pub(super) fn term_at(&self, index: u64) -> u64 {
+        self.node.store().term_of(index)
     }
 
     /// Highest index in the log.

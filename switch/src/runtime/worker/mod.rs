@@ -14,11 +14,15 @@
 //! | `writer` | frames for the log, in order and paced |
 //! | `post` | messages for other sites, gathered into packets |
 //! | `catchup` | old blocks, read back for sites that were away |
+//! | `checkpoint` | the shards' states, written down beside the work |
+//! | `restore` | the shards' states out of their checkpoints |
 //! | `recover` | the shards while the log is read back |
 
 mod catchup;
+mod checkpoint;
 mod post;
 mod recover;
+mod restore;
 mod shard;
 mod writer;
 
@@ -38,6 +42,8 @@ use crate::engine::{EngineConfig, Input, Now};
 use crate::metrics::Metrics;
 use crate::replica::{self, ReplayError, ReplicaConfig, Timing, message};
 use catchup::CatchUp;
+use checkpoint::Checkpointer;
+pub use checkpoint::Last;
 use post::Post;
 pub use recover::Recovering;
 use shard::Shard;
@@ -79,6 +85,8 @@ pub struct WorkerSettings {
     pub cluster: u64,
     /// Pace of the replicas.
     pub timing: Timing,
+    /// Log after which the states are written down again, bytes; 0: never.
+    pub checkpoint_bytes: u64,
 }
 
 impl WorkerSettings {
@@ -165,6 +173,8 @@ pub struct ShardReport {
     pub counters: replica::Counters,
     /// Engine figures.
     pub engine: crate::engine::Stats,
+    /// The last checkpoint.
+    pub checkpoint: Last,
 }
 
 /// A worker before its thread starts.
@@ -177,6 +187,7 @@ pub struct Worker {
     post: Post,
     /// `None` where no other site can be behind.
     catch_up: Option<CatchUp>,
+    checkpoints: Checkpointer,
     shared: Arc<Shared>,
     settings: WorkerSettings,
     alone: bool,
@@ -191,7 +202,7 @@ impl Worker {
     /// A worker over recovered shards and their open log.
     ///
     /// # Errors
-    /// No thread can be had for reading old blocks back.
+    /// No thread can be had for reading old blocks back or for checkpoints.
     pub fn new(
         recovering: Recovering,
         log: Log,
@@ -202,10 +213,19 @@ impl Worker {
             true => None,
             false => Some(CatchUp::start(&log, &shared.exchange)?),
         };
+        let (shards, last) = recovering.finish();
+        let checkpoints = Checkpointer::start(
+            &log,
+            &shared.exchange,
+            &shared.metrics,
+            last,
+            settings.checkpoint_bytes,
+        )?;
         Ok(Self {
-            shards: recovering.finish(),
+            shards,
             log,
             catch_up,
+            checkpoints,
             writer: Writer::new(settings.commit_interval_us),
             proposals: Pace::new(settings.commit_interval_us),
             post: Post::new(Arc::clone(&shared.mesh)),
@@ -240,12 +260,13 @@ impl Worker {
             self.run_timers(now)?;
             let written = self.write(now)?;
             self.release();
+            let more = self.checkpoints.run(&mut self.shards, self.log.space() == Space::Ok, now);
             self.refresh_report(now);
             if self.shared.stop.load(Ordering::Acquire) && self.idle() {
                 self.log.close()?;
                 return Ok(());
             }
-            if taken == 0 && !written {
+            if taken == 0 && !written && !more {
                 self.sleep(now);
             }
         }
@@ -619,7 +640,8 @@ impl Worker {
         report.log = Some(self.log.stats());
         report.drained = self.shards.first().map_or(0, |shard| shard.engine.drained());
         report.shards.clear();
-        report.shards.extend(self.shards.iter().map(|shard| ShardReport {
+        let checkpoints = &self.checkpoints;
+        report.shards.extend(self.shards.iter().enumerate().map(|(at, shard)| ShardReport {
             shard: shard.engine.shard(),
             leads: shard.replica.leads(),
             candidate: shard.replica.is_candidate(),
@@ -629,6 +651,7 @@ impl Worker {
             committed: shard.replica.committed(),
             applied: shard.engine.applied(),
             engine: shard.engine.stats(),
+            checkpoint: checkpoints.last(at),
         }));
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use protocol::code::Code;
+use storage::FRAME_HEADER_BYTES;
 
 use super::WorkerError;
 use crate::engine::input::Waiter;
@@ -24,6 +25,8 @@ pub(super) struct Shard {
     /// What the replica wants.
     pub(super) wants: replica::Outputs,
     pub(super) due_us: Option<u64>,
+    /// Bytes of log applied since the state of the last checkpoint.
+    pub(super) grown: u64,
     reads: Reads,
 }
 
@@ -43,6 +46,7 @@ impl Shard {
             out,
             wants: replica::Outputs::default(),
             due_us: None,
+            grown: 0,
             reads: Reads::default(),
         }
     }
@@ -76,6 +80,7 @@ impl Shard {
         for step in steps.drain(..) {
             match step {
                 Step::Apply { index, term, block } => {
+                    self.grown += (FRAME_HEADER_BYTES + block.len()) as u64;
                     let input = Input::Committed { index, term, block: &block };
                     self.handle(input, now)?;
                 }
