@@ -161,6 +161,17 @@ impl<F: Files> Checkpoints<F> {
         Ok(header.of)
     }
 
+    /// Takes a checkpoint that does not check out out of the list; its bytes stay
+    /// for whoever wants to know, under a name that ends in `.damaged`.
+    ///
+    /// # Errors
+    /// [`DiskError`].
+    pub fn set_aside(&mut self, shard: u16, index: u64) -> Result<(), DiskError> {
+        let name = file_name(shard, index);
+        self.files.rename(&name, &format!("{name}.damaged"))?;
+        self.files.sync_dir()
+    }
+
     /// Removes all but the newest two of a shard.
     fn prune(&mut self, shard: u16) -> Result<(), DiskError> {
         for index in self.list(shard)?.into_iter().skip(KEPT) {
@@ -201,6 +212,11 @@ impl<F: Files> CheckpointWriter<F> {
         Ok(())
     }
 
+    /// Bytes so far.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// Makes the checkpoint durable and removes those it replaces. Until this
     /// returns `Ok` nothing may be released on its account.
     ///
@@ -218,6 +234,12 @@ impl<F: Files> CheckpointWriter<F> {
         files.sync_dir()?;
         self.store.prune(self.of.shard)?;
         Ok(self.of)
+    }
+
+    /// Gives the checkpoint up and its space back. What the disk does not remove
+    /// now goes at the next start.
+    pub fn abandon(mut self) {
+        let _ = self.store.files.remove(&temporary(&self.of));
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<(), DiskError> {

@@ -41,7 +41,7 @@ pub use disk::{BackendKind, DiskError, DiskFacts, DiskOp, Fallback, FileDisk, Si
 pub use error::{ConfigFault, Damage, DamageCause, LogError, ReplayError, VerifyError};
 pub use format::{BATCH_HEADER_BYTES, BLOCK_BYTES, FORMAT_VERSION, FRAME_HEADER_BYTES};
 pub use frame::{CHAIN_START, Frame, FrameKind, Lsn, chain_next};
-pub use log::{Log, LogRelease, LogStats, Recovery};
+pub use log::{Closed, Log, LogRelease, LogStats, Recovery};
 pub use notify::Notify;
 pub use places::{NotInLog, Route};
 pub use reader::{BlockReadError, BlockReader};

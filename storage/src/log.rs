@@ -8,8 +8,9 @@ mod history;
 mod open;
 
 pub use history::LogRelease;
+pub use open::Closed;
 pub(crate) use open::load_released;
-use open::{identity_damage, load_identity, open_error, shard_ends, start_writing};
+use open::{identity_damage, open_error, shard_ends, start_writing};
 
 use crate::chain::Spans;
 use crate::config::{LogConfig, Settings};
@@ -159,21 +160,25 @@ impl Log<FileDisk> {
         notify: Notify,
         replay: &mut dyn FnMut(Frame<'_>) -> Result<(), ReplayError>,
     ) -> Result<(Log<FileDisk>, Recovery), LogError> {
-        config.settings().check()?;
-        let disk = FileDisk::open(&config, notify)?;
-        Log::with_disk(disk, config.settings(), replay)
+        Closed::lock(&config, notify)?.open(replay)
     }
 }
 
 impl<D: Disk> Log<D> {
     /// [`Log::open`] on any disk.
     pub fn with_disk(
-        mut disk: D,
+        disk: D,
         settings: Settings,
         replay: &mut dyn FnMut(Frame<'_>) -> Result<(), ReplayError>,
     ) -> Result<(Log<D>, Recovery), LogError> {
-        settings.check()?;
-        let stored = load_identity(&mut disk, &settings)?;
+        Closed::with_disk(disk, settings)?.open(replay)
+    }
+
+    fn recover(
+        closed: Closed<D>,
+        replay: &mut dyn FnMut(Frame<'_>) -> Result<(), ReplayError>,
+    ) -> Result<(Log<D>, Recovery), LogError> {
+        let Closed { mut disk, settings, stored } = closed;
         let identity = match stored {
             Some(identity) => identity,
             None => Identity {

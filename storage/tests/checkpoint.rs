@@ -3,7 +3,7 @@
 
 use storage::disk::{Files, SimDisk, Tear};
 use storage::{
-    CHECKPOINT_CHUNK_MAX, Checkpoint, CheckpointError, CheckpointFault, Checkpoints, Log,
+    CHECKPOINT_CHUNK_MAX, Checkpoint, CheckpointError, CheckpointFault, Checkpoints, Closed, Log,
     LogConfig, Notify, Settings,
 };
 
@@ -163,4 +163,45 @@ fn a_foreign_or_renamed_checkpoint_is_refused() {
     let mut files = mine.clone();
     files.rename(name, "0002-0000000000000005.checkpoint").unwrap();
     assert!(foreign(read(&mut store, 2, 5).unwrap_err()));
+}
+
+#[test]
+fn a_damaged_checkpoint_is_set_aside_and_the_one_before_counts() {
+    let (disk, mut store) = sim(1);
+    write(&store, of(1, 10)).unwrap();
+    write(&store, of(1, 20)).unwrap();
+    store.set_aside(1, 20).unwrap();
+    disk.crash(Tear::Nothing);
+    assert_eq!(store.list(1).unwrap(), [10]);
+    write(&store, of(1, 30)).unwrap();
+    assert_eq!(store.list(1).unwrap(), [30, 10], "the sound one is not given up for it");
+    let mut files = disk.clone();
+    assert!(files.list().unwrap().iter().any(|name| name.ends_with(".checkpoint.damaged")));
+}
+
+#[test]
+fn a_checkpoint_given_up_leaves_nothing() {
+    let (disk, mut store) = sim(1);
+    let mut writer = store.create(of(1, 10)).unwrap();
+    writer.chunk(b"half").unwrap();
+    writer.abandon();
+    assert_eq!(store.list(1).unwrap(), []);
+    let mut files = disk.clone();
+    assert!(!files.list().unwrap().iter().any(|name| name.ends_with(".tmp")));
+}
+
+#[test]
+fn checkpoints_can_be_read_before_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = LogConfig { segment_bytes: 2 << 20, ..LogConfig::new(dir.path(), 1, 0) };
+    let closed = Closed::lock(&config, Notify::new().unwrap()).unwrap();
+    assert!(closed.checkpoints().is_none(), "a new log has no identity yet");
+    let (log, _) = closed.open(&mut |_| Ok(())).unwrap();
+    write(&log.checkpoints(), of(3, 7)).unwrap();
+    log.close().unwrap();
+    let closed = Closed::lock(&config, Notify::new().unwrap()).unwrap();
+    let mut store = closed.checkpoints().unwrap();
+    check(&mut store, 3, 7);
+    let second = Closed::lock(&config, Notify::new().unwrap());
+    assert!(second.is_err(), "it is locked meanwhile");
 }

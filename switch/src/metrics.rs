@@ -219,6 +219,12 @@ pub struct ShardMetrics {
     pub waiters: Gauge,
     /// Undelivered events.
     pub outbox: Gauge,
+    /// Last block that its newest checkpoint covers.
+    pub checkpoint_index: Gauge,
+    /// Seconds since the state of its newest checkpoint.
+    pub checkpoint_age_s: Gauge,
+    /// Milliseconds that its newest checkpoint took.
+    pub checkpoint_ms: Gauge,
 }
 
 /// A channel's link.
@@ -305,6 +311,10 @@ pub struct Metrics {
     pub batches: Counter,
     /// Bytes written to the log.
     pub log_written_bytes: Counter,
+    /// Checkpoints made durable.
+    pub checkpoints: Counter,
+    /// Checkpoints given up.
+    pub checkpoint_failures: Counter,
     /// Bytes of the log's segments on disk.
     pub log_bytes: Gauge,
     /// Segment files.
@@ -344,6 +354,8 @@ pub struct Metrics {
     pub total: Histogram,
     /// Write and fdatasync of one batch.
     pub fsync: Histogram,
+    /// One turn's share of a checkpoint.
+    pub checkpoint_slice: Histogram,
     /// Records per batch.
     pub batch_records: Histogram,
     /// Bytes per batch.
@@ -380,6 +392,8 @@ impl Metrics {
             records: Counter::default(),
             batches: Counter::default(),
             log_written_bytes: Counter::default(),
+            checkpoints: Counter::default(),
+            checkpoint_failures: Counter::default(),
             log_bytes: Gauge::default(),
             log_segments: Gauge::default(),
             disk_free_bytes: Gauge::default(),
@@ -399,6 +413,7 @@ impl Metrics {
             end_durable: Histogram::default(),
             total: Histogram::default(),
             fsync: Histogram::default(),
+            checkpoint_slice: Histogram::default(),
             batch_records: Histogram::default(),
             batch_bytes: Histogram::default(),
         }

@@ -1,6 +1,7 @@
 //! System tests: real processes, real sockets, real files on loopback.
 
 mod bad_input;
+mod checkpoint;
 mod client;
 mod clock_step;
 mod cluster;

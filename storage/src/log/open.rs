@@ -1,12 +1,67 @@
 //! What opening a log needs besides the scan: whose it is, where it begins,
 //! where it goes on.
 
-use crate::config::Settings;
-use crate::disk::{Disk, SegmentFile, Source};
-use crate::error::{Damage, DamageCause, LogError};
+use crate::checkpoint::Checkpoints;
+use crate::config::{LogConfig, Settings};
+use crate::disk::{Disk, FileDisk, SegmentFile, Source};
+use crate::error::{Damage, DamageCause, LogError, ReplayError};
 use crate::format::{HeaderFault, Identity, Released};
+use crate::frame::Frame;
+use crate::notify::Notify;
 use crate::release::RELEASED_FILE;
 use crate::scan::{ScanError, ShardEnd, Verified};
+
+use super::{Log, Recovery};
+
+/// A log that is locked and whose owner is known, but that was not read yet: its
+/// checkpoints can be read first, so that replay need only go on from them.
+#[derive(Debug)]
+pub struct Closed<D: Disk = FileDisk> {
+    pub(super) disk: D,
+    pub(super) settings: Settings,
+    /// `None` in a new log.
+    pub(super) stored: Option<Identity>,
+}
+
+impl Closed<FileDisk> {
+    /// Locks the directory. `notify` is woken at every completion later.
+    ///
+    /// # Errors
+    /// As [`Log::open`].
+    pub fn lock(config: &LogConfig, notify: Notify) -> Result<Closed<FileDisk>, LogError> {
+        config.settings().check()?;
+        let disk = FileDisk::open(config, notify)?;
+        Closed::with_disk(disk, config.settings())
+    }
+}
+
+impl<D: Disk> Closed<D> {
+    /// [`Closed::lock`] on any disk.
+    ///
+    /// # Errors
+    /// As [`Log::with_disk`].
+    pub fn with_disk(mut disk: D, settings: Settings) -> Result<Closed<D>, LogError> {
+        settings.check()?;
+        let stored = load_identity(&mut disk, &settings)?;
+        Ok(Closed { disk, settings, stored })
+    }
+
+    /// The checkpoint files; `None` in a new log. May go to other threads.
+    pub fn checkpoints(&self) -> Option<Checkpoints<D::Files>> {
+        Some(Checkpoints::new(self.disk.files(), self.stored?))
+    }
+
+    /// Reads the log: see [`Log::open`].
+    ///
+    /// # Errors
+    /// As [`Log::open`].
+    pub fn open(
+        self,
+        replay: &mut dyn FnMut(Frame<'_>) -> Result<(), ReplayError>,
+    ) -> Result<(Log<D>, Recovery), LogError> {
+        Log::recover(self, replay)
+    }
+}
 
 pub(super) fn shard_ends(verified: &Verified) -> Vec<ShardEnd> {
     let end = |(shard, index, chain)| ShardEnd { shard, index, chain };

@@ -58,6 +58,9 @@ pub struct ShardStatus {
     pub commit: u64,
     /// Highest applied index.
     pub applied: u64,
+    /// Last block in its newest checkpoint; 0: none.
+    #[serde(default)]
+    pub checkpoint: u64,
     /// Payments held.
     pub orders: u64,
     /// Payments without a final state.

@@ -173,6 +173,10 @@ pub struct LogConfig {
     /// Least time between two log writes on the average, microseconds; 0: none.
     /// A few writes after a pause are not held back.
     pub commit_interval_us: u64,
+    /// The shards' states are written down so often that about this much log is
+    /// to be replayed at a start, MiB; 0: never. Less often for a state that is
+    /// larger than this.
+    pub checkpoint_mib: u32,
 }
 
 impl Default for LogConfig {
@@ -184,6 +188,7 @@ impl Default for LogConfig {
             reserve_mib: 256,
             idle_seal_ms: 100,
             commit_interval_us: 600,
+            checkpoint_mib: 256,
         }
     }
 }

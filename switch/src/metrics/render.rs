@@ -160,6 +160,9 @@ impl Metrics {
         page.counter("log_batches_total", "Batches made durable.", &self.batches);
         let help = "Bytes written to the log.";
         page.counter("log_written_bytes_total", help, &self.log_written_bytes);
+        page.counter("checkpoints_total", "Checkpoints made durable.", &self.checkpoints);
+        let help = "Checkpoints given up: disk full, write error.";
+        page.counter("checkpoint_failures_total", help, &self.checkpoint_failures);
         page.gauge("log_bytes", "Bytes of the log's segments.", &self.log_bytes);
         page.gauge("log_segments", "Segment files of the log.", &self.log_segments);
         let help = "Free bytes of the log's file system.";
@@ -180,13 +183,15 @@ impl Metrics {
         let help = "From reception to the reply of a pay that waited for its outcome.";
         page.time("total_seconds", help, &self.total);
         page.time("fsync_seconds", "Write and fdatasync of one batch.", &self.fsync);
+        let help = "The worker's time for one share of a checkpoint.";
+        page.time("checkpoint_slice_seconds", help, &self.checkpoint_slice);
         page.size("batch_records", "Records per durable batch.", &self.batch_records);
         page.size("batch_bytes", "Bytes per durable batch.", &self.batch_bytes);
     }
 
     fn shard_gauges(&self, page: &mut Page<'_>) {
         type Field = fn(&ShardMetrics) -> &Gauge;
-        let fields: [(&str, &str, Field); 13] = [
+        let fields: [(&str, &str, Field); 16] = [
             ("shard_leader", "1 when this site leads the shard.", |s| &s.leader),
             ("shard_term", "Raft term.", |s| &s.term),
             ("shard_commit_index", "Highest committed index.", |s| &s.commit_index),
@@ -200,6 +205,9 @@ impl Metrics {
             ("orders_manual", "Payments in front of an operator.", |s| &s.manual),
             ("waiters", "Requests waiting for an outcome.", |s| &s.waiters),
             ("outbox_events", "Undelivered events.", |s| &s.outbox),
+            ("checkpoint_index", "Last block in its checkpoint.", |s| &s.checkpoint_index),
+            ("checkpoint_age_seconds", "Age of its checkpoint.", |s| &s.checkpoint_age_s),
+            ("checkpoint_milliseconds", "What it took to write.", |s| &s.checkpoint_ms),
         ];
         for (name, help, field) in fields {
             page.head(name, "gauge", help);

@@ -16,10 +16,10 @@ use bytes::Bytes;
 use raft::eraftpb::{Entry, EntryType, HardState as RaftHardState, Message, MessageType};
 use raft::{Config, INVALID_ID, RawNode, StateRole};
 
-use super::HardState;
 use super::members::{self, Members};
 use super::placement::{self, Health, Placement};
 use super::store::{self, Store, Wanted};
+use super::{Base, HardState};
 
 /// How fast a replica acts, in ticks of [`Timing::tick_us`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -269,6 +269,27 @@ impl Replica {
     /// Highest index handed to the engine.
     pub fn applied(&self) -> u64 {
         self.applied
+    }
+
+    /// Where the engine's state stands, once every step was carried out. None
+    /// after a change of members: a state does not hold them, and recovery must
+    /// find every change in the log.
+    pub fn base(&self) -> Option<Base> {
+        if self.members != Members::new(&self.config.voters) {
+            return None;
+        }
+        let chain = self.node.store().chain_at(self.applied)?;
+        Some(Base { index: self.applied, term: self.applied_term, chain })
+    }
+
+    /// First index whose entry can be served to followers.
+    pub fn first_served(&self) -> u64 {
+        self.node.raft.raft_log.first_index()
+    }
+
+    #[cfg(test)]
+    pub(super) fn term_at(&self, index: u64) -> u64 {
+        self.node.store().term_of(index)
     }
 
     /// Highest index in the log.

@@ -73,6 +73,17 @@ impl HardState {
     }
 }
 
+/// Where a state stands in its shard's log: what a checkpoint is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Base {
+    /// Last block in the state.
+    pub index: u64,
+    /// Its term.
+    pub term: u64,
+    /// Chain value after it.
+    pub chain: [u8; 32],
+}
+
 /// Why a recovered log does not fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReplayError {
@@ -97,6 +108,37 @@ pub enum ReplayError {
         last: u64,
         /// Term found.
         found: u64,
+    },
+    /// The log begins too late for the state, and no checkpoint fills the gap.
+    #[error(
+        "the log of shard {shard} begins with block {found}; what comes before is in no sound \
+         checkpoint (there is one up to block {base})"
+    )]
+    Missing {
+        /// Shard.
+        shard: u16,
+        /// Last block in the state.
+        base: u64,
+        /// First block in the log.
+        found: u64,
+    },
+    /// The log ends before the state.
+    #[error("the log of shard {shard} ends with block {last}, before its checkpoint at {base}")]
+    EndsBefore {
+        /// Shard.
+        shard: u16,
+        /// Last block in the state.
+        base: u64,
+        /// Last block in the log.
+        last: u64,
+    },
+    /// The log says something else about the block with which the state ends.
+    #[error("the checkpoint of shard {shard} at block {base} is not of this log's history")]
+    OtherHistory {
+        /// Shard.
+        shard: u16,
+        /// Last block in the state.
+        base: u64,
     },
     /// A hard state that cannot be read.
     #[error("hard state of shard {shard} is not readable")]

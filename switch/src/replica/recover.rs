@@ -2,13 +2,18 @@
 //!
 //! What is known committed is handed out for applying at once, so that a long
 //! history never lies in memory; what is not waits for a leader to say so.
+//!
+//! With a checkpoint it begins from that state ([`Recovering::from_base`]): what
+//! the log still holds at or below the base is only taken note of, also a stale
+//! end that was replaced later, and must lead to the base.
 
 use bytes::Bytes;
+use storage::{CHAIN_START, chain_next};
 
 use super::core::{Replica, ReplicaConfig};
 use super::members::{self, Members};
 use super::store::{self, Store};
-use super::{HardState, ReplayError};
+use super::{Base, HardState, ReplayError};
 
 /// Entries above the commit index that recovery keeps in memory, bytes. Far
 /// above what a leader lets be uncommitted.
@@ -22,6 +27,14 @@ pub struct Recovering {
     applied: u64,
     /// As of what was applied.
     pub(super) members: Members,
+    base: Base,
+    /// The last block found in the log.
+    seen: Option<u64>,
+    /// Whether the log says what the state says of the block at the base. A stale
+    /// block may say otherwise until it is replaced.
+    meets: bool,
+    /// Whether the block behind the base follows from the state, likewise.
+    follows: bool,
 }
 
 /// A committed block found in the log.
@@ -38,12 +51,25 @@ pub struct Recovered {
 impl Recovering {
     /// An empty replica.
     pub fn new(config: ReplicaConfig) -> Self {
+        Self::from_base(config, Base { index: 0, term: 0, chain: CHAIN_START })
+    }
+
+    /// A replica whose engine was restored from a checkpoint.
+    pub fn from_base(config: ReplicaConfig, base: Base) -> Self {
+        let store = match base.index {
+            0 => Store::new(&config.voters),
+            _ => Store::based(&config.voters, &base),
+        };
         Self {
-            store: Store::new(&config.voters),
-            state: HardState { term: 0, vote: 0, commit: 0 },
-            applied: 0,
+            store,
+            state: HardState { term: 0, vote: 0, commit: base.index },
+            applied: base.index,
             members: Members::new(&config.voters),
             config,
+            base,
+            seen: None,
+            meets: true,
+            follows: true,
         }
     }
 
@@ -86,14 +112,33 @@ impl Recovering {
         chain: [u8; 32],
         payload: &[u8],
     ) -> Result<bool, ReplayError> {
-        let shard = self.config.shard;
-        let last = self.store.last();
-        if index > last + 1 || index <= self.applied {
+        let (shard, base) = (self.config.shard, self.base);
+        let last = self.seen.unwrap_or(base.index);
+        if index > last + 1 && self.seen.is_none() {
+            return Err(ReplayError::Missing { shard, base: base.index, found: index });
+        }
+        let is_below = index <= base.index && self.applied == base.index;
+        if index == 0 || index > last + 1 || !is_below && index <= self.applied {
             return Err(ReplayError::Gap { shard, last, found: index });
         }
+        let first = self.seen.is_none();
+        let follows = index != base.index + 1
+            || term >= base.term && chain_next(&base.chain, payload) == chain;
         let before = self.store.term_of(index - 1);
-        if term < before {
+        // What stood before the first one is gone: it may be a stale one and
+        // older than the base, until it is replaced.
+        if term < before && !first {
             return Err(ReplayError::TermBackwards { shard, index, last: before, found: term });
+        }
+        self.seen = Some(index);
+        if is_below {
+            self.store.note_below(index, term, first);
+            self.meets = index < base.index || (term, chain) == (base.term, base.chain);
+            self.follows = true;
+            return Ok(false);
+        }
+        if index == base.index + 1 {
+            self.follows = follows;
         }
         if self.alone() && self.store.is_bare() && members::of_block(payload).is_none() {
             self.store.skip(index, term, chain);
@@ -138,6 +183,43 @@ impl Recovering {
         self.applied += 1;
         self.store.trim(self.applied, self.config.tail_bytes_max, &mut Vec::new());
         Some(found)
+    }
+
+    /// Takes the mark at which an installed checkpoint made the log begin anew.
+    ///
+    /// # Errors
+    /// [`ReplayError::Missing`] when the state is older than that.
+    pub fn rebased(&mut self, at: Base) -> Result<(), ReplayError> {
+        let (shard, base) = (self.config.shard, self.base);
+        if at.index > base.index || self.applied > base.index {
+            return Err(ReplayError::Missing { shard, base: base.index, found: at.index + 1 });
+        }
+        self.store.note_below(at.index, at.term, true);
+        self.seen = Some(at.index);
+        self.meets = at.index < base.index || at == base;
+        self.follows = true;
+        Ok(())
+    }
+
+    /// Whether the log that was read leads to the base, and on from there.
+    /// `end` is where the shard's log ends, as the log says.
+    ///
+    /// # Errors
+    /// [`ReplayError`] when it ends before, belongs to another history, or
+    /// begins behind the base.
+    pub fn check(&self, end: Option<u64>) -> Result<(), ReplayError> {
+        let (shard, base) = (self.config.shard, self.base.index);
+        let last = self.seen.or(end).unwrap_or(0);
+        if last < base {
+            return Err(ReplayError::EndsBefore { shard, base, last });
+        }
+        if self.seen.is_none() && last > base {
+            return Err(ReplayError::Missing { shard, base, found: last + 1 });
+        }
+        if !(self.meets && self.follows) {
+            return Err(ReplayError::OtherHistory { shard, base });
+        }
+        Ok(())
     }
 
     /// Everything was read: the replica starts as a follower, or, alone, stands

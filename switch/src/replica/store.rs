@@ -13,7 +13,7 @@ use raft::eraftpb::{ConfState, Entry, EntryType, HardState, Snapshot};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 use storage::{CHAIN_START, chain_next};
 
-use super::members;
+use super::{Base, members};
 
 /// Entries on their way from the log files to a follower.
 struct Fetched {
@@ -47,9 +47,12 @@ pub struct Store {
     first: u64,
     /// Chain value before `first`.
     chain: [u8; 32],
-    /// Where each term begins: first index and term, ascending. Covers the
-    /// whole log, so that the term of any index is known.
+    /// Where each term begins: first index and term, ascending. Covers the log
+    /// from `known` on, so that the term of any of its indexes is known.
     terms: Vec<(u64, u64)>,
+    /// First index whose term is known: 0 when the log is whole. Entries behind
+    /// it can be served.
+    known: u64,
     bytes: usize,
     hard_state: HardState,
     members: ConfState,
@@ -69,6 +72,7 @@ impl Store {
             first: 1,
             chain: CHAIN_START,
             terms: Vec::new(),
+            known: 0,
             bytes: 0,
             hard_state: HardState::default(),
             members,
@@ -76,6 +80,27 @@ impl Store {
             reading: RefCell::new(Vec::new()),
             fetched: RefCell::new(Vec::new()),
         }
+    }
+
+    /// A log that begins behind a state at `base`.
+    pub fn based(voters: &[u64], base: &Base) -> Self {
+        let (first, terms, known) = (base.index + 1, vec![(base.index, base.term)], base.index);
+        Self { first, chain: base.chain, terms, known, ..Self::new(voters) }
+    }
+
+    /// Takes note of an entry that the log still holds at or below the base: its
+    /// contents are in the state, but followers may ask for it. What stood
+    /// at its index and behind it is replaced. `first`: the log begins with it.
+    pub fn note_below(&mut self, index: u64, term: u64, first: bool) {
+        debug_assert!(index < self.first, "at or below the base");
+        self.truncate_tail(self.first);
+        if first || index <= self.known {
+            // What came before it is not known, unless it is nothing.
+            self.known = if index == 1 { 0 } else { index };
+            self.terms.clear();
+        }
+        self.truncate_terms(index);
+        self.note_term(index, term);
     }
 
     /// Term, vote and commit index as they are to be made durable.
@@ -137,6 +162,15 @@ impl Store {
         self.tail.back().map_or(self.chain, |(_, chain)| *chain)
     }
 
+    /// The chain value after the entry at `index`, when memory holds it: that of
+    /// the last applied entry always.
+    pub fn chain_at(&self, index: u64) -> Option<[u8; 32]> {
+        match (index + 1).checked_sub(self.first)? {
+            0 => Some(self.chain),
+            nth => self.tail.get(nth as usize - 1).map(|(_, chain)| *chain),
+        }
+    }
+
     fn note_term(&mut self, index: u64, term: u64) {
         if self.terms.last().is_none_or(|(_, last)| *last != term) {
             self.terms.push((index, term));
@@ -154,11 +188,19 @@ impl Store {
     fn truncate(&mut self, index: u64) {
         // Consensus never replaces what was applied, and only that is dropped.
         debug_assert!(index >= self.first, "entries dropped from memory are committed");
+        self.truncate_tail(index);
+        self.truncate_terms(index);
+    }
+
+    fn truncate_tail(&mut self, index: u64) {
         while self.last() >= index && !self.tail.is_empty() {
             if let Some((entry, _)) = self.tail.pop_back() {
                 self.bytes -= entry.data.len();
             }
         }
+    }
+
+    fn truncate_terms(&mut self, index: u64) {
         while self.terms.last().is_some_and(|(first, _)| *first >= index) {
             self.terms.pop();
         }
@@ -269,6 +311,9 @@ impl Storage for Store {
         context: GetEntriesContext,
     ) -> raft::Result<Vec<Entry>> {
         let max = max_size.into().unwrap_or(u64::MAX);
+        if low <= self.known {
+            return Err(raft::Error::Store(StorageError::Compacted));
+        }
         if low < self.first {
             if let Some(found) = self.fetched(low) {
                 return Ok(within(found.iter(), high, max));
@@ -290,8 +335,11 @@ impl Storage for Store {
     }
 
     fn term(&self, index: u64) -> raft::Result<u64> {
-        if index == 0 {
+        if index == 0 && self.known == 0 {
             return Ok(0);
+        }
+        if index < self.known {
+            return Err(raft::Error::Store(StorageError::Compacted));
         }
         if index > self.last() {
             return Err(raft::Error::Store(StorageError::Unavailable));
@@ -304,7 +352,7 @@ impl Storage for Store {
     }
 
     fn first_index(&self) -> raft::Result<u64> {
-        Ok(1)
+        Ok(self.known + 1)
     }
 
     fn last_index(&self) -> raft::Result<u64> {

@@ -5,8 +5,11 @@ mod members;
 
 use super::*;
 use crate::engine::record::is_members;
+use bytes::Bytes;
+use proptest::prelude::*;
 use raft::eraftpb::{Message, MessageType};
 use std::collections::VecDeque;
+use storage::{CHAIN_START, chain_next};
 
 /// One replica with a log in memory that is durable up to a mark.
 struct Site {
@@ -439,4 +442,227 @@ fn a_gap_and_a_term_going_back_are_refused() {
 fn hard_state_survives_encoding() {
     let state = HardState { term: 7, vote: 2, commit: u64::MAX };
     assert_eq!(HardState::decode(&state.encode()), Some(state));
+}
+
+/// A frame of a log as recovery meets it.
+#[derive(Clone, Debug)]
+enum Found {
+    Block { index: u64, term: u64, chain: [u8; 32], payload: Vec<u8> },
+    State(HardState),
+}
+
+/// A log of one shard, with suffixes replaced by later terms, and the blocks
+/// that count in the end.
+struct History {
+    frames: Vec<Found>,
+    chain: Vec<(Base, Vec<u8>)>,
+    committed: u64,
+}
+
+impl History {
+    /// Each step appends a block, now and then after going back to something
+    /// that is not committed, in a higher term; or commits.
+    fn new(steps: &[(u8, u8)]) -> Self {
+        let mut history = Self { frames: Vec::new(), chain: Vec::new(), committed: 0 };
+        let mut term = 1;
+        for (at, (kind, amount)) in steps.iter().enumerate() {
+            let last = history.chain.len() as u64;
+            if kind % 4 == 0 && last > history.committed {
+                history.committed += 1 + u64::from(*amount) % (last - history.committed);
+                let commit = history.committed;
+                history.frames.push(Found::State(HardState { term, vote: 1, commit }));
+                continue;
+            }
+            if kind % 4 == 1 && last > history.committed {
+                term += 1;
+                let keep = history.committed + u64::from(*amount) % (last - history.committed);
+                history.chain.truncate(keep as usize);
+            }
+            history.append(term, vec![at as u8; usize::from(*amount % 5)]);
+        }
+        history
+    }
+
+    fn append(&mut self, term: u64, payload: Vec<u8>) {
+        let before = self.chain.last().map_or(CHAIN_START, |(base, _)| base.chain);
+        let (index, chain) = (self.chain.len() as u64 + 1, chain_next(&before, &payload));
+        self.frames.push(Found::Block { index, term, chain, payload: payload.clone() });
+        self.chain.push((Base { index, term, chain }, payload));
+    }
+
+    fn base(&self, index: u64) -> Base {
+        match index {
+            0 => Base { index: 0, term: 0, chain: CHAIN_START },
+            _ => self.chain[index as usize - 1].0,
+        }
+    }
+
+    /// What a release up to `index` may have taken from the front: nothing that
+    /// holds a later block, and not the newest hard state.
+    fn releasable(&self, index: u64) -> usize {
+        let later = |found: &Found| matches!(found, Found::Block { index: at, .. } if *at > index);
+        let is_state = |found: &Found| matches!(found, Found::State(_));
+        let state = self.frames.iter().rposition(is_state).unwrap_or(self.frames.len());
+        self.frames.iter().position(later).unwrap_or(self.frames.len()).min(state)
+    }
+}
+
+/// Recovers from `base` over `frames`; the blocks to be applied and the replica.
+fn recovered(
+    config: ReplicaConfig,
+    base: Base,
+    frames: &[Found],
+    end: u64,
+) -> Result<(Vec<(u64, u64, Bytes)>, Replica), ReplayError> {
+    let mut recovering = Recovering::from_base(config, base);
+    let mut applied = Vec::new();
+    for frame in frames {
+        match frame {
+            Found::Block { index, term, chain, payload } => {
+                if recovering.block(*index, *term, *chain, payload)? {
+                    applied.push((*index, *term, Bytes::copy_from_slice(payload)));
+                }
+            }
+            Found::State(state) => recovering.hard_state(&state.encode())?,
+        }
+        while let Some(found) = recovering.next_committed() {
+            applied.push((found.index, found.term, found.block));
+        }
+    }
+    recovering.check(Some(end))?;
+    Ok((applied, recovering.start()))
+}
+
+proptest! {
+    /// From whatever state of whatever log, released or not: the same blocks
+    /// are applied behind it as by the whole log, and the replica stands where
+    /// it would stand.
+    #[test]
+    fn a_state_and_the_rest_of_the_log_are_as_good_as_the_whole(
+        steps in prop::collection::vec(any::<(u8, u8)>(), 1..60),
+        base in any::<prop::sample::Index>(),
+        released in any::<prop::sample::Index>(),
+    ) {
+        let history = History::new(&steps);
+        let end = history.chain.len() as u64;
+        let base = history.base(base.index(history.committed as usize + 1) as u64);
+        let first = released.index(history.releasable(base.index) + 1);
+        let (all, whole) = recovered(config(1, 3), history.base(0), &history.frames, end).unwrap();
+        let (rest, replica) =
+            recovered(config(1, 3), base, &history.frames[first..], end).unwrap();
+        prop_assert_eq!(&rest[..], &all[all.len().min(base.index as usize)..]);
+        prop_assert_eq!(replica.last(), whole.last());
+        let applied = whole.applied().max(base.index);
+        prop_assert_eq!(replica.applied(), applied);
+        prop_assert_eq!(replica.base(), Some(history.base(applied)));
+        prop_assert!(replica.committed() >= base.index);
+        for index in replica.first_served()..=replica.last() {
+            prop_assert_eq!(replica.term_at(index), whole.term_at(index));
+        }
+        // What the log holds whole from its beginning, or behind its first block,
+        // can be served.
+        let begins = history.frames[first..].iter().find_map(|found| match found {
+            Found::Block { index, .. } => Some(*index),
+            Found::State(_) => None,
+        });
+        let begins = begins.unwrap_or(end + 1);
+        let most = if begins == 1 { 1 } else { begins + 1 };
+        prop_assert!(replica.first_served() <= most);
+    }
+
+    /// A state of another history is refused.
+    #[test]
+    fn a_state_of_another_history_is_refused(
+        steps in prop::collection::vec(any::<(u8, u8)>(), 1..40),
+        index in any::<prop::sample::Index>(),
+        is_term in any::<bool>(),
+    ) {
+        let history = History::new(&steps);
+        let end = history.chain.len();
+        prop_assume!(end > 0);
+        let mut base = history.base(1 + index.index(end) as u64);
+        if is_term {
+            base.term += 1;
+        } else {
+            base.chain[7] ^= 1;
+        }
+        let refused = recovered(config(1, 3), base, &history.frames, end as u64);
+        prop_assert!(refused.is_err());
+    }
+}
+
+#[test]
+fn a_log_that_does_not_meet_its_state_is_refused() {
+    let mut history = History::new(&[]);
+    for number in 0..10 {
+        history.append(1, vec![number]);
+    }
+    let error = |base, frames: &[Found], end| {
+        recovered(config(1, 3), base, frames, end).map(|_| ()).unwrap_err()
+    };
+    let (frames, shard) = (&history.frames[..], 0);
+    assert_eq!(
+        error(history.base(3), &frames[4..], 10),
+        ReplayError::Missing { shard, base: 3, found: 5 }
+    );
+    assert_eq!(
+        error(history.base(3), &[], 10),
+        ReplayError::Missing { shard, base: 3, found: 11 },
+        "all blocks were released"
+    );
+    assert_eq!(
+        error(history.base(0), &frames[1..], 10),
+        ReplayError::Missing { shard, base: 0, found: 2 }
+    );
+    assert_eq!(
+        error(history.base(8), &frames[..6], 6),
+        ReplayError::EndsBefore { shard, base: 8, last: 6 }
+    );
+    let mut gap = frames.to_vec();
+    gap.remove(1);
+    assert_eq!(
+        error(history.base(8), &gap, 10),
+        ReplayError::Gap { shard, last: 1, found: 3 },
+        "also in what is only passed over"
+    );
+    assert!(recovered(config(1, 3), history.base(10), &[], 10).is_ok(), "nothing came since");
+}
+
+#[test]
+fn alone_a_replica_goes_on_from_its_state() {
+    let mut history = History::new(&[]);
+    for number in 0..10 {
+        history.append(1, vec![number]);
+    }
+    let (applied, mut replica) =
+        recovered(config(1, 1), history.base(7), &history.frames[2..], 10).unwrap();
+    let indexes: Vec<u64> = applied.iter().map(|(index, ..)| *index).collect();
+    assert_eq!(indexes, [8, 9, 10]);
+    assert_eq!(replica.base(), Some(history.base(10)));
+    let mut out = Outputs::default();
+    replica.advance(&mut out);
+    assert!(replica.term() > 1 && !out.appends.is_empty(), "it stands for election");
+}
+
+#[test]
+fn a_mark_of_an_installed_state_is_passed_over_by_a_later_one_only() {
+    let mut history = History::new(&[]);
+    for number in 0..10 {
+        history.append(1, vec![number]);
+    }
+    let begin = |base| {
+        let mut recovering = Recovering::from_base(config(1, 3), base);
+        // What stood there before the installation, of whatever history.
+        recovering.block(1, 1, [7; 32], b"stale").unwrap();
+        recovering.rebased(history.base(5)).map(|()| recovering)
+    };
+    let mut recovering = begin(history.base(7)).unwrap();
+    for found in &history.frames[5..] {
+        let Found::Block { index, term, chain, payload } = found else { unreachable!() };
+        recovering.block(*index, *term, *chain, payload).unwrap();
+    }
+    recovering.check(Some(10)).unwrap();
+    assert_eq!(recovering.start().base(), Some(history.base(7)));
+    let older = begin(history.base(4)).err();
+    assert_eq!(older, Some(ReplayError::Missing { shard: 0, base: 4, found: 6 }));
 }

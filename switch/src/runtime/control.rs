@@ -218,6 +218,14 @@ impl NodeControl {
             gauges.manual.set(shard.engine.manual);
             gauges.waiters.set(shard.engine.waiters);
             gauges.outbox.set(shard.engine.outbox);
+            let checkpoint = &shard.checkpoint;
+            let age_us = match checkpoint.index {
+                0 => 0,
+                _ => clock::mono_us().saturating_sub(checkpoint.at_us),
+            };
+            gauges.checkpoint_index.set(checkpoint.index);
+            gauges.checkpoint_age_s.set(age_us / 1_000_000);
+            gauges.checkpoint_ms.set(checkpoint.took_us / 1000);
         }
         for number in 1.. {
             let Some(channel) = metrics.channel(number) else { break };
@@ -315,6 +323,7 @@ impl Control for NodeControl {
             term: shard.term,
             commit: shard.committed,
             applied: shard.applied,
+            checkpoint: shard.checkpoint.index,
             orders: shard.engine.orders,
             open: shard.engine.open,
             in_doubt: shard.engine.in_doubt,

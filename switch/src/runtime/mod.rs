@@ -33,7 +33,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use storage::{Log, Notify, Recovery};
+use storage::{Notify, Recovery};
 
 use crate::admin::server::{AdminServer, AdminTls};
 use crate::config::Config;
@@ -264,6 +264,7 @@ fn spawn_worker(
         cluster: config.cluster,
         timing: crate::replica::Timing::default(),
         tail_bytes_max: worker::TAIL_BYTES_MAX,
+        checkpoint_bytes: u64::from(config.log.checkpoint_mib) << 20,
     };
     thread::Builder::new()
         .name("worker-0".into())
@@ -288,21 +289,35 @@ fn recover(
     settings: WorkerSettings,
     events: &mpsc::Sender<Event>,
 ) -> Result<Worker, ServeError> {
-    let mut recovering = Recovering::new(&settings);
+    let closed = match storage::Closed::lock(&log_config, notify) {
+        Ok(closed) => closed,
+        Err(error) => return Err(log_error(&error)),
+    };
+    let started = Instant::now();
+    let mut recovering = Recovering::new(&settings, closed.checkpoints().as_ref());
+    if let (shards @ 1.., payments) = recovering.restored() {
+        println!(
+            "checkpoints: {shards} shards with {payments} payments restored in {} ms",
+            started.elapsed().as_millis()
+        );
+    }
     let mut replay = |frame: storage::Frame<'_>| {
         recovering.frame(&frame).map_err(|error| storage::ReplayError::new(error.to_string()))
     };
-    let opened = Log::open(log_config, notify, &mut replay);
-    let (log, recovery) = match opened {
-        Ok(opened) => opened,
-        Err(error @ (storage::LogError::Damage(_) | storage::LogError::Replay { .. })) => {
-            return Err(ServeError::Damaged(error.to_string()));
-        }
-        Err(error) => return Err(ServeError::Log(error.to_string())),
-    };
+    let (log, recovery) = closed.open(&mut replay).map_err(|error| log_error(&error))?;
+    recovering.check(&recovery.shards).map_err(|error| ServeError::Damaged(error.to_string()))?;
     drop(events.send(Event::Recovered(Box::new(recovery))));
     Worker::new(recovering, log, Arc::clone(shared), settings)
         .map_err(|error| ServeError::Environment(format!("no thread: {error}")))
+}
+
+fn log_error(error: &storage::LogError) -> ServeError {
+    match error {
+        storage::LogError::Damage(_) | storage::LogError::Replay { .. } => {
+            ServeError::Damaged(error.to_string())
+        }
+        _ => ServeError::Log(error.to_string()),
+    }
 }
 
 fn report_recovery(recovery: &Recovery, started: Instant) {

@@ -14,12 +14,16 @@
 //! | `writer` | frames for the log, in order and paced |
 //! | `post` | messages for other sites, gathered into packets |
 //! | `catchup` | old blocks, read back for sites that were away |
+//! | `checkpoint` | the shards' states, written down beside the work |
+//! | `restore` | the shards' states out of their checkpoints |
 //! | `recover` | the shards while the log is read back |
 //! | `sim` | tests only: clusters in one thread, from a seed |
 
 mod catchup;
+mod checkpoint;
 mod post;
 mod recover;
+mod restore;
 mod shard;
 #[cfg(test)]
 mod sim;
@@ -43,6 +47,8 @@ use crate::engine::{EngineConfig, Input, Now};
 use crate::metrics::Metrics;
 use crate::replica::{self, ReplayError, ReplicaConfig, Timing, message};
 use catchup::CatchUp;
+use checkpoint::Checkpointer;
+pub use checkpoint::Last;
 use post::Post;
 pub use recover::Recovering;
 use shard::Shard;
@@ -90,6 +96,8 @@ pub struct WorkerSettings {
     pub timing: Timing,
     /// Applied entries kept in memory per shard, bytes, unless alone.
     pub tail_bytes_max: usize,
+    /// Log after which the states are written down again, bytes; 0: never.
+    pub checkpoint_bytes: u64,
 }
 
 impl WorkerSettings {
@@ -179,6 +187,8 @@ pub struct ShardReport {
     pub counters: replica::Counters,
     /// Engine figures.
     pub engine: crate::engine::Stats,
+    /// The last checkpoint.
+    pub checkpoint: Last,
 }
 
 /// A worker before its thread starts.
@@ -191,6 +201,8 @@ pub struct Worker<D: Disk = FileDisk> {
     post: Post,
     /// `None` where no other site can be behind.
     catch_up: Option<CatchUp>,
+    /// `None` in simulations.
+    checkpoints: Option<Checkpointer>,
     shared: Arc<Shared>,
     settings: WorkerSettings,
     alone: bool,
@@ -205,7 +217,7 @@ impl Worker {
     /// A worker over recovered shards and their open log.
     ///
     /// # Errors
-    /// No thread can be had for reading old blocks back.
+    /// No thread can be had for reading old blocks back or for checkpoints.
     pub fn new(
         recovering: Recovering,
         log: Log,
@@ -216,22 +228,33 @@ impl Worker {
             true => None,
             false => Some(CatchUp::start(&log, &shared.exchange)?),
         };
-        Ok(Self::over(recovering, log, catch_up, shared, settings))
+        let (shards, last) = recovering.finish();
+        let checkpoints = Checkpointer::start(
+            &log,
+            &shared.exchange,
+            &shared.metrics,
+            last,
+            settings.checkpoint_bytes,
+        )?;
+        let mut worker = Self::over(shards, log, catch_up, shared, settings);
+        worker.checkpoints = Some(checkpoints);
+        Ok(worker)
     }
 }
 
 impl<D: Disk> Worker<D> {
     fn over(
-        recovering: Recovering,
+        shards: Vec<Shard>,
         log: Log<D>,
         catch_up: Option<CatchUp>,
         shared: Arc<Shared>,
         settings: WorkerSettings,
     ) -> Self {
         Self {
-            shards: recovering.finish(),
+            shards,
             log,
             catch_up,
+            checkpoints: None,
             writer: Writer::new(settings.commit_interval_us),
             proposals: Pace::new(settings.commit_interval_us),
             post: Post::new(Arc::clone(&shared.mesh)),
@@ -279,8 +302,11 @@ impl<D: Disk> Worker<D> {
         self.run_timers(now)?;
         let written = self.write(now)?;
         self.release();
+        let space = self.log.space() == Space::Ok;
+        let shards = &mut self.shards;
+        let more = self.checkpoints.as_mut().is_some_and(|all| all.run(shards, space, now));
         self.refresh_report(now);
-        Ok(taken > 0 || written)
+        Ok(taken > 0 || written || more)
     }
 
     /// Tells the replicas what became durable.
@@ -668,7 +694,8 @@ impl<D: Disk> Worker<D> {
         report.log = Some(self.log.stats());
         report.drained = self.shards.first().map_or(0, |shard| shard.engine.drained());
         report.shards.clear();
-        report.shards.extend(self.shards.iter().map(|shard| ShardReport {
+        let checkpoints = &self.checkpoints;
+        report.shards.extend(self.shards.iter().enumerate().map(|(at, shard)| ShardReport {
             shard: shard.engine.shard(),
             leads: shard.replica.leads(),
             candidate: shard.replica.is_candidate(),
@@ -679,6 +706,7 @@ impl<D: Disk> Worker<D> {
             committed: shard.replica.committed(),
             applied: shard.engine.applied(),
             engine: shard.engine.stats(),
+            checkpoint: checkpoints.as_ref().map_or_else(Last::default, |all| all.last(at)),
         }));
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use protocol::code::Code;
+use storage::FRAME_HEADER_BYTES;
 
 use super::WorkerError;
 use crate::engine::input::Waiter;
@@ -25,6 +26,8 @@ pub(super) struct Shard {
     /// What the replica wants.
     pub(super) wants: replica::Outputs,
     pub(super) due_us: Option<u64>,
+    /// Bytes of log applied since the state of the last checkpoint.
+    pub(super) grown: u64,
     reads: Reads,
     /// Blocks applied, for the checker: index, term, bytes.
     #[cfg(test)]
@@ -47,6 +50,7 @@ impl Shard {
             out,
             wants: replica::Outputs::default(),
             due_us: None,
+            grown: 0,
             reads: Reads::default(),
             #[cfg(test)]
             tap: Vec::new(),
@@ -84,6 +88,7 @@ impl Shard {
                 Step::Apply { index, term, block } => {
                     #[cfg(test)]
                     self.tap.push((index, term, block.clone()));
+                    self.grown += (FRAME_HEADER_BYTES + block.len()) as u64;
                     let input = Input::Committed { index, term, block: &block };
                     self.handle(input, now)?;
                 }

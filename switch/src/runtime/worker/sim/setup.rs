@@ -154,6 +154,7 @@ impl Setup {
             cluster: 7,
             timing: Timing::default(),
             tail_bytes_max: self.tail_bytes_max,
+            checkpoint_bytes: 0,
         }
     }
 

@@ -93,7 +93,7 @@ impl Site {
             Rc::clone(&self.disk_due_us),
         );
         let settings = setup.worker(self.number);
-        let mut recovering = Recovering::new(&settings);
+        let mut recovering = Recovering::new(&settings, None);
         recovering.break_rule(setup.rule());
         let forget = setup.flaw == Some(Flaw::ForgetVote);
         let mut replay = |frame: Frame<'_>| {
@@ -114,7 +114,7 @@ impl Site {
             Err(error) => panic!("site {} refuses its log: {error}", self.number),
         };
         let shared = Arc::new(shared(self.number, setup));
-        let worker = Worker::over(recovering, log, None, Arc::clone(&shared), settings);
+        let worker = Worker::over(recovering.finish().0, log, None, Arc::clone(&shared), settings);
         let now_us = clock.get();
         self.life += 1;
         self.process = Some(Process {

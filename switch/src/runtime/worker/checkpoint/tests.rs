@@ -1,0 +1,90 @@
+//! The worker's checkpoints on a log of real files: written, restored, failing.
+
+use super::*;
+use crate::engine::{Engine, EngineConfig};
+use crate::replica::{ReplicaConfig, Timing};
+use crate::runtime::testing::{Cluster, eventually};
+use crate::runtime::worker::restore::restore_all;
+use storage::{LogConfig, Notify};
+
+struct Scene {
+    dir: tempfile::TempDir,
+    log: Log,
+    shards: Vec<Shard>,
+    checkpointer: Checkpointer,
+    metrics: Arc<Metrics>,
+    engines: Vec<EngineConfig>,
+    now: Now,
+}
+
+impl Scene {
+    fn new(shards: u16) -> Self {
+        let config = &Cluster::new(1).configs[0];
+        let engines: Vec<EngineConfig> = (0..shards).map(|shard| config.engine(shard)).collect();
+        let dir = tempfile::tempdir().unwrap();
+        let notify = Notify::new().unwrap();
+        let log_config = LogConfig { segment_bytes: 2 << 20, ..LogConfig::new(dir.path(), 1, 0) };
+        let (log, _) = Log::open(log_config, notify.clone(), &mut |_| Ok(())).unwrap();
+        let net_wake = Arc::new(tokio::sync::Notify::new());
+        let exchange = Arc::new(Exchange::new(4, notify, net_wake));
+        let metrics = Arc::new(Metrics::new(config));
+        let shard = |engine: &EngineConfig| {
+            let replica = crate::replica::Recovering::new(ReplicaConfig {
+                shard: engine.shard,
+                site: 1,
+                witnesses: Vec::new(),
+                voters: vec![1],
+                preference: vec![1],
+                seed: 1,
+                tail_bytes_max: 0,
+                timing: Timing::default(),
+            });
+            Shard::new(Engine::new(engine.clone()), replica.start(), Default::default())
+        };
+        let last = vec![Last::default(); engines.len()];
+        let shards: Vec<Shard> = engines.iter().map(shard).collect();
+        let checkpointer = Checkpointer::start(&log, &exchange, &metrics, last, 1 << 20).unwrap();
+        Self { dir, log, shards, checkpointer, metrics, engines, now: Now::default() }
+    }
+
+    fn run_until(&mut self, what: &str, is_true: impl Fn(&Metrics) -> bool) {
+        eventually(what, || {
+            self.now.mono_us += 1_000;
+            self.checkpointer.run(&mut self.shards, true, self.now);
+            is_true(&self.metrics)
+        });
+    }
+}
+
+#[test]
+fn shards_are_written_one_after_the_other_the_most_grown_first() {
+    let mut scene = Scene::new(3);
+    scene.run_until("nothing is due", |_| true);
+    assert!(scene.checkpointer.active.is_none());
+    (scene.shards[1].grown, scene.shards[2].grown) = (1 << 20, 2 << 20);
+    scene.checkpointer.run(&mut scene.shards, false, scene.now);
+    assert!(scene.checkpointer.active.is_none(), "not while the disk is full");
+    scene.checkpointer.run(&mut scene.shards, true, scene.now);
+    assert_eq!(scene.checkpointer.active.as_ref().map(|active| active.at), Some(2));
+    scene.run_until("both are written", |metrics| metrics.checkpoints.value() == 2);
+    assert_eq!(scene.shards.iter().map(|shard| shard.grown).sum::<u64>(), 0);
+    let restored = restore_all(&scene.log.checkpoints(), &scene.engines);
+    let restored: Vec<bool> = restored.iter().map(Option::is_some).collect();
+    assert_eq!(restored, [false, true, true]);
+}
+
+#[test]
+fn a_failure_is_counted_and_tried_again_later() {
+    let mut scene = Scene::new(1);
+    let (dir, elsewhere) = (scene.dir.path().to_owned(), scene.dir.path().with_extension("away"));
+    std::fs::rename(&dir, &elsewhere).unwrap();
+    scene.shards[0].grown = 2 << 20;
+    scene.run_until("it fails", |metrics| metrics.checkpoint_failures.value() == 1);
+    assert!(scene.checkpointer.active.is_none());
+    let after = scene.shards[0].engine.checkpoint_slice(1, &mut |_| {});
+    assert_eq!(after, Slice::None, "the engine keeps nothing aside for it");
+    std::fs::rename(&elsewhere, &dir).unwrap();
+    let before_us = scene.now.mono_us;
+    scene.run_until("it is written", |metrics| metrics.checkpoints.value() == 1);
+    assert!(scene.now.mono_us >= before_us + RETRY_US - 1_000, "not at once");
+}

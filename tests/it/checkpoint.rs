@@ -1,0 +1,163 @@
+//! Checkpoints of a real site: restarts from them, one that is damaged.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use protocol::code::OrderState;
+use protocol::id::{OutTradeNo, TransactionId};
+use protocol::message::{OrderRef, OrderReply, kind};
+use tests::gateway::{Gateway, Merchant, merchant, pay, signed_order, signed_pay, signed_refund};
+use tests::{Deployment, wait_until};
+
+use crate::run;
+
+/// Payments sent before their answers are read.
+const AT_ONCE: u64 = 50;
+
+/// What a site must still say after a restart.
+type Answers = BTreeMap<u64, (TransactionId, OrderState)>;
+
+/// A deployment whose states are written down after every few dozen payments.
+fn deployment() -> Deployment {
+    let deployment = Deployment::init(20);
+    deployment.small_segments();
+    deployment.edit("# checkpoint_mib = 256", "checkpoint_mib = 1");
+    deployment
+}
+
+fn no(number: u64) -> String {
+    format!("c-{number}")
+}
+
+/// Pays `numbers`, some at once; every answer is final.
+async fn pay_all(
+    gateway: &mut Gateway,
+    m: &Merchant,
+    numbers: std::ops::Range<u64>,
+    answers: &mut Answers,
+) {
+    let numbers: Vec<u64> = numbers.collect();
+    for some in numbers.chunks(AT_ONCE as usize) {
+        for number in some {
+            gateway.write(&signed_pay(m, &pay(m, &no(*number), 100), *number)).await;
+        }
+        for _ in some {
+            let (header, body) = gateway.read().await.expect("an answer");
+            let reply = OrderReply::decode(&body).expect("an order reply");
+            assert_eq!(reply.state, OrderState::Paid, "{reply:?}");
+            let id = reply.transaction_id.expect("a paid order has a number");
+            answers.insert(header.correlation, (id, reply.state));
+        }
+    }
+}
+
+async fn check_all(gateway: &mut Gateway, m: &Merchant, answers: &Answers) {
+    for (number, (id, state)) in answers {
+        let reference = OrderRef::OutTradeNo(OutTradeNo::parse(no(*number).as_bytes()).unwrap());
+        let found = gateway.order(&signed_order(m, kind::QUERY, reference, *number)).await;
+        assert_eq!((found.transaction_id, found.state), (Some(*id), *state), "{number}");
+    }
+    // And again as they were sent: known, not charged once more.
+    for (number, (id, state)) in answers.iter().step_by(17) {
+        let again = gateway.order(&signed_pay(m, &pay(m, &no(*number), 100), *number)).await;
+        assert_eq!((again.transaction_id, again.state, again.replayed), (Some(*id), *state, true));
+    }
+}
+
+/// Checkpoint files, newest first.
+fn checkpoints(deployment: &Deployment) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(deployment.log_dir()).expect("the log's folder");
+    let paths = entries.map(|entry| entry.expect("an entry").path());
+    let mut files: Vec<PathBuf> =
+        paths.filter(|path| path.extension().is_some_and(|it| it == "checkpoint")).collect();
+    files.sort();
+    files.reverse();
+    files
+}
+
+#[test]
+fn restarts_begin_from_checkpoints_and_answer_as_before() {
+    let deployment = deployment();
+    let channel = deployment.channel(&[]);
+    let m = merchant(&deployment, 0);
+    let mut answers = Answers::new();
+    for round in 0..4 {
+        let switch = deployment.serve();
+        if round > 0 {
+            assert!(
+                switch.printed().contains("checkpoints: 1 shards with"),
+                "{}",
+                switch.printed()
+            );
+        }
+        run(async {
+            let mut gateway = Gateway::open(&deployment).await;
+            check_all(&mut gateway, &m, &answers).await;
+            let first = 10_000 * round;
+            pay_all(&mut gateway, &m, first..first + 400, &mut answers).await;
+            wait_until("a checkpoint", || deployment.metric("checkpoints_total") > 0);
+            // Killed while the next one may be under way.
+            pay_all(&mut gateway, &m, first + 400..first + 700 + 37 * round, &mut answers).await;
+            let reference = OrderRef::OutTradeNo(OutTradeNo::parse(no(first).as_bytes()).unwrap());
+            let refund = signed_refund(&m, reference, &format!("r-{round}"), 40, 1);
+            assert_eq!(gateway.refund(&refund).await.refunded, 40);
+        });
+        assert_eq!(deployment.metric("checkpoint_failures_total"), 0);
+        switch.kill();
+    }
+    let switch = deployment.serve();
+    run(async {
+        let mut gateway = Gateway::open(&deployment).await;
+        check_all(&mut gateway, &m, &answers).await;
+        let reference = OrderRef::OutTradeNo(OutTradeNo::parse(no(0).as_bytes()).unwrap());
+        let found = gateway.order(&signed_order(&m, kind::QUERY, reference, 1)).await;
+        assert_eq!(found.refunded, 40);
+    });
+    assert!(switch.stop().success());
+    drop(channel);
+    assert_eq!(checkpoints(&deployment).len(), 2, "the last two are kept");
+    let log_dir = deployment.log_dir();
+    let verify = deployment.payswitch(&["log", "verify", log_dir.to_str().unwrap()]);
+    assert!(verify.status.success(), "{}", tests::text(&verify));
+}
+
+#[test]
+fn a_damaged_checkpoint_is_told_and_the_one_before_is_used() {
+    let deployment = deployment();
+    let _channel = deployment.channel(&[]);
+    let m = merchant(&deployment, 0);
+    let mut answers = Answers::new();
+    let switch = deployment.serve();
+    run(async {
+        let mut gateway = Gateway::open(&deployment).await;
+        for round in 0.. {
+            pay_all(&mut gateway, &m, round * 200..round * 200 + 200, &mut answers).await;
+            if deployment.metric("checkpoints_total") >= 2 {
+                break;
+            }
+        }
+    });
+    switch.kill();
+    deployment.edit("checkpoint_mib = 1", "checkpoint_mib = 0");
+    let files = checkpoints(&deployment);
+    assert_eq!(files.len(), 2);
+    for (file, is_last) in files.iter().zip([false, true]) {
+        let mut bytes = std::fs::read(file).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 4;
+        std::fs::write(file, bytes).unwrap();
+        let switch = deployment.serve();
+        let printed = switch.printed();
+        let (_, since) = printed.rsplit_once("is NOT USED: ").expect("it says so");
+        assert!(since.contains(&*file.to_string_lossy()), "{printed}");
+        assert_eq!(since.contains("checkpoints: 1 shards"), !is_last, "{printed}");
+        switch.kill();
+        let set_aside = file.with_extension("checkpoint.damaged");
+        assert!(set_aside.exists() && !file.exists(), "its bytes are kept");
+    }
+    let _switch = deployment.serve();
+    run(async {
+        let mut gateway = Gateway::open(&deployment).await;
+        check_all(&mut gateway, &m, &answers).await;
+    });
+}
