@@ -272,6 +272,8 @@ fn spawn_worker(
         cluster: config.cluster,
         timing: crate::replica::Timing::default(),
         checkpoint_bytes: u64::from(config.log.checkpoint_mib) << 20,
+        keep_bytes: u64::from(config.log.keep_mib) << 20,
+        segment_bytes: u64::from(config.log.segment_mib) << 20,
     };
     thread::Builder::new()
         .name("worker-0".into())

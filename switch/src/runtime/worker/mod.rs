@@ -15,6 +15,7 @@
 //! | `post` | messages for other sites, gathered into packets |
 //! | `catchup` | old blocks, read back for sites that were away |
 //! | `checkpoint` | the shards' states, written down beside the work |
+//! | `release` | the oldest log, given up when checkpoints hold it |
 //! | `restore` | the shards' states out of their checkpoints |
 //! | `recover` | the shards while the log is read back |
 
@@ -22,6 +23,7 @@ mod catchup;
 mod checkpoint;
 mod post;
 mod recover;
+mod release;
 mod restore;
 mod shard;
 mod writer;
@@ -46,6 +48,7 @@ use checkpoint::Checkpointer;
 pub use checkpoint::Last;
 use post::Post;
 pub use recover::Recovering;
+use release::Releaser;
 use shard::Shard;
 use writer::{Pace, Writer};
 
@@ -87,6 +90,10 @@ pub struct WorkerSettings {
     pub timing: Timing,
     /// Log after which the states are written down again, bytes; 0: never.
     pub checkpoint_bytes: u64,
+    /// Log that stays although checkpoints hold it, bytes; 0: all of it.
+    pub keep_bytes: u64,
+    /// Size of a segment of the log, bytes.
+    pub segment_bytes: u64,
 }
 
 impl WorkerSettings {
@@ -175,6 +182,8 @@ pub struct ShardReport {
     pub engine: crate::engine::Stats,
     /// The last checkpoint.
     pub checkpoint: Last,
+    /// Sites that need blocks which the log no longer holds, while leading.
+    pub beyond_log: u64,
 }
 
 /// A worker before its thread starts.
@@ -188,6 +197,7 @@ pub struct Worker {
     /// `None` where no other site can be behind.
     catch_up: Option<CatchUp>,
     checkpoints: Checkpointer,
+    releaser: Releaser,
     shared: Arc<Shared>,
     settings: WorkerSettings,
     alone: bool,
@@ -226,6 +236,7 @@ impl Worker {
             log,
             catch_up,
             checkpoints,
+            releaser: Releaser::new(settings.keep_bytes, settings.segment_bytes),
             writer: Writer::new(settings.commit_interval_us),
             proposals: Pace::new(settings.commit_interval_us),
             post: Post::new(Arc::clone(&shared.mesh)),
@@ -260,7 +271,9 @@ impl Worker {
             self.run_timers(now)?;
             let written = self.write(now)?;
             self.release();
-            let more = self.checkpoints.run(&mut self.shards, self.log.space() == Space::Ok, now);
+            let log = (self.writer.appended_bytes(), self.log.space());
+            let more = self.checkpoints.run(&mut self.shards, log, now);
+            self.release_log(now)?;
             self.refresh_report(now);
             if self.shared.stop.load(Ordering::Acquire) && self.idle() {
                 self.log.close()?;
@@ -553,6 +566,19 @@ impl Worker {
         self.shared.metrics.batch_records.record(records);
     }
 
+    /// Gives up log that checkpoints hold, when there is too much of it.
+    fn release_log(&mut self, now: Now) -> Result<(), WorkerError> {
+        if !self.checkpoints.may_release() {
+            return Ok(());
+        }
+        let (shards, log) = (&mut self.shards, &mut self.log);
+        let release = self.releaser.run(shards, log, &mut self.writer, &self.checkpoints, now)?;
+        if let Some(release) = release {
+            self.checkpoints.release(release);
+        }
+        Ok(())
+    }
+
     /// Collects what the engines let go and hands it to the network thread.
     fn release(&mut self) {
         for shard in &mut self.shards {
@@ -641,7 +667,7 @@ impl Worker {
         report.drained = self.shards.first().map_or(0, |shard| shard.engine.drained());
         report.shards.clear();
         let checkpoints = &self.checkpoints;
-        report.shards.extend(self.shards.iter().enumerate().map(|(at, shard)| ShardReport {
+        report.shards.extend(self.shards.iter_mut().enumerate().map(|(at, shard)| ShardReport {
             shard: shard.engine.shard(),
             leads: shard.replica.leads(),
             candidate: shard.replica.is_candidate(),
@@ -652,6 +678,7 @@ impl Worker {
             applied: shard.engine.applied(),
             engine: shard.engine.stats(),
             checkpoint: checkpoints.last(at),
+            beyond_log: shard.look_beyond(),
         }));
     }
 }
