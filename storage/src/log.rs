@@ -80,6 +80,8 @@ pub struct LogStats {
     pub flush_us_total: u64,
     /// The current segment; 0 before the first.
     pub segment: u64,
+    /// The segment with which the log begins.
+    pub first_segment: u64,
     /// Everything up to here is durable.
     pub durable: Lsn,
     /// Room on the file system.
@@ -409,6 +411,7 @@ impl<D: Disk> Log<D> {
             flush_us_max: counters.flush_us_max,
             flush_us_total: counters.flush_us_total,
             segment: self.segment.id,
+            first_segment: self.first_segment,
             durable: Lsn(self.durable),
             space: self.disk.space(),
             free_bytes: self.disk.free_bytes(),

@@ -225,6 +225,8 @@ pub struct ShardMetrics {
     pub checkpoint_age_s: Gauge,
     /// Milliseconds that its newest checkpoint took.
     pub checkpoint_ms: Gauge,
+    /// Sites that need blocks which the leader's log no longer holds.
+    pub beyond_log: Gauge,
 }
 
 /// A channel's link.

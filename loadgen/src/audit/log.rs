@@ -245,6 +245,7 @@ impl Source {
                 lines(path, BufReader::with_capacity(1 << 20, file), take)
             }
             Self::Dump { payswitch, data } => {
+                check_whole(data)?;
                 let mut child = Command::new(payswitch)
                     .args(["log", "dump"])
                     .args(of_frames.then_some("--frames"))
@@ -269,6 +270,23 @@ impl Source {
             }
         }
     }
+}
+
+/// The audit proves every acknowledgement by the log, which must therefore
+/// reach back to the first payment.
+fn check_whole(data: &Path) -> Result<(), Failure> {
+    let workers = std::fs::read_dir(data).map_err(|error| unreadable(data, &error))?;
+    for worker in workers {
+        let released = worker.map_err(|error| unreadable(data, &error))?.path().join("released");
+        if released.exists() {
+            return Err(Failure::usage(format_args!(
+                "the beginning of the log in {} was given up (log.keep_mib): nothing can be \
+                 proven by the rest; audit deployments that keep all of their log",
+                data.display()
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn lines(
@@ -312,6 +330,17 @@ mod tests {
         let merchant = r#"{"shard":0,"index":1,"term":1,"record":0,"at_us":1,"kind":"merchant","operator":"boot\"strap","mch_id":"M1","limits":{"burst":1}}"#;
         assert_eq!(parse(merchant).unwrap().fact, Fact::Other);
         assert!(parse("{").is_err() && parse(r#"{"kind":"end"}"#).is_err());
+    }
+
+    #[test]
+    fn a_log_without_its_beginning_is_no_proof() {
+        let data = tempfile::tempdir().unwrap();
+        let worker = data.path().join("worker-0");
+        std::fs::create_dir(&worker).unwrap();
+        assert!(check_whole(data.path()).is_ok());
+        std::fs::write(worker.join("released"), b"").unwrap();
+        let refused = check_whole(data.path()).unwrap_err();
+        assert!(refused.message.contains("keep_mib"), "{}", refused.message);
     }
 
     #[test]

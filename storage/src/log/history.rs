@@ -46,6 +46,18 @@ impl<D: Disk> Log<D> {
         &mut self,
         checkpoints: &[Checkpoint],
     ) -> Result<Option<LogRelease<D>>, LogError> {
+        self.plan_release_before(checkpoints, u64::MAX)
+    }
+
+    /// [`Self::plan_release`] of segments before `segment` only.
+    ///
+    /// # Errors
+    /// As [`Self::plan_release`].
+    pub fn plan_release_before(
+        &mut self,
+        checkpoints: &[Checkpoint],
+        segment: u64,
+    ) -> Result<Option<LogRelease<D>>, LogError> {
         self.sound()?;
         for Checkpoint { shard, index, .. } in checkpoints.iter().copied() {
             if !self.spans.release(shard, index) {
@@ -53,7 +65,8 @@ impl<D: Disk> Log<D> {
             }
         }
         merge(&mut self.anchors, checkpoints);
-        let first = self.holdings.first_needed(&self.anchors, self.durable_end.segment);
+        let last = self.durable_end.segment.min(segment);
+        let first = self.holdings.first_needed(&self.anchors, last);
         if first <= self.first_segment {
             return Ok(None);
         }

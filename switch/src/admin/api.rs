@@ -158,6 +158,10 @@ pub struct Explain {
     pub reserved: i64,
     /// Records of the payment, in log order.
     pub records: Vec<ExplainRecord>,
+    /// The log no longer reaches back to the payment's beginning: records are
+    /// missing, the state is not.
+    #[serde(default)]
+    pub beginning_gone: bool,
 }
 
 /// One record of a time line.

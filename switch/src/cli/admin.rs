@@ -462,6 +462,9 @@ fn explain_table(explain: &Explain) -> String {
             ]
         })
         .collect();
+    if explain.beginning_gone {
+        text += "the log no longer reaches back to its beginning: earlier records are gone\n";
+    }
     text += &table(&["index", "term", "at_ms", "record", "what"], &rows);
     text
 }

@@ -197,6 +197,15 @@ impl Check<'_> {
         self.range("log.idle_seal_ms", log.idle_seal_ms, 1, 60_000);
         self.range("log.commit_interval_us", log.commit_interval_us, 0, 10_000);
         self.range("log.checkpoint_mib", log.checkpoint_mib, 0, 1 << 20);
+        self.range("log.keep_mib", log.keep_mib, 0, 1 << 30);
+        if log.keep_mib > 0 && log.checkpoint_mib == 0 {
+            self.refuse("log.keep_mib", log.keep_mib, "0 without checkpoints");
+        }
+        if log.keep_mib > 0 && config.sites.len() > 1 {
+            let allowed =
+                "0 with several sites: one that was away gets what it missed from the log";
+            self.refuse("log.keep_mib", log.keep_mib, allowed);
+        }
         self.range("worker.inbox_batches", worker.inbox_batches, 16, 1 << 20);
         self.range("worker.outstanding_max", worker.outstanding_max, 1, 1 << 24);
         self.range("worker.queue_delay_max_ms", worker.queue_delay_max_ms, 1, 60_000);

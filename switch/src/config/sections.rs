@@ -177,6 +177,9 @@ pub struct LogConfig {
     /// to be replayed at a start, MiB; 0: never. Less often for a state that is
     /// larger than this.
     pub checkpoint_mib: u32,
+    /// Log kept although checkpoints hold what it says, MiB; older segments are
+    /// deleted. 0: all of it is kept.
+    pub keep_mib: u32,
 }
 
 impl Default for LogConfig {
@@ -189,6 +192,7 @@ impl Default for LogConfig {
             idle_seal_ms: 100,
             commit_interval_us: 600,
             checkpoint_mib: 256,
+            keep_mib: 0,
         }
     }
 }

@@ -191,7 +191,7 @@ impl Metrics {
 
     fn shard_gauges(&self, page: &mut Page<'_>) {
         type Field = fn(&ShardMetrics) -> &Gauge;
-        let fields: [(&str, &str, Field); 16] = [
+        let fields: [(&str, &str, Field); 17] = [
             ("shard_leader", "1 when this site leads the shard.", |s| &s.leader),
             ("shard_term", "Raft term.", |s| &s.term),
             ("shard_commit_index", "Highest committed index.", |s| &s.commit_index),
@@ -207,6 +207,7 @@ impl Metrics {
             ("outbox_events", "Undelivered events.", |s| &s.outbox),
             ("checkpoint_index", "Last block in its checkpoint.", |s| &s.checkpoint_index),
             ("checkpoint_age_seconds", "Age of its checkpoint.", |s| &s.checkpoint_age_s),
+            ("shard_beyond_log", "Sites that only a checkpoint can help.", |s| &s.beyond_log),
             ("checkpoint_milliseconds", "What it took to write.", |s| &s.checkpoint_ms),
         ];
         for (name, help, field) in fields {

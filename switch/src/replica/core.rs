@@ -310,6 +310,17 @@ impl Replica {
         self.node.raft.prs().get(site).map(|progress| progress.matched)
     }
 
+    /// Sites that need entries which the log no longer holds, while leading: only
+    /// a checkpoint would help them.
+    pub fn beyond_log(&self) -> u64 {
+        if !self.is_leader() {
+            return 0;
+        }
+        let (first, site) = (self.first_served(), self.config.site);
+        let others = self.node.raft.prs().iter().filter(|(id, _)| **id != site);
+        others.filter(|(_, progress)| progress.matched + 1 < first).count() as u64
+    }
+
     /// Whether a block would be taken now.
     pub fn may_propose(&self) -> bool {
         self.leads()
@@ -494,6 +505,23 @@ impl Replica {
         }
         self.saved_commit = state.commit;
         Some(HardState { term: state.term, vote: state.vote, commit: state.commit })
+    }
+
+    /// The hard state as the log holds it, to be written again: `None` while a
+    /// newer one is on its way.
+    pub fn state_again(&mut self) -> Option<HardState> {
+        if self.node.has_ready() {
+            return None;
+        }
+        let state = self.node.raft.hard_state();
+        self.saved_commit = self.saved_commit.max(state.commit);
+        Some(HardState { term: state.term, vote: state.vote, commit: state.commit })
+    }
+
+    /// The log begins with the entry at `index` now, or behind it: followers
+    /// that need it cannot be served from the log any more.
+    pub fn released(&mut self, index: u64) {
+        self.node.mut_store().compact(index);
     }
 
     /// Whether [`Self::advance`] would bring something.

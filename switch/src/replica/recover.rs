@@ -30,6 +30,8 @@ pub struct Recovering {
     base: Base,
     /// The last block found in the log.
     seen: Option<u64>,
+    /// A block at or below the base was found in the log.
+    shown: bool,
     /// Whether the log says what the state says of the block at the base. A stale
     /// block may say otherwise until it is replaced.
     meets: bool,
@@ -68,6 +70,7 @@ impl Recovering {
             config,
             base,
             seen: None,
+            shown: false,
             meets: true,
             follows: true,
         }
@@ -125,13 +128,15 @@ impl Recovering {
         let follows = index != base.index + 1
             || term >= base.term && chain_next(&base.chain, payload) == chain;
         let before = self.store.term_of(index - 1);
-        // What stood before the first one is gone: it may be a stale one and
-        // older than the base, until it is replaced.
-        if term < before && !first {
+        // Behind the base, while the log has shown nothing of what stood before:
+        // it may be a stale one, older than the base, until it is replaced.
+        let is_unproven = index == base.index + 1 && !self.shown;
+        if term < before && !is_unproven {
             return Err(ReplayError::TermBackwards { shard, index, last: before, found: term });
         }
         self.seen = Some(index);
         if is_below {
+            self.shown = true;
             self.store.note_below(index, term, first);
             self.meets = index < base.index || (term, chain) == (base.term, base.chain);
             self.follows = true;
@@ -195,7 +200,7 @@ impl Recovering {
             return Err(ReplayError::Missing { shard, base: base.index, found: at.index + 1 });
         }
         self.store.note_below(at.index, at.term, true);
-        self.seen = Some(at.index);
+        (self.seen, self.shown) = (Some(at.index), true);
         self.meets = at.index < base.index || at == base;
         self.follows = true;
         Ok(())

@@ -103,6 +103,17 @@ impl Store {
         self.note_term(index, term);
     }
 
+    /// The log no longer serves the entries up to `index`.
+    pub fn compact(&mut self, index: u64) {
+        if index <= self.known || index > self.last() {
+            return;
+        }
+        let term = self.term_of(index);
+        let later = self.terms.partition_point(|(first, _)| *first <= index);
+        self.terms.splice(..later, [(index, term)]);
+        self.known = index;
+    }
+
     /// Term, vote and commit index as they are to be made durable.
     pub fn set_hard_state(&mut self, state: HardState) {
         self.hard_state = state;
@@ -442,6 +453,22 @@ mod tests {
         let found = store.entries(2, 11, None, GetEntriesContext::empty(true)).unwrap();
         assert_eq!(indexes(&found), [2, 3, 4, 5]);
         assert!(store.entries(2, 11, None, GetEntriesContext::empty(false)).is_err(), "taken");
+    }
+
+    #[test]
+    fn what_the_log_gave_up_is_compacted_and_the_rest_is_not() {
+        let mut store = filled(&[1, 1, 3, 3, 4, 4]);
+        store.trim(5, 0, &mut Vec::new());
+        store.compact(4);
+        assert_eq!(store.first_index().unwrap(), 5);
+        let terms: Vec<Option<u64>> = (0..=7).map(|index| store.term(index).ok()).collect();
+        assert_eq!(terms, [None, None, None, None, Some(3), Some(4), Some(4), None]);
+        let compacted = store.entries(4, 6, None, GetEntriesContext::empty(true));
+        assert_eq!(compacted.unwrap_err(), raft::Error::Store(StorageError::Compacted));
+        assert!(store.take_wanted().is_none(), "nobody is asked for it");
+        store.compact(2);
+        store.compact(9);
+        assert_eq!((store.first_index().unwrap(), store.last()), (5, 6), "never back or beyond");
     }
 
     #[test]

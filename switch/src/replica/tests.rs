@@ -507,13 +507,16 @@ impl History {
     }
 }
 
+/// Index, term and block.
+type Applied = (u64, u64, Bytes);
+
 /// Recovers from `base` over `frames`; the blocks to be applied and the replica.
 fn recovered(
     config: ReplicaConfig,
     base: Base,
     frames: &[Found],
     end: u64,
-) -> Result<(Vec<(u64, u64, Bytes)>, Replica), ReplayError> {
+) -> Result<(Vec<Applied>, Replica), ReplayError> {
     let mut recovering = Recovering::from_base(config, base);
     let mut applied = Vec::new();
     for frame in frames {

@@ -223,6 +223,7 @@ impl NodeControl {
                 0 => 0,
                 _ => clock::mono_us().saturating_sub(checkpoint.at_us),
             };
+            gauges.beyond_log.set(shard.beyond_log);
             gauges.checkpoint_index.set(checkpoint.index);
             gauges.checkpoint_age_s.set(age_us / 1_000_000);
             gauges.checkpoint_ms.set(checkpoint.took_us / 1000);
@@ -234,7 +235,8 @@ impl NodeControl {
             channel.in_flight.set(in_flight.sum());
         }
         if let Some(log) = &report.log {
-            let segments = log.segment + log.disk.spares as u64;
+            let segments =
+                (log.segment + 1).saturating_sub(log.first_segment.max(1)) + log.disk.spares as u64;
             metrics.log_segments.set(segments);
             metrics.log_bytes.set(segments * self.segment_bytes);
             metrics.disk_free_bytes.set(log.free_bytes.unwrap_or_default());

@@ -6,7 +6,7 @@ use protocol::id::{MchId, OutTradeNo};
 
 use super::clock;
 use crate::admin::api::{Explain, ExplainRecord, InDoubt};
-use crate::engine::record::{Records, Stamped};
+use crate::engine::record::{Record, Records, Stamped};
 use crate::engine::{Engine, OrderView};
 
 /// The payment as the engine holds it.
@@ -40,7 +40,8 @@ pub fn in_doubt(engine: &Engine, limit: usize) -> Vec<InDoubt> {
 /// What is wrong with the log, for people.
 pub fn time_line(log_dir: &Path, view: OrderView) -> Result<Explain, String> {
     let shard = view.transaction_id.shard();
-    let mut records = Vec::new();
+    let mut records: Vec<ExplainRecord> = Vec::new();
+    let mut starts_with_begin = false;
     storage::read(log_dir, &mut |at| {
         let frame = at.frame;
         if frame.kind != storage::FrameKind::Block || frame.shard != shard {
@@ -49,6 +50,8 @@ pub fn time_line(log_dir: &Path, view: OrderView) -> Result<Explain, String> {
         // The engine has applied these very blocks: they can be read.
         for stamped in Records::new(frame.payload).into_iter().flatten().flatten() {
             if stamped.record.sequence() == Some(view.sequence) {
+                starts_with_begin |=
+                    records.is_empty() && matches!(stamped.record, Record::Begin(_));
                 records.push(line(frame.index, frame.term, &stamped));
             }
         }
@@ -65,6 +68,8 @@ pub fn time_line(log_dir: &Path, view: OrderView) -> Result<Explain, String> {
         currency: view.currency.to_string(),
         refunded: view.refunded,
         reserved: view.reserved,
+        // Its segments were given up: the state is out of a checkpoint.
+        beginning_gone: !starts_with_begin,
         records,
     })
 }

@@ -265,6 +265,8 @@ fn spawn_worker(
         timing: crate::replica::Timing::default(),
         tail_bytes_max: worker::TAIL_BYTES_MAX,
         checkpoint_bytes: u64::from(config.log.checkpoint_mib) << 20,
+        keep_bytes: u64::from(config.log.keep_mib) << 20,
+        segment_bytes: u64::from(config.log.segment_mib) << 20,
     };
     thread::Builder::new()
         .name("worker-0".into())

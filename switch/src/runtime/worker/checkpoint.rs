@@ -15,7 +15,9 @@ use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
 use std::thread;
 
 use crossbeam::queue::ArrayQueue;
-use storage::{Checkpoint, CheckpointError, CheckpointWriter, Checkpoints, Log};
+use storage::{
+    Checkpoint, CheckpointError, CheckpointWriter, Checkpoints, FileDisk, Log, LogRelease, Space,
+};
 
 use super::shard::Shard;
 use crate::engine::{Now, Slice};
@@ -39,6 +41,8 @@ enum Order {
     Begin(Checkpoint),
     Chunk(Vec<u8>),
     Commit,
+    /// Deletes log segments: never while a checkpoint is begun that it could rest on.
+    Release(Box<LogRelease<FileDisk>>),
 }
 
 /// How a checkpoint ended; one for each that was begun and not given up.
@@ -59,12 +63,13 @@ pub struct Last {
     pub took_us: u64,
     /// Bytes of its file.
     bytes: u64,
+    base: Option<Base>,
 }
 
 impl Last {
     /// One that the start began from.
     pub(super) fn found(base: Base, bytes: u64) -> Self {
-        Self { index: base.index, at_us: 0, took_us: 0, bytes }
+        Self { index: base.index, at_us: 0, took_us: 0, bytes, base: Some(base) }
     }
 }
 
@@ -86,8 +91,16 @@ pub(super) struct Checkpointer {
     metrics: Arc<Metrics>,
     /// Growth of a shard's log after which it is due, bytes; `None`: never.
     every: Option<u64>,
+    /// Growth of the whole log after which a shard that has grown at all is due.
+    every_whole: u64,
+    /// Bytes appended to the log when each shard's last state was taken.
+    appended: Vec<u64>,
     active: Option<Active>,
     last: Vec<Last>,
+    /// The one before the last of each shard, which the log may be released on:
+    /// the last may turn out damaged.
+    before: Vec<Option<Checkpoint>>,
+    release: Option<Box<LogRelease<FileDisk>>>,
     not_before_us: u64,
 }
 
@@ -118,8 +131,12 @@ impl Checkpointer {
             ended,
             metrics: Arc::clone(metrics),
             every: (every_bytes > 0).then_some((every_bytes / last.len().max(1) as u64).max(1)),
+            every_whole: every_bytes,
+            appended: vec![0; last.len()],
             active: None,
+            before: vec![None; last.len()],
             last,
+            release: None,
             not_before_us: 0,
         })
     }
@@ -129,13 +146,36 @@ impl Checkpointer {
         self.last.get(at).copied().unwrap_or_default()
     }
 
+    /// What the log may be released on, shard by shard.
+    pub(super) fn covered(&self) -> Vec<Checkpoint> {
+        self.before.iter().flatten().copied().collect()
+    }
+
+    /// Has segments deleted, once the thread gets to it. One at a time.
+    pub(super) fn release(&mut self, release: LogRelease<FileDisk>) {
+        debug_assert!(self.release.is_none(), "asked for only when it may");
+        self.release = Some(Box::new(release));
+    }
+
+    /// Whether the last release was handed over.
+    pub(super) fn may_release(&self) -> bool {
+        self.release.is_none()
+    }
+
     /// One turn's share. Says whether it could go on at once.
-    pub(super) fn run(&mut self, shards: &mut [Shard], space: bool, now: Now) -> bool {
+    pub(super) fn run(&mut self, shards: &mut [Shard], log: (u64, Space), now: Now) -> bool {
+        let (appended, space) = log;
         while let Some(ended) = self.ended.pop() {
             self.take_end(ended, shards, now);
         }
-        if self.active.is_none() && space && now.mono_us >= self.not_before_us {
-            self.begin(shards, now);
+        if let Some(release) = self.release.take()
+            && let Err(TrySendError::Full(Order::Release(release))) =
+                self.orders.try_send(Order::Release(release))
+        {
+            self.release = Some(release);
+        }
+        if self.active.is_none() && space == Space::Ok && now.mono_us >= self.not_before_us {
+            self.begin(shards, appended, now);
         }
         let Some(active) = &mut self.active else { return false };
         if active.waiting.is_empty() && !active.whole {
@@ -148,13 +188,17 @@ impl Checkpointer {
         self.send(shards, now)
     }
 
-    /// Begins the checkpoint of the shard whose log has grown most, if due.
-    fn begin(&mut self, shards: &mut [Shard], now: Now) {
+    /// Begins the checkpoint of the shard whose log has grown most, if due. A
+    /// quiet one's turn comes with the growth of the others, so that its old
+    /// blocks do not hold the log.
+    fn begin(&mut self, shards: &mut [Shard], appended: u64, now: Now) {
         let Some(every) = self.every else { return };
-        let last = &self.last;
+        let (last, begun, whole) = (&self.last, &self.appended, self.every_whole);
         let due = |(at, shard): &(usize, &mut Shard)| {
             let bytes = last.get(*at).map_or(0, |last| last.bytes);
-            shard.grown > every.max(bytes / SIZE_PART)
+            let since = begun.get(*at).map_or(0, |begun| appended.saturating_sub(*begun));
+            let has_grown = shard.grown > every.max(bytes / SIZE_PART);
+            has_grown || shard.grown > 0 && since > whole.max(bytes / SIZE_PART)
         };
         let due = shards.iter_mut().enumerate().filter(due).max_by_key(|(_, shard)| shard.grown);
         let Some((at, shard)) = due else { return };
@@ -171,6 +215,9 @@ impl Checkpointer {
         });
         debug_assert_eq!(index, base.index, "the engine has applied what the replica handed out");
         shard.grown = 0;
+        if let Some(begun) = self.appended.get_mut(at) {
+            *begun = appended;
+        }
         self.active = Some(Active { at, of, begun_us: now.mono_us, waiting, whole: false });
     }
 
@@ -203,8 +250,13 @@ impl Checkpointer {
             Ok(bytes) => {
                 let Active { at, of, begun_us, .. } = *active;
                 let took_us = now.mono_us.saturating_sub(begun_us);
-                if let Some(last) = self.last.get_mut(at) {
-                    *last = Last { index: of.index, at_us: begun_us, took_us, bytes };
+                let Checkpoint { shard, index, term, chain } = of;
+                if let (Some(last), Some(before)) = (self.last.get_mut(at), self.before.get_mut(at))
+                {
+                    let of = |Base { index, term, chain }| Checkpoint { shard, index, term, chain };
+                    *before = last.base.map(of);
+                    let base = Some(Base { index, term, chain });
+                    *last = Last { index, at_us: begun_us, took_us, bytes, base };
                 }
                 self.metrics.checkpoints.add(1);
                 self.active = None;
@@ -287,6 +339,17 @@ impl Writing {
                     drop(self.ended.push(Ended { shard, result: Ok(bytes) }));
                 }
                 (shard, committed.map(|_| None))
+            }
+            (Order::Release(release), current) => {
+                let first = release.first();
+                match release.run() {
+                    Ok(()) => println!("log: begins with segment {first} now"),
+                    // What is needed is there; the next release, or start, goes on.
+                    Err(error) => {
+                        eprintln!("log: segments before {first} are not released: {error}")
+                    }
+                }
+                return current;
             }
             (Order::Chunk(_) | Order::Commit, None) => return None,
         };

@@ -15,6 +15,7 @@
 //! | `post` | messages for other sites, gathered into packets |
 //! | `catchup` | old blocks, read back for sites that were away |
 //! | `checkpoint` | the shards' states, written down beside the work |
+//! | `release` | the oldest log, given up when checkpoints hold it |
 //! | `restore` | the shards' states out of their checkpoints |
 //! | `recover` | the shards while the log is read back |
 //! | `sim` | tests only: clusters in one thread, from a seed |
@@ -23,6 +24,7 @@ mod catchup;
 mod checkpoint;
 mod post;
 mod recover;
+mod release;
 mod restore;
 mod shard;
 #[cfg(test)]
@@ -51,6 +53,7 @@ use checkpoint::Checkpointer;
 pub use checkpoint::Last;
 use post::Post;
 pub use recover::Recovering;
+use release::Releaser;
 use shard::Shard;
 use writer::{Pace, Writer};
 
@@ -98,6 +101,10 @@ pub struct WorkerSettings {
     pub tail_bytes_max: usize,
     /// Log after which the states are written down again, bytes; 0: never.
     pub checkpoint_bytes: u64,
+    /// Log that stays although checkpoints hold it, bytes; 0: all of it.
+    pub keep_bytes: u64,
+    /// Size of a segment of the log, bytes.
+    pub segment_bytes: u64,
 }
 
 impl WorkerSettings {
@@ -189,6 +196,8 @@ pub struct ShardReport {
     pub engine: crate::engine::Stats,
     /// The last checkpoint.
     pub checkpoint: Last,
+    /// Sites that need blocks which the log no longer holds, while leading.
+    pub beyond_log: u64,
 }
 
 /// A worker before its thread starts.
@@ -203,6 +212,7 @@ pub struct Worker<D: Disk = FileDisk> {
     catch_up: Option<CatchUp>,
     /// `None` in simulations.
     checkpoints: Option<Checkpointer>,
+    releaser: Releaser,
     shared: Arc<Shared>,
     settings: WorkerSettings,
     alone: bool,
@@ -240,6 +250,38 @@ impl Worker {
         worker.checkpoints = Some(checkpoints);
         Ok(worker)
     }
+
+    /// Runs until stopped or failed. On failure nothing more is handed out.
+    ///
+    /// # Errors
+    /// [`WorkerError`]; the caller ends the process.
+    pub fn run(mut self) -> Result<(), WorkerError> {
+        loop {
+            let now = clock::now();
+            let busy = self.turn(now)?;
+            self.release_log(now)?;
+            if self.shared.stop.load(Ordering::Acquire) && self.idle() {
+                self.log.close()?;
+                return Ok(());
+            }
+            if !busy {
+                self.sleep(now);
+            }
+        }
+    }
+
+    /// Gives up log that checkpoints hold, when there is too much of it.
+    fn release_log(&mut self, now: Now) -> Result<(), WorkerError> {
+        let Some(checkpoints) = self.checkpoints.as_mut().filter(|all| all.may_release()) else {
+            return Ok(());
+        };
+        let (shards, log) = (&mut self.shards, &mut self.log);
+        let release = self.releaser.run(shards, log, &mut self.writer, checkpoints, now)?;
+        if let Some(release) = release {
+            checkpoints.release(release);
+        }
+        Ok(())
+    }
 }
 
 impl<D: Disk> Worker<D> {
@@ -255,6 +297,7 @@ impl<D: Disk> Worker<D> {
             log,
             catch_up,
             checkpoints: None,
+            releaser: Releaser::new(settings.keep_bytes, settings.segment_bytes),
             writer: Writer::new(settings.commit_interval_us),
             proposals: Pace::new(settings.commit_interval_us),
             post: Post::new(Arc::clone(&shared.mesh)),
@@ -265,24 +308,6 @@ impl<D: Disk> Worker<D> {
             next_tick_us: 0,
             report_due_us: 0,
             away: 0,
-        }
-    }
-
-    /// Runs until stopped or failed. On failure nothing more is handed out.
-    ///
-    /// # Errors
-    /// [`WorkerError`]; the caller ends the process.
-    pub fn run(mut self) -> Result<(), WorkerError> {
-        loop {
-            let now = clock::now();
-            let busy = self.turn(now)?;
-            if self.shared.stop.load(Ordering::Acquire) && self.idle() {
-                self.log.close()?;
-                return Ok(());
-            }
-            if !busy {
-                self.sleep(now);
-            }
         }
     }
 
@@ -302,9 +327,9 @@ impl<D: Disk> Worker<D> {
         self.run_timers(now)?;
         let written = self.write(now)?;
         self.release();
-        let space = self.log.space() == Space::Ok;
+        let log = (self.writer.appended_bytes(), self.log.space());
         let shards = &mut self.shards;
-        let more = self.checkpoints.as_mut().is_some_and(|all| all.run(shards, space, now));
+        let more = self.checkpoints.as_mut().is_some_and(|all| all.run(shards, log, now));
         self.refresh_report(now);
         Ok(taken > 0 || written || more)
     }
@@ -695,7 +720,7 @@ impl<D: Disk> Worker<D> {
         report.drained = self.shards.first().map_or(0, |shard| shard.engine.drained());
         report.shards.clear();
         let checkpoints = &self.checkpoints;
-        report.shards.extend(self.shards.iter().enumerate().map(|(at, shard)| ShardReport {
+        report.shards.extend(self.shards.iter_mut().enumerate().map(|(at, shard)| ShardReport {
             shard: shard.engine.shard(),
             leads: shard.replica.leads(),
             candidate: shard.replica.is_candidate(),
@@ -707,6 +732,7 @@ impl<D: Disk> Worker<D> {
             applied: shard.engine.applied(),
             engine: shard.engine.stats(),
             checkpoint: checkpoints.as_ref().map_or_else(Last::default, |all| all.last(at)),
+            beyond_log: shard.look_beyond(),
         }));
     }
 }

@@ -28,6 +28,8 @@ pub(super) struct Shard {
     pub(super) due_us: Option<u64>,
     /// Bytes of log applied since the state of the last checkpoint.
     pub(super) grown: u64,
+    /// Sites that need blocks which the log no longer holds, as last said.
+    beyond_log: u64,
     reads: Reads,
     /// Blocks applied, for the checker: index, term, bytes.
     #[cfg(test)]
@@ -51,10 +53,25 @@ impl Shard {
             wants: replica::Outputs::default(),
             due_us: None,
             grown: 0,
+            beyond_log: 0,
             reads: Reads::default(),
             #[cfg(test)]
             tap: Vec::new(),
         }
+    }
+
+    /// How many sites need blocks which the log no longer holds; said when it
+    /// changes, because they stay behind until somebody helps.
+    pub(super) fn look_beyond(&mut self) -> u64 {
+        let sites = self.replica.beyond_log();
+        if sites != self.beyond_log {
+            let (shard, first) = (self.replica.shard(), self.replica.first_served());
+            eprintln!(
+                "shard {shard}: {sites} sites need blocks before {first}, the first in the log"
+            );
+            self.beyond_log = sites;
+        }
+        sites
     }
 
     /// Lets a query wait for the next read barrier.

@@ -71,6 +71,8 @@ pub(super) struct Writer {
     queue: VecDeque<(usize, Append)>,
     /// Payload bytes in `queue`.
     queued_bytes: usize,
+    /// Payload bytes appended so far.
+    appended_bytes: u64,
     /// When the last write was started.
     pub(super) submitted_us: u64,
     /// Writes cost the same whatever they carry: not more often than this.
@@ -82,6 +84,7 @@ impl Writer {
         Self {
             queue: VecDeque::new(),
             queued_bytes: 0,
+            appended_bytes: 0,
             submitted_us: 0,
             pace: Pace::new(interval_us),
         }
@@ -95,9 +98,24 @@ impl Writer {
         }
     }
 
+    /// Writes down once more what the shards' hard states are.
+    pub(super) fn repeat_states(&mut self, shards: &mut [Shard]) {
+        for (at, shard) in shards.iter_mut().enumerate() {
+            if let Some(state) = shard.replica.state_again() {
+                self.queued_bytes += crate::replica::HardState::LEN;
+                self.queue.push_back((at, Append::HardState(state)));
+            }
+        }
+    }
+
     /// Whether nothing waits to be appended.
     pub(super) fn is_empty(&self) -> bool {
         self.queue.is_empty()
+    }
+
+    /// Payload bytes appended since the start.
+    pub(super) fn appended_bytes(&self) -> u64 {
+        self.appended_bytes
     }
 
     /// Bytes that wait.
@@ -125,7 +143,9 @@ impl Writer {
             self.queued_bytes -= bytes;
             self.queue.pop_front();
         }
-        Ok(before - self.queued_bytes)
+        let taken = before - self.queued_bytes;
+        self.appended_bytes += taken as u64;
+        Ok(taken)
     }
 
     /// Writes down how far the shards are committed, beside other frames.

@@ -7,6 +7,9 @@ use crate::runtime::testing::{Cluster, eventually};
 use crate::runtime::worker::restore::restore_all;
 use storage::{LogConfig, Notify};
 
+/// Time between two turns of a scene.
+const STEP_US: u64 = 100_000;
+
 struct Scene {
     dir: tempfile::TempDir,
     log: Log,
@@ -49,8 +52,8 @@ impl Scene {
 
     fn run_until(&mut self, what: &str, is_true: impl Fn(&Metrics) -> bool) {
         eventually(what, || {
-            self.now.mono_us += 1_000;
-            self.checkpointer.run(&mut self.shards, true, self.now);
+            self.now.mono_us += STEP_US;
+            self.checkpointer.run(&mut self.shards, (0, Space::Ok), self.now);
             is_true(&self.metrics)
         });
     }
@@ -62,9 +65,9 @@ fn shards_are_written_one_after_the_other_the_most_grown_first() {
     scene.run_until("nothing is due", |_| true);
     assert!(scene.checkpointer.active.is_none());
     (scene.shards[1].grown, scene.shards[2].grown) = (1 << 20, 2 << 20);
-    scene.checkpointer.run(&mut scene.shards, false, scene.now);
+    scene.checkpointer.run(&mut scene.shards, (0, Space::Reserve), scene.now);
     assert!(scene.checkpointer.active.is_none(), "not while the disk is full");
-    scene.checkpointer.run(&mut scene.shards, true, scene.now);
+    scene.checkpointer.run(&mut scene.shards, (0, Space::Ok), scene.now);
     assert_eq!(scene.checkpointer.active.as_ref().map(|active| active.at), Some(2));
     scene.run_until("both are written", |metrics| metrics.checkpoints.value() == 2);
     assert_eq!(scene.shards.iter().map(|shard| shard.grown).sum::<u64>(), 0);
@@ -86,5 +89,19 @@ fn a_failure_is_counted_and_tried_again_later() {
     std::fs::rename(&elsewhere, &dir).unwrap();
     let before_us = scene.now.mono_us;
     scene.run_until("it is written", |metrics| metrics.checkpoints.value() == 1);
-    assert!(scene.now.mono_us >= before_us + RETRY_US - 1_000, "not at once");
+    assert!(scene.now.mono_us >= before_us + RETRY_US - STEP_US, "not at once");
+}
+
+#[test]
+fn a_quiet_shard_is_written_when_the_others_have_grown() {
+    let mut scene = Scene::new(2);
+    scene.shards[1].grown = 1;
+    let run = |scene: &mut Scene, appended| {
+        scene.checkpointer.run(&mut scene.shards, (appended, Space::Ok), scene.now);
+        scene.checkpointer.active.as_ref().map(|active| active.at)
+    };
+    assert_eq!(run(&mut scene, 1 << 20), None);
+    assert_eq!(run(&mut scene, (1 << 20) + 1), Some(1), "it has a block, and the log moved on");
+    scene.run_until("it is written", |metrics| metrics.checkpoints.value() == 1);
+    assert_eq!(run(&mut scene, 10 << 20), None, "nothing came since");
 }

@@ -155,6 +155,8 @@ impl Setup {
             timing: Timing::default(),
             tail_bytes_max: self.tail_bytes_max,
             checkpoint_bytes: 0,
+            keep_bytes: 0,
+            segment_bytes: 256 << 10,
         }
     }
 
