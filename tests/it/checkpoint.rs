@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use protocol::code::OrderState;
 use protocol::id::{OutTradeNo, TransactionId};
 use protocol::message::{OrderRef, OrderReply, kind};
+use tests::Deployment;
 use tests::gateway::{Gateway, Merchant, merchant, pay, signed_order, signed_pay, signed_refund};
-use tests::{Deployment, wait_until};
 
 use crate::run;
 
