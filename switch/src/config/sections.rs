@@ -191,7 +191,7 @@ impl Default for LogConfig {
             reserve_mib: 256,
             idle_seal_ms: 100,
             commit_interval_us: 600,
-            checkpoint_mib: 256,
+            checkpoint_mib: 0,
             keep_mib: 0,
         }
     }

@@ -124,7 +124,7 @@ admin_key = "certs/admin.key"
 # reserve_mib = 256                 # free space below which no payment is admitted
 # idle_seal_ms = 100                # an idle log seals its last batch after this
 # commit_interval_us = 600          # least average time between two log writes; less on fast disks
-# checkpoint_mib = 256              # log after which states are written down again; 0: never
+# checkpoint_mib = 0                # log after which states are written down again, 256 say; 0: never
 # keep_mib = 0                      # log kept beside the checkpoints; 0: all of it
 
 [worker]
