@@ -10,7 +10,7 @@ use protocol::id::OutTradeNo;
 use protocol::message::{Auth, OrderRef, OrderReply, OrderRequest, Pay};
 use tests::cluster::Cluster;
 use tests::gateway::{Gateway, Merchant, merchant, now_ms, pay, signed_pay};
-use tests::wait_until;
+use tests::{Process, wait_until};
 
 use crate::run;
 
@@ -77,6 +77,15 @@ fn one_of_each_shard(cluster: &Cluster) -> Vec<Merchant> {
     found.into_iter().map(|merchant| merchant.expect("a merchant in every shard")).collect()
 }
 
+/// Three sites that lead their shares, and their channel.
+fn three_sites() -> (Cluster, Process) {
+    let mut cluster = Cluster::init(3, MERCHANTS);
+    let channel = cluster.deployment.channel(&[]);
+    cluster.start();
+    wait_spread(&cluster, 1);
+    (cluster, channel)
+}
+
 /// Waits until every site leads its share, as `asked` sees it.
 fn wait_spread(cluster: &Cluster, asked: u16) {
     wait_until("every site leads its share", || cluster.leads(asked) == [0, 4, 4, 4]);
@@ -84,10 +93,7 @@ fn wait_spread(cluster: &Cluster, asked: u16) {
 
 #[test]
 fn a_site_dies_under_way_and_nothing_acknowledged_is_lost_or_paid_twice() {
-    let mut cluster = Cluster::init(3, MERCHANTS);
-    let _channel = cluster.deployment.channel(&[]);
-    cluster.start();
-    wait_spread(&cluster, 1);
+    let (mut cluster, _channel) = three_sites();
     let merchants = one_of_each_shard(&cluster);
     run(async {
         let client = connect(&cluster).await;
@@ -118,10 +124,7 @@ fn a_site_dies_under_way_and_nothing_acknowledged_is_lost_or_paid_twice() {
 
 #[test]
 fn limits_hold_over_a_takeover() {
-    let mut cluster = Cluster::init(3, MERCHANTS);
-    let _channel = cluster.deployment.channel(&[]);
-    cluster.start();
-    wait_spread(&cluster, 1);
+    let (mut cluster, _channel) = three_sites();
     let limited = one_of_each_shard(&cluster)
         .into_iter()
         .find(|merchant| cluster.leader(1, merchant.id.shard(SHARDS)) == 2)
@@ -153,10 +156,7 @@ fn limits_hold_over_a_takeover() {
 
 #[test]
 fn any_site_answers_through_the_leader_and_says_who_it_is() {
-    let mut cluster = Cluster::init(3, MERCHANTS);
-    let _channel = cluster.deployment.channel(&[]);
-    cluster.start();
-    wait_spread(&cluster, 1);
+    let (cluster, _channel) = three_sites();
     let merchants = one_of_each_shard(&cluster);
     run(async {
         // Connected to site 1 only.
@@ -174,10 +174,7 @@ fn any_site_answers_through_the_leader_and_says_who_it_is() {
 
 #[test]
 fn a_drained_site_leads_nothing_until_it_is_let_back() {
-    let mut cluster = Cluster::init(3, MERCHANTS);
-    let _channel = cluster.deployment.channel(&[]);
-    cluster.start();
-    wait_spread(&cluster, 1);
+    let (mut cluster, _channel) = three_sites();
     cluster.admin(2, &["drain", "3"]);
     assert_eq!(cluster.leads(2)[3], 0);
     // It stays drained over the restart of a whole site.
@@ -197,10 +194,7 @@ fn a_drained_site_leads_nothing_until_it_is_let_back() {
 
 #[test]
 fn a_rolling_restart_and_a_stopped_process_fail_no_request() {
-    let mut cluster = Cluster::init(3, MERCHANTS);
-    let _channel = cluster.deployment.channel(&[]);
-    cluster.start();
-    wait_spread(&cluster, 1);
+    let (mut cluster, _channel) = three_sites();
     let merchants = one_of_each_shard(&cluster);
     run(async {
         let client = connect(&cluster).await;
@@ -227,10 +221,7 @@ fn a_rolling_restart_and_a_stopped_process_fail_no_request() {
 
 #[test]
 fn a_site_that_was_away_for_long_is_brought_level_from_the_log() {
-    let mut cluster = Cluster::init(3, MERCHANTS);
-    let _channel = cluster.deployment.channel(&[]);
-    cluster.start();
-    wait_spread(&cluster, 1);
+    let (mut cluster, _channel) = three_sites();
     cluster.kill(3);
     // One merchant, so that its shard's log grows beyond what memory keeps.
     let gateway = cluster.deployment.file("gateway.toml");
