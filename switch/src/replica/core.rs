@@ -325,7 +325,9 @@ impl Replica {
     pub fn may_propose(&self) -> bool {
         self.leads()
             && self.node.raft.lead_transferee.is_none()
-            && self.members.contains(self.config.site)
+            // On its way out it only ends the change: a block of its own behind
+            // that would be confirmed by a disk that is no member's any more.
+            && members::has(self.members.voters, self.config.site)
     }
 
     /// Proposes a block. Gives it back when this replica does not take it now.
@@ -697,14 +699,17 @@ impl Replica {
     /// Hands leadership to where it belongs, when that site can take it, or
     /// away from here when this site's disk does not answer.
     fn place(&mut self) {
+        let stall = u64::from(self.config.timing.stall_ticks);
+        let waits = self.tickets.front().map_or(0, |ticket| self.tick - ticket.since_tick);
+        // Also before it leads: its disk may hang on the first entry of its term.
+        let stuck = self.is_leader() && waits > stall;
         // A leader that may not be one has nothing to wait for.
-        let placed = self.leads() || self.is_leader() && !self.may_lead(self.config.site);
+        let idle = self.is_leader() && !self.may_lead(self.config.site);
+        let placed = stuck || self.leads() || idle;
         if !placed || self.node.raft.lead_transferee.is_some() {
             self.placement.rest();
             return;
         }
-        let stall = u64::from(self.config.timing.stall_ticks);
-        let waits = self.tickets.front().map_or(0, |ticket| self.tick - ticket.since_tick);
         let last = self.last();
         let candidates = self.candidates();
         let level = |site: u64| {
@@ -713,13 +718,17 @@ impl Replica {
                 && self.health.is_live(site, self.tick)
                 && progress.is_some_and(|found| found.matched + placement::LEVEL_ENTRIES >= last)
         };
-        let target = if waits > stall {
+        let target = if stuck {
             self.placement.stalled(self.config.site, self.tick, level)
         } else {
             self.placement.target(self.config.site, self.tick, level)
         };
         if let Some(site) = target {
             self.transfer(site);
+        } else if stuck && waits > 4 * stall && !self.members.is_alone(self.config.site) {
+            // Nobody is level: let whoever can be elected lead.
+            let term = self.node.raft.term;
+            self.node.raft.become_follower(term, INVALID_ID);
         }
     }
 }

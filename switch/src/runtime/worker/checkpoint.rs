@@ -198,7 +198,9 @@ impl Checkpointer {
             let bytes = last.get(*at).map_or(0, |last| last.bytes);
             let since = begun.get(*at).map_or(0, |begun| appended.saturating_sub(*begun));
             let has_grown = shard.grown > every.max(bytes / SIZE_PART);
-            has_grown || shard.grown > 0 && since > whole.max(bytes / SIZE_PART)
+            let is_due = has_grown || shard.grown > 0 && since > whole.max(bytes / SIZE_PART);
+            // One without a base (its members were changed) holds up no other.
+            is_due && shard.replica.base().is_some()
         };
         let due = shards.iter_mut().enumerate().filter(due).max_by_key(|(_, shard)| shard.grown);
         let Some((at, shard)) = due else { return };
