@@ -335,7 +335,8 @@ mod tests {
         assert!(!sites.copy_due(3, false, 249 * MS));
         assert!(sites.copy_due(3, false, 250 * MS) && !sites.copy_due(3, false, 250 * MS));
         sites.pause(3);
-        assert!(!sites.copy_due(3, true, 199 * MS) && sites.copy_due(3, true, 200 * MS));
+        let twice = 2 * silent;
+        assert!(!sites.copy_due(3, true, twice - MS) && sites.copy_due(3, true, twice));
     }
 
     #[test]
