@@ -1,5 +1,5 @@
 //! The replica in scenes: three of them joined by hand, disks that confirm when
-//! told to. The seeded simulation of whole clusters is in the tests crate.
+//! told to. The seeded simulation of whole clusters is in `runtime/worker/sim`.
 
 mod members;
 
