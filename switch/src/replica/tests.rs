@@ -365,6 +365,31 @@ fn a_leader_whose_disk_does_not_answer_hands_over() {
 }
 
 #[test]
+fn a_leader_whose_disk_hangs_on_the_first_entry_of_its_term_is_replaced() {
+    let mut cluster = Cluster::new(3);
+    while !cluster.site(1).stuck {
+        for site in &mut cluster.sites {
+            site.replica.tick();
+            cluster.queue.extend(site.turn());
+        }
+        while let Some(message) = cluster.queue.pop_front() {
+            let to = message.to;
+            cluster.site(to).replica.receive(message);
+            // Elected, and nothing written of its term yet.
+            let elected = cluster.site(1).replica.matched(2).is_some();
+            cluster.site(1).stuck |= elected;
+            for site in &mut cluster.sites {
+                cluster.queue.extend(site.turn());
+            }
+        }
+    }
+    cluster.ticks(20);
+    assert_eq!(cluster.leader(), None, "what it wrote is not durable");
+    cluster.ticks(100);
+    assert_eq!(cluster.leader(), Some(2));
+}
+
+#[test]
 fn reads_wait_for_a_quorum() {
     let mut cluster = Cluster::led(3);
     cluster.cut = vec![1];
