@@ -1,6 +1,7 @@
 //! The gateway's messages: one struct per request, borrowed from the frame, and
 //! one per reply. Layouts are in `docs/WIRE.md`.
 
+mod leaders;
 mod reply;
 mod request;
 #[cfg(test)]
@@ -10,6 +11,7 @@ use crate::code::{CloseCode, Code, Method, OrderState, Reason, RefundState, Scen
 use crate::id::{MchId, OutRefundNo, OutTradeNo, ShortText, TransactionId};
 use crate::money::{Amount, Currency};
 pub use crate::wire::DecodeError;
+pub use leaders::LEADERS_MAX;
 pub use request::TAGS_MAX;
 
 /// Message kinds. A reply's kind is its request's with the top bit set.
@@ -20,6 +22,8 @@ pub mod kind {
     pub const GOAWAY: u8 = 0x02;
     /// Liveness and round trip.
     pub const PING: u8 = 0x03;
+    /// Server to client on the control stream: who leads which shard.
+    pub const LEADER: u8 = 0x04;
     /// Charge a payer.
     pub const PAY: u8 = 0x10;
     /// State of a payment.
@@ -280,6 +284,26 @@ pub struct GoAway {
     pub code: CloseCode,
     /// How long the server waits for answers in flight, milliseconds.
     pub deadline_ms: u32,
+}
+
+/// Who leads a shard, as one site knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leader {
+    /// The shard.
+    pub shard: u16,
+    /// The site (1-based) that leads it.
+    pub site: u8,
+    /// Since which term, from 1. Terms only grow, and a term has one leader: of
+    /// two notices the one with the higher term is the newer one.
+    pub term: u64,
+}
+
+/// Server's notice on its control stream: the leaders that are new since the
+/// last notice, all that it knows after the HELLO. Still encoded; news that
+/// nobody needs to wait for, and advice only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leaders<'a> {
+    encoded: &'a [u8],
 }
 
 /// Liveness and round trip.

@@ -6,8 +6,8 @@
 use protocol::channel::{ChannelReply, ChannelRequest};
 use protocol::frame::{BODY_MAX, HEADER_LEN, Header, Splitter};
 use protocol::message::{
-    Ack, ErrorFrame, Event, GoAway, Hello, OrderReply, OrderRequest, Pay, Ping, Pong, QueryRefund,
-    Refund, RefundReply, Subscribe, kind,
+    Ack, ErrorFrame, Event, GoAway, Hello, Leaders, OrderReply, OrderRequest, Pay, Ping, Pong,
+    QueryRefund, Refund, RefundReply, Subscribe, kind,
 };
 
 /// xorshift64*: the run is a pure function of its seed.
@@ -128,6 +128,7 @@ fuzz!(event, 11, &[kind::EVENT], Event);
 fuzz!(ack, 12, &[kind::ACK], Ack);
 fuzz!(error_frame, 13, &[kind::ERROR], ErrorFrame);
 fuzz!(subscribe, 14, &[kind::SUBSCRIBE], Subscribe);
+fuzz!(leaders, 18, &[kind::LEADER], Leaders);
 
 #[test]
 fn channel_request() {

@@ -40,6 +40,7 @@ fn tables_list_exactly_what_the_code_has() {
         (kind::HELLO, "HELLO"),
         (kind::GOAWAY, "GOAWAY"),
         (kind::PING, "PING"),
+        (kind::LEADER, "LEADER"),
         (kind::PAY, "PAY"),
         (kind::QUERY, "QUERY"),
         (kind::REFUND, "REFUND"),

@@ -16,7 +16,7 @@ import time
 HEADER = struct.Struct("<IBBHQ")
 BODY_MAX = 16 * 1024
 
-HELLO, GOAWAY, PING = 0x01, 0x02, 0x03
+HELLO, GOAWAY, PING, LEADER = 0x01, 0x02, 0x03, 0x04
 PAY, QUERY, REFUND, QUERY_REFUND, CLOSE, REVERSE = 0x10, 0x11, 0x12, 0x13, 0x14, 0x15
 SUBSCRIBE, EVENT, ACK = 0x20, 0x21, 0x22
 REPLY, ERROR = 0x80, 0xFF
@@ -286,6 +286,12 @@ def decode_hello(raw):
     return dict(zip(names, b.take("IHBBQQ")))
 
 
+def decode_leaders(raw):
+    b = Body(raw)
+    (count,) = b.take("H")
+    return [dict(zip(("shard", "site", "term"), b.take("HBQ"))) for _ in range(count)]
+
+
 def decode_reply(kind, raw):
     if kind == ERROR:
         return decode_error(raw)
@@ -318,6 +324,8 @@ class Client:
 
         outer = self
         self.frames, self.waiters, self.ended = {}, {}, None
+        # Who leads which shard: shard to (term, site).
+        self.leaders = {}
         self.greeted = asyncio.get_running_loop().create_future()
 
         class Protocol(QuicConnectionProtocol):
@@ -353,6 +361,10 @@ class Client:
         for kind, correlation, body in split(buffer):
             if kind == HELLO and not self.greeted.done():
                 self.greeted.set_result(decode_hello(body))
+            elif kind == LEADER:
+                for news in decode_leaders(body):
+                    told = (news["term"], news["site"])
+                    self.leaders[news["shard"]] = max(told, self.leaders.get(news["shard"], told))
             elif correlation in self.waiters:
                 waiter = self.waiters.pop(correlation)
                 if not waiter.done():

@@ -89,6 +89,10 @@ def check(path):
         elif kind == wire.HELLO:
             for name, value in wire.decode_hello(body).items():
                 same(vector["vector"], str(value), vector[name])
+        elif kind == wire.LEADER:
+            have = {f"leader.{m['shard']}": f"site {m['site']} term {m['term']}" for m in wire.decode_leaders(body)}
+            want = {name: value for name, value in vector.items() if name.startswith("leader.")}
+            same(vector["vector"], have, want)
         elif kind == wire.ERROR or kind & wire.REPLY and (kind & 0x7F) in wire.ENCODERS:
             check_reply(vector, kind, body)
         count += 1

@@ -10,7 +10,7 @@ use super::error::ClientError;
 use super::link::Link;
 use super::pending::{Answer, COPIES_MAX};
 use super::reply::Reply;
-use super::sites::Shared;
+use super::sites::{Led, Shared};
 use crate::code::Code;
 use crate::id::MchId;
 use crate::message::kind;
@@ -48,6 +48,7 @@ pub(super) async fn ask(
     loop {
         changes.borrow_and_update();
         asking.notice_lost();
+        asking.notice_leader();
         let wake = asking.send_if_due(registered.correlation, &frame)?;
         tokio::select! {
             // An answer that is here counts more than that it is late.
@@ -81,12 +82,18 @@ struct Asking<'a> {
     sent: u64,
     /// A copy that will not be answered any more may have been carried out.
     doubt: bool,
+    /// When the last one was.
+    sent_at: Instant,
+    /// Who led when it was, and the term of the last notice of that.
+    led: Led,
     /// When the next copy is due.
     next_send: Instant,
     /// Pause after the next refusal.
     pause: Duration,
-    /// Last refusal, and the connection it came on.
-    refusal: Option<(Reply, u64)>,
+    /// Last refusal.
+    refusal: Option<Reply>,
+    /// The connection it came on, to be asked last.
+    refuser: Option<u64>,
 }
 
 impl<'a> Asking<'a> {
@@ -97,9 +104,12 @@ impl<'a> Asking<'a> {
             waiting: Vec::new(),
             sent: 0,
             doubt: false,
+            sent_at: Instant::now(),
+            led: Led::default(),
             next_send: Instant::now(),
             pause: Duration::ZERO,
             refusal: None,
+            refuser: None,
         }
     }
 
@@ -113,6 +123,30 @@ impl<'a> Asking<'a> {
             if self.waiting.is_empty() {
                 self.next_send = self.next_send.min(Instant::now());
             }
+        }
+    }
+
+    fn led_now(&self) -> Led {
+        let mch_id = self.question.mch_id;
+        mch_id.map_or_else(Led::default, |mch_id| self.shared.leaders.of(mch_id))
+    }
+
+    /// A new leader was told: what is open at the old one goes to it at once, and
+    /// so does what waits because nobody led. What is open at a third site stays
+    /// there: that one passes it on.
+    fn notice_leader(&mut self) {
+        let now = self.led_now();
+        if now.term <= self.led.term || self.sent == 0 {
+            return;
+        }
+        let old = std::mem::replace(&mut self.led, now).site;
+        let open_at = |site: u8| self.waiting.iter().any(|link| link.hello.site == site);
+        let stranded = old != now.site && open_at(old) && !open_at(now.site);
+        let code = self.refusal.map(|reply| reply.code());
+        let waits = matches!(code, Some(Code::NotLeader | Code::NoLeader));
+        if stranded || waits && self.waiting.is_empty() {
+            self.refuser = None;
+            self.next_send = Instant::now();
         }
     }
 
@@ -134,6 +168,7 @@ impl<'a> Asking<'a> {
             Some(link) => {
                 self.waiting.push(link);
                 self.sent += 1;
+                (self.sent_at, self.led) = (now, self.led_now());
             }
             None if !any => return Ok(deadline),
             None if self.sent == 0 => return Err(ClientError::Full),
@@ -150,9 +185,8 @@ impl<'a> Asking<'a> {
         links.retain(|link| !self.waiting.iter().any(|waiting| waiting.id == link.id));
         let start = self.question.key % links.len().max(1) as u64;
         links.rotate_left(start as usize);
-        let leader = self.question.mch_id.and_then(|mch_id| self.shared.leaders.of(mch_id));
-        let refuser = self.refusal.map(|(_, link)| link);
-        links.sort_by_key(|link| (Some(link.id) == refuser, Some(link.hello.site) != leader));
+        let leader = self.led_now().site;
+        links.sort_by_key(|link| (Some(link.id) == self.refuser, link.hello.site != leader));
         links
     }
 
@@ -172,7 +206,7 @@ impl<'a> Asking<'a> {
         // does not clear the doubt about others.
         link?;
         self.doubt |= code.may_have_acted();
-        self.refusal = Some((reply, answer.link));
+        (self.refusal, self.refuser) = (Some(reply), Some(answer.link));
         let elsewhere = matches!(code, Code::Draining | Code::NotLeader | Code::NoLeader);
         let conclusive = self.reads_only() || (!self.doubt && self.waiting.is_empty());
         if conclusive && !elsewhere {
@@ -204,16 +238,16 @@ impl<'a> Asking<'a> {
             (0, Code::Ok) => {
                 // Others were silent meanwhile: ask this one first from now on.
                 if self.sent > 1 {
-                    leaders.learn(mch_id, link.hello.site);
+                    leaders.learn(mch_id, link.hello.site, self.sent_at);
                 }
             }
             (0, Code::NotLeader | Code::NoLeader) => {
-                if leaders.of(mch_id) == Some(link.hello.site) {
-                    leaders.learn(mch_id, 0);
+                if leaders.of(mch_id).site == link.hello.site {
+                    leaders.learn(mch_id, 0, self.sent_at);
                 }
             }
             (0, _) => {}
-            (site, _) => leaders.learn(mch_id, site),
+            (site, _) => leaders.learn(mch_id, site, self.sent_at),
         }
     }
 
@@ -224,7 +258,7 @@ impl<'a> Asking<'a> {
 
     /// The end without a conclusive answer; `nothing_sent` when no copy ever left.
     fn unanswered(&self, nothing_sent: ClientError) -> Result<Reply, ClientError> {
-        let refusal = self.refusal.map(|(reply, _)| reply);
+        let refusal = self.refusal;
         let open = !self.waiting.is_empty();
         match refusal {
             // What the sites said last is all there is to say.

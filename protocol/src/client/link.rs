@@ -6,7 +6,7 @@ use super::pending::Pending;
 use super::sites::Shared;
 use crate::code::CloseCode;
 use crate::frame::{HEADER_LEN, Header, Splitter};
-use crate::message::{GoAway, Hello, kind};
+use crate::message::{GoAway, Hello, Leaders, kind};
 use bytes::Bytes;
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -73,6 +73,8 @@ impl Link {
             close(&quic, CloseCode::WrongSite, "another cluster");
             return Err(LinkError::OtherCluster);
         }
+        // Before the control stream is read: notices name shards.
+        shared.leaders.set_shards(hello.shards);
         let opened = open_streams(&quic, shared.config.streams).await?;
         let (writers, readers): (Vec<_>, Vec<_>) = opened.into_iter().unzip();
         let link = Arc::new(Self {
@@ -227,6 +229,13 @@ async fn watch_control(link: Arc<Link>, shared: Arc<Shared>, mut control: quinn:
             close(&link.quic, CloseCode::ProtocolError, "the control stream ended");
             break None;
         };
+        if header.kind == kind::LEADER {
+            // What cannot be read is no news.
+            let news = Leaders::decode(&body).is_ok_and(|told| shared.leaders.told(&told));
+            if news {
+                shared.changed();
+            }
+        }
         // Other kinds are a later version's news.
         if header.kind == kind::GOAWAY
             && let Ok(GoAway { deadline_ms, .. }) = GoAway::decode(&body)

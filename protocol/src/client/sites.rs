@@ -7,6 +7,7 @@ use super::pending::Pending;
 use super::signer::random;
 use crate::code::CloseCode;
 use crate::id::MchId;
+use crate::message;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -25,7 +26,8 @@ pub(super) struct Shared {
     pub(super) quic: quinn::ClientConfig,
     pub(super) pending: Pending,
     pub(super) leaders: Leaders,
-    /// Bumped whenever a connection comes, goes or drains, and at the end.
+    /// Bumped whenever a connection comes, goes or drains, a leader is told, and
+    /// at the end.
     pub(super) changes: watch::Sender<u64>,
     /// The current connection of each site, in the order of the settings.
     links: Mutex<Vec<Result<Arc<Link>, LinkError>>>,
@@ -125,7 +127,6 @@ pub(super) async fn keep_connected(shared: Arc<Shared>, site: usize) {
         match opening.await.unwrap_or(Err(LinkError::Silent)) {
             Ok(link) => {
                 let since = Instant::now();
-                shared.leaders.set_shards(link.hello.shards);
                 shared.set_link(site, Ok(Arc::clone(&link)));
                 until_unusable(&shared, &link).await;
                 let reason = link.quic.close_reason();
@@ -165,42 +166,105 @@ async fn until_unusable(shared: &Shared, link: &Link) {
     }
 }
 
-/// The site that leads each shard, as far as answers told; advice only.
+/// Who leads a shard, as far as is known.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Led {
+    /// 0: unknown.
+    pub(super) site: u8,
+    /// Of the last notice; 0: there was none.
+    pub(super) term: u64,
+    /// When that came: answers to what was sent before say nothing newer.
+    told: Option<Instant>,
+}
+
+/// The site that leads each shard, as far as answers and notices told; advice
+/// only.
 #[derive(Default)]
 pub(super) struct Leaders {
-    /// By shard; 0: unknown.
-    sites: Mutex<Vec<u8>>,
+    /// By shard.
+    shards: Mutex<Vec<Led>>,
 }
 
 impl Leaders {
-    pub(super) fn of(&self, mch_id: &MchId) -> Option<u8> {
-        let sites = self.lock();
-        let site = *sites.get(shard(mch_id, sites.len())?)?;
-        (site != 0).then_some(site)
+    /// What is known of a merchant's shard.
+    pub(super) fn of(&self, mch_id: &MchId) -> Led {
+        let shards = self.lock();
+        let known = shard(mch_id, shards.len()).and_then(|shard| shards.get(shard));
+        known.copied().unwrap_or_default()
     }
 
-    /// Remembers the site (0: forgets).
-    pub(super) fn learn(&self, mch_id: &MchId, site: u8) {
-        let mut sites = self.lock();
-        let shard = shard(mch_id, sites.len());
-        if let Some(slot) = shard.and_then(|shard| sites.get_mut(shard)) {
-            *slot = site;
+    /// Remembers the site (0: forgets) that an answer to what was sent at `asked`
+    /// named.
+    pub(super) fn learn(&self, mch_id: &MchId, site: u8, asked: Instant) {
+        let mut shards = self.lock();
+        let shard = shard(mch_id, shards.len());
+        let Some(led) = shard.and_then(|shard| shards.get_mut(shard)) else { return };
+        if led.told.is_none_or(|told| told < asked) {
+            led.site = site;
         }
     }
 
-    fn set_shards(&self, shards: u16) {
-        let mut sites = self.lock();
-        if sites.len() != usize::from(shards) {
-            *sites = vec![0; usize::from(shards)];
+    /// Remembers a notice; tells whether there was news in it.
+    pub(super) fn told(&self, notice: &message::Leaders<'_>) -> bool {
+        let (mut shards, mut news) = (self.lock(), false);
+        for leader in notice.iter() {
+            let Some(led) = shards.get_mut(usize::from(leader.shard)) else { continue };
+            // From a site that is behind.
+            if leader.term > led.term {
+                let told = Some(Instant::now());
+                *led = Led { site: leader.site, term: leader.term, told };
+                news = true;
+            }
+        }
+        news
+    }
+
+    pub(super) fn set_shards(&self, count: u16) {
+        let mut shards = self.lock();
+        if shards.len() != usize::from(count) {
+            *shards = vec![Led::default(); usize::from(count)];
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<u8>> {
-        self.sites.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Vec<Led>> {
+        self.shards.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 fn shard(mch_id: &MchId, shards: usize) -> Option<usize> {
     let shards = u16::try_from(shards).ok().filter(|&shards| shards > 0)?;
     Some(usize::from(mch_id.shard(shards)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::HEADER_LEN;
+    use crate::message::Leader;
+
+    fn told(leaders: &Leaders, entries: &[Leader]) -> bool {
+        let mut frame = Vec::new();
+        message::Leaders::encode_frame(entries, 0, &mut frame);
+        leaders.told(&message::Leaders::decode(&frame[HEADER_LEN..]).unwrap())
+    }
+
+    #[test]
+    fn newer_notices_count_and_older_ones_do_not() {
+        let mch_id = MchId::parse(b"m-1").unwrap();
+        let leaders = Leaders::default();
+        let shard = mch_id.shard(12);
+        let leader = |site, term| Leader { shard, site, term };
+        assert!(!told(&leaders, &[leader(1, 4)]), "the number of shards is not known yet");
+        leaders.set_shards(12);
+        let before = Instant::now();
+        assert!(told(&leaders, &[leader(1, 4), Leader { shard: 12, site: 9, term: 9 }]));
+        assert!(told(&leaders, &[leader(2, 5)]));
+        assert!(!told(&leaders, &[leader(1, 4), leader(3, 5)]), "old, and no news");
+        assert_eq!((leaders.of(&mch_id).site, leaders.of(&mch_id).term), (2, 5));
+        // An answer to what was sent before the notice is older than it.
+        leaders.learn(&mch_id, 1, before);
+        assert_eq!(leaders.of(&mch_id).site, 2);
+        leaders.learn(&mch_id, 3, Instant::now() + Duration::from_secs(1));
+        assert_eq!((leaders.of(&mch_id).site, leaders.of(&mch_id).term), (3, 5));
+    }
 }

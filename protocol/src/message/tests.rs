@@ -1,5 +1,6 @@
 use super::*;
 use crate::code::{CloseCode, Method, OrderState, Reason, RefundState, Scene};
+use crate::frame;
 use proptest::prelude::*;
 
 fn auth_strategy() -> impl Strategy<Value = (u32, u64, u64, Vec<u8>)> {
@@ -174,7 +175,24 @@ proptest! {
         let _ = Hello::decode(&body);
         let _ = GoAway::decode(&body);
         let _ = Pong::decode(&body);
+        let _ = Leaders::decode(&body).map(|leaders| leaders.iter().count());
         let _ = ErrorFrame::decode(&body);
+    }
+
+    #[test]
+    fn leaders_read_back(
+        entries in proptest::collection::vec((any::<u16>(), 1..=u8::MAX, 1..=u64::MAX), 0..40),
+    ) {
+        let leader = |&(shard, site, term): &(u16, u8, u64)| Leader { shard, site, term };
+        let entries: Vec<Leader> = entries.iter().map(leader).collect();
+        let (mut frame, mut again) = (Vec::new(), Vec::new());
+        Leaders::encode_frame(&entries, 0, &mut frame);
+        let body = &frame[frame::HEADER_LEN..];
+        let read = Leaders::decode(body).unwrap();
+        prop_assert_eq!(read.iter().collect::<Vec<_>>(), entries);
+        read.encode(&mut again);
+        prop_assert_eq!(&again, body);
+        prefixes_and_extensions(body, |b| Leaders::decode(b).map(|m| format!("{m:?}")));
     }
 
     #[test]
@@ -450,4 +468,25 @@ fn numbers_of_every_length_are_written_in_decimal() {
             format!("key_id=0&mch_id=M1&nonce={number}&op=query&out_trade_no=1&timestamp=0");
         assert_eq!(String::from_utf8(out).unwrap(), expected);
     }
+}
+
+#[test]
+fn leaders_are_refused_as_a_whole() {
+    let entry = Leader { shard: 3, site: 1, term: 1 };
+    let mut frame = Vec::new();
+    Leaders::encode_frame(&vec![entry; LEADERS_MAX + 1], 0, &mut frame);
+    let mut body = frame.split_off(frame::HEADER_LEN);
+    let error = |body: &[u8]| Leaders::decode(body).map(|_| ()).map_err(|e| (e.code(), e.field()));
+    assert_eq!(Leaders::decode(&body).unwrap().iter().count(), LEADERS_MAX, "cut when written");
+    assert_eq!(error(&body[..body.len() - 1]), Err((Code::MalformedBody, "term")));
+    let last = body.len() - 9;
+    body[last] = 0;
+    assert_eq!(error(&body), Err((Code::InvalidField, "site")));
+    body[last] = 1;
+    body[last + 1] = 0;
+    assert_eq!(error(&body), Err((Code::InvalidField, "term")));
+    body[last + 1] = 1;
+    assert_eq!(error(&body), Ok(()));
+    body[..2].copy_from_slice(&(LEADERS_MAX as u16 + 1).to_le_bytes());
+    assert_eq!(error(&body), Err((Code::InvalidField, "count")));
 }

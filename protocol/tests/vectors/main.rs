@@ -139,7 +139,7 @@ fn every_kind_and_every_code_has_a_vector() {
     let files = files();
     let all = || files.iter().flat_map(|(_, vectors)| vectors);
     let kinds: HashSet<&str> = all().map(|vector| vector.text("kind")).collect();
-    let mut expected: Vec<u8> = vec![0x01, 0x02, 0x03, 0x20, 0x21, 0x22, 0x83, 0xa0, 0xff];
+    let mut expected: Vec<u8> = vec![0x01, 0x02, 0x03, 0x04, 0x20, 0x21, 0x22, 0x83, 0xa0, 0xff];
     expected.extend(0x10..=0x15);
     expected.extend(0x90..=0x95);
     expected.extend(0x40..=0x44);

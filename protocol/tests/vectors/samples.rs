@@ -7,8 +7,8 @@ use protocol::channel::{
 use protocol::code::{CloseCode, Code, Method, OrderState, Reason, RefundState, Scene};
 use protocol::id::{MchId, OutRefundNo, OutTradeNo, ShortText, TransactionId};
 use protocol::message::{
-    Ack, Auth, ErrorFrame, Event, GoAway, Hello, OrderRef, OrderReply, OrderRequest, Pay, Ping,
-    Pong, QueryRefund, Refund, RefundReply, Subscribe, Tags, kind,
+    Ack, Auth, ErrorFrame, Event, GoAway, Hello, Leader, Leaders, OrderRef, OrderReply,
+    OrderRequest, Pay, Ping, Pong, QueryRefund, Refund, RefundReply, Subscribe, Tags, kind,
 };
 use protocol::money::{Amount, Currency};
 use protocol::sign::SigningKey;
@@ -395,6 +395,15 @@ fn control() -> Vec<Sample> {
         plain("event: refunded", |out| refunded.encode_frame(9, out)),
         plain("ack", |out| Ack { event_id: 77 }.encode_frame(9, out)),
     ];
+    let leaders = [
+        Leader { shard: 0, site: 2, term: 1 },
+        Leader { shard: 11, site: 3, term: 0x0102_0304_0506_0708 },
+    ];
+    for (name, leaders) in
+        [("leaders", &leaders[..]), ("leaders: one", &leaders[1..]), ("leaders: none", &[])]
+    {
+        samples.push(plain(name, |out| Leaders::encode_frame(leaders, 0, out)));
+    }
     for &code in CloseCode::ALL {
         let goaway = GoAway { code, deadline_ms: 5_000 };
         let name = format!("goaway: {}", code.name());

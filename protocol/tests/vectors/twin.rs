@@ -6,8 +6,8 @@ use protocol::code::{CloseCode, Code, Method, OrderState, Reason, RefundState, S
 use protocol::frame::{HEADER_LEN, Header};
 use protocol::id::{ChannelNo, MchId, OutRefundNo, OutTradeNo, ShortText, TransactionId};
 use protocol::message::{
-    Ack, Auth, ErrorFrame, Event, GoAway, Hello, OrderRef, OrderReply, OrderRequest, Pay, Ping,
-    Pong, QueryRefund, Refund, RefundReply, Subscribe, Tags, kind,
+    Ack, Auth, ErrorFrame, Event, GoAway, Hello, Leader, Leaders, OrderRef, OrderReply,
+    OrderRequest, Pay, Ping, Pong, QueryRefund, Refund, RefundReply, Subscribe, Tags, kind,
 };
 use protocol::money::{Amount, Currency};
 
@@ -188,6 +188,14 @@ fn read_body(kind: u8, body: &[u8], twin: &mut Twin, canonical: &mut Vec<u8>) {
             twin.put("code", m.code.name());
             twin.put("deadline", m.deadline_ms);
         }
+        kind::LEADER => {
+            for m in Leaders::decode(body).unwrap().iter() {
+                twin.put(
+                    &format!("leader.{}", m.shard),
+                    format!("site {} term {}", m.site, m.term),
+                );
+            }
+        }
         kind::PING => twin.put("token", Ping::decode(body).unwrap().token),
         kind::SUBSCRIBE => {
             Subscribe::decode(body).unwrap();
@@ -359,6 +367,13 @@ pub fn write(twin: &Twin) -> Vec<u8> {
             GoAway { code: by_name!(twin, CloseCode, "code"), deadline_ms: twin.number("deadline") }
                 .encode_frame(correlation, o)
         }
+        kind::LEADER => {
+            let lines = twin.0.iter();
+            let leaders: Vec<Leader> = lines
+                .filter_map(|(name, line)| Some(leader(name.strip_prefix("leader.")?, line)))
+                .collect();
+            Leaders::encode_frame(&leaders, correlation, o);
+        }
         kind::PING => Ping { token: twin.number("token") }.encode_frame(correlation, o),
         kind::SUBSCRIBE => Subscribe.encode_frame(correlation, o),
         kind::ACK => Ack { event_id: twin.number("event_id") }.encode_frame(correlation, o),
@@ -488,4 +503,15 @@ pub fn derived(twin: &mut Twin, frame: &[u8]) {
     twin.put("fingerprint", hex(&pay.fingerprint()));
     twin.put("order_digest", hex(&digest));
     twin.put("charge_no_1", channel::charge_number(&digest, 1));
+}
+
+/// A line of a leader: `leader.SHARD: site N term T`.
+fn leader(shard: &str, line: &str) -> Leader {
+    let words: Vec<&str> = line.split(' ').collect();
+    let [_, site, _, term] = words[..] else { panic!("{line}") };
+    Leader {
+        shard: shard.parse().unwrap(),
+        site: site.parse().unwrap(),
+        term: term.parse().unwrap(),
+    }
 }
