@@ -8,7 +8,7 @@ use crate::plan::tests::params;
 use protocol::code::{Code, OrderState, Reason};
 use protocol::frame::{Header, Splitter};
 use protocol::id::ShortText;
-use protocol::message::{GoAway, OrderReply, Pay, kind};
+use protocol::message::{GoAway, Hello, Leader, Leaders, OrderReply, Pay, kind};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Mutex;
@@ -239,7 +239,7 @@ fn a_site_that_goes_away_fails_nothing() {
         }
         let Ok(mut control) = quic.open_uni().await else { return };
         let mut frames = Vec::new();
-        let hello = protocol::message::Hello {
+        let hello = Hello {
             in_flight_max: 1_000,
             shards: SHARDS,
             site: 1,
@@ -260,6 +260,69 @@ fn a_site_that_goes_away_fails_nothing() {
     let stays = site(dir.path(), Arc::new(|_| Some(reply(Code::Ok, 0))));
     let measure = drive(dir.path(), &[leaves, stays], 600).measure;
     assert_eq!((measure.ok, measure.unanswered, measure.not_sent), (600, 0, 0));
+}
+
+#[test]
+fn a_notice_moves_load_although_nobody_is_silent_and_no_answer_says_so() {
+    let dir = sandbox();
+    let (served, told) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+    let after = Arc::new([AtomicU64::new(0), AtomicU64::new(0)]);
+    let count = |at: usize| {
+        let (after, told) = (Arc::clone(&after), Arc::clone(&told));
+        move || after[at].fetch_add(told.load(Ordering::Acquire).into(), Ordering::Relaxed)
+    };
+    // Site 1 says that it leads to the end, site 2 says so too until it is told
+    // otherwise.
+    let (seen, first) = (Arc::clone(&served), count(0));
+    let one: Script = Arc::new(move |_| {
+        seen.fetch_add(1, Ordering::Relaxed);
+        first();
+        Some(reply(Code::Ok, 0))
+    });
+    let (known, second) = (Arc::clone(&told), count(1));
+    let two: Script = Arc::new(move |_| {
+        second();
+        Some(reply(Code::Ok, if known.load(Ordering::Acquire) { 0 } else { 1 }))
+    });
+    let telling = server(dir.path(), move |quic, _| {
+        let (two, served, told) = (Arc::clone(&two), Arc::clone(&served), Arc::clone(&told));
+        async move {
+            let Ok(mut control) = quic.open_uni().await else { return };
+            let hello = Hello {
+                in_flight_max: 1_000,
+                shards: SHARDS,
+                site: 2,
+                sites: 2,
+                time_ms: 0,
+                cluster: 0,
+            };
+            let mut frames = Vec::new();
+            hello.encode_frame(0, &mut frames);
+            control.write_all(&frames).await.unwrap();
+            tokio::task::spawn_local(async move {
+                while let Ok((send, recv)) = quic.accept_bi().await {
+                    tokio::task::spawn_local(follow(send, recv, Arc::clone(&two)));
+                }
+            });
+            while served.load(Ordering::Relaxed) < 300 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            told.store(true, Ordering::Release);
+            frames.clear();
+            let all: Vec<_> = (0..SHARDS).map(|shard| Leader { shard, site: 2, term: 2 }).collect();
+            Leaders::encode_frame(&all, 0, &mut frames);
+            // An older word is not heard.
+            let old: Vec<_> = (0..SHARDS).map(|shard| Leader { shard, site: 1, term: 1 }).collect();
+            Leaders::encode_frame(&old, 0, &mut frames);
+            control.write_all(&frames).await.unwrap();
+            std::future::pending::<()>().await;
+        }
+    });
+    let sites = [site(dir.path(), one), telling];
+    let measure = drive(dir.path(), &sites, 1_500).measure;
+    assert_eq!((measure.ok, measure.unanswered), (1_500, 0));
+    let [one, two] = [&after[0], &after[1]].map(|count| count.load(Ordering::Relaxed));
+    assert!(two > one, "{one} at the old leader after the notice, {two} at the new one");
 }
 
 #[test]

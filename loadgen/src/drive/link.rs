@@ -8,7 +8,7 @@ use crate::config::SiteEntry;
 use crate::tls;
 use bytes::{Bytes, BytesMut};
 use protocol::frame::{HEADER_LEN, Header, Splitter};
-use protocol::message::{GoAway, Hello, kind};
+use protocol::message::{GoAway, Hello, Leaders, kind};
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
@@ -186,7 +186,7 @@ impl Link {
         if let Some(state) = state.upgrade() {
             state.borrow_mut().link_up();
         }
-        if let Some(away) = go_away(&mut control).await {
+        if let Some(away) = go_away(&mut control, state).await {
             self.up.set(false);
             self.drain(Duration::from_millis(away.deadline_ms.into())).await;
             quic.close(0_u32.into(), b"gone");
@@ -284,12 +284,19 @@ async fn hello(quic: &quinn::Connection) -> Result<(Hello, quinn::RecvStream), S
     bounded.unwrap_or_else(|_| Err("no HELLO".to_owned()))
 }
 
-/// Waits for a GOAWAY; `None` when the connection ended without one.
-async fn go_away(control: &mut quinn::RecvStream) -> Option<GoAway> {
+/// Hands on who leads which shard until a GOAWAY; `None` when the connection ended
+/// without one.
+async fn go_away(control: &mut quinn::RecvStream, state: &Weak<RefCell<State>>) -> Option<GoAway> {
     loop {
         let (header, body) = frame(control).await?;
-        if header.kind == kind::GOAWAY {
-            return GoAway::decode(&body).ok();
+        match header.kind {
+            kind::GOAWAY => return GoAway::decode(&body).ok(),
+            kind::LEADER => {
+                if let (Some(state), Ok(leaders)) = (state.upgrade(), Leaders::decode(&body)) {
+                    state.borrow_mut().leaders_told(&leaders);
+                }
+            }
+            _ => {}
         }
     }
 }

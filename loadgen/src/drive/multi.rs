@@ -9,6 +9,8 @@ use super::sites::{Echo, LINK_GONE_NS, LINK_QUIET_NS, Sites};
 use super::slots::{NO_LINK, Slot};
 use super::state::State;
 use protocol::code::Code;
+use protocol::message::Leaders;
+use std::cmp::Reverse;
 
 /// Most copies sent at one look around: the rest follow at the next.
 const COPIES_AT_ONCE: usize = 4_096;
@@ -37,6 +39,50 @@ impl State {
             any = any.or(Some(place));
         }
         sound.or(any)
+    }
+
+    /// A site told who leads which shards: what is open at their old leaders goes
+    /// to the new ones at once, and so does what waits. What is open at a third
+    /// site stays there: that one passes it on.
+    pub(super) fn leaders_told(&mut self, notice: &Leaders<'_>) {
+        let now_ns = self.now_ns();
+        let Some(sites) = &mut self.sites else { return };
+        let mut before = vec![None; usize::from(self.shards)];
+        for leader in notice.iter() {
+            if let Some(site) = sites.told(leader, now_ns) {
+                before[usize::from(leader.shard)] = Some(site);
+            }
+        }
+        if before.iter().all(Option::is_none) {
+            return;
+        }
+        let mut open = Vec::new();
+        for (index, slot) in self.slots.iter() {
+            let extra = *sites.extra(index);
+            let Some(before) = before[usize::from(extra.shard)] else { continue };
+            let site = self.links.get(usize::from(slot.link)).map_or(0, |link| link.site);
+            let alone = extra.other == NO_LINK;
+            if slot.link == NO_LINK {
+                self.resend.push(Reverse((now_ns, index, slot.n)));
+            } else if alone && site == before && site != sites.leader(extra.shard) {
+                open.push((index, *slot));
+            }
+        }
+        open.truncate(COPIES_AT_ONCE);
+        for (index, slot) in open {
+            self.copy_to_leader(index, &slot, now_ns);
+        }
+        self.keep(|state| state.pump());
+    }
+
+    fn copy_to_leader(&mut self, index: u32, slot: &Slot, now_ns: u64) {
+        let Some(sites) = &mut self.sites else { return };
+        let shard = sites.extra(index).shard;
+        let leader = sites.leader(shard);
+        let place = self.sites.as_ref().and_then(|sites| self.place_among(sites, shard, 0));
+        if let Some(place) = place.filter(|place| self.links[place.0].site == leader) {
+            self.resend_at(place, index, slot, now_ns);
+        }
     }
 
     /// Accounts for the copy of a request that goes to link `to`. False: one is

@@ -7,6 +7,7 @@
 use super::slots::NO_LINK;
 use crate::measure::Business;
 use protocol::code::Code;
+use protocol::message::Leader;
 use std::collections::HashMap;
 
 /// A shard without any answer for this long, with requests older than it, is
@@ -40,6 +41,8 @@ struct Shard {
     leader: u8,
     /// When that was learned: answers to older requests do not unlearn it.
     learned_ns: u64,
+    /// Of the newest notice.
+    term: u64,
     /// A site that did not answer for it lately, 0 for none.
     avoid: u8,
     /// When it was last answered.
@@ -123,6 +126,20 @@ impl Sites {
     /// The site not to ask for a shard, 0 for none.
     pub(super) fn avoid(&self, shard: u16) -> u8 {
         self.shards[usize::from(shard)].avoid
+    }
+
+    /// A site told who leads a shard. Tells who led it before, or fell silent
+    /// doing so, when that is news.
+    pub(super) fn told(&mut self, notice: Leader, now_ns: u64) -> Option<u8> {
+        let shard = self.shards.get_mut(usize::from(notice.shard))?;
+        if notice.term <= shard.term {
+            return None;
+        }
+        let before = if shard.leader == 0 { shard.avoid } else { shard.leader };
+        let answered_ns = shard.answered_ns;
+        let (leader, term) = (notice.site, notice.term);
+        *shard = Shard { leader, learned_ns: now_ns, term, avoid: 0, answered_ns };
+        Some(before)
     }
 
     /// A shard's request, sent last at `sent_ns`, was carried out by `site`, which
@@ -287,6 +304,25 @@ mod tests {
         sites.answered(0, 1, 0, 4 * MS, 7 * MS);
         sites.refused(0, 1, 3, 4 * MS, 7 * MS);
         assert_eq!(sites.leader(0), 2);
+    }
+
+    #[test]
+    fn notices_count_by_term_and_name_the_one_before() {
+        let mut sites = sites();
+        let leader = |site, term| Leader { shard: 1, site, term };
+        assert_eq!(sites.told(Leader { shard: 3, site: 1, term: 1 }, MS), None, "no such shard");
+        assert_eq!(sites.told(leader(2, 4), MS), Some(0));
+        assert_eq!(sites.told(leader(3, 5), 5 * MS), Some(2));
+        assert_eq!(
+            (sites.told(leader(2, 4), 6 * MS), sites.told(leader(3, 5), 6 * MS)),
+            (None, None)
+        );
+        sites.refused(1, 3, 2, 4 * MS, 6 * MS);
+        assert_eq!(sites.leader(1), 3, "asked before the notice");
+        sites.site_lost(3);
+        assert_eq!((sites.leader(1), sites.avoid(1)), (0, 3));
+        assert_eq!(sites.told(leader(1, 6), 7 * MS), Some(3), "what was open there moves");
+        assert_eq!((sites.leader(1), sites.avoid(1)), (1, 0));
     }
 
     #[test]

@@ -70,7 +70,7 @@ pub(super) struct State {
     /// Payments to be queried, in place of a schedule.
     queries: VecDeque<u64>,
     /// When, place and number of what is sent again, the next first.
-    resend: BinaryHeap<Reverse<(u64, u32, u64)>>,
+    pub(super) resend: BinaryHeap<Reverse<(u64, u32, u64)>>,
     /// Shards of the cluster.
     pub(super) shards: u16,
     turn: usize,
@@ -549,7 +549,7 @@ impl State {
     }
 
     /// Runs something whose failure ends the phase at the next pump.
-    fn keep(&mut self, run: impl FnOnce(&mut Self) -> Result<(), Failure>) {
+    pub(super) fn keep(&mut self, run: impl FnOnce(&mut Self) -> Result<(), Failure>) {
         if let Err(failure) = run(self) {
             self.failure = Some(failure);
         }

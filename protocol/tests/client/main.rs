@@ -14,7 +14,8 @@ use protocol::money::{Amount, Currency};
 use protocol::sign::{MerchantKey, SigningKey};
 use site::{Act, Authority, Cluster, Script, always, event, paid, refunded, until};
 use std::error::Error;
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 const WITHIN: Duration = Duration::from_secs(120);
@@ -149,6 +150,46 @@ async fn many_requests_share_the_streams() {
     }
     let replies = tasks.join_all().await;
     assert!(replies.iter().all(|reply| *reply == Ok(paid(1))));
+}
+
+/// Nothing but the notice can cause it: silence is waited for far longer.
+#[tokio::test]
+async fn what_is_open_at_an_old_leader_goes_to_the_one_that_is_told() {
+    let dead = Arc::new(AtomicBool::new(false));
+    let dies = Arc::clone(&dead);
+    let script = move |_| if dies.load(Ordering::Acquire) { Act::Silent } else { Act::Done };
+    let cluster = Cluster::start(vec![Box::new(script), always(Act::Done)]);
+    let client = cluster.client().await;
+    let [first, second] = &cluster.sites[..] else { panic!() };
+    let signer = signer();
+    let pay = |number: u32| {
+        let number = format!("no-{number}");
+        let pay = Pay { out_trade_no: OutTradeNo::parse(number.as_bytes()).unwrap(), ..pay() };
+        let (client, signer) = (&client, &signer);
+        async move { client.pay(&pay, signer, WITHIN).await.unwrap() }
+    };
+    // Without any news it is site 2's turn for this number.
+    let mut number = 0;
+    while pay(number).await != paid(2) {
+        number += 1;
+    }
+    first.tell_leader(1, 4);
+    while pay(number).await != paid(1) {}
+    dead.store(true, Ordering::Release);
+    let before = first.requests().len();
+    let takeover = async {
+        until(|| first.requests().len() > before).await;
+        second.tell_leader(2, 5);
+    };
+    let (reply, ()) = tokio::join!(pay(number), takeover);
+    assert_eq!(reply, paid(2));
+    let copies = [first.requests().pop().unwrap(), second.requests().pop().unwrap()];
+    assert_same_bytes(&copies);
+    // Site 1 is behind and still believes in itself.
+    first.tell_leader(1, 4);
+    for _ in 0..8 {
+        assert_eq!(pay(number).await, paid(2));
+    }
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use protocol::code::{CloseCode, Code, OrderState, Reason, RefundState};
 use protocol::frame::{Header, Splitter};
 use protocol::id::{MchId, OutTradeNo, ShortText, TransactionId};
 use protocol::message::{
-    Ack, Event, GoAway, Hello, OrderReply, Ping, RefundReply, Subscribe, kind,
+    Ack, Event, GoAway, Hello, Leader, Leaders, OrderReply, Ping, RefundReply, Subscribe, kind,
 };
 use protocol::money::Currency;
 use quinn::crypto::rustls::QuicServerConfig;
@@ -80,6 +80,9 @@ pub struct FakeSite {
     script: Script,
     requests: Mutex<Vec<Vec<u8>>>,
     pub go_away: Notify,
+    /// Who leads, to be told on the control stream of the next or only connection.
+    leaders: Mutex<Vec<Leader>>,
+    tell: Notify,
     /// What it says with GOAWAY.
     pub deadline_ms: AtomicU32,
     /// Lets the answers go that are held.
@@ -98,6 +101,8 @@ impl FakeSite {
             script,
             requests: Mutex::default(),
             go_away: Notify::new(),
+            leaders: Mutex::default(),
+            tell: Notify::new(),
             deadline_ms: AtomicU32::new(50_000),
             release: Notify::new(),
             acknowledged: Mutex::default(),
@@ -128,6 +133,13 @@ impl FakeSite {
             }
             _ => false,
         })
+    }
+
+    /// Tells the client that `site` leads every shard.
+    pub fn tell_leader(&self, site: u8, term: u64) {
+        let leader = |shard| Leader { shard, site, term };
+        *self.leaders.lock().unwrap() = (0..12).map(leader).collect();
+        self.tell.notify_one();
     }
 
     /// Closes every connection.
@@ -266,7 +278,15 @@ async fn greet_and_serve(quic: &quinn::Connection, site: &Arc<FakeSite>) {
         }
     };
     let farewell = async {
-        site.go_away.notified().await;
+        loop {
+            tokio::select! {
+                () = site.go_away.notified() => break,
+                () = site.tell.notified() => {}
+            }
+            frame.clear();
+            Leaders::encode_frame(&site.leaders.lock().unwrap(), 0, &mut frame);
+            drop(control.write_all(&frame).await);
+        }
         frame.clear();
         let deadline_ms = site.deadline_ms.load(Ordering::Relaxed);
         GoAway { code: CloseCode::Draining, deadline_ms }.encode_frame(0, &mut frame);

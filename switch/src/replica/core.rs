@@ -108,6 +108,9 @@ pub enum Step {
 pub struct Outputs {
     /// For the log.
     pub appends: VecDeque<Append>,
+    /// A new term, a vote, or the first entry of a leader is among them: the shard
+    /// has no leader until they are durable.
+    pub urgent: bool,
     /// For other replicas; may leave at once.
     pub messages: Vec<Message>,
     /// For the engine.
@@ -159,6 +162,8 @@ pub struct Replica {
     /// The term in which the engine was told to lead.
     leading: Option<u64>,
     saved_commit: u64,
+    /// Term and vote on their way to the log, or there.
+    promised: (u64, u64),
     pub(super) tick: u64,
     pub(super) placement: Placement,
     pub(super) health: Health,
@@ -199,6 +204,7 @@ impl Replica {
             .expect("the configuration is valid and the recovered state consistent");
         let applied_term = node.raft.raft_log.term(applied).unwrap_or(0);
         let saved_commit = node.raft.raft_log.committed;
+        let promised = (node.raft.term, node.raft.vote);
         let mut replica = Self {
             placement: Placement::new(&config, &members),
             health: Health::default(),
@@ -213,6 +219,7 @@ impl Replica {
             applied_term,
             leading: None,
             saved_commit,
+            promised,
             tick: 0,
             counters: Counters::default(),
             was_candidate: false,
@@ -560,6 +567,8 @@ impl Replica {
         let entries = ready.take_entries();
         let state = ready.must_sync().then(|| ready.hs().cloned()).flatten();
         let writes = !entries.is_empty() || state.is_some();
+        let elects = |state: &RaftHardState| (state.term, state.vote) != self.promised;
+        out.urgent |= state.as_ref().is_some_and(elects) || entries.iter().any(is_first);
         // Entries first: a commit index in front of them could, after a crash
         // between the two, speak of what stood there before.
         for entry in entries {
@@ -612,6 +621,7 @@ impl Replica {
     fn save(&mut self, state: RaftHardState) -> HardState {
         let saved = HardState { term: state.term, vote: state.vote, commit: state.commit };
         self.saved_commit = self.saved_commit.max(state.commit);
+        self.promised = (saved.term, saved.vote);
         self.node.mut_store().set_hard_state(state);
         saved
     }
@@ -731,4 +741,9 @@ impl Replica {
             self.node.raft.become_follower(term, INVALID_ID);
         }
     }
+}
+
+/// Whether an entry is the one with which a leader begins its term.
+fn is_first(entry: &Entry) -> bool {
+    entry.get_entry_type() == EntryType::EntryNormal && entry.data.is_empty()
 }

@@ -19,6 +19,7 @@ use tokio::sync::Notify;
 use super::clock;
 use super::directory::{Peer, mapped};
 use super::net::{Net, stream_slot};
+use super::notice::Told;
 use super::request;
 use crate::config::Config;
 use crate::engine::input::Waiter;
@@ -61,7 +62,10 @@ pub struct Connection {
     quic: quinn::Connection,
     streams: RefCell<Vec<Option<Rc<Stream>>>>,
     dirty: Cell<bool>,
+    /// There is something to say on the control stream.
     control: Notify,
+    /// That is good-bye.
+    leaving: Cell<bool>,
     opened_us: u64,
 }
 
@@ -149,6 +153,12 @@ impl Connection {
 
     /// Tells the peer to reconnect elsewhere.
     pub fn go_away(&self) {
+        self.leaving.set(true);
+        self.control.notify_one();
+    }
+
+    /// Tells the peer who leads which shard, as soon as it reads.
+    pub fn tell_leaders(&self) {
         self.control.notify_one();
     }
 }
@@ -230,6 +240,7 @@ impl Front {
             streams: RefCell::new(Vec::new()),
             dirty: Cell::new(false),
             control: Notify::new(),
+            leaving: Cell::new(false),
             opened_us: clock::mono_us(),
         });
         let control = Rc::clone(&connection);
@@ -247,7 +258,7 @@ impl Front {
             stream.closed.set(true);
             stream.wake.notify_one();
         }
-        connection.control.notify_one();
+        connection.go_away();
         self.net.unregister(&connection);
     }
 
@@ -281,9 +292,13 @@ impl Front {
         Ok((peer, gateway.number))
     }
 
-    /// Greets on the control stream, and later says good-bye on it.
+    /// Greets on the control stream, says who leads which shard, and at last
+    /// good-bye. A gateway that does not read holds up this task and nothing else.
     async fn run_control(&self, connection: &Connection) {
         let Ok(mut control) = connection.quic.open_uni().await else { return };
+        // Fails only when the stream is gone. Answers may be many, and news of a
+        // leader that died must not wait behind them.
+        drop(control.set_priority(1));
         let settings = &self.net.settings;
         let hello = Hello {
             in_flight_max: settings.in_flight_max,
@@ -295,11 +310,20 @@ impl Front {
         };
         let mut frame = Vec::new();
         hello.encode_frame(0, &mut frame);
-        if control.write_all(&frame).await.is_err() {
-            return;
+        let mut told = Told::default();
+        loop {
+            if let Some(forward) = &self.net.forward {
+                told.news(forward.mesh(), &mut frame);
+            }
+            if !frame.is_empty() && control.write_all(&frame).await.is_err() {
+                return;
+            }
+            frame.clear();
+            if connection.leaving.get() {
+                break;
+            }
+            connection.control.notified().await;
         }
-        connection.control.notified().await;
-        frame.clear();
         GoAway { code: CloseCode::Draining, deadline_ms: 5_000 }.encode_frame(0, &mut frame);
         // The peer may be gone already; then there is nobody to tell.
         drop(control.write_all(&frame).await);

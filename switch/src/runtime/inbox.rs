@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering, fence};
 
 use bytes::Bytes;
 use crossbeam::queue::ArrayQueue;
@@ -157,8 +157,9 @@ pub struct Exchange {
     state: AtomicU8,
     notify: Notify,
     net_wake: Arc<tokio::sync::Notify>,
-    /// Age of the oldest batch when the worker last took one, microseconds.
-    pub queue_delay_us: AtomicU64,
+    /// Requests stand in the queue for longer than is allowed: new ones are to be
+    /// refused.
+    pub overloaded: AtomicBool,
 }
 
 impl Exchange {
@@ -175,7 +176,7 @@ impl Exchange {
             state: AtomicU8::new(AWAKE),
             notify,
             net_wake,
-            queue_delay_us: AtomicU64::new(0),
+            overloaded: AtomicBool::new(false),
         }
     }
 

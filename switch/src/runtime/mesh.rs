@@ -267,6 +267,18 @@ impl Mesh {
         self.changes.load(Ordering::Acquire)
     }
 
+    /// Number of shards.
+    pub fn shards(&self) -> usize {
+        self.leaders.len()
+    }
+
+    /// Term, and who leads a shard in it; 0: nobody known.
+    pub fn leader_of(&self, shard: u16) -> (u64, u8) {
+        let slot = self.leaders.get(usize::from(shard));
+        let value = slot.map_or(0, |slot| slot.load(Ordering::Acquire));
+        (value >> 8, value as u8)
+    }
+
     /// Who leads a shard; 0: nobody known.
     pub fn leader(&self, shard: u16) -> u8 {
         let slot = self.leaders.get(usize::from(shard));

@@ -18,9 +18,11 @@ mod inbox;
 mod link;
 mod mesh;
 mod net;
+mod notice;
 mod peer;
 mod reload;
 mod request;
+mod standing;
 #[cfg(test)]
 mod testing;
 mod worker;

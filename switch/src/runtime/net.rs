@@ -22,6 +22,7 @@ use super::forward::Forwarder;
 use super::gateway::Connection;
 use super::inbox::{Batch, Exchange, Item, OutBatch};
 use super::link::Link;
+use super::standing::Standing;
 use crate::engine::input::{Evidence, Waiter};
 use crate::engine::output::{Reply, ReplyBody};
 use crate::metrics::{Metrics, Op};
@@ -41,7 +42,7 @@ pub struct NetSettings {
     pub in_flight_max: u32,
     /// Most unanswered requests in total.
     pub outstanding_max: usize,
-    /// Requests are shed when a batch waited longer than this, microseconds.
+    /// Requests are shed when batches keep waiting longer than this, microseconds.
     pub queue_delay_max_us: u64,
     /// Items of an open batch before new requests are shed.
     pub batch_items_max: usize,
@@ -74,8 +75,10 @@ pub struct Net {
     pub outstanding: Cell<usize>,
     /// New payments are refused: the node stops.
     pub draining: Cell<bool>,
-    /// How long the last out-batch waited for its turn, microseconds.
-    turn_delay_us: Cell<u64>,
+    /// How late out-batches have their turn.
+    turns: RefCell<Standing>,
+    /// They stand in the queue for longer than is allowed.
+    behind: Cell<bool>,
     /// The admin interface's ear: answers to commands, merchants that changed.
     pub control: Arc<NodeControl>,
     /// The way to other sites; `None` in a deployment of one, where every
@@ -104,6 +107,8 @@ impl Net {
             stuck: Cell::new(false),
         };
         Rc::new(Self {
+            turns: RefCell::new(Standing::new(settings.queue_delay_max_us)),
+            behind: Cell::new(false),
             settings,
             lanes: exchanges.into_iter().map(lane).collect(),
             directory: RefCell::new(directory),
@@ -114,7 +119,6 @@ impl Net {
             flush: Notify::new(),
             outstanding: Cell::new(0),
             draining: Cell::new(false),
-            turn_delay_us: Cell::new(0),
             control,
             forward,
         })
@@ -202,18 +206,23 @@ impl Net {
     /// Whether a new request must be shed before any work is spent on it.
     pub fn congested(&self, shard: u16) -> bool {
         let lane = self.lane(shard);
-        let bound = self.settings.queue_delay_max_us;
-        if self.outstanding.get() >= self.settings.outstanding_max {
+        if self.behind.get() || self.outstanding.get() >= self.settings.outstanding_max {
             return true;
         }
         // Another site's worker is not held back by ours.
         if self.forward.as_ref().is_some_and(|forward| !forward.leads(shard)) {
-            return self.turn_delay_us.get() > bound;
+            return false;
         }
         lane.stuck.get()
-            || lane.exchange.queue_delay_us.load(Ordering::Relaxed) > bound
-            || self.turn_delay_us.get() > bound
+            || lane.exchange.overloaded.load(Ordering::Relaxed)
             || lane.batch.borrow().items.len() >= self.settings.batch_items_max
+    }
+
+    /// Has every gateway told who leads which shard.
+    pub fn tell_leaders(&self) {
+        for connection in self.connections.borrow().iter().filter_map(|it| it.connection.as_ref()) {
+            connection.tell_leaders();
+        }
     }
 
     /// Has the flusher look after the ready streams had their turn.
@@ -259,7 +268,7 @@ impl Net {
             for lane in &self.lanes {
                 while let Some(out) = lane.exchange.pop_out() {
                     taken = true;
-                    self.turn_delay_us.set(clock::mono_us().saturating_sub(out.ready_us));
+                    self.turn_delayed(out.ready_us);
                     self.dispatch(&out, &mut dirty);
                     lane.exchange.recycle_out(out);
                 }
@@ -268,7 +277,7 @@ impl Net {
                 taken |= forward.arrivals(&self, &mut dirty);
             }
             if !taken {
-                self.turn_delay_us.set(0);
+                self.behind.set(false);
                 wake.notified().await;
                 continue;
             }
@@ -280,6 +289,12 @@ impl Net {
             }
             tokio::task::yield_now().await;
         }
+    }
+
+    fn turn_delayed(&self, ready_us: u64) {
+        let now_us = clock::mono_us();
+        let delay_us = now_us.saturating_sub(ready_us);
+        self.behind.set(self.turns.borrow_mut().refuses(delay_us, now_us));
     }
 
     fn dispatch(self: &Rc<Self>, out: &OutBatch, dirty: &mut Vec<Rc<Connection>>) {

@@ -157,6 +157,11 @@ impl Forwarder {
         }
     }
 
+    /// What is shared about the other sites.
+    pub fn mesh(&self) -> &Mesh {
+        &self.mesh
+    }
+
     /// Whether this site leads a shard.
     pub fn leads(&self, shard: u16) -> bool {
         self.mesh.leader(shard) == self.mesh.site()
@@ -459,6 +464,7 @@ impl Forwarder {
             changed.as_mut().enable();
             let now_us = clock::mono_us();
             if std::mem::replace(&mut changes, self.mesh.changes()) != changes {
+                net.tell_leaders();
                 self.follow_leaders();
             }
             self.place_waiting(net, now_us, &mut dirty);

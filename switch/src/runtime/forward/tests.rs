@@ -2,7 +2,7 @@ mod played;
 
 use super::*;
 use crate::runtime::testing::eventually_async;
-use played::{Gateway, Mode, idle, with_sites};
+use played::{Gateway, Mode, idle, shard, with_sites};
 
 #[test]
 fn a_request_is_answered_through_its_leader_with_a_hint() {
@@ -27,6 +27,42 @@ fn a_request_is_answered_through_its_leader_with_a_hint() {
         let metrics = sites[0].net.metrics.peer(2).unwrap();
         assert!(metrics.forwarded.value() >= 2 && metrics.forwarded_here.value() == 0);
         assert!(sites[1].net.metrics.peer(1).unwrap().forwarded_here.value() >= 2);
+    });
+}
+
+#[test]
+fn gateways_are_told_who_leads() {
+    with_sites(2, 1_000, |cluster, sites, gateway| async move {
+        let mut control = gateway.control().await;
+        sites[0].believe(2);
+        assert_eq!(control.leader().await, (1, 2));
+        // Without a leader there is nothing to tell.
+        sites[0].mesh.publish_leader(shard(), 2, 0);
+        sites[0].mesh.publish_leader(shard(), 3, 1);
+        assert_eq!(control.leader().await, (3, 1));
+        let late = Gateway::connect(&cluster, &sites[0]).await;
+        assert_eq!(late.control().await.leader().await, (3, 1), "what is known, at once");
+    });
+}
+
+#[test]
+fn a_gateway_that_does_not_read_is_told_the_newest_later() {
+    with_sites(2, 1_000, |cluster, sites, _| async move {
+        let mut transport = quinn::TransportConfig::default();
+        transport.stream_receive_window(64_u32.into());
+        let slow = Gateway::connect_with(&cluster, &sites[0], transport).await;
+        let mut control = slow.control().await;
+        let mut prompt = Gateway::connect(&cluster, &sites[0]).await.control().await;
+        for term in 1..=500 {
+            let site = (term % 2) as u8 + 1;
+            sites[0].mesh.publish_leader(shard(), term, site);
+            assert_eq!(prompt.leader().await, (term, site), "nobody waits for the slow one");
+        }
+        let mut terms = Vec::new();
+        while terms.last() != Some(&500) {
+            terms.push(control.leader().await.0);
+        }
+        assert!(terms.is_sorted() && terms.len() < 100, "{terms:?}");
     });
 }
 

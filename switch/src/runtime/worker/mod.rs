@@ -41,6 +41,7 @@ use storage::{FileDisk, Log, LogError, LogStats, Lsn, Space};
 use super::clock;
 use super::inbox::{Batch, Exchange, Item, OutBatch};
 use super::mesh::Mesh;
+use super::standing::Standing;
 use crate::engine::input::{PayInput, Waiter};
 use crate::engine::output::Reply;
 use crate::engine::record;
@@ -79,7 +80,8 @@ pub(super) const TAIL_BYTES_MAX: usize = 8 << 20;
 pub struct WorkerSettings {
     /// This site, 1-based.
     pub site: u64,
-    /// A pay that waited longer than this in the inbox is shed, microseconds.
+    /// Requests that wait longer than this in the inbox are shed, unless it is only
+    /// a burst, microseconds.
     pub queue_delay_max_us: u64,
     /// Least time between two log writes on the average, microseconds.
     pub commit_interval_us: u64,
@@ -207,6 +209,8 @@ pub struct Worker<D: Disk = FileDisk> {
     writer: Writer,
     /// With other sites: how often blocks are proposed.
     proposals: Pace,
+    /// How late requests are.
+    standing: Standing,
     post: Post,
     /// `None` where no other site can be behind.
     catch_up: Option<CatchUp>,
@@ -300,6 +304,7 @@ impl<D: Disk> Worker<D> {
             releaser: Releaser::new(settings.keep_bytes, settings.segment_bytes),
             writer: Writer::new(settings.commit_interval_us),
             proposals: Pace::new(settings.commit_interval_us),
+            standing: Standing::new(settings.queue_delay_max_us),
             post: Post::new(Arc::clone(&shared.mesh)),
             out: shared.exchange.out_batch(),
             shared,
@@ -420,7 +425,7 @@ impl<D: Disk> Worker<D> {
                 continue;
             }
             shard.advance(now)?;
-            self.writer.take(at, &mut shard.wants.appends);
+            self.writer.take(at, &mut shard.wants);
             self.post.take(shard.replica.shard(), &mut shard.wants.messages);
             let (number, term) = (shard.replica.shard(), shard.replica.term());
             let leader = shard.replica.leader() as u8;
@@ -436,11 +441,16 @@ impl<D: Disk> Worker<D> {
     fn drain_inbox(&mut self, now: Now) -> usize {
         let exchange = Arc::clone(&self.shared.exchange);
         let mut taken = 0;
-        let room = self.open_bytes() < self.settings.blocks_bytes_max / 2;
+        // What cannot be proposed now must not hold up what can.
+        let free = self.shards.iter().filter(|shard| !shard.is_held());
+        let open: usize = free.map(|shard| shard.out.block.len()).sum();
+        let room = open < self.settings.blocks_bytes_max / 2;
         while room && taken < BATCHES_PER_TURN {
             let Some(batch) = exchange.pop() else {
                 if taken == 0 {
-                    exchange.queue_delay_us.store(0, Ordering::Relaxed);
+                    exchange
+                        .overloaded
+                        .store(self.standing.refuses(0, now.mono_us), Ordering::Relaxed);
                 }
                 break;
             };
@@ -453,9 +463,10 @@ impl<D: Disk> Worker<D> {
 
     fn feed(&mut self, batch: &Batch, now: Now) {
         let delay_us = now.mono_us.saturating_sub(batch.queued_us);
-        self.shared.exchange.queue_delay_us.store(delay_us, Ordering::Relaxed);
         self.shared.metrics.queue_delay.record_n(delay_us, batch.items.len() as u64);
-        let late = delay_us > self.settings.queue_delay_max_us;
+        let (block_max, retry_ms) = (self.settings.blocks_bytes_max / 2, self.retry_after_ms());
+        let late = self.standing.refuses(delay_us, now.mono_us);
+        self.shared.exchange.overloaded.store(late, Ordering::Relaxed);
         let full = self.shared.storage_full.load(Ordering::Relaxed);
         for (at, (shard, item)) in batch.items.iter().enumerate() {
             if at % WARM_ITEMS == 0 {
@@ -465,7 +476,7 @@ impl<D: Disk> Worker<D> {
             if let Some((waiter, code)) = shed(item, late, full) {
                 let retry_ms = match code {
                     Code::StorageFull => STORAGE_RETRY_MS,
-                    _ => self.retry_after_ms(),
+                    _ => retry_ms,
                 };
                 self.out.replies.push(Reply::refusal(waiter, code, retry_ms));
                 continue;
@@ -479,9 +490,12 @@ impl<D: Disk> Worker<D> {
                         handle(shard, item, &batch.arena, now);
                     }
                 }
-                _ => match self.shards.get_mut(usize::from(*shard)) {
-                    Some(shard) => route(shard, item, &batch.arena, self.alone, now),
-                    None => debug_assert!(false, "the front knows the number of shards"),
+                _ => match (self.shards.get_mut(usize::from(*shard)), item.waiter()) {
+                    (Some(shard), Some(waiter)) if shard.is_blocked(block_max) => {
+                        shard.out.replies.push(Reply::refusal(waiter, Code::Overloaded, retry_ms));
+                    }
+                    (Some(shard), _) => route(shard, item, &batch.arena, self.alone, now),
+                    (None, _) => debug_assert!(false, "the front knows the number of shards"),
                 },
             }
         }
@@ -556,7 +570,7 @@ impl<D: Disk> Worker<D> {
             }
             return Ok(propose);
         }
-        if !self.alone && self.writer.pace.holds(now, self.writer.queued_bytes()) {
+        if !self.alone && self.writer.holds(now) {
             return Ok(propose);
         }
         let taken = self.writer.append(&mut self.shards, &mut self.log)?;
@@ -574,10 +588,6 @@ impl<D: Disk> Worker<D> {
             self.post.send(&mut self.shards);
         }
         Ok(written)
-    }
-
-    fn open_bytes(&self) -> usize {
-        self.shards.iter().map(|shard| shard.out.block.len()).sum()
     }
 
     /// Bytes of open blocks that consensus would take now.
@@ -611,10 +621,12 @@ impl<D: Disk> Worker<D> {
             let block = std::mem::replace(&mut out.block, rest);
             match shard.replica.propose(block) {
                 Ok(()) => {
+                    shard.refused = false;
                     out.block_records -= taken;
                     records += u64::from(taken);
                 }
                 Err(mut block) => {
+                    shard.refused = true;
                     block.extend_from_slice(&out.block);
                     let rest = std::mem::replace(&mut out.block, block);
                     shard.replica.recycle(rest);
@@ -699,7 +711,7 @@ impl<D: Disk> Worker<D> {
                 timeout = timeout.min(self.proposals.due_us.saturating_sub(now.mono_us));
             }
             if may_write && !self.writer.is_empty() {
-                timeout = timeout.min(self.writer.pace.due_us.saturating_sub(now.mono_us));
+                timeout = timeout.min(self.writer.wait_us(now));
             }
         }
         if !self.out.is_empty() {

@@ -26,6 +26,8 @@ pub(super) struct Shard {
     /// What the replica wants.
     pub(super) wants: replica::Outputs,
     pub(super) due_us: Option<u64>,
+    /// Consensus did not take the last block: too much is uncommitted.
+    pub(super) refused: bool,
     /// Bytes of log applied since the state of the last checkpoint.
     pub(super) grown: u64,
     /// Sites that need blocks which the log no longer holds, as last said.
@@ -52,12 +54,25 @@ impl Shard {
             out,
             wants: replica::Outputs::default(),
             due_us: None,
+            refused: false,
             grown: 0,
             beyond_log: 0,
             reads: Reads::default(),
             #[cfg(test)]
             tap: Vec::new(),
         }
+    }
+
+    /// Whether consensus takes no block now: handing over, or too much of it is
+    /// uncommitted.
+    pub(super) fn is_held(&self) -> bool {
+        self.refused || !self.replica.may_propose()
+    }
+
+    /// Whether its block has grown to `bytes_max` and cannot leave: requests are
+    /// refused, so that it stays bounded and nobody else waits for it.
+    pub(super) fn is_blocked(&self, bytes_max: usize) -> bool {
+        self.out.block.len() >= bytes_max && self.is_held()
     }
 
     /// How many sites need blocks which the log no longer holds; said when it

@@ -8,7 +8,7 @@ use storage::{FRAME_HEADER_BYTES, Frame, FrameKind, Log};
 use super::WorkerError;
 use super::shard::Shard;
 use crate::engine::Now;
-use crate::replica::Append;
+use crate::replica::{self, Append};
 
 /// A batch of this size is written without waiting for more, bytes.
 const WRITE_AT_ONCE_BYTES: usize = 64 * 1024;
@@ -73,6 +73,8 @@ pub(super) struct Writer {
     queued_bytes: usize,
     /// Payload bytes appended so far.
     appended_bytes: u64,
+    /// An election waits for what is queued.
+    urgent: bool,
     /// When the last write was started.
     pub(super) submitted_us: u64,
     /// Writes cost the same whatever they carry: not more often than this.
@@ -85,14 +87,16 @@ impl Writer {
             queue: VecDeque::new(),
             queued_bytes: 0,
             appended_bytes: 0,
+            urgent: false,
             submitted_us: 0,
             pace: Pace::new(interval_us),
         }
     }
 
     /// Takes what a replica wants written.
-    pub(super) fn take(&mut self, at: usize, appends: &mut VecDeque<Append>) {
-        for append in appends.drain(..) {
+    pub(super) fn take(&mut self, at: usize, wants: &mut replica::Outputs) {
+        self.urgent |= std::mem::take(&mut wants.urgent);
+        for append in wants.appends.drain(..) {
             self.queued_bytes += payload_bytes(&append);
             self.queue.push_back((at, append));
         }
@@ -106,6 +110,17 @@ impl Writer {
                 self.queue.push_back((at, Append::HardState(state)));
             }
         }
+    }
+
+    /// Whether it is too early for what waits. Elections never wait: every one of
+    /// their steps would, one after the other, while the shard has no leader.
+    pub(super) fn holds(&mut self, now: Now) -> bool {
+        !self.urgent && self.pace.holds(now, self.queued_bytes)
+    }
+
+    /// How long it is too early, microseconds.
+    pub(super) fn wait_us(&self, now: Now) -> u64 {
+        if self.urgent { 0 } else { self.pace.due_us.saturating_sub(now.mono_us) }
     }
 
     /// Whether nothing waits to be appended.
@@ -143,6 +158,7 @@ impl Writer {
             self.queued_bytes -= bytes;
             self.queue.pop_front();
         }
+        self.urgent &= !self.queue.is_empty();
         let taken = before - self.queued_bytes;
         self.appended_bytes += taken as u64;
         Ok(taken)

@@ -7,9 +7,9 @@ use std::sync::{Mutex, MutexGuard};
 use std::thread;
 use std::time::Instant;
 
-use protocol::frame::Splitter;
+use protocol::frame::{Header, Splitter};
 use protocol::id::{MchId, OutRefundNo, OutTradeNo};
-use protocol::message::{Auth, OrderRef, OrderRequest, Refund};
+use protocol::message::{Auth, Leader, Leaders, OrderRef, OrderRequest, Refund};
 use protocol::money::{Amount, Currency};
 
 use super::super::*;
@@ -267,12 +267,21 @@ pub struct Gateway {
 
 impl Gateway {
     pub async fn connect(cluster: &Cluster, site: &Site) -> Self {
+        Self::connect_with(cluster, site, quinn::TransportConfig::default()).await
+    }
+
+    pub async fn connect_with(
+        cluster: &Cluster,
+        site: &Site,
+        transport: quinn::TransportConfig,
+    ) -> Self {
         let file = |name: &str| cluster.dir.path().join("certs").join(name);
         let ca = file("ca.pem");
         let credentials = Credentials::load(&file("gw-1.pem"), &file("gw-1.key"), &ca).unwrap();
         let tls = credentials.client(tls::ALPN_GATEWAY).unwrap();
         let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls).unwrap();
-        let config = quinn::ClientConfig::new(Arc::new(crypto));
+        let mut config = quinn::ClientConfig::new(Arc::new(crypto));
+        config.transport_config(Arc::new(transport));
         let endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
         let name = &cluster.config(site.mesh.site()).this_site().server_name;
         let quic = endpoint.connect_with(config, site.address, name).unwrap().await.unwrap();
@@ -310,6 +319,14 @@ impl Gateway {
         self.send.write_all(&frame).await.unwrap();
     }
 
+    /// The control stream, behind its HELLO.
+    pub async fn control(&self) -> Control {
+        let recv = self._quic.accept_uni().await.unwrap();
+        let mut control = Control { recv, splitter: Splitter::new(), frames: VecDeque::new() };
+        assert_eq!(control.frame().await.0, kind::HELLO);
+        control
+    }
+
     /// Correlation, code, hint, the answering site's number, retry_after_ms.
     pub async fn answer(&mut self) -> (u64, Code, u8, i64, u32) {
         while self.answers.is_empty() {
@@ -331,6 +348,34 @@ impl Gateway {
                 (correlation, b.code, b.leader_hint, b.amount, b.retry_after_ms)
             }
         }
+    }
+}
+
+/// A gateway's end of a control stream.
+pub struct Control {
+    recv: quinn::RecvStream,
+    splitter: Splitter,
+    frames: VecDeque<(u8, Vec<u8>)>,
+}
+
+impl Control {
+    async fn frame(&mut self) -> (u8, Vec<u8>) {
+        while self.frames.is_empty() {
+            let chunk = self.recv.read_chunk(65_536, true).await.unwrap().unwrap();
+            let frames = &mut self.frames;
+            let keep = |header: Header, body: &[u8]| frames.push_back((header.kind, body.to_vec()));
+            self.splitter.push(&chunk.bytes, keep).unwrap();
+        }
+        self.frames.pop_front().unwrap()
+    }
+
+    /// Term and site of the next notice about the shard.
+    pub async fn leader(&mut self) -> (u64, u8) {
+        let (kind, body) = self.frame().await;
+        assert_eq!(kind, kind::LEADER);
+        let told: Vec<Leader> = Leaders::decode(&body).unwrap().iter().collect();
+        assert!(matches!(told[..], [leader] if leader.shard == shard()), "{told:?}");
+        (told[0].term, told[0].site)
     }
 }
 
