@@ -71,6 +71,8 @@ struct Affected {
     shard: u16,
     /// From the fault on; `null` when it was never answered at all.
     ms: Option<f64>,
+    /// When that began, milliseconds after the fault: the takeover, or the return.
+    began_ms: Option<f64>,
 }
 
 impl Repetition {
@@ -133,10 +135,12 @@ impl fmt::Display for Repetition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let spread = Spread::of(self.unavailability_ms.iter().map(|shard| shard.ms));
         let gaps = spread.map_or_else(|| "-".to_owned(), |spread| spread.to_string());
+        let began = Spread::of(self.unavailability_ms.iter().map(|shard| shard.began_ms));
+        let began = began.map_or(f64::NAN, |began| began.p50);
         write!(
             f,
             "sites {:?} at {:?} ms, level {:?} ms after their return; their shards unavailable {gaps} \
-             (calm {:.1} ms); \
+             from {began:+.0} ms on (calm {:.1} ms); \
              failed {}, elsewhere {}; sent again {}",
             self.victims,
             self.at_ms,
@@ -171,8 +175,11 @@ fn unavailability(
         for (shard, availability) in shards.iter().enumerate() {
             let shard = shard as u16;
             if fault.affects(shard) {
-                affected
-                    .push(Affected { shard, ms: gap_ms(availability, (at(fault.at), until_ns)) });
+                let fault_ns = at(fault.at);
+                let gap = availability.longest_gap((fault_ns, until_ns));
+                let ms = gap.as_ref().map(|gap| gap.length_ns() as f64 / 1e6);
+                let began_ms = gap.map(|gap| (gap.from_ns as f64 - fault_ns as f64) / 1e6);
+                affected.push(Affected { shard, ms, began_ms });
             }
         }
     }

@@ -46,6 +46,15 @@ const EAGER_TICKS: u64 = 20;
 /// Ticks between two of these.
 const EAGER_EVERY: u64 = 3;
 
+/// Bytes of entries in one message; a larger block travels alone.
+const MESSAGE_BYTES: u64 = 128 << 10;
+/// Messages with entries on their way to a follower that is level, give or take.
+const WINDOW: usize = 256;
+/// And to one that is behind. It asks for everything that it missed at once, for
+/// every shard: without a bound that takes cores, disk and network away from the
+/// sites that serve, for long enough to let elections time out.
+const LAGGARD_WINDOW: usize = 2;
+
 /// Settings of a replica.
 #[derive(Clone, Debug)]
 pub struct ReplicaConfig {
@@ -189,8 +198,8 @@ impl Replica {
             min_election_tick: election,
             max_election_tick: election * placement::TIMEOUT_SPREAD as usize,
             applied,
-            max_size_per_msg: 1 << 20,
-            max_inflight_msgs: 256,
+            max_size_per_msg: MESSAGE_BYTES,
+            max_inflight_msgs: WINDOW,
             check_quorum: true,
             pre_vote: true,
             batch_append: true,
@@ -376,10 +385,25 @@ impl Replica {
         self.tick += 1;
         self.node.tick();
         self.after_input();
+        self.pace_laggards();
         self.stand_again();
         self.place();
         self.leave_joint();
         self.retire();
+    }
+
+    /// Bounds what is on its way to followers that are behind.
+    fn pace_laggards(&mut self) {
+        if !self.is_leader() {
+            return;
+        }
+        let (last, site) = (self.last(), self.config.site);
+        for (id, progress) in self.node.raft.mut_prs().iter_mut() {
+            let behind = progress.matched + placement::LEVEL_ENTRIES < last;
+            if *id != site {
+                progress.ins.set_cap(if behind { LAGGARD_WINDOW } else { WINDOW });
+            }
+        }
     }
 
     /// Sites that shall not lead (a bit per site number): leadership leaves
