@@ -267,7 +267,7 @@ impl Clients {
     }
 }
 
-fn item(key: usize, ask: Ask, correlation: u64, setup: &Setup) -> Item {
+pub(super) fn item(key: usize, ask: Ask, correlation: u64, setup: &Setup) -> Item {
     let key = &setup.keys[key];
     let origin = |kind: u8| {
         let waiter = Waiter { connection: CONNECTION, stream: 0, kind, correlation };

@@ -26,7 +26,9 @@
 //! | `client`, `channel` | who asks, and who moves money |
 //! | `check` | the invariants |
 //! | `random` | the seed |
+//! | `blocked` | by hand: one shard that cannot propose |
 
+mod blocked;
 mod channel;
 mod check;
 mod client;
