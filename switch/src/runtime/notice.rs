@@ -95,7 +95,7 @@ mod tests {
     #[test]
     fn the_largest_cluster_fits_a_frame() {
         let mesh = Mesh::new(1, 3, 900);
-        (0..900).for_each(|shard| drop(mesh.publish_leader(shard, 7, 1)));
+        (0..900).for_each(|shard| assert!(mesh.publish_leader(shard, 7, 1)));
         let mut frames = Vec::new();
         Told::default().news(&mesh, &mut frames);
         assert_eq!(read(&frames).len(), 900);
