@@ -2,6 +2,7 @@
 
 use super::{ChannelSection, Config, RouteSection};
 use crate::engine::config::{ChannelConfig, EngineConfig, RouteRule};
+use crate::replica::Timing;
 use protocol::code::Method;
 use protocol::id::{MchId, ShortText};
 use protocol::money::Currency;
@@ -30,30 +31,33 @@ impl Config {
                 .iter()
                 .map(|gateway| ShortText::new(gateway.name.as_bytes()).unwrap_or_default())
                 .collect(),
-            channels: self.channels.iter().map(channel).collect(),
+            channels: self.channels.iter().map(|section| self.channel(section)).collect(),
             routes: self.routes.iter().map(route).collect(),
             default_route: self.default_route.clone(),
         }
     }
-}
 
-fn channel(section: &ChannelSection) -> ChannelConfig {
-    ChannelConfig {
-        number: section.number,
-        name: section.name.clone(),
-        idempotent_pay: section.idempotent_pay,
-        queryable: section.queryable,
-        reversible: section.reversible,
-        fence_on_cancel: section.fence_on_cancel,
-        max_msg_life_us: section.max_msg_life_ms * MS,
-        reply_timeout_us: section.reply_timeout_ms * MS,
-        first_query_after_us: section.first_query_after_ms * MS,
-        query_plan_us: section.query_plan_ms.iter().map(|delay| delay * MS).collect(),
-        reverse_after_us: section.reverse_after_ms * MS,
-        in_doubt_alarm_us: section.in_doubt_alarm_ms * MS,
-        manual_after_us: section.manual_after_ms * MS,
-        in_flight_max: section.in_flight_max,
-        resolver_per_second: section.resolver_per_second,
+    fn channel(&self, section: &ChannelSection) -> ChannelConfig {
+        // A leader that was replaced without knowing may send for so long.
+        let lease_us = if self.sites.len() > 1 { Timing::default().lease_us() } else { 0 };
+        let life_us = section.max_msg_life_ms * MS;
+        ChannelConfig {
+            number: section.number,
+            name: section.name.clone(),
+            idempotent_pay: section.idempotent_pay,
+            queryable: section.queryable,
+            reversible: section.reversible,
+            fence_on_cancel: section.fence_on_cancel,
+            max_msg_life_us: if life_us == 0 { 0 } else { life_us + lease_us },
+            reply_timeout_us: section.reply_timeout_ms * MS,
+            first_query_after_us: section.first_query_after_ms * MS,
+            query_plan_us: section.query_plan_ms.iter().map(|delay| delay * MS).collect(),
+            reverse_after_us: section.reverse_after_ms * MS,
+            in_doubt_alarm_us: section.in_doubt_alarm_ms * MS,
+            manual_after_us: section.manual_after_ms * MS,
+            in_flight_max: section.in_flight_max,
+            resolver_per_second: section.resolver_per_second,
+        }
     }
 }
 

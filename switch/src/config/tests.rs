@@ -36,6 +36,11 @@ fn resolves_paths_units_and_defaults() {
     assert_eq!(engine.channels[0].reply_timeout_us, 1_000_000);
     assert_eq!(engine.channels[0].query_plan_us[0], 200_000);
     assert_eq!(engine.default_route, [1]);
+    assert_eq!(engine.channels[0].max_msg_life_us, 0, "no guarantee stays none");
+    let bounded = good().replace("# max_msg_life_ms = 0", "max_msg_life_ms = 500");
+    let engine = parse(&bounded).unwrap().engine(7);
+    let lease_us = crate::replica::Timing::default().lease_us();
+    assert_eq!(engine.channels[0].max_msg_life_us, 500_000 + lease_us, "of several sites");
 }
 
 /// What the comments say is what applies: uncommenting every default changes nothing.

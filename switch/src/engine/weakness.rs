@@ -18,6 +18,7 @@ pub(crate) enum Weakness {
     StepDownKeepsProposals,
     ReadWithoutBarrier,
     LimitsStayUnused,
+    SendWithoutLease,
 }
 
 impl super::Engine {

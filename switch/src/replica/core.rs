@@ -16,6 +16,7 @@ use bytes::Bytes;
 use raft::eraftpb::{Entry, EntryType, HardState as RaftHardState, Message, MessageType};
 use raft::{Config, INVALID_ID, RawNode, StateRole};
 
+use super::lease::{Head, Lease};
 use super::members::{self, Members};
 use super::placement::{self, Health, Placement};
 use super::store::{self, Store, Wanted};
@@ -33,6 +34,14 @@ pub struct Timing {
     pub election_ticks: u32,
     /// A leader whose disk does not confirm a write for this long hands over.
     pub stall_ticks: u32,
+}
+
+impl Timing {
+    /// How long a leader may act after it asked a majority that followed it,
+    /// microseconds: less than any follower waits before it stands for election.
+    pub fn lease_us(&self) -> u64 {
+        u64::from(self.election_ticks) * self.tick_us / 10 * 9
+    }
 }
 
 impl Default for Timing {
@@ -176,6 +185,7 @@ pub struct Replica {
     pub(super) tick: u64,
     pub(super) placement: Placement,
     pub(super) health: Health,
+    lease: Lease,
     counters: Counters,
     was_candidate: bool,
     /// Until this tick the leader is taken for dead, and an election that does
@@ -217,6 +227,7 @@ impl Replica {
         let mut replica = Self {
             placement: Placement::new(&config, &members),
             health: Health::default(),
+            lease: Lease::new(config.timing.lease_us()),
             node,
             config,
             members,
@@ -375,9 +386,29 @@ impl Replica {
             return;
         }
         self.health.heard(message.from, self.tick);
+        let head = Head::of(&message);
         // Refused messages (of foreign or removed replicas) have no effect.
         drop(self.node.step(message));
+        let raft = &self.node.raft;
+        self.lease.received(&head, self.config.site, raft.leader_id, raft.term);
         self.after_input();
+    }
+
+    /// Marks messages that leave now, by this process's monotonic clock: what
+    /// comes back tells until when a leader may act.
+    pub fn mark(&mut self, messages: &mut [Message], now_us: u64) {
+        for message in messages {
+            self.lease.mark(message, now_us);
+        }
+    }
+
+    /// Until when this replica may act on the outside world, by the clock of
+    /// [`Self::mark`]; 0: not at all. One that needs no other may for ever.
+    pub fn may_act_until(&self) -> u64 {
+        match self.leads() {
+            true => self.lease.until(self.config.site, self.term(), &self.members),
+            false => 0,
+        }
     }
 
     /// One tick has passed.
@@ -426,8 +457,8 @@ impl Replica {
     }
 
     /// The process of another site has ended, as far as somebody can tell. Only
-    /// starts a pre-vote sooner: nothing here relies on a leader's lease, so a
-    /// wrong hint costs an election and nothing else.
+    /// starts a pre-vote sooner: a wrong hint costs an election, and the old
+    /// leader's lease may overlap with the new one's beginning.
     pub fn peer_gone(&mut self, site: u64) {
         self.health.lost(site);
         if self.is_leader() || self.node.raft.leader_id != site {

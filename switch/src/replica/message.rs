@@ -8,7 +8,7 @@
 use bytes::Bytes;
 use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 
-use super::members;
+use super::{lease, members};
 
 /// Fixed part of a message, bytes.
 const HEAD: usize = 84;
@@ -54,7 +54,7 @@ pub fn encode(shard: u16, message: &Message, out: &mut Vec<u8>) {
         message.commit,
         message.commit_term,
         message.reject_hint,
-        message.priority as u64,
+        last_word(message),
     ] {
         out.extend_from_slice(&word.to_le_bytes());
     }
@@ -70,6 +70,14 @@ pub fn encode(shard: u16, message: &Message, out: &mut Vec<u8>) {
     }
     let bytes = (out.len() - start - 4) as u32;
     out[start..start + 4].copy_from_slice(&bytes.to_le_bytes());
+}
+
+/// The leader's mark, there and back; of votes the priority.
+fn last_word(message: &Message) -> u64 {
+    match lease::is_marked(message.get_msg_type()) {
+        true => message.deprecated_priority,
+        false => message.priority as u64,
+    }
 }
 
 /// Bytes that [`encode`] adds for a message.
@@ -102,7 +110,11 @@ pub fn decode(packet: &mut Bytes) -> Result<Option<(u16, Message)>, MessageError
     message.commit = word(5);
     message.commit_term = word(6);
     message.reject_hint = word(7);
-    message.priority = word(8) as i64;
+    if lease::is_marked(message.get_msg_type()) {
+        message.deprecated_priority = word(8);
+    } else {
+        message.priority = word(8) as i64;
+    }
     let (context, entries) = (word32(&head, 76) as usize, word32(&head, 80) as usize);
     if context > CONTEXT_MAX {
         return Err(MessageError::Field("context"));
@@ -223,17 +235,24 @@ mod tests {
     fn messages_of_several_shards_share_a_packet() {
         let mut response = Message::default();
         response.set_msg_type(MessageType::MsgHeartbeatResponse);
-        (response.from, response.to, response.reject, response.priority) = (2, 1, true, -4);
+        (response.from, response.to, response.reject) = (2, 1, true);
+        response.deprecated_priority = u64::MAX;
         response.context = Bytes::from_static(&[5; 8]);
+        let mut vote = Message::default();
+        vote.set_msg_type(MessageType::MsgRequestVote);
+        (vote.from, vote.to, vote.term, vote.priority) = (2, 3, 8, -4);
         let first =
             append(vec![entry(42, 7, Bytes::from_static(b"block")), entry(43, 9, Bytes::new())]);
         let mut packet = Vec::new();
         encode(3, &first, &mut packet);
         encode(11, &response, &mut packet);
-        assert_eq!(packet.len(), encoded_len(&first) + encoded_len(&response));
+        encode(2, &vote, &mut packet);
+        let lengths = [&first, &response, &vote].map(encoded_len);
+        assert_eq!(packet.len(), lengths.iter().sum::<usize>());
         let mut packet = Bytes::from(packet);
         assert_eq!(decode(&mut packet), Ok(Some((3, first))));
         assert_eq!(decode(&mut packet), Ok(Some((11, response))));
+        assert_eq!(decode(&mut packet), Ok(Some((2, vote))));
         assert_eq!(decode(&mut packet), Ok(None));
     }
 

@@ -15,11 +15,13 @@
 //! | `members` | the sites that hold the log, and how they change |
 //! | `membership` | the replica's part in such a change |
 //! | `force` | going on without a majority, by an operator's decree |
+//! | `lease` | how long a leader may act on the outside world |
 //! | `placement` | which site should lead, who stands first |
 //! | `message` | messages between sites, as bytes |
 
 mod core;
 mod force;
+mod lease;
 mod members;
 mod membership;
 pub mod message;

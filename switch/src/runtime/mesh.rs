@@ -209,6 +209,8 @@ pub struct Mesh {
     routes: Vec<Route>,
     /// Per shard: term and leading site.
     leaders: Vec<AtomicU64>,
+    /// Per shard: until when this site may send to channels.
+    leases: Vec<AtomicU64>,
     /// Told whenever a leader changes.
     pub leaders_changed: Notify,
     changes: AtomicU64,
@@ -223,6 +225,7 @@ impl Mesh {
             site,
             routes: (0..sites).map(|_| Route::new()).collect(),
             leaders: (0..shards).map(|_| AtomicU64::new(0)).collect(),
+            leases: (0..shards).map(|_| AtomicU64::new(0)).collect(),
             leaders_changed: Notify::new(),
             changes: AtomicU64::new(0),
             gone: AtomicU64::new(0),
@@ -260,6 +263,22 @@ impl Mesh {
             self.leaders_changed.notify_waiters();
         }
         news
+    }
+
+    /// Worker: until when this site may send to channels on behalf of a shard,
+    /// by the process's monotonic clock, microseconds.
+    pub fn publish_lease(&self, shard: u16, until_us: u64) {
+        if let Some(slot) = self.leases.get(usize::from(shard)) {
+            slot.store(until_us, Ordering::Release);
+        }
+    }
+
+    /// Network thread: whether this site may send to channels on behalf of a
+    /// shard. Asked at the last moment: the process may have been stopped since
+    /// the worker let the request go.
+    pub fn may_send(&self, shard: u16, now_us: u64) -> bool {
+        let slot = self.leases.get(usize::from(shard));
+        slot.is_some_and(|slot| now_us < slot.load(Ordering::Acquire))
     }
 
     /// How often a leader has changed.
@@ -349,6 +368,10 @@ mod tests {
         mesh.publish_leader(5, 9, 3);
         mesh.publish_leader(5, 10, 3);
         assert_eq!(mesh.changes(), 2, "what was known is no change");
+        assert!(!mesh.may_send(5, 0), "nobody has said so");
+        mesh.publish_lease(5, 100);
+        assert_eq!([99, 100].map(|now| mesh.may_send(5, now)), [true, false]);
+        assert!(!mesh.may_send(12, 0) && !mesh.may_send(4, 99));
         mesh.report_gone(3);
         mesh.report_gone(2);
         mesh.report_gone(9);

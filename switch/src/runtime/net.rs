@@ -306,11 +306,13 @@ impl Net {
             }
         }
         // Sends first: the channel works while we encode answers.
+        let (mesh, now_us) = (self.control.mesh(), clock::mono_us());
         for send in &out.sends {
             let links = self.links.borrow();
             let sent = usize::from(send.channel)
                 .checked_sub(1)
                 .and_then(|index| links.get(index))
+                .filter(|_| mesh.may_send(send.operation.shard, now_us))
                 .is_some_and(|link| link.send(send));
             if let Some(channel) = self.metrics.channel(send.channel) {
                 if sent { channel.sent.add(1) } else { channel.not_sent.add(1) }

@@ -331,7 +331,7 @@ impl<D: Disk> Worker<D> {
         taken += self.drain_inbox(now);
         self.run_timers(now)?;
         let written = self.write(now)?;
-        self.release();
+        self.release(now);
         let log = (self.writer.appended_bytes(), self.log.space());
         let shards = &mut self.shards;
         let more = self.checkpoints.as_mut().is_some_and(|all| all.run(shards, log, now));
@@ -638,8 +638,10 @@ impl<D: Disk> Worker<D> {
     }
 
     /// Collects what the engines let go and hands it to the network thread.
-    fn release(&mut self) {
+    fn release(&mut self, now: Now) {
         for shard in &mut self.shards {
+            let until = shard.may_send_until();
+            self.shared.mesh.publish_lease(shard.replica.shard(), until);
             let out = &mut shard.out;
             for alarm in out.alarms.drain(..) {
                 self.shared.metrics.alarm(alarm.kind).add(1);
@@ -652,7 +654,12 @@ impl<D: Disk> Worker<D> {
                 );
             }
             self.out.replies.append(&mut out.replies);
-            self.out.sends.append(&mut out.sends);
+            if !shard.replica.leads() {
+                // Whoever leads now asks the channel about them.
+                out.sends.clear();
+            } else if now.mono_us < until {
+                self.out.sends.append(&mut out.sends);
+            }
             self.out.events.append(&mut out.events);
             self.out.merchants.append(&mut out.merchants);
             self.out.admin.append(&mut out.admin);

@@ -89,6 +89,15 @@ impl Shard {
         sites
     }
 
+    /// Until when requests may leave for channels. A leader that may have been
+    /// replaced keeps them back: a moment later it knows.
+    pub(super) fn may_send_until(&self) -> u64 {
+        match self.engine.weakened(Weakness::SendWithoutLease) {
+            true => u64::MAX,
+            false => self.replica.may_act_until(),
+        }
+    }
+
     /// Lets a query wait for the next read barrier.
     pub(super) fn read_later(&mut self, item: Item) {
         self.reads.fresh.push(item);
@@ -114,6 +123,7 @@ impl Shard {
     /// Frames and messages stay in `wants`.
     pub(super) fn advance(&mut self, now: Now) -> Result<(), WorkerError> {
         self.replica.advance(&mut self.wants);
+        self.replica.mark(&mut self.wants.messages, now.mono_us);
         let mut steps = std::mem::take(&mut self.wants.steps);
         for step in steps.drain(..) {
             match step {

@@ -12,7 +12,7 @@ use protocol::message::{OrderReply, RefundReply};
 use storage::{CHAIN_START, chain_next};
 
 use super::channel::Channels;
-use super::setup::{LIMITED_BURST, LIMITED_INTERVAL_US, MS, SECOND, Setup};
+use super::setup::{LIMITED_BURST, LIMITED_INTERVAL_US, MS, SECOND, Setup, lease_us};
 use super::site::Process;
 use crate::engine::order::{AttemptState, RefundKind};
 use crate::engine::output::{Outputs, Send};
@@ -41,8 +41,8 @@ const HASH_EVERY: u64 = 4;
 
 pub(super) struct Checker {
     shards: Vec<Shard>,
-    /// Who was elected, by shard and term.
-    leaders: BTreeMap<(u16, u64), u8>,
+    /// Who was elected, by shard and term, and when that was seen.
+    leaders: BTreeMap<(u16, u64), (u8, u64)>,
     /// Charge numbers whose BEGIN is committed.
     began: BTreeSet<String>,
     /// Final answers by key.
@@ -99,12 +99,12 @@ impl Checker {
     }
 
     /// Looks at a site after a turn: elections, logs, states.
-    pub(super) fn follow(&mut self, site: u8, process: &mut Process, setup: &Setup) {
+    pub(super) fn follow(&mut self, site: u8, process: &mut Process, now_us: u64, setup: &Setup) {
         for (at, shard) in process.worker.shards.iter_mut().enumerate() {
             let replica = &shard.replica;
             if replica.is_elected() {
                 let place = (at as u16, replica.term());
-                let leader = *self.leaders.entry(place).or_insert(site);
+                let (leader, _) = *self.leaders.entry(place).or_insert((site, now_us));
                 assert_eq!(leader, site, "two leaders of shard {at} in term {}", place.1);
             }
             let applied = shard.engine.applied();
@@ -124,6 +124,15 @@ impl Checker {
                 assert!(same, "state of shard {at} at {applied} differs at site {site}");
             }
             process.followed[at] = applied;
+        }
+    }
+
+    /// Invariant 12: a leader that was replaced stops sending when its lease ends.
+    pub(super) fn sends(&self, shard: u16, term: u64, now_us: u64) {
+        let newer = self.leaders.range((shard, term + 1)..=(shard, u64::MAX)).next();
+        if let Some((&(_, newer), &(leader, elected_us))) = newer {
+            let late = now_us.saturating_sub(elected_us + lease_us());
+            assert!(late == 0, "12: term {term} sends {late} us after {leader} leads in {newer}");
         }
     }
 

@@ -19,10 +19,13 @@ pub(super) const SECOND: u64 = 1_000_000;
 pub(super) const START_WALL: u64 = 1_764_000_000 * SECOND;
 /// Faults happen before this.
 pub(super) const HEAL_US: u64 = 7 * SECOND;
-/// Nothing wanders for longer: what the channels guarantee as the longest life
-/// of a message, less the time that a deposed leader may not know it.
+/// What the channels guarantee as the longest life of a message.
 pub(super) const WANDER_US: u64 = 1_400 * MS;
-const MESSAGE_LIFE_US: u64 = 2 * SECOND;
+
+/// How long a leader that was replaced may still send.
+pub(super) fn lease_us() -> u64 {
+    Timing::default().lease_us()
+}
 
 /// Pays of the limited merchant: so many at once, then one per interval.
 pub(super) const LIMITED_BURST: u32 = 5;
@@ -184,7 +187,7 @@ fn channel(number: u16, patient: bool, random: &mut Random) -> ChannelConfig {
         queryable: random.percent(90) || !reversible,
         reversible,
         fence_on_cancel: random.percent(80),
-        max_msg_life_us: MESSAGE_LIFE_US,
+        max_msg_life_us: WANDER_US + lease_us(),
         reply_timeout_us: 300 * MS,
         first_query_after_us: 100 * MS,
         query_plan_us: vec![100 * MS, 200 * MS, 400 * MS],

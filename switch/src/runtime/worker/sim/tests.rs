@@ -143,3 +143,8 @@ fn proposals_kept_over_a_step_down_are_found() {
 fn limits_that_start_anew_after_a_takeover_are_found() {
     found(Flaw::Rule(Weakness::LimitsStayUnused), &["13:"]);
 }
+
+#[test]
+fn a_replaced_leader_that_goes_on_sending_is_found() {
+    found(Flaw::Rule(Weakness::SendWithoutLease), &["12:"]);
+}

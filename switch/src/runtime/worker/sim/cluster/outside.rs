@@ -4,7 +4,7 @@ use protocol::code::RefundState;
 use protocol::id::{OutRefundNo, ShortText};
 
 use super::super::client::{Ask, CONNECTION, Next, REFUNDS};
-use super::super::setup::{MS, SECOND, START_WALL, WANDER_US};
+use super::super::setup::{MS, SECOND, START_WALL, WANDER_US, lease_us};
 use super::{Cluster, Event};
 use crate::engine::input::{AdminCommand, AdminInput, Evidence, Operation};
 use crate::engine::order::AttemptState;
@@ -119,6 +119,10 @@ impl Cluster {
             }
         }
         for send in out.sends.drain(..) {
+            let shard = send.operation.shard;
+            let process = self.sites[usize::from(site) - 1].process.as_ref().expect("it sends");
+            let term = process.worker.shards[usize::from(shard)].replica.term();
+            self.checker.sends(shard, term, self.clock.get());
             self.transmit(site, life, send);
         }
         for (waiter, event) in out.events.drain(..) {
@@ -212,7 +216,7 @@ impl Cluster {
             }
             let now = self.now();
             let since = *self.manual_since.entry(key).or_insert(now);
-            if now - since <= WANDER_US + 20 * MS {
+            if now - since <= WANDER_US + lease_us() + 20 * MS {
                 continue;
             }
             if let Some(attempt) = view.attempts.last()

@@ -101,7 +101,7 @@ impl Cluster {
                 return self.crash(number, Tear::Sectors, down_us, true);
             }
         };
-        self.checker.follow(number, process, &self.setup);
+        self.checker.follow(number, process, now_us, &self.setup);
         let read_back = read_back(process);
         let (rest_us, listens) = process.worker.rest(clocks);
         process.listens = listens;
