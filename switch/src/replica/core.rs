@@ -62,7 +62,7 @@ const WINDOW: usize = 256;
 /// And to one that is behind. It asks for everything that it missed at once, for
 /// every shard: without a bound that takes cores, disk and network away from the
 /// sites that serve, for long enough to let elections time out.
-const LAGGARD_WINDOW: usize = 2;
+const LAGGARD_WINDOW: usize = 4;
 
 /// Settings of a replica.
 #[derive(Clone, Debug)]
@@ -430,7 +430,8 @@ impl Replica {
         }
         let (last, site) = (self.last(), self.config.site);
         for (id, progress) in self.node.raft.mut_prs().iter_mut() {
-            let behind = progress.matched + placement::LEVEL_ENTRIES < last;
+            // Of one that has not answered yet in this term nothing is known.
+            let behind = progress.matched > 0 && progress.matched + placement::LEVEL_ENTRIES < last;
             if *id != site {
                 progress.ins.set_cap(if behind { LAGGARD_WINDOW } else { WINDOW });
             }
