@@ -15,6 +15,7 @@ mod drive;
 mod encode;
 mod exit;
 mod goal;
+mod history;
 mod host;
 mod measure;
 mod null;
