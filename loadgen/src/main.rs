@@ -27,6 +27,7 @@ mod run;
 
 mod schedule;
 mod search;
+mod shape;
 mod soak;
 mod socket;
 mod stage;

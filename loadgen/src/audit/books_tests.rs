@@ -7,8 +7,8 @@ use super::told::Run;
 use crate::acks::{Ack, flag};
 use crate::channel::book::Entry;
 use crate::channel::number::Number;
-use crate::plan::tests::params;
-use crate::plan::{Op, Plan};
+use crate::plan::tests::{all_kinds, params};
+use crate::plan::{Op, Params, Plan};
 use protocol::channel::{ChannelStatus, charge_number, kind};
 use protocol::code::{Code, OrderState, RefundState};
 use protocol::id::TransactionId;
@@ -27,7 +27,11 @@ struct History {
 
 impl History {
     fn new() -> Self {
-        let run = Run::new(Plan::new(params()).unwrap()).unwrap();
+        Self::of(params())
+    }
+
+    fn of(params: Params) -> Self {
+        let run = Run::new(Plan::new(params).unwrap()).unwrap();
         let refund = (0..10_000).find(|n| run.plan.op(*n) == Op::Refund).unwrap();
         let k = run.plan.target(refund);
         Self { run, books: Books::new(), records: 0, refund, k }
@@ -645,5 +649,46 @@ fn rule_19_a_charge_of_a_void_attempt_is_given_back() {
     history.begin_refund(111, amount, "");
     history.record(Fact::RefundEnd { ordinal: 111, ending: Ending::Succeeded });
     history.book(kind::REFUND, 1, 111, ChannelStatus::Success, amount);
+    assert_eq!(history.broken(), CLEAN);
+}
+
+#[test]
+fn rule_13_a_bad_signature_leaves_no_payment() {
+    let mut history = History::of(all_kinds());
+    let bad = (0..100_000).find(|n| history.run.plan.op(*n) == Op::BadSignature).unwrap();
+    let refused = Ack { transaction: 0, ..history.ack(bad, Code::BadSignature, 0) };
+    history.books.ack(&history.run, &refused);
+    assert_eq!(history.books.violations().0, 0);
+    history.k = bad;
+    history.begin();
+    history.end(1, Ending::Declined, false);
+    history.books.ack(&history.run, &refused);
+    assert_eq!(history.broken(), [13]);
+}
+
+#[test]
+fn a_close_that_came_too_late_tells_the_truth() {
+    let mut history = History::of(all_kinds());
+    let closes = |n: &u64| {
+        history.run.plan.op(*n) == Op::Close
+            && history.run.plan.op(history.run.plan.target(*n)) == Op::Pay
+    };
+    let close = (0..100_000).find(closes).unwrap();
+    history.k = history.run.plan.target(close);
+    history.begin();
+    history.end(1, Ending::Succeeded, false);
+    history.charge(1, ChannelStatus::Success, history.amount());
+    let early = Ack { transaction: 0, ..history.ack(close, Code::OrderNotFound, 0) };
+    history.told(OrderState::Paid);
+    history.books.ack(&history.run, &early);
+    let late = history.ack(close, Code::OrderPaid, OrderState::Paid.wire());
+    history.books.ack(&history.run, &late);
+    assert_eq!(history.books.violations().0, 0);
+    let mut lied = History::of(all_kinds());
+    lied.k = history.k;
+    lied.begin();
+    lied.end(1, Ending::Declined, false);
+    lied.books.ack(&lied.run, &late);
+    assert!(lied.broken().contains(&6));
     assert_eq!(history.broken(), CLEAN);
 }

@@ -72,11 +72,18 @@ impl Books {
         let (op, k, digest) = (*op, *k, *digest);
         self.checked.acks += 1;
         let found = self.table.find(&digest);
-        if let Some(at) = found.filter(|_| op != Op::Conflict) {
+        if let Some(at) = found.filter(|_| !matches!(op, Op::Conflict | Op::BadSignature)) {
             self.judge_content(at, run, k);
         }
         if ack.flags & flag::UNKNOWN != 0 {
             self.checked.unknown += 1;
+            return;
+        }
+        if op == Op::BadSignature {
+            if found.is_some() || ack.is_ok() {
+                let detail = format!("request {}: a bad signature left a payment", ack.n);
+                self.violation(13, Some(digest), detail);
+            }
             return;
         }
         if op == Op::Conflict {
@@ -87,13 +94,17 @@ impl Books {
             }
             return;
         }
+        // A close may overtake the payment it is about.
         if ack.code == Code::OrderNotFound.wire()
+            && op != Op::Close
             && found.is_some_and(|at| self.table.get(at).acked != State::None)
         {
             let detail = "an acknowledged payment was not found later".to_owned();
             return self.violation(4, Some(digest), detail);
         }
-        if !ack.is_ok() {
+        // A close of a paid payment is refused and tells that it is paid.
+        let paid = op == Op::Close && ack.code == Code::OrderPaid.wire();
+        if !ack.is_ok() && !paid {
             return;
         }
         let Some(at) = found else {
