@@ -10,7 +10,7 @@ use crate::exit::Failure;
 use crate::plan::Params;
 use protocol::code::Code;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 const MAGIC: [u8; 8] = *b"PSWACK01";
@@ -142,22 +142,22 @@ fn free_path(dir: &Path, run_id: u64) -> PathBuf {
     (0..1_000).map(name).find(|path| !path.exists()).unwrap_or_else(|| name(1_000))
 }
 
-/// A log read back.
+/// A log that is read back, record by record: it may be larger than memory.
 pub(crate) struct AckLog {
     /// The plan's parameters.
     pub(crate) params: Params,
-    records: Vec<u8>,
     path: PathBuf,
+    /// Where the records begin.
+    start: u64,
+    count: u64,
     /// Bytes of a torn record at the end.
-    pub(crate) torn: usize,
+    pub(crate) torn: u64,
 }
 
 impl AckLog {
-    /// Reads a log.
-    pub(crate) fn read(path: &Path) -> Result<Self, Failure> {
-        let failed = |reason: &dyn std::fmt::Display| {
-            Failure::environment(format_args!("{}: {reason}", path.display()))
-        };
+    /// Opens a log and reads its head.
+    pub(crate) fn open(path: &Path) -> Result<Self, Failure> {
+        let failed = |reason: &dyn std::fmt::Display| failed(path, reason);
         let mut file = File::open(path).map_err(|error| failed(&error))?;
         let mut head = [0; 16];
         file.read_exact(&mut head).map_err(|error| failed(&error))?;
@@ -171,31 +171,32 @@ impl AckLog {
             return Err(failed(&"the head is damaged"));
         }
         let params = serde_json::from_slice(&json).map_err(|error| failed(&error))?;
-        let mut records = Vec::new();
-        file.read_to_end(&mut records).map_err(|error| failed(&error))?;
-        let torn = records.len() % RECORD_LEN;
-        records.truncate(records.len() - torn);
-        let log = Self { params, records, path: path.to_owned(), torn };
-        // Judged once here, trusted afterwards.
-        log.check()?;
-        Ok(log)
+        let start = head.len() as u64 + u64::from(len);
+        let length = file.metadata().map_err(|error| failed(&error))?.len();
+        let bytes = length.saturating_sub(start);
+        let (count, torn) = (bytes / RECORD_LEN as u64, bytes % RECORD_LEN as u64);
+        Ok(Self { params, path: path.to_owned(), start, count, torn })
     }
 
-    fn check(&self) -> Result<(), Failure> {
-        let (all, _) = self.records.as_chunks::<RECORD_LEN>();
-        match all.iter().position(|record| Ack::decode(record).is_none()) {
-            None => Ok(()),
-            Some(at) => Err(Failure::environment(format_args!(
-                "{}: record {at} is damaged",
-                self.path.display()
-            ))),
+    /// Hands over all records, in the order of the answers. A damaged one is an
+    /// error that names it.
+    pub(crate) fn each(&self, mut take: impl FnMut(Ack)) -> Result<(), Failure> {
+        let failed = |reason: &dyn std::fmt::Display| failed(&self.path, reason);
+        let mut file = File::open(&self.path).map_err(|error| failed(&error))?;
+        file.seek(SeekFrom::Start(self.start)).map_err(|error| failed(&error))?;
+        let mut reader = BufReader::with_capacity(BUFFER_MAX, file);
+        let mut record = [0; RECORD_LEN];
+        for at in 0..self.count {
+            reader.read_exact(&mut record).map_err(|error| failed(&error))?;
+            let ack = Ack::decode(&record);
+            take(ack.ok_or_else(|| failed(&format_args!("record {at} is damaged")))?);
         }
+        Ok(())
     }
+}
 
-    /// The records, in the order of the answers.
-    pub(crate) fn records(&self) -> impl Iterator<Item = Ack> + '_ {
-        self.records.as_chunks::<RECORD_LEN>().0.iter().filter_map(Ack::decode)
-    }
+fn failed(path: &Path, reason: &dyn std::fmt::Display) -> Failure {
+    Failure::environment(format_args!("{}: {reason}", path.display()))
 }
 
 /// The acknowledgement logs of a directory, in order of their names.
@@ -229,12 +230,17 @@ mod tests {
         (dir, path)
     }
 
+    fn records(log: &AckLog) -> Result<Vec<Ack>, Failure> {
+        let mut records = Vec::new();
+        log.each(|ack| records.push(ack)).map(|()| records)
+    }
+
     #[test]
     fn records_and_parameters_are_read_back() {
         let (_dir, path) = written();
-        let log = AckLog::read(&path).ok().unwrap();
+        let log = AckLog::open(&path).ok().unwrap();
         assert_eq!(log.params, params());
-        assert!(log.records().eq((0..10).map(ack)));
+        assert!(records(&log).unwrap().into_iter().eq((0..10).map(ack)));
     }
 
     #[test]
@@ -243,12 +249,13 @@ mod tests {
         let mut bytes = std::fs::read(&path).unwrap();
         bytes.truncate(bytes.len() - 5);
         std::fs::write(&path, &bytes).unwrap();
-        let log = AckLog::read(&path).ok().unwrap();
-        assert_eq!((log.records().count(), log.torn), (9, RECORD_LEN - 5));
+        let log = AckLog::open(&path).ok().unwrap();
+        assert_eq!((records(&log).unwrap().len(), log.torn), (9, RECORD_LEN as u64 - 5));
         let middle = bytes.len() - 3 * RECORD_LEN;
         bytes[middle] ^= 1;
         std::fs::write(&path, &bytes).unwrap();
-        assert!(AckLog::read(&path).is_err());
+        let damaged = records(&AckLog::open(&path).ok().unwrap()).unwrap_err();
+        assert!(damaged.message.contains("record 6 is damaged"), "{}", damaged.message);
     }
 
     #[test]

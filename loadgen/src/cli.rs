@@ -5,6 +5,7 @@ use crate::channel::{self, ChannelArgs};
 use crate::config::SiteFile;
 use crate::drill::{self, DrillArgs};
 use crate::exit::{Exit, Failure};
+use crate::history::{self, HistoryArgs};
 use crate::run::RunArgs;
 use crate::search::{self, SearchArgs};
 use crate::soak::{self, DemoArgs, SoakArgs};
@@ -44,6 +45,9 @@ enum Command {
     Soak(Box<SoakArgs>),
     /// Break a cluster under load, heal it and audit it.
     Drill(Box<DrillArgs>),
+    /// Write the evidence of an imagined run: a large input for measuring the audit.
+    #[command(hide = true)]
+    History(Box<HistoryArgs>),
     /// Relay between sites: delay, loss, thin links, partitions.
     Wan(Box<WanArgs>),
     /// Answer everything at once in place of a site: the generator's ceiling.
@@ -77,6 +81,10 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Soak(args) => on_runtime(async { soak::soak(&args, &interrupts()).await }),
         Command::Drill(args) => on_runtime(async { drill::run(&args, &interrupts()).await }),
         Command::Wan(args) => on_runtime(async { wan::run(&args, &interrupts()).await }),
+        Command::History(args) => history::write(
+            &args,
+            std::io::BufWriter::with_capacity(1 << 20, std::io::stdout().lock()),
+        ),
         Command::Search(args) => on_runtime(async { search::run(&args, &interrupts()).await }),
         Command::Null { config } => {
             let site = SiteFile::load(&config)?;

@@ -54,7 +54,7 @@ impl Encoder {
         let mut signature = [0; 64];
         self.canonical.clear();
         match op {
-            Op::Pay | Op::Duplicate | Op::Conflict => {
+            Op::Pay | Op::Duplicate | Op::Conflict | Op::BadSignature => {
                 let token = payer_token(plan.payer(k));
                 let mut pay = pay(plan, k, merchant, &token, auth);
                 if op == Op::Conflict {
@@ -62,10 +62,18 @@ impl Encoder {
                 }
                 pay.canonical(&mut self.canonical);
                 let len = merchant.key.sign(&self.canonical, &mut signature);
+                if op == Op::BadSignature {
+                    signature[0] ^= 1;
+                }
                 pay.auth.signature = &signature[..len];
                 pay.encode_frame(correlation, out);
             }
-            Op::Query => {
+            Op::Query | Op::Close | Op::Reverse => {
+                let kind = match op {
+                    Op::Close => kind::CLOSE,
+                    Op::Reverse => kind::REVERSE,
+                    _ => kind::QUERY,
+                };
                 let mut query = OrderRequest {
                     mch_id: merchant.id,
                     order: OrderRef::OutTradeNo(plan.out_trade_no(k)),
@@ -73,10 +81,10 @@ impl Encoder {
                     wait_ms: WAIT_MS,
                     auth,
                 };
-                query.canonical(kind::QUERY, &mut self.canonical);
+                query.canonical(kind, &mut self.canonical);
                 let len = merchant.key.sign(&self.canonical, &mut signature);
                 query.auth.signature = &signature[..len];
-                query.encode_frame(kind::QUERY, correlation, out);
+                query.encode_frame(kind, correlation, out);
             }
             Op::Refund => {
                 let mut refund = Refund {
@@ -136,7 +144,7 @@ fn payer_token(payer: u32) -> [u8; 7] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::tests::params;
+    use crate::plan::tests::{all_kinds, params};
     use protocol::frame::{HEADER_LEN, Header};
     use protocol::id::MchId;
     use protocol::sign::MerchantKey;
@@ -156,8 +164,8 @@ mod tests {
     }
 
     #[test]
-    fn every_operation_decodes_and_verifies() {
-        let plan = Plan::new(params()).unwrap();
+    fn every_operation_decodes_and_verifies_but_a_bad_signature() {
+        let plan = Plan::new(all_kinds()).unwrap();
         let mut encoder = encoder(&plan);
         let key = MerchantKey::hmac(b"secret");
         for op in Op::ALL {
@@ -167,9 +175,9 @@ mod tests {
             let header = Header::decode(head).unwrap();
             assert_eq!((header.length as usize, header.correlation), (body.len(), 99));
             let auth = match op {
-                Op::Query => {
+                Op::Query | Op::Close | Op::Reverse => {
                     let query = OrderRequest::decode(body).unwrap();
-                    query.canonical(kind::QUERY, &mut canonical);
+                    query.canonical(header.kind, &mut canonical);
                     query.auth
                 }
                 Op::Refund => {
@@ -184,7 +192,8 @@ mod tests {
                     pay.auth
                 }
             };
-            assert!(key.verify(&canonical, auth.signature), "{op:?}");
+            let fits = key.verify(&canonical, auth.signature);
+            assert_eq!(fits, op != Op::BadSignature, "{op:?}");
         }
     }
 

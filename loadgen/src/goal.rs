@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn bad_goals_are_refused() {
-        for bad in ["", "p99", "p99=10", "p98=1ms", "p99@close=1ms", "errors=x", "rate=101%"] {
+        for bad in ["", "p99", "p99=10", "p98=1ms", "p99@void=1ms", "errors=x", "rate=101%"] {
             assert!(Goal::parse(bad).is_err(), "{bad}");
         }
         assert_eq!(parse_duration_ns("1.5ms"), Some(1_500_000));

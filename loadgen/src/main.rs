@@ -15,6 +15,7 @@ mod drive;
 mod encode;
 mod exit;
 mod goal;
+mod history;
 mod host;
 mod measure;
 mod null;
@@ -26,6 +27,7 @@ mod run;
 
 mod schedule;
 mod search;
+mod shape;
 mod soak;
 mod socket;
 mod stage;

@@ -369,12 +369,15 @@ fn count<T: PartialEq>(counts: &mut Vec<(T, u64)>, value: T) {
     }
 }
 
-/// Whether an answer is what its request is entitled to: a conflict is there
-/// to be refused.
+/// Whether an answer is what its request is entitled to: a conflict and a bad
+/// signature are there to be refused, a close may come before or after its time.
 pub(crate) fn as_asked(op: Op, code: Code) -> bool {
     match op {
         Op::Conflict => code == Code::IdempotencyConflict,
-        _ => code == Code::Ok,
+        Op::BadSignature => code == Code::BadSignature,
+        Op::Close => matches!(code, Code::Ok | Code::OrderPaid | Code::OrderNotFound),
+        Op::Reverse => matches!(code, Code::Ok | Code::HasRefund),
+        Op::Pay | Op::Duplicate | Op::Query | Op::Refund => code == Code::Ok,
     }
 }
 
@@ -435,5 +438,24 @@ mod tests {
         measure.answered(conflict, Code::IdempotencyConflict, none, 50_000);
         assert_eq!((measure.ok, measure.refused), (1, 1));
         assert_eq!(measure.by_code()["OVERLOADED"], 1);
+    }
+
+    #[test]
+    fn every_kind_of_request_has_its_own_right_answers() {
+        let right = [
+            (Op::Pay, vec![Code::Ok]),
+            (Op::Duplicate, vec![Code::Ok]),
+            (Op::Conflict, vec![Code::IdempotencyConflict]),
+            (Op::Query, vec![Code::Ok]),
+            (Op::Refund, vec![Code::Ok]),
+            (Op::BadSignature, vec![Code::BadSignature]),
+            (Op::Close, vec![Code::Ok, Code::OrderNotFound, Code::OrderPaid]),
+            (Op::Reverse, vec![Code::Ok, Code::HasRefund]),
+        ];
+        for (op, codes) in right {
+            let found: Vec<Code> =
+                Code::ALL.iter().copied().filter(|code| as_asked(op, *code)).collect();
+            assert_eq!(found, codes, "{op:?}");
+        }
     }
 }

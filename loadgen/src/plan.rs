@@ -34,12 +34,19 @@ pub(crate) struct Params {
     pub(crate) run_id: u64,
     /// `time_expire` of every payment, Unix milliseconds.
     pub(crate) expire_ms: u64,
-    /// Weights of pay, query and refund.
+    /// Weights of the operations.
     pub(crate) mix: Mix,
     /// Of a million pays: how many repeat an earlier one.
     pub(crate) duplicates_ppm: u32,
     /// Of a million pays: how many reuse a number with another amount.
     pub(crate) conflicts_ppm: u32,
+    /// Of a million pays: how many carry a signature that does not fit.
+    #[serde(default)]
+    pub(crate) bad_signatures_ppm: u32,
+    /// Of a million payments: how many are the first merchant's before the others
+    /// get their shares.
+    #[serde(default)]
+    pub(crate) hot_ppm: u32,
     /// Exponent of the merchants' shares.
     pub(crate) zipf: f64,
     /// Queries and refunds name payments at least this many requests back.
@@ -57,30 +64,54 @@ pub(crate) struct Mix {
     pub(crate) query: u32,
     /// Refunds.
     pub(crate) refund: u32,
+    /// Closes.
+    #[serde(default)]
+    pub(crate) close: u32,
+    /// Reverses.
+    #[serde(default)]
+    pub(crate) reverse: u32,
 }
 
 impl Mix {
-    /// Reads `pay=80,query=15,refund=5`.
+    /// Only these; no close, no reverse.
+    pub(crate) const fn of(pay: u32, query: u32, refund: u32) -> Self {
+        Self { pay, query, refund, close: 0, reverse: 0 }
+    }
+
+    /// Sum of everything but the pays.
+    fn others(self) -> u64 {
+        [self.query, self.refund, self.close, self.reverse].into_iter().map(u64::from).sum()
+    }
+
+    /// Reads `pay=80,query=15,refund=5`; close and reverse may be added.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
-        let mut mix = Self { pay: 0, query: 0, refund: 0 };
+        let mut mix = Self::of(0, 0, 0);
+        let mut seen: Vec<&str> = Vec::new();
         for part in text.split(',') {
             let (name, weight) =
                 part.split_once('=').ok_or_else(|| format!("{part:?} is not NAME=WEIGHT"))?;
-            let slot = match name.trim() {
+            let name = name.trim();
+            if seen.contains(&name) {
+                return Err(format!("{name:?} is given twice"));
+            }
+            seen.push(name);
+            let slot = match name {
                 "pay" => &mut mix.pay,
                 "query" => &mut mix.query,
                 "refund" => &mut mix.refund,
-                other => return Err(format!("{other:?}: pay, query or refund")),
+                "close" => &mut mix.close,
+                "reverse" => &mut mix.reverse,
+                other => return Err(format!("{other:?}: pay, query, refund, close or reverse")),
             };
             let weight = weight.trim().parse::<u32>().ok().filter(|weight| *weight <= 1_000_000);
             *slot = weight.ok_or_else(|| format!("{part:?}: a weight up to 1000000"))?;
         }
-        // Queries and refunds need payments to refer to.
+        // Everything else needs payments to refer to.
         if mix.pay == 0 {
             return Err("pay needs a weight".to_owned());
         }
-        if (mix.query + mix.refund) / mix.pay > 1_000 {
-            return Err("at most 1000 queries and refunds per pay".to_owned());
+        if mix.others() / u64::from(mix.pay) > 1_000 {
+            return Err("at most 1000 other requests per pay".to_owned());
         }
         Ok(mix)
     }
@@ -100,12 +131,26 @@ pub(crate) enum Op {
     Query = 3,
     /// A part of an earlier payment back.
     Refund = 4,
+    /// A new payment whose signature does not fit: must be refused, unseen.
+    BadSignature = 5,
+    /// An earlier payment closed, if it is not paid yet.
+    Close = 6,
+    /// An earlier payment given back as a whole.
+    Reverse = 7,
 }
 
 impl Op {
     /// All, in numeric order.
-    pub(crate) const ALL: [Self; 5] =
-        [Self::Pay, Self::Duplicate, Self::Conflict, Self::Query, Self::Refund];
+    pub(crate) const ALL: [Self; 8] = [
+        Self::Pay,
+        Self::Duplicate,
+        Self::Conflict,
+        Self::Query,
+        Self::Refund,
+        Self::BadSignature,
+        Self::Close,
+        Self::Reverse,
+    ];
 
     /// Name in reports.
     pub(crate) fn name(self) -> &'static str {
@@ -115,6 +160,9 @@ impl Op {
             Self::Conflict => "conflict",
             Self::Query => "query",
             Self::Refund => "refund",
+            Self::BadSignature => "bad_signature",
+            Self::Close => "close",
+            Self::Reverse => "reverse",
         }
     }
 }
@@ -132,6 +180,7 @@ pub(crate) struct Plan {
     amounts: Stream,
     targets: Stream,
     nonces: Stream,
+    hot: Stream,
 }
 
 /// The only currency of generated payments.
@@ -142,7 +191,11 @@ impl Plan {
     pub(crate) fn new(params: Params) -> Option<Self> {
         let merchants = u32::try_from(params.merchants.len()).ok().filter(|count| *count > 0)?;
         let fits = params.run_id < RUN_ID_MAX
-            && params.duplicates_ppm.saturating_add(params.conflicts_ppm) <= 1_000_000
+            && [params.duplicates_ppm, params.conflicts_ppm, params.bad_signatures_ppm]
+                .into_iter()
+                .fold(0, u32::saturating_add)
+                <= 1_000_000
+            && params.hot_ppm <= 1_000_000
             && (0.0..=10.0).contains(&params.zipf)
             && params.mix.pay > 0
             && params.lag > 0;
@@ -157,6 +210,7 @@ impl Plan {
             amounts: stream(3),
             targets: stream(4),
             nonces: stream(5),
+            hot: stream(6),
             run: hex(params.run_id),
             params,
         })
@@ -178,34 +232,56 @@ impl Plan {
             return Op::Pay;
         }
         let mix = self.params.mix;
-        let total = u64::from(mix.pay) + u64::from(mix.query) + u64::from(mix.refund);
-        let draw = self.ops.below(n, total);
-        if draw >= u64::from(mix.pay) {
-            let refund = draw >= u64::from(mix.pay) + u64::from(mix.query);
-            return if refund { Op::Refund } else { Op::Query };
+        let mut draw = self.ops.below(n, u64::from(mix.pay) + mix.others());
+        if draw < u64::from(mix.pay) {
+            return self.kind_of_pay(n);
         }
-        let (duplicates, conflicts) = (self.params.duplicates_ppm, self.params.conflicts_ppm);
-        if duplicates + conflicts == 0 {
-            return Op::Pay;
+        draw -= u64::from(mix.pay);
+        let others = [
+            (mix.query, Op::Query),
+            (mix.refund, Op::Refund),
+            (mix.close, Op::Close),
+            (mix.reverse, Op::Reverse),
+        ];
+        for (weight, op) in others {
+            if draw < u64::from(weight) {
+                return op;
+            }
+            draw -= u64::from(weight);
         }
-        let draw = self.repeats.below(n, 1_000_000) as u32;
-        if draw < duplicates {
-            Op::Duplicate
-        } else if draw < duplicates + conflicts {
-            Op::Conflict
-        } else {
-            Op::Pay
-        }
+        Op::Pay
     }
 
-    /// The new payment that request `n` is about: itself for a pay.
+    /// A pay, or one that is not what it should be.
+    fn kind_of_pay(&self, n: u64) -> Op {
+        let Params { duplicates_ppm, conflicts_ppm, bad_signatures_ppm, .. } = self.params;
+        let kinds = [
+            (duplicates_ppm, Op::Duplicate),
+            (conflicts_ppm, Op::Conflict),
+            (bad_signatures_ppm, Op::BadSignature),
+        ];
+        if kinds.iter().all(|(share, _)| *share == 0) {
+            return Op::Pay;
+        }
+        let mut draw = self.repeats.below(n, 1_000_000) as u32;
+        for (share, op) in kinds {
+            if draw < share {
+                return op;
+            }
+            draw -= share;
+        }
+        Op::Pay
+    }
+
+    /// The new payment that request `n` is about: itself for a pay, whether its
+    /// signature fits or not.
     pub(crate) fn target(&self, n: u64) -> u64 {
         let op = self.op(n);
-        if op == Op::Pay {
+        if matches!(op, Op::Pay | Op::BadSignature) {
             return n;
         }
         let bits = self.targets.draw(n);
-        let mut k = if op == Op::Duplicate && bits & 1 == 0 {
+        let mut k = if matches!(op, Op::Duplicate | Op::Close) && bits & 1 == 0 {
             // Probably still in flight: the switch must join the two.
             n - 1 - below(bits, NEAR.min(n))
         } else {
@@ -221,6 +297,10 @@ impl Plan {
 
     /// Index of payment `k`'s merchant.
     pub(crate) fn merchant(&self, k: u64) -> u32 {
+        let hot = self.params.hot_ppm;
+        if hot > 0 && self.hot.below(k, 1_000_000) < u64::from(hot) {
+            return 0;
+        }
         self.zipf.sample(self.merchants.draw(k))
     }
 
@@ -304,13 +384,27 @@ pub(crate) mod tests {
             seed: 42,
             run_id: 0x123_4567_89ab,
             expire_ms: 4_000_000_000_000,
-            mix: Mix { pay: 80, query: 15, refund: 5 },
+            mix: Mix::of(80, 15, 5),
             duplicates_ppm: 20_000,
             conflicts_ppm: 10_000,
+            bad_signatures_ppm: 0,
+            hot_ppm: 0,
             zipf: 0.9,
             lag: 500,
             merchants: (1..=100).map(|number| format!("M{number:06}")).collect(),
         }
+    }
+
+    /// As [`params`], with closes, reverses, bad signatures and a hot merchant too.
+    pub(crate) fn all_kinds() -> Params {
+        let mix = Mix { close: 4, reverse: 2, ..params().mix };
+        Params { mix, bad_signatures_ppm: 5_000, hot_ppm: 200_000, ..params() }
+    }
+
+    fn counts(plan: &Plan) -> [u32; 8] {
+        let mut counts = [0; 8];
+        (500..200_500).for_each(|n| counts[plan.op(n) as usize] += 1);
+        counts
     }
 
     fn plan() -> Plan {
@@ -345,13 +439,82 @@ pub(crate) mod tests {
     #[test]
     fn shares_follow_the_mix() {
         let plan = plan();
-        let mut counts = [0_u32; 5];
-        (500..200_500).for_each(|n| counts[plan.op(n) as usize] += 1);
+        let counts = counts(&plan);
         let share = |op: Op| f64::from(counts[op as usize]) / 200_000.0;
         assert!((share(Op::Query) - 0.15).abs() < 0.005);
         assert!((share(Op::Refund) - 0.05).abs() < 0.005);
         assert!((share(Op::Duplicate) - 0.8 * 0.02).abs() < 0.002);
         assert!((share(Op::Conflict) - 0.8 * 0.01).abs() < 0.002);
+        assert!([Op::BadSignature, Op::Close, Op::Reverse].map(|op| counts[op as usize]) == [0; 3]);
+    }
+
+    #[test]
+    fn every_kind_has_its_share_and_a_seed_gives_the_same_counts_again() {
+        let plan = Plan::new(all_kinds()).unwrap();
+        let found = counts(&plan);
+        let share = |op: Op| f64::from(found[op as usize]) / 200_000.0;
+        let pays = 80.0 / 106.0;
+        assert!((share(Op::Close) - 4.0 / 106.0).abs() < 0.002);
+        assert!((share(Op::Reverse) - 2.0 / 106.0).abs() < 0.002);
+        assert!((share(Op::BadSignature) - pays * 0.005).abs() < 0.001);
+        assert_eq!(found, counts(&Plan::new(all_kinds()).unwrap()));
+        assert_eq!(found.iter().sum::<u32>(), 200_000);
+        let other = Plan::new(Params { seed: 43, ..all_kinds() }).unwrap();
+        assert_ne!(found, counts(&other));
+    }
+
+    #[test]
+    fn closes_and_reverses_are_about_earlier_pays_and_bad_signatures_about_none() {
+        let plan = Plan::new(all_kinds()).unwrap();
+        let mut near = 0;
+        for n in 0..50_000 {
+            let (op, k) = (plan.op(n), plan.target(n));
+            match op {
+                Op::BadSignature => assert_eq!(k, n),
+                Op::Close => {
+                    assert!(k < n && plan.op(k) == Op::Pay);
+                    near += u32::from(k + 500 > n);
+                }
+                Op::Reverse => assert!(k + 500 <= n && plan.op(k) == Op::Pay),
+                _ => assert_eq!(plan.op(k), Op::Pay),
+            }
+        }
+        assert!(near > 500, "{near}");
+    }
+
+    #[test]
+    fn a_hot_merchant_has_its_share_and_the_others_keep_theirs() {
+        let share = |hot_ppm: u32| {
+            let plan = Plan::new(Params { hot_ppm, ..params() }).unwrap();
+            let firsts = (0..100_000).filter(|k| plan.merchant(*k) == 0).count();
+            firsts as f64 / 100_000.0
+        };
+        let own = share(0);
+        assert!((share(300_000) - (0.3 + 0.7 * own)).abs() < 0.01);
+        assert!((share(1_000_000) - 1.0).abs() < f64::EPSILON);
+    }
+
+    #[test]
+    fn shares_beyond_all_are_refused() {
+        for params in [
+            Params { duplicates_ppm: 600_000, bad_signatures_ppm: 400_001, ..params() },
+            Params { hot_ppm: 1_000_001, ..params() },
+            Params { bad_signatures_ppm: u32::MAX, ..params() },
+        ] {
+            assert!(Plan::new(params).is_none());
+        }
+    }
+
+    #[test]
+    fn parameters_of_earlier_logs_are_read() {
+        let mut head = serde_json::to_value(params()).unwrap();
+        for field in ["bad_signatures_ppm", "hot_ppm"] {
+            head.as_object_mut().unwrap().remove(field).unwrap();
+        }
+        for field in ["close", "reverse"] {
+            head["mix"].as_object_mut().unwrap().remove(field).unwrap();
+        }
+        assert_eq!(serde_json::from_value::<Params>(head).unwrap(), params());
     }
 
     #[test]
@@ -376,8 +539,11 @@ pub(crate) mod tests {
     #[test]
     fn mixes_are_parsed_and_bad_ones_refused() {
         let mix = Mix::parse("pay=80,query=15,refund=5").unwrap();
-        assert_eq!(mix, Mix { pay: 80, query: 15, refund: 5 });
-        for bad in ["", "pay", "pay=x", "close=1", "query=5", "pay=1,query=5000"] {
+        assert_eq!(mix, Mix::of(80, 15, 5));
+        let mix = Mix::parse("pay=80,close=4,reverse=2").unwrap();
+        assert_eq!(mix, Mix { close: 4, reverse: 2, ..Mix::of(80, 0, 0) });
+        let bad = ["", "pay", "pay=x", "close=1", "query=5", "pay=1,query=5000"];
+        for bad in bad.into_iter().chain(["pay=1,pay=2", "pay=1,void=1", "pay=1,close=1000001"]) {
             assert!(Mix::parse(bad).is_err(), "{bad}");
         }
     }

@@ -25,7 +25,7 @@ pub(crate) struct LoadArgs {
     #[arg(long)]
     pub(crate) config: PathBuf,
     /// Shares of the operations.
-    #[arg(long, default_value = "pay=100", value_parser = Mix::parse, value_name = "pay=W,query=W,refund=W")]
+    #[arg(long, default_value = "pay=100", value_parser = Mix::parse, value_name = "pay=W,query=W,refund=W,close=W,reverse=W")]
     pub(crate) mix: Mix,
     /// Use only the first so many merchants of the file.
     #[arg(long)]
@@ -39,6 +39,13 @@ pub(crate) struct LoadArgs {
     /// Share of pays that reuse a number with another amount, in percent.
     #[arg(long, default_value = "0%", value_parser = parse_percent)]
     pub(crate) conflicts: f64,
+    /// Share of pays that carry a signature that does not fit, in percent.
+    #[arg(long, default_value = "0%", value_parser = parse_percent)]
+    pub(crate) bad_signatures: f64,
+    /// Share of payments that are one merchant's, in percent, before --zipf
+    /// spreads the rest.
+    #[arg(long, default_value = "0%", value_parser = parse_percent)]
+    pub(crate) hot: f64,
     /// Connections, spread over the sites.
     #[arg(long, default_value_t = 2)]
     pub(crate) connections: usize,
@@ -80,7 +87,9 @@ pub(crate) struct RunArgs {
     /// Seconds.
     #[arg(long, default_value_t = 10.0)]
     pub(crate) duration: f64,
-    /// constant, poisson, or step:SECOND=FACTOR,..
+    /// constant, poisson, step:SECOND=FACTOR,.., ramp:SECOND=FACTOR,..,
+    /// spike:SECOND+LENGTH=FACTOR,.. or daily:SECONDS (a day in so long, its
+    /// busiest hour at the rate); poisson+ before a shape draws the gaps.
     #[arg(long, default_value = "constant", value_parser = Arrival::parse)]
     pub(crate) arrival: Arrival,
     /// Closed loop: so many always in flight, instead of a rate. Its latency
@@ -125,14 +134,16 @@ impl LoadArgs {
             mix: self.mix,
             duplicates_ppm: ppm(self.duplicates),
             conflicts_ppm: ppm(self.conflicts),
+            bad_signatures_ppm: ppm(self.bad_signatures),
+            hot_ppm: ppm(self.hot),
             zipf: self.zipf,
             lag: (rate / 2.0).ceil().max(1.0) as u64,
             merchants: merchants.iter().map(|merchant| merchant.id.as_str().to_owned()).collect(),
         };
         let plan = Plan::new(params).ok_or_else(|| {
             Failure::usage(format_args!(
-                "--run-id below {RUN_ID_MAX}, --zipf 0 to 10, --duplicates and --conflicts \
-                 together at most 100%"
+                "--run-id below {RUN_ID_MAX}, --zipf 0 to 10, --duplicates, --conflicts and \
+                 --bad-signatures together at most 100%"
             ))
         })?;
         Ok((Rc::new(plan), Encoder::new(merchants)))

@@ -5,6 +5,7 @@
 //! hand nothing over. Tested for rates, purity and parsing.
 
 use crate::rng::Stream;
+use crate::shape::{Shape, Walk};
 use std::time::Duration;
 
 /// How requests arrive.
@@ -14,48 +15,35 @@ pub(crate) enum Arrival {
     Constant,
     /// Independently of each other: exponential gaps.
     Poisson,
-    /// Evenly, with a factor on the rate from each offset on, in rising order.
-    Steps(Vec<(Duration, f64)>),
+    /// At a rate that changes.
+    Shaped {
+        /// The factor on the rate.
+        shape: Shape,
+        /// Independently of each other instead of evenly.
+        poisson: bool,
+    },
 }
 
 impl Arrival {
-    /// Reads `constant`, `poisson` or `step:0=0.5,10=1,20=3` (second=factor).
+    /// Reads `constant`, `poisson` or a shape (`step:0=0.5,10=1,20=3` and others),
+    /// perhaps with `poisson+` before it.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         match text {
             "constant" => return Ok(Self::Constant),
             "poisson" => return Ok(Self::Poisson),
             _ => {}
         }
-        let steps =
-            text.strip_prefix("step:").ok_or("constant, poisson or step:SECOND=FACTOR,..")?;
-        let mut parsed: Vec<(Duration, f64)> = Vec::new();
-        for step in steps.split(',') {
-            let numbers = step.split_once('=').and_then(|(at, factor)| {
-                let at = Duration::try_from_secs_f64(at.trim().parse().ok()?).ok()?;
-                let factor: f64 = factor.trim().parse().ok()?;
-                (0.001..=1_000.0).contains(&factor).then_some((at, factor))
-            });
-            let (at, factor) =
-                numbers.ok_or_else(|| format!("{step:?} is not SECOND=FACTOR (0.001 to 1000)"))?;
-            if parsed.last().is_some_and(|last| last.0 >= at) {
-                return Err(format!("{step:?}: seconds must rise"));
-            }
-            parsed.push((at, factor));
-        }
-        if parsed.first().is_none_or(|first| !first.0.is_zero()) {
-            return Err("the first step must start at second 0".to_owned());
-        }
-        Ok(Self::Steps(parsed))
+        let drawn = text.strip_prefix("poisson+");
+        let shape = Shape::parse(drawn.unwrap_or(text))?;
+        Ok(Self::Shaped { shape, poisson: drawn.is_some() })
     }
 
     /// Requests planned in `duration` at `rate`, in expectation.
     pub(crate) fn expected(&self, rate: f64, duration: Duration) -> f64 {
-        let Self::Steps(steps) = self else { return rate * duration.as_secs_f64() };
-        let ends = steps.iter().skip(1).map(|step| step.0).chain([duration]);
-        let spans = steps.iter().zip(ends).map(|((from, factor), to)| {
-            to.min(duration).saturating_sub(*from).as_secs_f64() * factor
-        });
-        spans.sum::<f64>() * rate
+        match self {
+            Self::Constant | Self::Poisson => rate * duration.as_secs_f64(),
+            Self::Shaped { shape, .. } => rate * shape.integral(duration),
+        }
     }
 }
 
@@ -67,7 +55,9 @@ pub(crate) struct Schedule {
     stream: Stream,
     count: u64,
     at_ns: f64,
-    step: usize,
+    /// Along the shape, when there is one, and how far: requests, perhaps drawn.
+    walk: Option<Walk>,
+    area: f64,
     next: u64,
     end_ns: u64,
 }
@@ -78,7 +68,12 @@ impl Schedule {
         let end_ns = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         let stream = Stream::new(seed, 100);
         let gap_ns = 1e9 / rate;
-        Self { arrival, gap_ns, stream, count: 0, at_ns: 0.0, step: 0, next: 0, end_ns }
+        let walk = match &arrival {
+            Arrival::Shaped { shape, .. } => Some(Walk::new(shape.clone())),
+            Arrival::Constant | Arrival::Poisson => None,
+        };
+        let (count, at_ns, area, next) = (0, 0.0, 0.0, 0);
+        Self { arrival, gap_ns, stream, count, at_ns, walk, area, next, end_ns }
     }
 
     /// The next planned time without taking it; `None` after the end.
@@ -107,17 +102,22 @@ impl Schedule {
                 let uniform = 1.0 - self.stream.unit(self.count);
                 self.at_ns -= uniform.ln() * self.gap_ns;
             }
-            Arrival::Steps(steps) => {
-                while steps
-                    .get(self.step + 1)
-                    .is_some_and(|(from, _)| self.at_ns >= from.as_nanos() as f64)
-                {
-                    self.step += 1;
-                }
-                self.at_ns += self.gap_ns / steps.get(self.step).map_or(1.0, |step| step.1);
+            Arrival::Shaped { poisson: false, .. } => self.area = self.count as f64,
+            Arrival::Shaped { poisson: true, .. } => {
+                self.area -= (1.0 - self.stream.unit(self.count)).ln();
             }
         }
+        self.follow();
         self.next = self.at_ns as u64;
+    }
+
+    /// Goes to where the shape has planned as many requests as are wanted.
+    fn follow(&mut self) {
+        if let Some(walk) = &mut self.walk {
+            // Seconds at factor one, times the rate, are requests. What never comes
+            // is at the end of time.
+            self.at_ns = walk.time_of(self.area * self.gap_ns / 1e9) * 1e9;
+        }
     }
 }
 
@@ -165,6 +165,37 @@ mod tests {
         assert!((14_980..=15_020).contains(&(times.len() - early)), "{}", times.len());
         let expected = arrival.expected(1_000.0, Duration::from_secs(10));
         assert!((expected - 20_000.0).abs() < 1.0);
+    }
+
+    #[test]
+    fn shaped_arrivals_are_as_many_as_their_integral_says() {
+        let length = Duration::from_secs(10);
+        for text in ["step:0=0.5,4=2", "ramp:0=0,5=2,10=1", "spike:3+1=8", "daily:4"] {
+            let arrival = Arrival::parse(text).unwrap();
+            let expected = arrival.expected(2_000.0, length);
+            let times: Vec<u64> = schedule(arrival.clone(), 2_000.0).collect();
+            assert!((times.len() as f64 - expected).abs() <= 1.0, "{text}: {}", times.len());
+            assert!(times.is_sorted());
+            // At every second, not only at the end.
+            for second in 1..10 {
+                let until = Duration::from_secs(second);
+                let found = times.iter().filter(|at| **at < until.as_nanos() as u64).count();
+                let planned = arrival.expected(2_000.0, until);
+                assert!((found as f64 - planned).abs() <= 1.0, "{text} {second}: {found}");
+            }
+            let drawn = Arrival::parse(&format!("poisson+{text}")).unwrap();
+            let times: Vec<u64> = schedule(drawn.clone(), 2_000.0).collect();
+            assert!((times.len() as f64 / expected - 1.0).abs() < 0.04, "{text}: {}", times.len());
+            assert!(times.iter().copied().eq(schedule(drawn, 2_000.0)), "a seed repeats it");
+        }
+    }
+
+    #[test]
+    fn a_ramp_to_zero_ends_its_schedule() {
+        let arrival = Arrival::parse("ramp:0=1,5=0").unwrap();
+        let times: Vec<u64> = schedule(arrival, 1_000.0).collect();
+        assert!((2_499..=2_501).contains(&times.len()), "{}", times.len());
+        assert!(times.iter().all(|at| *at <= 5_000_000_000));
     }
 
     #[test]

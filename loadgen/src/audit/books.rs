@@ -3,18 +3,17 @@
 //!
 //! Pure: facts in, violations out. Independent of the switch's code: the
 //! states are derived here from the records by the rules' own tables. Feed the
-//! log first, then the ledger, then the acknowledgements, then `finish`.
-//! Tested with one doctored history per rule, and clean ones.
+//! log first, then the ledger, then the acknowledgements (`told`), then `finish`.
+//! Tested with doctored histories for every rule, and clean ones.
 
+use super::limits::Merchants;
 use super::log::{Ending, Fact, Line};
 use super::table::{ATTEMPTS_MAX, Attempt, Charge, Payment, State, Table};
-use crate::acks::{Ack, flag};
 use crate::channel::book::Entry;
 use crate::channel::number::Number;
-use crate::plan::{Op, Plan};
 use protocol::channel::{ChannelStatus, charge_number, kind, order_digest};
-use protocol::code::{Code, OrderState, RefundState};
-use protocol::id::{MchId, OutTradeNo, TransactionId};
+use protocol::code::RefundState;
+use protocol::id::{MchId, OutTradeNo};
 use std::collections::HashMap;
 
 /// Ordinals from here on are refunds of our own.
@@ -75,29 +74,40 @@ pub(crate) struct Checked {
     pub(crate) blocks: u64,
 }
 
-struct RefundLine {
-    amount: i64,
+pub(super) struct RefundLine {
+    pub(super) amount: i64,
     attempt: u8,
-    state: RefundState,
+    pub(super) state: RefundState,
     channel: Option<ChannelStatus>,
 }
 
 #[derive(Clone, Copy, Default)]
-struct Totals {
+pub(super) struct Totals {
     reserved: i64,
-    refunded: i64,
+    pub(super) refunded: i64,
     channel_refunded: i64,
+    /// The merchant asked for a refund.
+    wished: bool,
+}
+
+/// Where a shard's log has got to.
+#[derive(Clone, Copy, Default)]
+struct Place {
+    index: u64,
+    record: u32,
+    term: u64,
 }
 
 /// The audit's memory.
 pub(crate) struct Books {
-    table: Table,
-    refunds: HashMap<(u32, u8), RefundLine>,
+    pub(super) table: Table,
+    pub(super) refunds: HashMap<(u32, u8), RefundLine>,
     /// Refunds of a run, by the merchant's number.
-    refund_requests: HashMap<Vec<u8>, (u32, u8)>,
-    totals: HashMap<u32, Totals>,
-    last: HashMap<u16, (u64, u32)>,
-    checked: Checked,
+    pub(super) refund_requests: HashMap<Vec<u8>, (u32, u8)>,
+    pub(super) totals: HashMap<u32, Totals>,
+    merchants: Merchants,
+    last: HashMap<u16, Place>,
+    pub(super) checked: Checked,
     violations: Vec<Violation>,
     violation_count: u64,
 }
@@ -110,6 +120,7 @@ impl Books {
             refunds: HashMap::new(),
             refund_requests: HashMap::new(),
             totals: HashMap::new(),
+            merchants: Merchants::default(),
             last: HashMap::new(),
             checked: Checked::default(),
             violations: Vec::new(),
@@ -127,7 +138,7 @@ impl Books {
         (self.violation_count, &self.violations)
     }
 
-    fn violation(&mut self, invariant: u8, digest: Option<[u8; 16]>, detail: String) {
+    pub(super) fn violation(&mut self, invariant: u8, digest: Option<[u8; 16]>, detail: String) {
         self.violation_count += 1;
         if self.violations.len() < KEPT_MAX {
             let payment = digest.map_or_else(String::new, |digest| {
@@ -148,7 +159,7 @@ impl Books {
         self.checked.blocks = blocks;
     }
 
-    fn about(&mut self, invariant: u8, at: u32, detail: String) {
+    pub(super) fn about(&mut self, invariant: u8, at: u32, detail: String) {
         let digest = self.table.get(at).digest;
         self.violation(invariant, Some(digest), detail);
     }
@@ -156,19 +167,29 @@ impl Books {
     /// Takes a record of the log. Records of other replicas that were seen
     /// already are passed over.
     pub(crate) fn record(&mut self, line: &Line<'_>) {
-        let place = (line.index, line.record);
         let last = self.last.entry(line.shard).or_default();
-        if place <= *last && *last != (0, 0) {
+        if (line.index, line.record) <= (last.index, last.record) && last.index > 0 {
             return;
         }
-        *last = place;
+        let before = last.term;
+        *last = Place { index: line.index, record: line.record, term: line.term.max(before) };
         self.checked.records += 1;
+        let (shard, index) = (line.shard, line.index);
+        if line.term < before {
+            let term = line.term;
+            let detail = format!("shard {shard} block {index}: term {term} behind term {before}");
+            self.violation(12, None, detail);
+        }
+        if line.card {
+            let detail = format!("shard {shard} block {index}: a text like a card's number");
+            self.violation(SITES_DIFFER, None, detail);
+        }
         if let Fact::Begin { mch_id, out_trade_no, charge_no, amount, currency } = line.fact {
             self.begin(line, (mch_id, out_trade_no, charge_no), amount, currency);
             return;
         }
-        if line.fact == Fact::Other {
-            return;
+        if line.sequence == 0 {
+            return self.rule(line);
         }
         let Some(at) = self.table.by_sequence(line.shard, line.sequence) else {
             let detail = format!(
@@ -188,7 +209,24 @@ impl Books {
                 self.refund(at, (ordinal, attempt), amount, out_refund_no);
             }
             Fact::RefundEnd { ordinal, ending } => self.refund_end(at, ordinal, ending),
-            Fact::Begin { .. } | Fact::Other => {}
+            _ => {}
+        }
+    }
+
+    /// A record about a merchant.
+    fn rule(&mut self, line: &Line<'_>) {
+        let (Fact::Merchant { mch_id, .. } | Fact::Limits { mch_id, .. }) = line.fact else {
+            return;
+        };
+        let Ok(mch_id) = MchId::parse(mch_id.as_bytes()) else { return };
+        match line.fact {
+            Fact::Merchant { status, limits, .. } => {
+                self.merchants.put(line.shard, mch_id, (status, limits), line.at_us);
+            }
+            Fact::Limits { limits, until_ms, .. } => {
+                self.merchants.limit(line.shard, mch_id, (limits, until_ms), line.at_us);
+            }
+            _ => {}
         }
     }
 
@@ -213,6 +251,9 @@ impl Books {
             let detail =
                 format!("{mch_id} {out_trade_no}: charge number {charge_no} is not its own");
             self.violation(2, Some(digest), detail);
+        }
+        if let Some(detail) = self.merchants.pay(line.shard, mch_id, amount, line.at_us) {
+            self.violation(13, Some(digest), detail);
         }
         let mut letters = [0; 3];
         letters.iter_mut().zip(currency.bytes()).for_each(|(slot, byte)| *slot = byte);
@@ -347,11 +388,17 @@ impl Books {
                 format!("refund {ordinal} of attempt {attempt} ({of:?}) while {:?}", payment.state);
             self.about(8, at, detail);
         }
-        let reversed = self.refunds.contains_key(&(at, REVERSAL_ORDINAL));
-        if ordinal < REVERSAL_ORDINAL && reversed {
-            self.about(10, at, format!("refund {ordinal} began after the payment was reversed"));
+        let payment = self.table.get(at);
+        let cancelled = payment.cancelled || self.refunds.contains_key(&(at, REVERSAL_ORDINAL));
+        if ordinal < REVERSAL_ORDINAL && cancelled {
+            self.about(10, at, format!("refund {ordinal} began after the payment was cancelled"));
         }
         let totals = self.totals.entry(at).or_default();
+        if ordinal == REVERSAL_ORDINAL && totals.wished {
+            self.about(10, at, "the payment was reversed after a refund".to_owned());
+        }
+        let totals = self.totals.entry(at).or_default();
+        totals.wished |= ordinal < REVERSAL_ORDINAL;
         totals.reserved += amount;
         let taken = totals.reserved + totals.refunded;
         let paid = self.table.get(at).amount;
@@ -386,10 +433,20 @@ impl Books {
             }
         }
         let payment = self.table.get(at);
-        let undone = ordinal == REVERSAL_ORDINAL && state == RefundState::Success;
-        if undone && payment.cancelled && payment.state == State::Processing {
-            self.become_state(at, State::Closed);
+        if ordinal == REVERSAL_ORDINAL && payment.cancelled && !payment.state.is_final() {
+            // Undone; or it cannot be, and the cancel is refused.
+            let state = match state {
+                RefundState::Success => State::Closed,
+                RefundState::Failed => State::Paid,
+                _ => State::Manual,
+            };
+            self.become_state(at, state);
         }
+    }
+
+    /// Asks for the memory that a payment's look-up needs, ahead of it.
+    pub(super) fn warm(&self, digest: &[u8; 16]) {
+        self.table.warm(digest);
     }
 
     /// Takes an entry of the channel's ledger.
@@ -476,101 +533,6 @@ impl Books {
         }
     }
 
-    /// Takes an acknowledgement of a run.
-    pub(crate) fn ack(&mut self, run: &Run, ack: &Ack) {
-        self.checked.acks += 1;
-        let requery = ack.flags & flag::REQUERY != 0;
-        let (op, k) = match requery {
-            true => (Op::Query, ack.n),
-            false => (run.plan.op(ack.n), run.plan.target(ack.n)),
-        };
-        if ack.flags & flag::UNKNOWN != 0 {
-            self.checked.unknown += 1;
-            return;
-        }
-        let digest = run.digest(k);
-        if op == Op::Conflict {
-            if ack.is_ok() {
-                let detail =
-                    format!("request {}: a used number with another amount was accepted", ack.n);
-                self.violation(5, Some(digest), detail);
-            }
-            return;
-        }
-        let found = self.table.find(&digest);
-        if ack.code == Code::OrderNotFound.wire()
-            && found.is_some_and(|at| self.table.get(at).acked != State::None)
-        {
-            let detail = "an acknowledged payment was not found later".to_owned();
-            return self.violation(4, Some(digest), detail);
-        }
-        if !ack.is_ok() {
-            return;
-        }
-        let Some(at) = found else {
-            let detail =
-                format!("request {} was acknowledged and the log has no such payment", ack.n);
-            return self.violation(6, Some(digest), detail);
-        };
-        let payment = self.table.get(at);
-        let transaction = TransactionId::new(payment.shard, payment.sequence).as_u64();
-        if ack.transaction != transaction {
-            let told = ack.transaction;
-            let detail = format!("transaction {told} was told, the log has {transaction}");
-            self.about(4, at, detail);
-        }
-        match op {
-            Op::Refund => self.ack_refund(at, run, ack),
-            _ => self.ack_order(at, run, k, ack),
-        }
-    }
-
-    fn ack_order(&mut self, at: u32, run: &Run, k: u64, ack: &Ack) {
-        let told = match OrderState::from_wire(ack.state) {
-            Some(OrderState::Paid) => State::Paid,
-            Some(OrderState::Failed) => State::Failed,
-            Some(OrderState::Closed) => State::Closed,
-            // Not final: may become anything later.
-            _ => return,
-        };
-        let payment = self.table.get(at);
-        let (before, state, amount) = (payment.acked, payment.state, payment.amount);
-        let planned = run.plan.amount(k).minor();
-        if before != State::None && before != told {
-            self.about(4, at, format!("{before:?} was acknowledged, later {told:?}"));
-        }
-        if told != state {
-            let detail = format!("{told:?} was acknowledged and the log says {state:?}");
-            self.about(6, at, detail);
-        }
-        if ack.amount != planned || amount != planned {
-            let detail = format!("asked {planned}, acknowledged {}, logged {amount}", ack.amount);
-            self.about(3, at, detail);
-        }
-        self.table.get_mut(at).acked = told;
-    }
-
-    fn ack_refund(&mut self, at: u32, run: &Run, ack: &Ack) {
-        let number = run.plan.out_refund_no(ack.n);
-        let key = refund_key(&self.table.get(at).digest, number.as_bytes());
-        let line = self.refund_requests.get(&key).and_then(|place| self.refunds.get(place));
-        let told = RefundState::from_wire(ack.state);
-        let Some(line) = line else {
-            let detail = format!("refund {number} was acknowledged and is not in the log");
-            return self.about(6, at, detail);
-        };
-        let (state, amount) = (line.state, line.amount);
-        if matches!(told, Some(RefundState::Success | RefundState::Failed)) && told != Some(state) {
-            let detail =
-                format!("refund {number}: {told:?} was acknowledged, the log says {state:?}");
-            self.about(6, at, detail);
-        }
-        if amount != ack.amount {
-            let detail = format!("refund {number}: {} acknowledged, {amount} logged", ack.amount);
-            self.about(9, at, detail);
-        }
-    }
-
     /// Judges every payment's end. `settled`: everything had time to end, so
     /// nothing may be open or in front of an operator.
     pub(crate) fn finish(&mut self, settled: bool) -> Sums {
@@ -611,6 +573,19 @@ impl Books {
         if standing > 1 {
             self.about(1, at, format!("{standing} charges stand at the channel"));
         }
+        for (index, (attempt, charge)) in payment.attempts.iter().zip(payment.charges).enumerate() {
+            let number = index + 1;
+            if attempt.clear() && charge == Charge::Stands {
+                let detail = format!("attempt {number} is {attempt:?} and its charge stands");
+                self.about(19, at, detail);
+            }
+            let open = matches!(attempt, Attempt::Open | Attempt::Manual);
+            if settled && open && payment.state.is_final() {
+                let detail =
+                    format!("attempt {number} is {attempt:?} and the payment {:?}", payment.state);
+                self.about(18, at, detail);
+            }
+        }
         let charged = payment.amount * standing as i64;
         let won = payment.attempts.contains(&Attempt::Succeeded);
         let paid = if won { payment.amount } else { 0 };
@@ -640,7 +615,7 @@ impl Books {
 }
 
 /// Refund numbers are unique per payment; the merchant is in its digest.
-fn refund_key(digest: &[u8; 16], number: &[u8]) -> Vec<u8> {
+pub(super) fn refund_key(digest: &[u8; 16], number: &[u8]) -> Vec<u8> {
     [&digest[..], number].concat()
 }
 
@@ -651,31 +626,4 @@ fn named(entry: &Entry) -> String {
         _ => "a refund",
     };
     format!("{operation} ({:?}, attempt {})", entry.status, entry.charge.ordinal)
-}
-
-/// A run whose acknowledgements are taken.
-pub(crate) struct Run {
-    /// Its plan.
-    pub(crate) plan: Plan,
-    merchants: Vec<MchId>,
-}
-
-impl Run {
-    /// Prepares a plan; `None` when a merchant's id is not one.
-    pub(crate) fn new(plan: Plan) -> Option<Self> {
-        let parse = |id: &String| MchId::parse(id.as_bytes()).ok();
-        let merchants = plan.params().merchants.iter().map(parse).collect::<Option<Vec<_>>>()?;
-        Some(Self { plan, merchants })
-    }
-
-    /// Merchant of payment `k`.
-    pub(crate) fn merchant(&self, k: u64) -> &MchId {
-        // The plan draws indices below the number of merchants.
-        &self.merchants[self.plan.merchant(k) as usize]
-    }
-
-    /// Digest of payment `k`.
-    pub(crate) fn digest(&self, k: u64) -> [u8; 16] {
-        order_digest(self.merchant(k), &self.plan.out_trade_no(k))
-    }
 }

@@ -1,12 +1,14 @@
 //! One doctored history per rule, each caught, and a clean one that passes.
 
-use super::books::{Books, Run};
-use super::log::{Ending, Fact, Line};
+use super::books::Books;
+use super::limits::Limits;
+use super::log::{Ending, Fact, Line, Status};
+use super::told::Run;
 use crate::acks::{Ack, flag};
 use crate::channel::book::Entry;
 use crate::channel::number::Number;
-use crate::plan::tests::params;
-use crate::plan::{Op, Plan};
+use crate::plan::tests::{all_kinds, params};
+use crate::plan::{Op, Params, Plan};
 use protocol::channel::{ChannelStatus, charge_number, kind};
 use protocol::code::{Code, OrderState, RefundState};
 use protocol::id::TransactionId;
@@ -25,7 +27,11 @@ struct History {
 
 impl History {
     fn new() -> Self {
-        let run = Run::new(Plan::new(params()).unwrap()).unwrap();
+        Self::of(params())
+    }
+
+    fn of(params: Params) -> Self {
+        let run = Run::new(Plan::new(params).unwrap()).unwrap();
         let refund = (0..10_000).find(|n| run.plan.op(*n) == Op::Refund).unwrap();
         let k = run.plan.target(refund);
         Self { run, books: Books::new(), records: 0, refund, k }
@@ -51,7 +57,8 @@ impl History {
     fn record(&mut self, fact: Fact<'_>) {
         self.records += 1;
         let (index, at_us) = (self.records, AT_US + self.records);
-        let line = Line { shard: 2, index, term: 1, record: 0, at_us, sequence: 1, fact };
+        let line =
+            Line { shard: 2, index, term: 1, record: 0, at_us, sequence: 1, fact, card: false };
         self.books.record(&line);
     }
 
@@ -74,7 +81,7 @@ impl History {
         self.records += 1;
         let index = self.records;
         let at_us = AT_US;
-        let line = Line { shard: 2, index, term: 1, record: 0, at_us, sequence, fact };
+        let line = Line { shard: 2, index, term: 1, record: 0, at_us, sequence, fact, card: false };
         self.books.record(&line);
     }
 
@@ -481,4 +488,207 @@ fn rule_20_the_books_agree() {
     let sums = history.books.finish(true);
     assert_eq!((sums.log_refunded, sums.channel_refunded), (7, 7));
     assert_eq!(sums.log_paid, sums.channel_charged);
+}
+
+/// Ends as the switch prints them, and what they are: a cancel that came too late
+/// for a charge, whose undoing the channel refused.
+#[test]
+fn a_late_charge_that_cannot_be_undone_is_paid_and_clean() {
+    let mut history = History::new();
+    let amount = history.amount();
+    history.begin();
+    history.record(Fact::Cancel { ends_payment: true });
+    let (attempt, ending) = (1, Ending::Succeeded);
+    history.record(Fact::End { attempt, ending, goes_on: false, undone: true });
+    history.begin_refund(100, amount, "");
+    history.record(Fact::RefundEnd { ordinal: 100, ending: Ending::Declined });
+    history.charge(1, ChannelStatus::Success, amount);
+    history.book(kind::REFUND, 1, 100, ChannelStatus::Declined, amount);
+    history.told(OrderState::Paid);
+    assert_eq!(history.broken(), CLEAN);
+}
+
+#[test]
+fn rule_3_what_was_accepted_is_what_was_asked_even_when_no_answer_came() {
+    let mut history = History::new();
+    let amount = history.amount() + 1;
+    let number = history.run.plan.out_trade_no(history.k);
+    let mch_id = *history.run.merchant(history.k);
+    let own = charge_number(&history.run.digest(history.k), 1);
+    let begin = |amount, currency| Fact::Begin {
+        mch_id: mch_id.as_str(),
+        out_trade_no: number.as_str(),
+        charge_no: own.as_str(),
+        amount,
+        currency,
+    };
+    history.record(begin(amount, "CNY"));
+    history.end(1, Ending::Succeeded, false);
+    history.charge(1, ChannelStatus::Success, amount);
+    let unknown = Ack { flags: flag::UNKNOWN, ..history.ack(history.k, Code::Ok, 0) };
+    history.books.ack(&history.run, &unknown);
+    assert_eq!(history.broken(), [3]);
+    let mut history = History::new();
+    let amount = history.amount();
+    history.record(begin(amount, "USD"));
+    history.end(1, Ending::Declined, false);
+    history.told(OrderState::Failed);
+    assert_eq!(history.broken(), [3]);
+}
+
+#[test]
+fn rule_6_money_that_was_said_to_be_given_back_is_in_the_log() {
+    let mut history = History::paid();
+    history.refunded(1, "R1", 7);
+    let paid = history.ack(history.k, Code::Ok, OrderState::Paid.wire());
+    let (fits, more) = (Ack { refunded: 7, ..paid }, Ack { refunded: 8, ..paid });
+    history.books.ack(&history.run, &fits);
+    assert_eq!(history.books.violations().0, 0);
+    history.books.ack(&history.run, &more);
+    assert_eq!(history.broken(), [6]);
+}
+
+#[test]
+fn rule_10_no_refund_of_a_cancelled_payment_and_no_reversal_behind_a_refund() {
+    let mut history = History::new();
+    let amount = history.amount();
+    history.begin();
+    history.record(Fact::Cancel { ends_payment: true });
+    history.end(1, Ending::Succeeded, false);
+    history.charge(1, ChannelStatus::Success, amount);
+    history.refunded(1, "R1", 5);
+    assert_eq!(history.broken(), [10]);
+    let mut history = History::paid();
+    history.begin_refund(1, 5, "R1");
+    history.record(Fact::RefundEnd { ordinal: 1, ending: Ending::Declined });
+    let amount = history.amount();
+    history.refunded(100, "", amount);
+    assert_eq!(history.broken(), [10]);
+}
+
+#[test]
+fn a_refund_after_another_and_a_reversal_of_a_paid_payment_are_clean() {
+    let mut history = History::paid();
+    history.refunded(1, "R1", 5);
+    history.refunded(2, "R2", 6);
+    assert_eq!(history.broken(), CLEAN);
+    let mut history = History::paid();
+    let amount = history.amount();
+    history.refunded(100, "", amount);
+    assert_eq!(history.broken(), CLEAN);
+}
+
+#[test]
+fn rule_12_a_term_never_falls() {
+    let line = |index, term| {
+        let fact = Fact::Other;
+        Line { shard: 2, index, term, record: 0, at_us: AT_US, sequence: 0, fact, card: false }
+    };
+    let mut history = History::new();
+    history.records = 3;
+    for (index, term) in [(1, 1), (2, 3), (3, 3)] {
+        history.books.record(&line(index, term));
+    }
+    assert_eq!(history.books.violations().0, 0);
+    history.books.record(&line(4, 2));
+    history.books.record(&line(5, 3));
+    assert_eq!(history.books.violations().0, 1);
+    assert_eq!(history.broken(), [12]);
+}
+
+#[test]
+fn rule_13_nobody_pays_who_may_not() {
+    let limits = Limits { pay_per_minute: 60, burst: 5, daily_cap: 0, single_max: 0 };
+    for (status, expected) in [(Status::Active, CLEAN), (Status::Shut, vec![13])] {
+        let mut history = History::new();
+        let mch_id = *history.run.merchant(history.k);
+        let fact = Fact::Merchant { mch_id: mch_id.as_str(), status, limits };
+        let (shard, index, at_us) = (2, 1, AT_US - 1);
+        let record =
+            Line { shard, index, term: 1, record: 0, at_us, sequence: 0, fact, card: false };
+        history.books.record(&record);
+        history.records = 1;
+        history.begin();
+        history.end(1, Ending::Declined, false);
+        assert_eq!(history.broken(), expected);
+    }
+}
+
+#[test]
+fn rule_15_no_card_number_in_a_text() {
+    let mut history = History::paid();
+    history.records += 1;
+    let (index, fact) = (history.records, Fact::Other);
+    let line =
+        Line { shard: 2, index, term: 1, record: 0, at_us: AT_US, sequence: 1, fact, card: true };
+    history.books.record(&line);
+    assert_eq!(history.broken(), [15]);
+}
+
+#[test]
+fn rule_18_no_attempt_stays_open_behind_a_final_payment() {
+    let mut history = History::paid();
+    history.record(Fact::Attempt(2));
+    let broken = history.broken();
+    assert!(broken.contains(&18) && broken.contains(&7), "{broken:?}");
+}
+
+#[test]
+fn rule_19_a_charge_of_a_void_attempt_is_given_back() {
+    let mut history = History::new();
+    let amount = history.amount();
+    history.begin();
+    history.end(1, Ending::Void, false);
+    history.charge(1, ChannelStatus::Success, amount);
+    let broken = history.broken();
+    assert!(broken.contains(&19), "{broken:?}");
+    let mut history = History::new();
+    history.begin();
+    history.end(1, Ending::Void, false);
+    history.charge(1, ChannelStatus::Success, amount);
+    history.begin_refund(111, amount, "");
+    history.record(Fact::RefundEnd { ordinal: 111, ending: Ending::Succeeded });
+    history.book(kind::REFUND, 1, 111, ChannelStatus::Success, amount);
+    assert_eq!(history.broken(), CLEAN);
+}
+
+#[test]
+fn rule_13_a_bad_signature_leaves_no_payment() {
+    let mut history = History::of(all_kinds());
+    let bad = (0..100_000).find(|n| history.run.plan.op(*n) == Op::BadSignature).unwrap();
+    let refused = Ack { transaction: 0, ..history.ack(bad, Code::BadSignature, 0) };
+    history.books.ack(&history.run, &refused);
+    assert_eq!(history.books.violations().0, 0);
+    history.k = bad;
+    history.begin();
+    history.end(1, Ending::Declined, false);
+    history.books.ack(&history.run, &refused);
+    assert_eq!(history.broken(), [13]);
+}
+
+#[test]
+fn a_close_that_came_too_late_tells_the_truth() {
+    let mut history = History::of(all_kinds());
+    let closes = |n: &u64| {
+        history.run.plan.op(*n) == Op::Close
+            && history.run.plan.op(history.run.plan.target(*n)) == Op::Pay
+    };
+    let close = (0..100_000).find(closes).unwrap();
+    history.k = history.run.plan.target(close);
+    history.begin();
+    history.end(1, Ending::Succeeded, false);
+    history.charge(1, ChannelStatus::Success, history.amount());
+    let early = Ack { transaction: 0, ..history.ack(close, Code::OrderNotFound, 0) };
+    history.told(OrderState::Paid);
+    history.books.ack(&history.run, &early);
+    let late = history.ack(close, Code::OrderPaid, OrderState::Paid.wire());
+    history.books.ack(&history.run, &late);
+    assert_eq!(history.books.violations().0, 0);
+    let mut lied = History::of(all_kinds());
+    lied.k = history.k;
+    lied.begin();
+    lied.end(1, Ending::Declined, false);
+    lied.books.ack(&lied.run, &late);
+    assert!(lied.broken().contains(&6));
+    assert_eq!(history.broken(), CLEAN);
 }

@@ -2,11 +2,15 @@
 //!
 //! Reads lines into the few facts that the audit needs; unknown fields and
 //! kinds that say nothing about money are passed over. Never trusts a line's
-//! form: what cannot be read is an error that names the line. Tested on lines
+//! form: what cannot be read is an error that names the line. `quick` reads the
+//! usual lines, what it does not know goes to the full parser. Tested on lines
 //! as the switch prints them.
 
+use super::limits::Limits;
+use super::quick;
 use crate::exit::{Exit, Failure};
 use serde::Deserialize;
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -82,8 +86,37 @@ pub(crate) enum Fact<'a> {
         /// How.
         ending: Ending,
     },
+    /// A merchant was created or replaced.
+    Merchant {
+        /// Which.
+        mch_id: &'a str,
+        /// May it pay, and up to what.
+        status: Status,
+        /// Its limits.
+        limits: Limits,
+    },
+    /// A merchant's limits changed.
+    Limits {
+        /// Which.
+        mch_id: &'a str,
+        /// New limits.
+        limits: Limits,
+        /// When the previous ones come back, Unix milliseconds; 0: never.
+        until_ms: u64,
+    },
     /// Says nothing about money.
     Other,
+}
+
+/// What a merchant may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Status {
+    /// Pay.
+    Active,
+    /// Pay half of the single limit.
+    Limited,
+    /// No pay.
+    Shut,
 }
 
 /// A record and its place.
@@ -103,52 +136,69 @@ pub(crate) struct Line<'a> {
     pub(crate) sequence: u64,
     /// What it says.
     pub(crate) fact: Fact<'a>,
+    /// A text in it looks like a card's number.
+    pub(crate) card: bool,
 }
 
 /// All fields of all kinds.
-#[derive(Deserialize)]
-struct Raw<'a> {
-    shard: u16,
-    index: u64,
+#[derive(Debug, Default, PartialEq, Deserialize)]
+pub(super) struct Raw<'a> {
+    pub(super) shard: u16,
+    pub(super) index: u64,
     #[serde(default)]
-    term: u64,
-    record: u32,
-    at_us: u64,
-    kind: &'a str,
+    pub(super) term: u64,
+    pub(super) record: u32,
+    pub(super) at_us: u64,
+    pub(super) kind: &'a str,
     #[serde(default)]
-    sequence: u64,
+    pub(super) sequence: u64,
     #[serde(default)]
-    attempt: u8,
+    pub(super) attempt: u8,
     #[serde(default)]
-    ordinal: u8,
+    pub(super) ordinal: u8,
     #[serde(default)]
-    amount: i64,
+    pub(super) amount: i64,
     #[serde(default)]
-    mch_id: &'a str,
+    pub(super) mch_id: &'a str,
     #[serde(default)]
-    out_trade_no: &'a str,
+    pub(super) out_trade_no: &'a str,
     #[serde(default)]
-    charge_no: &'a str,
+    pub(super) charge_no: &'a str,
     #[serde(default)]
-    currency: &'a str,
+    pub(super) currency: &'a str,
     #[serde(default)]
-    out_refund_no: &'a str,
+    pub(super) out_refund_no: &'a str,
     #[serde(default)]
-    cause: &'a str,
-    ending: Option<Ending>,
+    pub(super) cause: &'a str,
+    pub(super) ending: Option<Ending>,
     #[serde(default)]
-    goes_on: bool,
+    pub(super) goes_on: bool,
     #[serde(default)]
-    order_state: &'a str,
+    pub(super) order_state: &'a str,
     #[serde(default)]
-    refund: bool,
+    pub(super) refund: bool,
     #[serde(default)]
-    success: bool,
+    pub(super) success: bool,
+    #[serde(default)]
+    pub(super) status: &'a str,
+    #[serde(default)]
+    pub(super) until_ms: u64,
+    #[serde(default)]
+    pub(super) limits: Option<Limits>,
+    #[serde(default, borrow)]
+    pub(super) operator: Cow<'a, str>,
+    #[serde(default, borrow)]
+    pub(super) second: Cow<'a, str>,
+    #[serde(default, borrow)]
+    pub(super) note: Cow<'a, str>,
 }
 
 /// Reads one line.
 pub(crate) fn parse(line: &str) -> Result<Line<'_>, String> {
-    let raw: Raw<'_> = serde_json::from_str(line).map_err(|error| error.to_string())?;
+    let raw = match quick::parse(line) {
+        Some(raw) => raw,
+        None => serde_json::from_str(line).map_err(|error| error.to_string())?,
+    };
     let ending = || raw.ending.ok_or_else(|| "no ending".to_owned());
     let fact = match raw.kind {
         "begin" => Fact::Begin {
@@ -174,10 +224,48 @@ pub(crate) fn parse(line: &str) -> Result<Line<'_>, String> {
         },
         "refund_end" => Fact::RefundEnd { ordinal: raw.ordinal, ending: ending()? },
         "decided" => decided(&raw),
+        "merchant" => Fact::Merchant {
+            mch_id: raw.mch_id,
+            status: match raw.status {
+                "Active" => Status::Active,
+                "Limited" => Status::Limited,
+                "Suspended" | "Dormant" => Status::Shut,
+                other => return Err(format!("unknown status {other:?}")),
+            },
+            limits: raw.limits.ok_or("no limits")?,
+        },
+        "limits" => Fact::Limits {
+            mch_id: raw.mch_id,
+            limits: raw.limits.ok_or("no limits")?,
+            until_ms: raw.until_ms,
+        },
         _ => Fact::Other,
     };
+    // What people wrote. Numbers of merchants and channels are numbers: one in ten
+    // looks like a card's by chance.
+    let texts = [&raw.operator, &raw.second, &raw.note];
+    let card = texts.into_iter().any(|text| looks_like_card(text));
     let Raw { shard, index, term, record, at_us, sequence, .. } = raw;
-    Ok(Line { shard, index, term, record, at_us, sequence, fact })
+    Ok(Line { shard, index, term, record, at_us, sequence, fact, card })
+}
+
+/// Whether a text holds 13 to 19 digits, perhaps in groups, whose last one is the
+/// check digit of the others.
+fn looks_like_card(text: &str) -> bool {
+    if text.len() < 13 {
+        return false;
+    }
+    let grouped = |byte: u8| byte.is_ascii_digit() || matches!(byte, b' ' | b'-');
+    text.as_bytes().split(|byte| !grouped(*byte)).any(|run| {
+        let digits: Vec<u32> =
+            run.iter().filter(|b| b.is_ascii_digit()).map(|b| u32::from(b - b'0')).collect();
+        let weigh = |(at, digit): (usize, &u32)| match (at % 2, *digit * 2) {
+            (0, _) => *digit,
+            (_, twice) => twice / 10 + twice % 10,
+        };
+        let sum: u32 = digits.iter().rev().enumerate().map(weigh).sum();
+        (13..=19).contains(&digits.len()) && sum > 0 && sum.is_multiple_of(10)
+    })
 }
 
 /// An operator's decision ends what it is about.
@@ -327,9 +415,30 @@ mod tests {
         assert_eq!(parse(end).unwrap().fact, expected);
         let refund = r#"{"shard":11,"index":335,"term":1,"record":0,"at_us":5,"kind":"refund","sequence":1,"ordinal":1,"attempt":1,"amount":6455,"out_refund_no":"R1"}"#;
         assert!(matches!(parse(refund).unwrap().fact, Fact::Refund { amount: 6455, .. }));
-        let merchant = r#"{"shard":0,"index":1,"term":1,"record":0,"at_us":1,"kind":"merchant","operator":"boot\"strap","mch_id":"M1","limits":{"burst":1}}"#;
-        assert_eq!(parse(merchant).unwrap().fact, Fact::Other);
+        let merchant = r#"{"shard":0,"index":1,"term":1,"record":0,"at_us":1,"kind":"merchant","operator":"boot\"strap","mch_id":"M1","status":"Limited","keys":1,"limits":{"pay_per_minute":60,"query_per_minute":9,"refund_per_minute":9,"burst":1,"daily_cap":7,"single_max":5,"second_signature_from":0}}"#;
+        let limits = Limits { pay_per_minute: 60, burst: 1, daily_cap: 7, single_max: 5 };
+        let status = Status::Limited;
+        let expected = Fact::Merchant { mch_id: "M1", status, limits };
+        assert_eq!(parse(merchant).unwrap().fact, expected);
+        let unread = r#"{"shard":0,"index":1,"term":1,"record":0,"at_us":1,"kind":"doubt","sequence":4,"attempt":1}"#;
+        assert_eq!(parse(unread).unwrap().fact, Fact::Other);
         assert!(parse("{").is_err() && parse(r#"{"kind":"end"}"#).is_err());
+    }
+
+    #[test]
+    fn card_numbers_in_texts_are_noticed_and_other_numbers_are_not() {
+        let note = |note: &str| {
+            let line = format!(
+                r#"{{"shard":0,"index":1,"term":1,"record":0,"at_us":1,"kind":"decided","sequence":2,"ordinal":1,"refund":false,"success":true,"operator":"a","second":"b","note":"{note}"}}"#
+            );
+            parse(&line).unwrap().card
+        };
+        for card in ["4111111111111111", "card 4111 1111 1111 1111.", "4111-1111-1111-1111"] {
+            assert!(note(card), "{card}");
+        }
+        for other in ["4111111111111112", "411111111111", "41111111111111114111111111111111", ""] {
+            assert!(!note(other), "{other}");
+        }
     }
 
     #[test]

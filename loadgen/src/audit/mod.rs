@@ -4,17 +4,22 @@
 //! Independent of the switch's code. `log` reads its dump, `books` compares,
 //! `timeline` tells the story of a payment at fault. Tested in `books`.
 
+mod ahead;
 mod books;
 #[cfg(test)]
 mod books_tests;
+mod limits;
 mod log;
 mod merge;
+mod quick;
 #[cfg(test)]
 mod several_tests;
 mod table;
 mod timeline;
+mod told;
 
 use crate::acks::{self, AckLog, AckWriter};
+use crate::channel::book::Entry;
 use crate::channel::ledger;
 use crate::config::GatewayFile;
 use crate::drive::{Options, Session};
@@ -22,7 +27,8 @@ use crate::encode::Encoder;
 use crate::exit::{Exit, Failure};
 use crate::pace::{Pace, TICK};
 use crate::plan::{Op, Plan};
-pub(crate) use books::{Books, Checked, Run, Sums, Violation};
+use ahead::ahead;
+pub(crate) use books::{Books, Checked, Sums, Violation};
 use clap::Args;
 pub(crate) use log::Source;
 use merge::{Merged, SiteLog};
@@ -30,6 +36,8 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::sync::Notify;
+pub(crate) use told::Run;
+use told::Told;
 
 /// Time lines printed.
 const TIMELINES_MAX: usize = 5;
@@ -251,16 +259,32 @@ pub(crate) fn audit(evidence: &Evidence, moment: Moment) -> Result<Audit, Failur
         }
         several => read_several(several, moment, &mut books)?,
     }
-    ledger::read(&evidence.ledger, |entry| books.entry(entry))?;
+    read_ledger(&evidence.ledger, &mut books)?;
     for path in acks::logs_of(&evidence.acks)? {
-        let (run, log) = open_run(&path)?;
-        log.records().for_each(|ack| books.ack(&run, &ack));
+        read_acks(&path, &mut books)?;
     }
     let sums = books.finish(moment.settled);
     let (violation_count, violations) = books.violations();
     let violations = violations.to_vec();
     timeline::print(evidence, &violations, TIMELINES_MAX)?;
     Ok(Audit { checked: books.checked(), sums, violation_count, violations })
+}
+
+fn read_ledger(dir: &Path, books: &mut Books) -> Result<(), Failure> {
+    let read = |push: &mut dyn FnMut(Entry)| ledger::read(dir, |entry| push(*entry)).map(drop);
+    ahead(read, |entries| {
+        entries.iter().for_each(|entry| books.warm(&entry.charge.digest));
+        entries.iter().for_each(|entry| books.entry(entry));
+    })
+}
+
+fn read_acks(path: &Path, books: &mut Books) -> Result<(), Failure> {
+    let (run, log) = open_run(path)?;
+    let read = |push: &mut dyn FnMut(Told)| log.each(|ack| push(Told::new(&run, &ack)));
+    ahead(read, |acks| {
+        acks.iter().for_each(|told| books.warm(&told.digest));
+        acks.iter().for_each(|told| books.told(&run, told));
+    })
 }
 
 fn read_records(
@@ -279,14 +303,13 @@ fn read_records(
 
 /// Reads what most sites hold.
 fn read_several(sources: &[Source], moment: Moment, books: &mut Books) -> Result<(), Failure> {
-    let mut sites = Vec::new();
-    for source in sources {
-        let mut site = SiteLog::default();
-        source.read_frames(&mut |number, text| {
-            site.frame(text).map_err(|error| unreadable(number, &error))
-        })?;
-        sites.push(site);
-    }
+    let sites = std::thread::scope(|scope| {
+        let readers: Vec<_> =
+            sources.iter().map(|source| scope.spawn(|| read_frames(source))).collect();
+        let gone = |_| Err(Failure::environment("a thread that read a log has ended"));
+        let read = readers.into_iter().map(|reader| reader.join().unwrap_or_else(gone));
+        read.collect::<Result<Vec<SiteLog>, Failure>>()
+    })?;
     let merged = Merged::new(&sites, moment.at_rest, books);
     for (site, source) in sources.iter().enumerate().filter(|(site, _)| merged.wants(*site)) {
         let takes = |line: &log::Line<'_>| merged.takes(site, line.shard, line.index, line.term);
@@ -296,12 +319,20 @@ fn read_several(sources: &[Source], moment: Moment, books: &mut Books) -> Result
     Ok(())
 }
 
+fn read_frames(source: &Source) -> Result<SiteLog, Failure> {
+    let mut site = SiteLog::default();
+    source.read_frames(&mut |number, text| {
+        site.frame(text).map_err(|error| unreadable(number, &error))
+    })?;
+    Ok(site)
+}
+
 fn unreadable(number: u64, reason: &str) -> Failure {
     Failure::environment(format_args!("line {number} of the log dump: {reason}"))
 }
 
 fn open_run(path: &Path) -> Result<(Run, AckLog), Failure> {
-    let log = AckLog::read(path)?;
+    let log = AckLog::open(path)?;
     if log.torn > 0 {
         println!("{}: {} bytes of a torn record left out", path.display(), log.torn);
     }
@@ -335,12 +366,13 @@ async fn requery(config: &Path, dir: &Path, stop: &Notify) -> Result<(), Failure
             let path = path.display();
             return Err(Failure::usage(format_args!("{path}: other merchants than --config's")));
         }
-        let mut payments: Vec<u64> = log
-            .records()
-            .filter(|ack| ack.flags & acks::flag::REQUERY == 0)
-            .map(|ack| run.plan.target(ack.n))
-            .filter(|k| run.plan.op(*k) == Op::Pay)
-            .collect();
+        let mut payments: Vec<u64> = Vec::new();
+        log.each(|ack| {
+            let k = run.plan.target(ack.n);
+            if ack.flags & acks::flag::REQUERY == 0 && run.plan.op(k) == Op::Pay {
+                payments.push(k);
+            }
+        })?;
         payments.sort_unstable();
         payments.dedup();
         let writer = AckWriter::create(dir, run.plan.params())?;

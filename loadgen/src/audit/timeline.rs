@@ -84,14 +84,14 @@ fn from_acks(
     for path in acks::logs_of(&evidence.acks)? {
         let (run, log) = open_run(&path)?;
         let start_us = run.plan.params().run_id * 1_000;
-        for ack in log.records() {
+        log.each(|ack| {
             let requery = ack.flags & acks::flag::REQUERY != 0;
             let k = if requery { ack.n } else { run.plan.target(ack.n) };
             if let Some(lines) = wanted.get_mut(&run.digest(k)) {
                 let op = if requery { "requery" } else { run.plan.op(ack.n).name() };
                 lines.push((start_us + ack.at_us, format!("gateway  {op} {ack:?}")));
             }
-        }
+        })?;
     }
     Ok(())
 }

@@ -55,8 +55,10 @@ pub(super) fn decode(frame_kind: u8, body: &[u8]) -> Option<Answer> {
     const PAY: u8 = kind::PAY | kind::REPLY;
     const QUERY: u8 = kind::QUERY | kind::REPLY;
     const REFUND: u8 = kind::REFUND | kind::REPLY;
+    const CLOSE: u8 = kind::CLOSE | kind::REPLY;
+    const REVERSE: u8 = kind::REVERSE | kind::REPLY;
     match frame_kind {
-        PAY | QUERY => {
+        PAY | QUERY | CLOSE | REVERSE => {
             let reply = OrderReply::decode(body).ok()?;
             Some(Answer {
                 code: reply.code,

@@ -323,16 +323,27 @@ impl State {
     fn send(&mut self, n: u64, planned_ns: u64, now_ns: u64) -> bool {
         let op = self.plan.op(n);
         let k = if op == Op::Pay { n } else { self.plan.target(n) };
-        let needs_paid = matches!(op, Op::Conflict | Op::Query | Op::Refund);
-        if needs_paid && self.known.get(k as usize) != Some(&Known::Paid) {
+        let known = self.known.get(k as usize).copied().unwrap_or(Known::Nothing);
+        let fits = match op {
+            Op::Conflict | Op::Query | Op::Refund | Op::Reverse => known == Known::Paid,
+            Op::Close => known != Known::Nothing,
+            Op::Pay | Op::Duplicate | Op::BadSignature => true,
+        };
+        if !fits {
             self.measure.skipped(planned_ns);
             return true;
         }
         if !self.transmit(n, op, k, planned_ns, now_ns) {
             return false;
         }
-        if let Some(known) = self.known.get_mut(n as usize).filter(|_| op == Op::Pay) {
-            *known = Known::Open;
+        let now = match op {
+            Op::Pay => Known::Open,
+            // Nothing more is asked about it: what it will say is not known.
+            Op::Reverse => Known::Over,
+            _ => return true,
+        };
+        if let Some(known) = self.known.get_mut(k as usize) {
+            *known = now;
         }
         true
     }
@@ -470,7 +481,7 @@ impl State {
             return;
         }
         self.record(n, answer, now_ns, flags);
-        if slot.own {
+        if slot.own && slot.op != Op::BadSignature {
             self.learn(n, answer, requery);
         }
         self.measure.answered(slot.sample(), answer.code, answer.state, now_ns);

@@ -100,7 +100,7 @@ pub(super) fn drive_to(
     deadline: Duration,
     acks: Option<AckWriter>,
 ) -> Outcome {
-    let params = Params { mix: crate::plan::Mix { pay: 1, query: 0, refund: 0 }, ..params() };
+    let params = Params { mix: crate::plan::Mix::of(1, 0, 0), ..params() };
     let params = Params { duplicates_ppm: 0, conflicts_ppm: 0, ..params };
     let merchant = |id: &String| Merchant {
         id: MchId::parse(id.as_bytes()).unwrap(),
