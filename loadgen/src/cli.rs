@@ -5,6 +5,7 @@ use crate::channel::{self, ChannelArgs};
 use crate::config::SiteFile;
 use crate::drill::{self, DrillArgs};
 use crate::exit::{Exit, Failure};
+use crate::report::{self, ReportArgs};
 use crate::run::RunArgs;
 use crate::search::{self, SearchArgs};
 use crate::soak::{self, DemoArgs, SoakArgs};
@@ -44,6 +45,8 @@ enum Command {
     Soak(Box<SoakArgs>),
     /// Break a cluster under load, heal it and audit it.
     Drill(Box<DrillArgs>),
+    /// Make a page that needs no network from results: one, two compared, or many drills.
+    Report(ReportArgs),
     /// Relay between sites: delay, loss, thin links, partitions.
     Wan(Box<WanArgs>),
     /// Answer everything at once in place of a site: the generator's ceiling.
@@ -76,6 +79,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Demo(args) => on_runtime(async { soak::demo(&args, &interrupts()).await }),
         Command::Soak(args) => on_runtime(async { soak::soak(&args, &interrupts()).await }),
         Command::Drill(args) => on_runtime(async { drill::run(&args, &interrupts()).await }),
+        Command::Report(args) => report::run(&args),
         Command::Wan(args) => on_runtime(async { wan::run(&args, &interrupts()).await }),
         Command::Search(args) => on_runtime(async { search::run(&args, &interrupts()).await }),
         Command::Null { config } => {

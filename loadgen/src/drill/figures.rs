@@ -9,15 +9,20 @@ use super::{Drill, DrillArgs, Targets};
 use crate::audit::Audit;
 use crate::drive::Outcome;
 use crate::exit::{Exit, Failure};
+use crate::hlog;
+use crate::host::Host;
 use crate::measure::Latency;
-use crate::report::Percentiles;
-use crate::trace::{Availability, Done, failures};
+use crate::report::{Curve, Events, Mark, Origin, Percentiles, Window, curve};
+use crate::series::{Columns, Timeline};
+use crate::trace::{Availability, Done, failures, longest_gaps};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+/// Names of the stretches of a drill.
+const PHASES: [&str; 3] = ["before", "during", "after"];
 /// The very end of the load is left out: what was due then was not sent any more.
 const END_SLACK: Duration = Duration::from_millis(100);
 /// The beginning is not a measure of calm: leaders are being learned.
@@ -25,6 +30,13 @@ const WARM_UP_NS: u64 = 500_000_000;
 
 /// And it ends before the fault, whose gaps begin with requests of just before.
 const CALM_END_NS: u64 = 100_000_000;
+
+/// Shorter stretches without an answer are no picture of their own.
+const WINDOW_NS: u64 = 20_000_000;
+/// And more of one shard neither.
+const WINDOWS_MAX: usize = 12;
+/// Repetitions whose figures over time are kept: the worst.
+const TIMELINES_MAX: usize = 20;
 
 type Counts = BTreeMap<&'static str, u64>;
 
@@ -61,6 +73,14 @@ pub(super) struct Repetition {
     differing_answers: u64,
     silences: u64,
     generator_late_ms_p99: f64,
+    host: Host,
+    /// What was done, and when it was undone.
+    marks: Vec<Mark>,
+    /// Every long stretch without an answer, of all shards.
+    windows: Vec<Window>,
+    /// Figures over time, of the worst repetitions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timeline: Option<Columns>,
     #[serde(skip)]
     latency: [Latency; 3],
 }
@@ -97,6 +117,8 @@ impl Repetition {
         let calm_until_ns = begun_ns.saturating_sub(CALM_END_NS);
         let calm = (WARM_UP_NS.min(calm_until_ns), calm_until_ns);
         let measure = &outcome.measure;
+        let mut timeline = outcome.timeline.clone();
+        timeline.until(end_ns);
         Self {
             victims: told.faults.iter().map(|fault| fault.site).collect(),
             at_ms: told.faults.iter().map(|fault| at(fault.at) / 1_000_000).collect(),
@@ -119,9 +141,28 @@ impl Repetition {
                 .own_lateness
                 .quantile(0.99)
                 .map_or(0.0, |ns| ns as f64 / 1e6),
+            host: outcome.host,
+            marks: marks(&told.faults, at),
+            windows: windows(&shards, WARM_UP_NS),
+            timeline: Some(timeline.columns()),
             latency: [calm, (begun_ns, healed_ns), (healed_ns, end_ns)]
                 .map(|span| latency(&trace, span)),
         }
+    }
+
+    /// What a page of a run shows of it.
+    pub(super) fn events(&self) -> Events {
+        Events {
+            marks: self.marks.clone(),
+            windows: self.windows.clone(),
+            leaders_before: self.leaders_before.clone(),
+        }
+    }
+
+    /// The longest that a shard was unavailable; infinite when one was never answered.
+    fn worst_ms(&self) -> f64 {
+        let all = self.unavailability_ms.iter();
+        all.map(|shard| shard.ms.unwrap_or(f64::INFINITY)).fold(0.0, f64::max)
     }
 
     fn failed(&self) -> u64 {
@@ -147,6 +188,30 @@ impl fmt::Display for Repetition {
             self.resent,
         )
     }
+}
+
+fn marks(faults: &[Fault], at: impl Fn(Instant) -> u64) -> Vec<Mark> {
+    let mark = |fault: &Fault| Mark {
+        at_ms: at(fault.at) / 1_000_000,
+        until_ms: (fault.healed > fault.at).then(|| at(fault.healed) / 1_000_000),
+        site: fault.site,
+        text: fault.what.clone(),
+    };
+    faults.iter().map(mark).collect()
+}
+
+/// The windows worth a picture, of every shard, once leaders are learned.
+fn windows(shards: &[Availability], from_ns: u64) -> Vec<Window> {
+    let mut windows = Vec::new();
+    for (shard, availability) in shards.iter().enumerate() {
+        let gaps = longest_gaps(availability, WINDOW_NS, WINDOWS_MAX);
+        windows.extend(gaps.iter().filter(|gap| gap.from_ns >= from_ns).map(|gap| Window {
+            shard: shard as u16,
+            from_ms: gap.from_ns as f64 / 1e6,
+            until_ms: gap.until_ns as f64 / 1e6,
+        }));
+    }
+    windows
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -256,6 +321,9 @@ pub(super) struct Report {
     targets: Vec<Verdict>,
     passed: bool,
     repetitions: Vec<Repetition>,
+    distribution: BTreeMap<&'static str, Curve>,
+    #[serde(flatten)]
+    origin: Origin,
     #[serde(skip)]
     wanted: Targets,
 }
@@ -280,6 +348,8 @@ impl Report {
             targets: Vec::new(),
             passed: false,
             repetitions: Vec::new(),
+            distribution: BTreeMap::new(),
+            origin: Origin::now(),
             wanted: drill.targets(),
         }
     }
@@ -298,7 +368,42 @@ impl Report {
         }
         self.errors_elsewhere += repetition.failed_elsewhere;
         self.repetitions.push(repetition);
+        self.keep_worst();
         self.audit = Some(audit);
+    }
+
+    /// Figures over time are large: those of the mildest repetition go when there are
+    /// too many.
+    fn keep_worst(&mut self) {
+        let kept = || self.repetitions.iter().filter(|one| one.timeline.is_some());
+        if kept().count() <= TIMELINES_MAX {
+            return;
+        }
+        let worst_ms = |one: &Repetition| one.worst_ms();
+        let kept = self.repetitions.iter_mut().filter(|one| one.timeline.is_some());
+        let mildest = kept.min_by(|a, b| worst_ms(a).total_cmp(&worst_ms(b)));
+        mildest.into_iter().for_each(|one| one.timeline = None);
+    }
+
+    /// Tells which switch was drilled.
+    pub(super) fn of_switch(&mut self, version: Option<String>) {
+        self.origin = std::mem::take(&mut self.origin).of_switch(version);
+    }
+
+    /// Writes the latency histograms before, during and after the fault, and those of
+    /// the last repetition's intervals.
+    pub(super) fn write_hlog(&self, path: &Path) -> Result<(), Failure> {
+        let mut parts = Vec::new();
+        for (number, repetition) in self.repetitions.iter().enumerate() {
+            let phases = PHASES.iter().zip(&repetition.latency);
+            parts.extend(phases.map(|(phase, latency)| hlog::Part {
+                tag: format!("{}.{phase}.planned", number + 1),
+                from: Duration::ZERO,
+                length: Duration::ZERO,
+                latency: latency.clone(),
+            }));
+        }
+        hlog::write(path, self.origin.started_unix, &Timeline::default(), &parts)
     }
 
     /// Takes the last audit.
@@ -320,6 +425,7 @@ impl Report {
         let all = self.repetitions.iter().flat_map(|one| &one.unavailability_ms);
         self.unavailability = Spread::of(all.map(|shard| shard.ms));
         self.targets = self.verdicts(&latencies);
+        self.distribution = PHASES.into_iter().zip(latencies.iter().map(curve)).collect();
         let [before, during, after] = latencies.map(|latency| Percentiles::of(&latency));
         self.latency_us = Some(Latencies { before, during, after });
         self.passed = !self.repetitions.is_empty()
@@ -446,7 +552,6 @@ impl fmt::Display for Targets {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::Host;
     use crate::measure::Measure;
     use crate::plan::Op;
     use crate::trace::End;
@@ -475,8 +580,10 @@ mod tests {
         let at = |ms| start + Duration::from_millis(ms);
         let measure = Measure::new(0, u64::MAX);
         let (host, interrupted) = (Host::default(), true);
-        let outcome = Outcome { measure, trace, start, cpu_s: 0.0, host, interrupted };
+        let timeline = crate::series::Timeline::default();
+        let outcome = Outcome { measure, trace, timeline, start, cpu_s: 0.0, host, interrupted };
         let fault = Fault {
+            what: "kill -9 of site 1".to_owned(),
             site: 1,
             leaders: vec![1, 2],
             at: at(2_000),
@@ -505,6 +612,8 @@ mod tests {
             repeat: 1,
             quick: false,
             json: None,
+            report: None,
+            hlog: None,
         };
         let mut report = Report::new(drill, &args, args.rate);
         for repetition in repetitions {
@@ -529,6 +638,21 @@ mod tests {
         let report = report(Drill::KillSite, vec![one], 0);
         assert_eq!((exit(&report), report.passed), (None, true));
         assert_eq!(report.unavailability_ms.keys().copied().collect::<Vec<_>>(), [0]);
+        let one = &report.repetitions[0];
+        let mark = &one.marks[0];
+        assert_eq!((mark.at_ms, mark.until_ms, mark.site), (2_000, Some(3_000), 1));
+        let [window] = one.windows[..] else { panic!("{:?}", one.windows) };
+        assert_eq!(window.shard, 0);
+        assert!((2_000.0..2_010.0).contains(&window.from_ms), "{window:?}");
+    }
+
+    #[test]
+    fn figures_over_time_are_kept_of_the_worst_repetitions() {
+        let many = (0..TIMELINES_MAX as u64 + 3).map(|n| repetition(trace(20 + n), 0)).collect();
+        let report = report(Drill::KillSite, many, 0);
+        let kept: Vec<bool> = report.repetitions.iter().map(|one| one.timeline.is_some()).collect();
+        assert_eq!(kept.iter().filter(|kept| **kept).count(), TIMELINES_MAX);
+        assert!(!kept[0] && !kept[1] && !kept[2] && kept[3]);
     }
 
     #[test]
