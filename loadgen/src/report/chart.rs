@@ -140,7 +140,7 @@ impl Frame {
     fn x_axis(&mut self, left: f64) {
         let bottom = self.bottom();
         self.svg.line("axis", (left, bottom), (self.width - RIGHT, bottom));
-        for tick in self.x.ticks((self.width / 100.0) as usize) {
+        for tick in self.x.ticks((self.width / 80.0) as usize) {
             let x = self.x.at(tick);
             self.svg.line("axis", (x, bottom), (x, bottom + 4.0));
             let text = format!("{} s", short(tick));

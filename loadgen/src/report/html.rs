@@ -250,11 +250,7 @@ impl Page {
         self.put(format_args!("<figcaption>{}</figcaption>\n</figure>\n", escape(&figure.caption)));
     }
 
-    fn table(&mut self, table: &Table) {
-        self.put(format_args!("<div class=\"table\"><table>\n"));
-        if !table.caption.is_empty() {
-            self.put(format_args!("<caption>{}</caption>\n", escape(&table.caption)));
-        }
+    fn head(&mut self, table: &Table) {
         self.put(format_args!("<thead><tr>"));
         for (at, name) in table.head.iter().enumerate() {
             let number =
@@ -262,7 +258,19 @@ impl Page {
             let class = if number { " class=\"number\"" } else { "" };
             self.put(format_args!("<th scope=\"col\"{class}>{}</th>", escape(name)));
         }
-        self.put(format_args!("</tr></thead>\n<tbody>\n"));
+        self.put(format_args!("</tr></thead>\n"));
+    }
+
+    fn table(&mut self, table: &Table) {
+        let narrow = if table.head.len() <= 3 { " narrow" } else { "" };
+        self.put(format_args!("<div class=\"table{narrow}\"><table>\n"));
+        if !table.caption.is_empty() {
+            self.put(format_args!("<caption>{}</caption>\n", escape(&table.caption)));
+        }
+        if table.head.iter().any(|name| !name.is_empty()) {
+            self.head(table);
+        }
+        self.put(format_args!("<tbody>\n"));
         for row in &table.rows {
             self.put(format_args!("<tr>"));
             for cell in row {
