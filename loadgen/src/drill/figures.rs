@@ -33,6 +33,8 @@ const CALM_END_NS: u64 = 100_000_000;
 
 /// Shorter stretches without an answer are no picture of their own.
 const WINDOW_NS: u64 = 20_000_000;
+/// Nor are those about as long as the longest before the fault.
+const CALM_FACTOR: f64 = 1.2;
 /// And more of one shard neither.
 const WINDOWS_MAX: usize = 12;
 /// Repetitions whose figures over time are kept: the worst.
@@ -116,6 +118,7 @@ impl Repetition {
         let elsewhere = trace.iter().filter(|done| !affected(done.shard));
         let calm_until_ns = begun_ns.saturating_sub(CALM_END_NS);
         let calm = (WARM_UP_NS.min(calm_until_ns), calm_until_ns);
+        let calm_gap_ms = shards.iter().filter_map(|of| gap_ms(of, calm)).reduce(f64::max);
         let measure = &outcome.measure;
         let mut timeline = outcome.timeline.clone();
         timeline.until(end_ns);
@@ -126,7 +129,7 @@ impl Repetition {
             leaders_before: first.map_or_else(Vec::new, |fault| fault.leaders.clone()),
             leaders_after: told.leaders.clone(),
             unavailability_ms: unavailability(&shards, &told.faults, at, end_ns),
-            calm_gap_ms: shards.iter().filter_map(|of| gap_ms(of, calm)).reduce(f64::max),
+            calm_gap_ms,
             failed_by_code: failures(trace.iter(), (0, end_ns)),
             failed_elsewhere: failures(elsewhere, (begun_ns, end_ns)).values().sum(),
             answered_before: answered(&trace, calm),
@@ -143,7 +146,7 @@ impl Repetition {
                 .map_or(0.0, |ns| ns as f64 / 1e6),
             host: outcome.host,
             marks: marks(&told.faults, at),
-            windows: windows(&shards, WARM_UP_NS),
+            windows: windows(&shards, calm_gap_ms.map_or(0, |ms| (ms * CALM_FACTOR * 1e6) as u64)),
             timeline: Some(timeline.columns()),
             latency: [calm, (begun_ns, healed_ns), (healed_ns, end_ns)]
                 .map(|span| latency(&trace, span)),
@@ -200,12 +203,13 @@ fn marks(faults: &[Fault], at: impl Fn(Instant) -> u64) -> Vec<Mark> {
     faults.iter().map(mark).collect()
 }
 
-/// The windows worth a picture, of every shard, once leaders are learned.
-fn windows(shards: &[Availability], from_ns: u64) -> Vec<Window> {
+/// The windows worth a picture, of every shard, once leaders are learned: longer than
+/// what is normal at this load.
+fn windows(shards: &[Availability], normal_ns: u64) -> Vec<Window> {
     let mut windows = Vec::new();
     for (shard, availability) in shards.iter().enumerate() {
-        let gaps = longest_gaps(availability, WINDOW_NS, WINDOWS_MAX);
-        windows.extend(gaps.iter().filter(|gap| gap.from_ns >= from_ns).map(|gap| Window {
+        let gaps = longest_gaps(availability, WINDOW_NS.max(normal_ns), WINDOWS_MAX);
+        windows.extend(gaps.iter().filter(|gap| gap.from_ns >= WARM_UP_NS).map(|gap| Window {
             shard: shard as u16,
             from_ms: gap.from_ns as f64 / 1e6,
             until_ms: gap.until_ns as f64 / 1e6,

@@ -147,10 +147,10 @@ fn failures_badge(drill: &Drill) -> Badge {
 fn tiles(drill: &Drill) -> Vec<Tile> {
     let mut tiles = Vec::new();
     if let Some(spread) = &drill.unavailability {
-        let detail = format!("{} shards and repetitions", spread.count);
+        let detail = format!("of {} shards hit", spread.count);
         tiles.push(tile("Unavailable p50", scale::time(spread.p50 * 1e3), detail));
-        tiles.push(tile("Unavailable p99", scale::time(spread.p99 * 1e3), "of the shards hit"));
-        tiles.push(tile("Unavailable at most", scale::time(spread.max * 1e3), "of the shards hit"));
+        tiles.push(tile("Unavailable p99", scale::time(spread.p99 * 1e3), "of the same"));
+        tiles.push(tile("Unavailable at most", scale::time(spread.max * 1e3), "of the same"));
     }
     if let Some(latency) = &drill.latency_us {
         let detail = format!("{} before", scale::time_or(latency.before.p99));

@@ -10,6 +10,8 @@ use super::view::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 
+/// What begins within this behind a fault is its doing.
+const TAKEOVER_MS: f64 = 400.0;
 /// Violations that are listed.
 const VIOLATIONS_MAX: usize = 50;
 /// Colours that can be told apart.
@@ -259,7 +261,8 @@ impl<'a> Story<'a> {
             title: "Unavailability by shard".to_owned(),
             caption: format!(
                 "Each bar is a window in which a shard answered nothing although it was asked, with \
-                 its length; shards with their leader before the fault. Shards without such a window \
+                 its length; shards with their leader before the fault. Windows as short as those of \
+                 the calm before, and shards without a longer one, \
                  are left out.{more}{}",
                 self.shades()
             ),
@@ -282,8 +285,8 @@ impl<'a> Story<'a> {
 
     fn around_the_fault(&self, windows: &[Window]) -> Option<Span> {
         let first = self.span.marks.first()?.at_ms;
-        let near =
-            |window: &&Window| window.until_ms >= first - 50.0 && window.from_ms <= first + 1_000.0;
+        let reach = first - 50.0..=first + TAKEOVER_MS;
+        let near = |window: &&Window| reach.contains(&window.from_ms);
         let until = windows.iter().filter(near).map(|window| window.until_ms).reduce(f64::max)?;
         let (from_s, until_s) = ((first - 100.0).max(0.0) / 1e3, (until + 100.0) / 1e3);
         let worthwhile = until_s - from_s < (self.span.until_s - self.span.from_s) / 2.0;
