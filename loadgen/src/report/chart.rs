@@ -450,29 +450,39 @@ pub(super) fn windows(span: &Span, rows: &[(String, Vec<Window>)]) -> String {
     };
     frame.shades(span);
     for (number, (name, windows)) in rows.iter().enumerate() {
-        let y = TOP + number as f64 * row;
-        let middle = y + row / 2.0;
-        frame.svg.line("grid", (LEFT + 46.0, middle), (WIDTH - RIGHT, middle));
-        frame.svg.text("tick", (LEFT + 38.0, middle + 4.0), Anchor::End, name);
-        let shown = |window: &&Window| {
-            window.until_ms / 1e3 >= span.from_s && window.from_ms / 1e3 <= span.until_s
-        };
-        let mut free_from = 0.0;
-        for window in windows.iter().filter(shown) {
-            let from = frame.x.at(window.from_ms / 1e3);
-            let until = frame.x.at(window.until_ms / 1e3).max(from + 2.0);
-            let length = scale::time(window.length_ms() * 1e3);
-            let title = format!("{name}: no answer for {length}");
-            let size = (until - from, row - 5.0);
-            frame.svg.rect("window", (from, y + 2.5), size, Some(&title));
-            let room = length.chars().count() as f64 * CHARACTER + 8.0;
-            if from >= free_from && until + 4.0 + room < WIDTH {
-                frame.svg.text("bar", (until + 4.0, middle + 4.0), Anchor::Start, &length);
-                free_from = until + room;
-            }
-        }
+        frame.row(span, name, windows, (TOP + number as f64 * row, row));
     }
     frame.x_axis(LEFT + 46.0);
     frame.marks(span);
     frame.svg.finish("Windows in which a shard answered nothing")
+}
+
+impl Frame {
+    /// The windows of one shard.
+    fn row(&mut self, span: &Span, name: &str, windows: &[Window], (y, height): (f64, f64)) {
+        let middle = y + height / 2.0;
+        self.svg.line("grid", (LEFT + 46.0, middle), (self.width - RIGHT, middle));
+        self.svg.text("tick", (LEFT + 38.0, middle + 4.0), Anchor::End, name);
+        let x = self.x;
+        let shown: Vec<(f64, f64, String)> = windows
+            .iter()
+            .filter(|window| window.meets(span.from_s, span.until_s))
+            .map(|window| {
+                let from = x.at(window.from_ms / 1e3);
+                let until = x.at(window.until_ms / 1e3).max(from + 2.0);
+                (from, until, scale::time(window.length_ms() * 1e3))
+            })
+            .collect();
+        for (at, (from, until, length)) in shown.iter().enumerate() {
+            let title = format!("{name}: no answer for {length}");
+            let size = (until - from, height - 5.0);
+            self.svg.rect("window", (*from, y + 2.5), size, Some(&title));
+            // Where the next bar leaves room for it.
+            let end = until + 8.0 + length.chars().count() as f64 * CHARACTER;
+            let room = shown.get(at + 1).map_or(self.width, |(next, ..)| *next);
+            if end <= room {
+                self.svg.text("bar", (until + 4.0, middle + 4.0), Anchor::Start, length);
+            }
+        }
+    }
 }

@@ -270,6 +270,9 @@ impl<'a> Story<'a> {
             svg: chart::windows(&self.span, &rows),
         })];
         if let Some(span) = self.around_the_fault(windows) {
+            let meets = |window: &Window| window.meets(span.from_s, span.until_s);
+            let hit = rows.into_iter().filter(|(_, windows)| windows.iter().any(meets));
+            let rows: Vec<_> = hit.collect();
             blocks.push(Block::Figure(Figure {
                 title: "The takeover, close up".to_owned(),
                 caption:

@@ -59,6 +59,11 @@ impl Window {
     pub(super) fn length_ms(&self) -> f64 {
         self.until_ms - self.from_ms
     }
+
+    /// Whether it reaches into a span of seconds.
+    pub(super) fn meets(&self, from_s: f64, until_s: f64) -> bool {
+        self.until_ms / 1e3 >= from_s && self.from_ms / 1e3 <= until_s
+    }
 }
 
 /// Figures over time.
