@@ -180,6 +180,11 @@ fn chapters(drill: &Drill) -> Vec<Chapter> {
         chapters.push(Chapter::new("Over time", blocks));
         let mut takeover: Vec<Block> = story.sites().into_iter().collect();
         takeover.extend(story.windows(&repetition.windows, &repetition.leaders_before));
+        if repetition.windows.is_empty() {
+            let text =
+                "No shard went without an answer for longer than in the calm before the fault.";
+            takeover.push(Block::Note(text.to_owned()));
+        }
         chapters.push(Chapter::new("The takeover", takeover));
         chapters.push(Chapter::new("Failures", failures(drill, Some(story.failures()))));
         chapters.push(Chapter::new("Latency", latency(drill)));
