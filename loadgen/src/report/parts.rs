@@ -276,8 +276,8 @@ impl<'a> Story<'a> {
             blocks.push(Block::Figure(Figure {
                 title: "The takeover, close up".to_owned(),
                 caption:
-                    "The same windows around the first fault: from the last answer of the old \
-                          leader to the first of the new one."
+                    "The same windows around the first fault: from the first request that had \
+                          to wait to the first answer of the new leader."
                         .to_owned(),
                 legend: Vec::new(),
                 svg: chart::windows(&span, &rows),
