@@ -182,7 +182,7 @@ fn lines(frame: &Frame, history: &VecDeque<u64>, colour: bool) -> Vec<String> {
         ms(second.p90_us),
         strong(format!("p99 {}", ms(second.p99_us))),
         ms(second.max_us),
-        faint("from the planned time"),
+        faint("from plan"),
     ));
     lines.push(format!(
         "  in flight {}   waiting {}   {}",

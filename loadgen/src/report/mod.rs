@@ -312,7 +312,10 @@ impl Report {
     pub(crate) fn with_story(mut self, outcome: &Outcome, origin: Origin, events: Events) -> Self {
         let (planned, raw) = outcome.measure.overall();
         self.distribution = BTreeMap::from([("planned", curve(&planned)), ("raw", curve(&raw))]);
-        self.timeline = Some(outcome.timeline.columns());
+        // The wait for the last answers is no part of the picture.
+        let mut timeline = outcome.timeline.clone();
+        timeline.until((self.duration_s * 1e9) as u64);
+        self.timeline = Some(timeline.columns());
         self.origin = origin;
         (self.marks, self.windows) = (events.marks, events.windows);
         self.leaders_before = events.leaders_before;
