@@ -17,6 +17,8 @@ const BOTTOM: f64 = 34.0;
 const BINS_MAX: usize = 480;
 /// Places that tell their figures to the pointer.
 const HINTS_MAX: usize = 160;
+/// Room above the largest value.
+const HEADROOM: f64 = 1.03;
 /// A name of a fault takes about this much room for each character.
 const CHARACTER: f64 = 6.4;
 
@@ -210,7 +212,7 @@ pub(super) fn over_time(
             let least = known().filter(|value| *value > 0.0).fold(f64::INFINITY, f64::min);
             log_range(least, largest)
         }
-        false => (0.0, measure.end.unwrap_or_else(|| scale::nice_end(largest))),
+        false => (0.0, measure.end.unwrap_or_else(|| scale::nice_end(largest * HEADROOM))),
     };
     let mut frame = Frame::new(size.pair(), span, range, measure);
     let mut hints = Vec::new();
@@ -322,7 +324,7 @@ pub(super) fn stacked(
     let value = |layer: usize, at: usize| joined[layer].0.get(at).copied().flatten().unwrap_or(0.0);
     let sum = |at: usize| (0..layers.len()).map(|layer| value(layer, at)).sum::<f64>();
     let largest = (0..count).map(sum).fold(0.0, f64::max);
-    let end = if shares { 1.0 } else { scale::nice_end(largest) };
+    let end = if shares { 1.0 } else { scale::nice_end(largest * HEADROOM) };
     let mut frame = Frame::new(Size::Wide.pair(), span, (0.0, end), measure);
     let mut base = vec![0.0; count];
     let mut hints = Vec::new();
