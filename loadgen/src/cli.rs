@@ -6,6 +6,7 @@ use crate::config::SiteFile;
 use crate::drill::{self, DrillArgs};
 use crate::exit::{Exit, Failure};
 use crate::history::{self, HistoryArgs};
+use crate::report::{self, ReportArgs};
 use crate::run::RunArgs;
 use crate::search::{self, SearchArgs};
 use crate::soak::{self, DemoArgs, SoakArgs};
@@ -48,6 +49,8 @@ enum Command {
     /// Write the evidence of an imagined run: a large input for measuring the audit.
     #[command(hide = true)]
     History(Box<HistoryArgs>),
+    /// Make a page that needs no network from results: one, two compared, or many drills.
+    Report(ReportArgs),
     /// Relay between sites: delay, loss, thin links, partitions.
     Wan(Box<WanArgs>),
     /// Answer everything at once in place of a site: the generator's ceiling.
@@ -80,6 +83,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Demo(args) => on_runtime(async { soak::demo(&args, &interrupts()).await }),
         Command::Soak(args) => on_runtime(async { soak::soak(&args, &interrupts()).await }),
         Command::Drill(args) => on_runtime(async { drill::run(&args, &interrupts()).await }),
+        Command::Report(args) => report::run(&args),
         Command::Wan(args) => on_runtime(async { wan::run(&args, &interrupts()).await }),
         Command::History(args) => history::write(
             &args,

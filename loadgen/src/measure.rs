@@ -5,13 +5,14 @@
 //! never sent is counted by itself. Knows no socket. Tested on its percentiles.
 
 use crate::plan::Op;
+use crate::series::Series;
 use hdrhistogram::Histogram;
 use protocol::code::{Code, OrderState, RefundState};
 use std::collections::BTreeMap;
 
 /// Histograms hold 1 us to 200 s with three significant digits.
-const LOWEST_NS: u64 = 1_000;
-const HIGHEST_NS: u64 = 200_000_000_000;
+pub(crate) const LOWEST_NS: u64 = 1_000;
+pub(crate) const HIGHEST_NS: u64 = 200_000_000_000;
 
 /// A latency distribution in nanoseconds, with its infinite values.
 #[derive(Clone)]
@@ -24,7 +25,16 @@ pub(crate) struct Latency {
 impl Latency {
     /// An empty distribution.
     pub(crate) fn new() -> Self {
-        let histogram = Histogram::new_with_bounds(LOWEST_NS, HIGHEST_NS, 3)
+        Self::with_digits(3)
+    }
+
+    /// Of less precision, which stays in the processor's cache.
+    fn small() -> Self {
+        Self::with_digits(2)
+    }
+
+    fn with_digits(digits: u8) -> Self {
+        let histogram = Histogram::new_with_bounds(LOWEST_NS, HIGHEST_NS, digits)
             .expect("constant bounds are legal");
         Self { histogram, infinite: 0 }
     }
@@ -70,6 +80,11 @@ impl Latency {
         (self.infinite == 0 && !self.histogram.is_empty()).then(|| self.histogram.max())
     }
 
+    /// The finite values, and how many are not.
+    pub(crate) fn parts(&self) -> (&Histogram<u64>, u64) {
+        (&self.histogram, self.infinite)
+    }
+
     /// Forgets everything.
     pub(crate) fn clear(&mut self) {
         self.histogram.reset();
@@ -103,7 +118,11 @@ pub(crate) struct Second {
     /// Planned-time latency, microseconds.
     pub(crate) p50_us: Option<u64>,
     /// Planned-time latency, microseconds.
+    pub(crate) p90_us: Option<u64>,
+    /// Planned-time latency, microseconds.
     pub(crate) p99_us: Option<u64>,
+    /// Planned-time latency, microseconds.
+    pub(crate) max_us: Option<u64>,
 }
 
 /// A request as far as its figures are concerned; nanoseconds on the run's clock.
@@ -185,6 +204,8 @@ pub(crate) struct Measure {
     retried: Vec<(Code, u64)>,
     /// Per second.
     pub(crate) seconds: Vec<Second>,
+    /// Per tenth of a second, when that is wanted.
+    pub(crate) series: Option<Series>,
     second: Latency,
     marks: (u64, u64, u64),
     all_sent: u64,
@@ -222,12 +243,18 @@ impl Measure {
             silences: 0,
             retried: Vec::new(),
             seconds: Vec::new(),
-            second: Latency::new(),
+            series: None,
+            second: Latency::small(),
             marks: (0, 0, 0),
             all_sent: 0,
             all_ok: 0,
             all_refused: 0,
         }
+    }
+
+    /// Keeps figures over time too, from the beginning of the phase on.
+    pub(crate) fn with_series(self, from_ns: u64) -> Self {
+        Self { series: Some(Series::new(from_ns)), ..self }
     }
 
     fn counts(&self, planned_ns: u64) -> bool {
@@ -236,6 +263,9 @@ impl Measure {
 
     /// A request became due and the generator was there to send it.
     pub(crate) fn pulled(&mut self, planned_ns: u64, now_ns: u64) {
+        if let Some(series) = &mut self.series {
+            series.pulled(planned_ns, now_ns);
+        }
         if self.counts(planned_ns) {
             self.own_lateness.record(now_ns.saturating_sub(planned_ns));
         }
@@ -244,6 +274,9 @@ impl Measure {
     /// A request left for the first time.
     pub(crate) fn sent(&mut self, sample: Sample) {
         self.all_sent += 1;
+        if let Some(series) = &mut self.series {
+            series.sent(sample.sent_ns);
+        }
         if self.counts(sample.planned_ns) {
             self.sent += 1;
             self.ops[sample.op as usize].sent += 1;
@@ -253,6 +286,9 @@ impl Measure {
 
     /// A request was planned and not sent.
     pub(crate) fn not_sent(&mut self, planned_ns: u64) {
+        if let Some(series) = &mut self.series {
+            series.failed(planned_ns, "NOT_SENT");
+        }
         self.not_sent += u64::from(self.counts(planned_ns));
     }
 
@@ -261,9 +297,21 @@ impl Measure {
         self.skipped += u64::from(self.counts(planned_ns));
     }
 
-    /// An answer came.
-    pub(crate) fn answered(&mut self, sample: Sample, code: Code, state: Business, now_ns: u64) {
+    /// An answer came from a site.
+    pub(crate) fn answered(
+        &mut self,
+        sample: Sample,
+        (code, state): (Code, Business),
+        site: u8,
+        now_ns: u64,
+    ) {
         let ok = as_asked(sample.op, code);
+        if let Some(series) = &mut self.series {
+            match failure(sample.op, code) {
+                None => series.ok(sample.planned_ns, now_ns, site),
+                Some(cause) => series.failed(sample.planned_ns, cause),
+            }
+        }
         let latency = now_ns.saturating_sub(sample.planned_ns);
         self.all_ok += u64::from(ok);
         self.all_refused += u64::from(!ok);
@@ -306,6 +354,10 @@ impl Measure {
     /// The deadline passed without an answer.
     pub(crate) fn unanswered(&mut self, sample: Sample) {
         self.second.record_infinite();
+        if let Some(series) = &mut self.series {
+            series.failed(sample.planned_ns, "UNANSWERED");
+            series.never(sample.planned_ns);
+        }
         if self.counts(sample.planned_ns) {
             self.unanswered += 1;
             let figures = &mut self.ops[sample.op as usize];
@@ -324,7 +376,9 @@ impl Measure {
             ok: self.all_ok - ok,
             refused: self.all_refused - refused,
             p50_us: us(self.second.quantile(0.5)),
+            p90_us: us(self.second.quantile(0.9)),
             p99_us: us(self.second.quantile(0.99)),
+            max_us: us(self.second.max()),
         };
         self.marks = (self.all_sent, self.all_ok, self.all_refused);
         self.second.clear();
@@ -381,6 +435,16 @@ pub(crate) fn as_asked(op: Op, code: Code) -> bool {
     }
 }
 
+/// How an answer fails its request, in a word.
+pub(crate) fn failure(op: Op, code: Code) -> Option<&'static str> {
+    match code {
+        _ if as_asked(op, code) => None,
+        // A conflict that was accepted.
+        Code::Ok => Some("ACCEPTED"),
+        code => Some(code.name()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -420,7 +484,7 @@ mod tests {
         for planned in [0, 2_000_000] {
             measure.sent(sample(planned));
             let paid = Business::Order(OrderState::Paid);
-            measure.answered(sample(planned), Code::Ok, paid, planned + 3_000_000);
+            measure.answered(sample(planned), (Code::Ok, paid), 1, planned + 3_000_000);
         }
         assert_eq!((measure.sent, measure.answered, measure.ok_in_span), (1, 1, 2));
         let pay = &measure.ops[0];
@@ -432,10 +496,10 @@ mod tests {
     fn refusals_do_not_flatter_latency_and_conflicts_want_one() {
         let mut measure = Measure::new(0, 1_000_000_000);
         let none = Business::Order(OrderState::None);
-        measure.answered(sample(0), Code::Overloaded, none, 50_000);
+        measure.answered(sample(0), (Code::Overloaded, none), 1, 50_000);
         assert_eq!((measure.ops[0].planned.count(), measure.refusals.count()), (0, 1));
         let conflict = Sample { op: Op::Conflict, ..sample(0) };
-        measure.answered(conflict, Code::IdempotencyConflict, none, 50_000);
+        measure.answered(conflict, (Code::IdempotencyConflict, none), 1, 50_000);
         assert_eq!((measure.ok, measure.refused), (1, 1));
         assert_eq!(measure.by_code()["OVERLOADED"], 1);
     }

@@ -6,9 +6,10 @@ use crate::drive::{DURATION_MAX, IN_FLIGHT_LIMIT, Options, Phase, Session};
 use crate::encode::Encoder;
 use crate::exit::Failure;
 use crate::goal::{Goal, parse_percent};
+use crate::live::Progress;
 use crate::pace::Pace;
 use crate::plan::{Mix, Params, Plan, RUN_ID_MAX};
-use crate::report::Report;
+use crate::report::{self, Events, Origin, Report};
 use crate::schedule::Arrival;
 use clap::Args;
 use std::path::PathBuf;
@@ -105,6 +106,12 @@ pub(crate) struct RunArgs {
     /// Write the result here.
     #[arg(long)]
     pub(crate) json: Option<PathBuf>,
+    /// Write a page for people here: one HTML file that needs no network.
+    #[arg(long)]
+    pub(crate) report: Option<PathBuf>,
+    /// Write the latency histograms here, as other HDR tools read them.
+    #[arg(long)]
+    pub(crate) hlog: Option<PathBuf>,
 }
 
 impl LoadArgs {
@@ -195,7 +202,7 @@ impl RunArgs {
             duration,
             warmup,
             closed: self.closed,
-            live: true,
+            live: Progress::Always,
             traced: false,
         })
     }
@@ -228,12 +235,21 @@ pub(crate) async fn run(args: &RunArgs, stop: &Notify) -> Result<Report, Failure
         plan.params().run_id,
     );
     let session = Session::connect(&gateway, Rc::clone(&plan), encoder, acks, options).await?;
+    let origin = Origin::now();
+    let started_unix = origin.started_unix;
     let outcome = session.run(&phase, stop).await?;
     session.close().await;
     let report = Report::new(plan.params(), &phase, &outcome, &args.goals);
+    let report = report.with_story(&outcome, origin, Events::default());
     report.print();
     if let Some(path) = &args.json {
         report.write(path)?;
+    }
+    if let Some(path) = &args.report {
+        report::write_page(&report, path)?;
+    }
+    if let Some(path) = &args.hlog {
+        report::write_hlog(path, started_unix, &phase, &outcome)?;
     }
     Ok(report)
 }

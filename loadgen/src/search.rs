@@ -197,7 +197,7 @@ pub(crate) async fn run(args: &SearchArgs, stop: &Notify) -> Result<(), Failure>
             duration,
             warmup: duration.mul_f64(0.2),
             closed: None,
-            live: false,
+            live: crate::live::Progress::Silent,
             traced: false,
         };
         let outcome = session.run(&phase, stop).await?;

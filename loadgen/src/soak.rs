@@ -7,13 +7,15 @@
 
 use crate::audit::Audit;
 use crate::cluster::SITES_MAX;
-use crate::drill;
+use crate::drill::{self, Told};
 use crate::drive::{Outcome, Phase};
 use crate::exit::{Exit, Failure};
-use crate::report::Report;
+use crate::live::Progress;
+use crate::report::{self, Events, Mark, Origin, Report};
 use crate::rng::Stream;
 use crate::stage::{Cast, MERCHANTS, Stage, StoryArgs};
 use clap::Args;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
@@ -35,6 +37,12 @@ pub(crate) struct DemoArgs {
     /// Seconds of load, 4 to 30.
     #[arg(long, default_value_t = 12)]
     seconds: u64,
+    /// Where the page goes that shows it all. Default: a file beside temporary ones.
+    #[arg(long)]
+    report: Option<PathBuf>,
+    /// Write the result here.
+    #[arg(long)]
+    json: Option<PathBuf>,
 }
 
 /// Arguments of `loadgen soak`.
@@ -82,7 +90,8 @@ pub(crate) async fn demo(args: &DemoArgs, stop: &Notify) -> Result<(), Failure> 
         args.seconds,
         if args.sites == 1 { "the switch" } else { "a site, and its return" },
     );
-    let (outcome, phase, left) = match args.sites {
+    let origin = Origin::now().of_switch(stage.version());
+    let Told { outcome, phase, events, unsettled: left } = match args.sites {
         1 => killed_and_restarted(&stage, span, stop).await?,
         _ => drill::story(&stage, args.story.seed, span, stop).await?,
     };
@@ -93,11 +102,22 @@ pub(crate) async fn demo(args: &DemoArgs, stop: &Notify) -> Result<(), Failure> 
     println!("4. Audit: gateway's acknowledgements, channel's ledger and every log compared.");
     let report = Report::new(stage.plan.params(), &phase, &outcome, &[]);
     let audit = stage.end(stop).await?;
+    let report = report.with_story(&outcome, origin, events).with_audit(&audit);
     report.print();
     audit.print();
+    if let Some(path) = &args.json {
+        report.write(path)?;
+    }
+    let page = args.report.clone().unwrap_or_else(default_page);
+    report::write_page(&report, &page)?;
     verdict(&outcome, left, &audit)?;
     println!("clean: nothing acknowledged was lost, nothing was charged twice, the books agree.");
     Ok(())
+}
+
+/// Where the demo's page goes.
+fn default_page() -> PathBuf {
+    std::env::temp_dir().join(format!("payswitch-demo-{}.html", std::process::id()))
 }
 
 /// The story of one site: it is killed, restarted and goes on.
@@ -105,15 +125,23 @@ async fn killed_and_restarted(
     stage: &Stage,
     span: Duration,
     stop: &Notify,
-) -> Result<(Outcome, Phase, usize), Failure> {
-    let (outcome, kill) = round(stage, span, span.mul_f64(0.4), true, stop).await?;
+) -> Result<Told, Failure> {
+    let live = Progress::Always;
+    let (outcome, kill) = round(stage, span, span.mul_f64(0.4), live, stop).await?;
     println!(
         "   killed at {:.2} s, ready again {} ms later with every acknowledged payment.",
         kill.at.as_secs_f64(),
         kill.back.as_millis()
     );
     let left = stage.settle(stop).await?;
-    Ok((outcome, stage.phase(span), left))
+    let mark = Mark {
+        at_ms: kill.at.as_millis() as u64,
+        until_ms: Some((kill.at + kill.back).as_millis() as u64),
+        site: VICTIM,
+        text: "kill -9 of the switch".to_owned(),
+    };
+    let events = Events { marks: vec![mark], ..Events::default() };
+    Ok(Told { outcome, phase: stage.phase(span), events, unsettled: left })
 }
 
 /// Runs the soak.
@@ -129,7 +157,7 @@ pub(crate) async fn soak(args: &SoakArgs, stop: &Notify) -> Result<(), Failure> 
     for number in 1..=args.kills {
         let span = Duration::from_secs(4);
         let at = Duration::from_millis(300 + moments.below(number.into(), 2_500));
-        let (outcome, kill) = round(&stage, span, at, false, stop).await?;
+        let (outcome, kill) = round(&stage, span, at, Progress::Terminal, stop).await?;
         let left = stage.settle(stop).await?;
         slowest = slowest.max(kill.back);
         let audit = stage.audit()?;
@@ -182,7 +210,7 @@ async fn round(
     stage: &Stage,
     span: Duration,
     at: Duration,
-    live: bool,
+    live: Progress,
     stop: &Notify,
 ) -> Result<(Outcome, Kill), Failure> {
     let phase = Phase { live, ..stage.phase(span) };

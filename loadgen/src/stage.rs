@@ -9,6 +9,7 @@ use crate::cluster::{Deployment, Process, Relay};
 use crate::drive::{Known, Options, Phase, Session};
 use crate::encode::Encoder;
 use crate::exit::Failure;
+use crate::live::Progress;
 use crate::pace::{Pace, TICK};
 use crate::plan::{Mix, Params, Plan, RUN_ID_MAX};
 use crate::schedule::Arrival;
@@ -129,9 +130,17 @@ impl Stage {
             duration,
             warmup: Duration::ZERO,
             closed: None,
-            live: false,
+            live: Progress::Terminal,
             traced: false,
         }
+    }
+
+    /// What the switch calls itself; `None` when it does not say.
+    pub(crate) fn version(&self) -> Option<String> {
+        let told = std::process::Command::new(&self.deployment.payswitch).arg("--version").output();
+        let told = told.ok().filter(|told| told.status.success())?;
+        let text = String::from_utf8_lossy(&told.stdout);
+        text.lines().next().map(|line| line.trim().trim_start_matches("payswitch ").to_owned())
     }
 
     fn take(&self, site: u8) -> Option<Process> {

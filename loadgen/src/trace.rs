@@ -43,10 +43,7 @@ impl Done {
     /// How it failed, in a word.
     pub(crate) fn failure(&self) -> Option<&'static str> {
         match self.end {
-            _ if self.is_ok() => None,
-            // A conflict that was accepted.
-            End::Answered(Code::Ok) => Some("ACCEPTED"),
-            End::Answered(code) => Some(code.name()),
+            End::Answered(code) => crate::measure::failure(self.op, code),
             End::Unanswered => Some("UNANSWERED"),
             End::NotSent => Some("NOT_SENT"),
         }
@@ -106,16 +103,29 @@ impl Availability {
         if self.completed.is_empty() {
             return None;
         }
+        let meets = |gap: &Gap| gap.from_ns < until_ns && gap.until_ns > from_ns;
+        Some(self.gaps().filter(meets).max_by_key(Gap::length_ns).unwrap_or_default())
+    }
+
+    /// All gaps, in the order of time.
+    fn gaps(&self) -> impl Iterator<Item = Gap> {
         let gap = |(at, asked_ns): (usize, &u64)| Gap {
             from_ns: *asked_ns,
             until_ns: self.completed.get(at).copied().unwrap_or(self.end_ns),
         };
-        let gaps = self.asked.iter().enumerate().map(gap);
-        let meets = |gap: &Gap| {
-            gap.from_ns < gap.until_ns && gap.from_ns < until_ns && gap.until_ns > from_ns
-        };
-        Some(gaps.filter(meets).max_by_key(Gap::length_ns).unwrap_or_default())
+        self.asked.iter().enumerate().map(gap).filter(|gap| gap.from_ns < gap.until_ns)
     }
+}
+
+/// The longest gaps of a shard, at most `count` of those that last for `least_ns` at
+/// least, in the order of time.
+pub(crate) fn longest_gaps(availability: &Availability, least_ns: u64, count: usize) -> Vec<Gap> {
+    let mut gaps: Vec<Gap> =
+        availability.gaps().filter(|gap| gap.length_ns() >= least_ns).collect();
+    gaps.sort_unstable_by_key(|gap| std::cmp::Reverse(gap.length_ns()));
+    gaps.truncate(count);
+    gaps.sort_unstable_by_key(|gap| gap.from_ns);
+    gaps
 }
 
 /// Failed requests that were planned in this span, by what they ended with.
@@ -190,6 +200,15 @@ mod tests {
         let trace = [done(0, 1, 2, End::NotSent), ok(5, 6)];
         assert!(Availability::new(&trace, 1, MS).longest_gap((0, MS)).is_none());
         assert!(Availability::new(&trace[..1], 0, MS).longest_gap((0, MS)).is_none());
+    }
+
+    #[test]
+    fn the_longest_gaps_are_told_in_the_order_of_time() {
+        let trace = [ok(0, 30), ok(40, 45), ok(50, 100), ok(110, 190), ok(200, 201)];
+        let availability = Availability::new(&trace, 0, 1_000 * MS);
+        let found = longest_gaps(&availability, 20 * MS, 2);
+        let found: Vec<_> = found.iter().map(|gap| (gap.from_ns / MS, gap.until_ns / MS)).collect();
+        assert_eq!(found, [(50, 100), (110, 190)]);
     }
 
     #[test]

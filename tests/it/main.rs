@@ -12,6 +12,7 @@ mod overload;
 mod payments;
 mod python;
 mod reload;
+mod report;
 mod restart;
 mod write_error;
 

@@ -9,15 +9,20 @@ use super::{Drill, DrillArgs, Targets};
 use crate::audit::Audit;
 use crate::drive::Outcome;
 use crate::exit::{Exit, Failure};
+use crate::hlog;
+use crate::host::Host;
 use crate::measure::Latency;
-use crate::report::Percentiles;
-use crate::trace::{Availability, Done, failures};
+use crate::report::{Curve, Events, Mark, Origin, Percentiles, Window, curve};
+use crate::series::{Columns, Timeline};
+use crate::trace::{Availability, Done, failures, longest_gaps};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+/// Names of the stretches of a drill.
+const PHASES: [&str; 3] = ["before", "during", "after"];
 /// The very end of the load is left out: what was due then was not sent any more.
 const END_SLACK: Duration = Duration::from_millis(100);
 /// The beginning is not a measure of calm: leaders are being learned.
@@ -25,6 +30,15 @@ const WARM_UP_NS: u64 = 500_000_000;
 
 /// And it ends before the fault, whose gaps begin with requests of just before.
 const CALM_END_NS: u64 = 100_000_000;
+
+/// Shorter stretches without an answer are no picture of their own.
+const WINDOW_NS: u64 = 20_000_000;
+/// Nor are those about as long as the longest before the fault.
+const CALM_FACTOR: f64 = 1.2;
+/// And more of one shard neither.
+const WINDOWS_MAX: usize = 12;
+/// Repetitions whose figures over time are kept: the worst.
+const TIMELINES_MAX: usize = 20;
 
 type Counts = BTreeMap<&'static str, u64>;
 
@@ -61,6 +75,14 @@ pub(super) struct Repetition {
     differing_answers: u64,
     silences: u64,
     generator_late_ms_p99: f64,
+    host: Host,
+    /// What was done, and when it was undone.
+    marks: Vec<Mark>,
+    /// Every long stretch without an answer, of all shards.
+    windows: Vec<Window>,
+    /// Figures over time, of the worst repetitions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timeline: Option<Columns>,
     #[serde(skip)]
     latency: [Latency; 3],
 }
@@ -98,7 +120,10 @@ impl Repetition {
         let elsewhere = trace.iter().filter(|done| !affected(done.shard));
         let calm_until_ns = begun_ns.saturating_sub(CALM_END_NS);
         let calm = (WARM_UP_NS.min(calm_until_ns), calm_until_ns);
+        let calm_gap_ms = shards.iter().filter_map(|of| gap_ms(of, calm)).reduce(f64::max);
         let measure = &outcome.measure;
+        let mut timeline = outcome.timeline.clone();
+        timeline.until(end_ns);
         Self {
             victims: told.faults.iter().map(|fault| fault.site).collect(),
             at_ms: told.faults.iter().map(|fault| at(fault.at) / 1_000_000).collect(),
@@ -106,7 +131,7 @@ impl Repetition {
             leaders_before: first.map_or_else(Vec::new, |fault| fault.leaders.clone()),
             leaders_after: told.leaders.clone(),
             unavailability_ms: unavailability(&shards, &told.faults, at, end_ns),
-            calm_gap_ms: shards.iter().filter_map(|of| gap_ms(of, calm)).reduce(f64::max),
+            calm_gap_ms,
             failed_by_code: failures(trace.iter(), (0, end_ns)),
             failed_elsewhere: failures(elsewhere, (begun_ns, end_ns)).values().sum(),
             answered_before: answered(&trace, calm),
@@ -121,9 +146,28 @@ impl Repetition {
                 .own_lateness
                 .quantile(0.99)
                 .map_or(0.0, |ns| ns as f64 / 1e6),
+            host: outcome.host,
+            marks: marks(&told.faults, at),
+            windows: windows(&shards, calm_gap_ms.map_or(0, |ms| (ms * CALM_FACTOR * 1e6) as u64)),
+            timeline: Some(timeline.columns()),
             latency: [calm, (begun_ns, healed_ns), (healed_ns, end_ns)]
                 .map(|span| latency(&trace, span)),
         }
+    }
+
+    /// What a page of a run shows of it.
+    pub(super) fn events(&self) -> Events {
+        Events {
+            marks: self.marks.clone(),
+            windows: self.windows.clone(),
+            leaders_before: self.leaders_before.clone(),
+        }
+    }
+
+    /// The longest that a shard was unavailable; infinite when one was never answered.
+    fn worst_ms(&self) -> f64 {
+        let all = self.unavailability_ms.iter();
+        all.map(|shard| shard.ms.unwrap_or(f64::INFINITY)).fold(0.0, f64::max)
     }
 
     fn failed(&self) -> u64 {
@@ -151,6 +195,31 @@ impl fmt::Display for Repetition {
             self.resent,
         )
     }
+}
+
+fn marks(faults: &[Fault], at: impl Fn(Instant) -> u64) -> Vec<Mark> {
+    let mark = |fault: &Fault| Mark {
+        at_ms: at(fault.at) / 1_000_000,
+        until_ms: (fault.healed > fault.at).then(|| at(fault.healed) / 1_000_000),
+        site: fault.site,
+        text: fault.what.clone(),
+    };
+    faults.iter().map(mark).collect()
+}
+
+/// The windows worth a picture, of every shard, once leaders are learned: longer than
+/// what is normal at this load.
+fn windows(shards: &[Availability], normal_ns: u64) -> Vec<Window> {
+    let mut windows = Vec::new();
+    for (shard, availability) in shards.iter().enumerate() {
+        let gaps = longest_gaps(availability, WINDOW_NS.max(normal_ns), WINDOWS_MAX);
+        windows.extend(gaps.iter().filter(|gap| gap.from_ns >= WARM_UP_NS).map(|gap| Window {
+            shard: shard as u16,
+            from_ms: gap.from_ns as f64 / 1e6,
+            until_ms: gap.until_ns as f64 / 1e6,
+        }));
+    }
+    windows
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -263,6 +332,9 @@ pub(super) struct Report {
     targets: Vec<Verdict>,
     passed: bool,
     repetitions: Vec<Repetition>,
+    distribution: BTreeMap<&'static str, Curve>,
+    #[serde(flatten)]
+    origin: Origin,
     #[serde(skip)]
     wanted: Targets,
 }
@@ -287,6 +359,8 @@ impl Report {
             targets: Vec::new(),
             passed: false,
             repetitions: Vec::new(),
+            distribution: BTreeMap::new(),
+            origin: Origin::now(),
             wanted: drill.targets(),
         }
     }
@@ -305,7 +379,42 @@ impl Report {
         }
         self.errors_elsewhere += repetition.failed_elsewhere;
         self.repetitions.push(repetition);
+        self.keep_worst();
         self.audit = Some(audit);
+    }
+
+    /// Figures over time are large: those of the mildest repetition go when there are
+    /// too many.
+    fn keep_worst(&mut self) {
+        let kept = || self.repetitions.iter().filter(|one| one.timeline.is_some());
+        if kept().count() <= TIMELINES_MAX {
+            return;
+        }
+        let worst_ms = |one: &Repetition| one.worst_ms();
+        let kept = self.repetitions.iter_mut().filter(|one| one.timeline.is_some());
+        let mildest = kept.min_by(|a, b| worst_ms(a).total_cmp(&worst_ms(b)));
+        mildest.into_iter().for_each(|one| one.timeline = None);
+    }
+
+    /// Tells which switch was drilled.
+    pub(super) fn of_switch(&mut self, version: Option<String>) {
+        self.origin = std::mem::take(&mut self.origin).of_switch(version);
+    }
+
+    /// Writes the latency histograms before, during and after the fault, and those of
+    /// the last repetition's intervals.
+    pub(super) fn write_hlog(&self, path: &Path) -> Result<(), Failure> {
+        let mut parts = Vec::new();
+        for (number, repetition) in self.repetitions.iter().enumerate() {
+            let phases = PHASES.iter().zip(&repetition.latency);
+            parts.extend(phases.map(|(phase, latency)| hlog::Part {
+                tag: format!("{}.{phase}.planned", number + 1),
+                from: Duration::ZERO,
+                length: Duration::ZERO,
+                latency: latency.clone(),
+            }));
+        }
+        hlog::write(path, self.origin.started_unix, &Timeline::default(), &parts)
     }
 
     /// Takes the last audit.
@@ -327,6 +436,7 @@ impl Report {
         let all = self.repetitions.iter().flat_map(|one| &one.unavailability_ms);
         self.unavailability = Spread::of(all.map(|shard| shard.ms));
         self.targets = self.verdicts(&latencies);
+        self.distribution = PHASES.into_iter().zip(latencies.iter().map(curve)).collect();
         let [before, during, after] = latencies.map(|latency| Percentiles::of(&latency));
         self.latency_us = Some(Latencies { before, during, after });
         self.passed = !self.repetitions.is_empty()
@@ -451,163 +561,4 @@ impl fmt::Display for Targets {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::host::Host;
-    use crate::measure::Measure;
-    use crate::plan::Op;
-    use crate::trace::End;
-    use protocol::code::Code;
-
-    const MS: u64 = 1_000_000;
-
-    /// Shard 0 is led by site 1, shard 1 by site 2. Requests every 2 ms for 4 s; from
-    /// 2 s on those of shard 0 are answered when `back_ms` has passed.
-    fn trace(back_ms: u64) -> Vec<Done> {
-        let mut trace = Vec::new();
-        for planned_ms in (0..4_000).step_by(2) {
-            for shard in 0..2 {
-                let hit = shard == 0 && (2_000..2_000 + back_ms).contains(&planned_ms);
-                let done_ms = if hit { 2_000 + back_ms } else { planned_ms } + 1;
-                let (planned_ns, done_ns) = (planned_ms * MS, done_ms * MS);
-                let end = End::Answered(Code::Ok);
-                trace.push(Done { planned_ns, done_ns, shard, op: Op::Pay, end });
-            }
-        }
-        trace
-    }
-
-    fn repetition(trace: Vec<Done>, unsettled: usize) -> Repetition {
-        let start = Instant::now();
-        let at = |ms| start + Duration::from_millis(ms);
-        let measure = Measure::new(0, u64::MAX);
-        let (host, interrupted) = (Host::default(), true);
-        let outcome = Outcome { measure, trace, start, cpu_s: 0.0, host, interrupted };
-        let fault = Fault {
-            site: 1,
-            leaders: vec![1, 2],
-            at: at(2_000),
-            healed: at(3_000),
-            level: Some(Duration::from_millis(20)),
-        };
-        let told = Told { faults: vec![fault], leaders: vec![1, 2] };
-        Repetition::new(&outcome, &told, at(4_000), 2, unsettled)
-    }
-
-    fn audit(violations: u64) -> Audit {
-        let mut audit = Audit::default();
-        audit.checked.payments = 1;
-        audit.checked.acks = 1;
-        audit.violation_count = violations;
-        audit
-    }
-
-    fn report(drill: Drill, repetitions: Vec<Repetition>, violations: u64) -> Report {
-        let args = DrillArgs {
-            name: drill.name().to_owned(),
-            story: crate::stage::StoryArgs { payswitch: None, dir: None, seed: 1 },
-            sites: 3,
-            rate: 1_000.0,
-            duration: 4.0,
-            repeat: 1,
-            quick: false,
-            json: None,
-        };
-        let mut report = Report::new(drill, &args, args.rate);
-        for repetition in repetitions {
-            report.add(1, repetition, audit(violations));
-        }
-        report.judge();
-        report
-    }
-
-    fn exit(report: &Report) -> Option<Exit> {
-        report.verdict().err().map(|failure| failure.exit)
-    }
-
-    #[test]
-    fn a_takeover_is_measured_for_the_shards_of_the_victim() {
-        let one = repetition(trace(80), 0);
-        let [affected] = one.unavailability_ms[..] else { panic!("one shard is led by site 1") };
-        assert_eq!(affected.shard, 0);
-        assert!((80.0..85.0).contains(&affected.ms.unwrap()), "{affected:?}");
-        assert!(one.calm_gap_ms.unwrap() < 3.0 && one.failed() == 0);
-        assert!((one.answered_before - 1_000.0).abs() < 5.0, "{}", one.answered_before);
-        let report = report(Drill::KillSite, vec![one], 0);
-        assert_eq!((exit(&report), report.passed), (None, true));
-        assert_eq!(report.unavailability_ms.keys().copied().collect::<Vec<_>>(), [0]);
-    }
-
-    #[test]
-    fn a_slow_takeover_misses_and_failures_elsewhere_do_too() {
-        let slow = report(Drill::KillSite, vec![repetition(trace(150), 0)], 0);
-        assert_eq!((exit(&slow), slow.passed), (Some(Exit::Missed), false));
-        let mut failed = trace(80);
-        let other = failed.iter_mut().rfind(|done| done.shard == 1 && done.planned_ns < 3_000 * MS);
-        other.unwrap().end = End::Unanswered;
-        let failed = report(Drill::KillSite, vec![repetition(failed, 0)], 0);
-        assert_eq!((failed.errors_elsewhere, exit(&failed)), (1, Some(Exit::Missed)));
-        let unsettled = report(Drill::KillSite, vec![repetition(trace(80), 3)], 0);
-        assert_eq!(exit(&unsettled), Some(Exit::Missed));
-    }
-
-    #[test]
-    fn failures_of_the_victims_own_shards_count_where_none_may_fail() {
-        let mut failed = trace(10);
-        let own = failed.iter_mut().find(|done| done.shard == 0 && done.planned_ns > 2_002 * MS);
-        own.unwrap().end = End::Answered(Code::NoLeader);
-        let kill = report(Drill::KillSite, vec![repetition(failed.clone(), 0)], 0);
-        assert_eq!((exit(&kill), kill.errors_by_code["NO_LEADER"]), (None, 1));
-        let drain = report(Drill::DrainSite, vec![repetition(failed, 0)], 0);
-        assert_eq!(exit(&drain), Some(Exit::Missed));
-    }
-
-    #[test]
-    fn violations_come_first_and_no_data_never_passes() {
-        assert_eq!(
-            exit(&report(Drill::KillSite, vec![repetition(trace(150), 0)], 1)),
-            Some(Exit::Audit)
-        );
-        assert_eq!(exit(&report(Drill::KillSite, Vec::new(), 0)), Some(Exit::Invalid));
-        let mut silent = trace(80);
-        silent.retain(|done| done.shard == 1);
-        let silent = report(Drill::KillSite, vec![repetition(silent, 0)], 0);
-        assert_eq!(exit(&silent), Some(Exit::Invalid));
-    }
-
-    #[test]
-    fn throughput_and_added_latency_are_compared_with_before() {
-        let mut slow = trace(0);
-        for done in
-            slow.iter_mut().filter(|done| (2_000 * MS..3_000 * MS).contains(&done.planned_ns))
-        {
-            done.done_ns += 50 * MS;
-        }
-        let report = report(Drill::WanDelay, vec![repetition(slow, 0)], 0);
-        let missed: Vec<_> = report.targets.iter().filter(|target| !target.met).collect();
-        assert_eq!(missed.len(), 1, "{missed:?}");
-        assert!(missed[0].target.starts_with("added to p50"));
-    }
-
-    #[test]
-    fn percentiles_are_of_the_nearest_rank() {
-        let spread = Spread::of((1..=200).map(|ms| Some(f64::from(ms)))).unwrap();
-        assert_eq!((spread.p50, spread.p99, spread.max, spread.count), (100.0, 198.0, 200.0, 200));
-        assert_eq!(Spread::of([Some(1.0), None].into_iter()), None);
-        assert_eq!(Spread::of(std::iter::empty()), None);
-    }
-
-    #[test]
-    fn the_json_has_what_scripts_rely_on() {
-        let report = report(Drill::KillSite, vec![repetition(trace(80), 0)], 0);
-        let json = serde_json::to_value(&report).unwrap();
-        for key in
-            ["unavailability_ms", "errors_by_code", "latency_us", "audit", "targets", "repetitions"]
-        {
-            assert!(!json[key].is_null(), "{key}");
-        }
-        assert!(json["unavailability_ms"]["0"][0].as_f64().unwrap() >= 80.0);
-        assert!(json["latency_us"]["during"]["p99"].is_u64());
-        assert_eq!((&json["audit"]["violation_count"], &json["passed"]), (&0.into(), &true.into()));
-    }
-}
+mod tests;

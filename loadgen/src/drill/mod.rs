@@ -11,6 +11,8 @@ mod script;
 use crate::cluster::SITES_MAX;
 use crate::drive::{Outcome, Phase};
 use crate::exit::{Exit, Failure};
+use crate::live::Progress;
+use crate::report::{self, Events};
 use crate::stage::{Cast, Stage, StoryArgs};
 use clap::Args;
 use figures::{Repetition, Report};
@@ -51,6 +53,12 @@ pub(crate) struct DrillArgs {
     /// Write the result here.
     #[arg(long)]
     json: Option<PathBuf>,
+    /// Write a page for people here: one HTML file that needs no network.
+    #[arg(long)]
+    report: Option<PathBuf>,
+    /// Write the latency histograms here, as other HDR tools read them.
+    #[arg(long)]
+    hlog: Option<PathBuf>,
 }
 
 /// The catalogue.
@@ -204,8 +212,9 @@ pub(crate) async fn run(args: &DrillArgs, stop: &Notify) -> Result<(), Failure> 
         args.repeat,
         args.story.seed
     );
-    let stage = Stage::build(&args.story, &cast).await?;
     let mut report = Report::new(drill, args, rate);
+    let stage = Stage::build(&args.story, &cast).await?;
+    report.of_switch(stage.version());
     let told = repeat(&stage, drill, args, &mut report, stop).await;
     // What was found so far is told, however it ended.
     let ended = match told {
@@ -216,6 +225,12 @@ pub(crate) async fn run(args: &DrillArgs, stop: &Notify) -> Result<(), Failure> 
     report.print();
     if let Some(path) = &args.json {
         report.write(path)?;
+    }
+    if let Some(path) = &args.report {
+        report::write_page(&report, path)?;
+    }
+    if let Some(path) = &args.hlog {
+        report.write_hlog(path)?;
     }
     ended?;
     report.verdict()
@@ -231,7 +246,7 @@ async fn repeat(
     let duration = Duration::from_secs_f64(args.duration);
     for number in 0..args.repeat {
         let script = Script::new(stage, args.story.seed, number.into(), duration);
-        let played = play(stage, drill, script, false, stop).await?;
+        let played = play(stage, drill, script, Progress::Terminal, stop).await?;
         let audit = stage.audit()?;
         report.add(number + 1, played.repetition, audit);
         if report.has_violations() {
@@ -255,7 +270,7 @@ async fn play(
     stage: &Stage,
     drill: Drill,
     script: Script<'_>,
-    live: bool,
+    live: Progress,
     stop: &Notify,
 ) -> Result<Played, Failure> {
     let halt = Notify::new();
@@ -281,16 +296,33 @@ async fn play(
     Ok(Played { outcome, phase, repetition, unsettled })
 }
 
+/// What a story came to.
+pub(crate) struct Told {
+    /// What the load met.
+    pub(crate) outcome: Outcome,
+    /// The load.
+    pub(crate) phase: Phase,
+    /// What was done, and which shards felt it.
+    pub(crate) events: Events,
+    /// Payments that have no final answer.
+    pub(crate) unsettled: usize,
+}
+
 /// The story of `loadgen demo` with several sites: one is killed under load and
-/// returns. Tells what the load met, and how many payments have no end.
+/// returns.
 pub(crate) async fn story(
     stage: &Stage,
     seed: u64,
     span: Duration,
     stop: &Notify,
-) -> Result<(Outcome, Phase, usize), Failure> {
+) -> Result<Told, Failure> {
     let script = Script::new(stage, seed, 0, span);
-    let played = play(stage, Drill::KillSite, script, true, stop).await?;
+    let played = play(stage, Drill::KillSite, script, Progress::Always, stop).await?;
     println!("   {}", played.repetition);
-    Ok((played.outcome, played.phase, played.unsettled))
+    Ok(Told {
+        events: played.repetition.events(),
+        outcome: played.outcome,
+        phase: played.phase,
+        unsettled: played.unsettled,
+    })
 }

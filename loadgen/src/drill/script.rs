@@ -24,6 +24,8 @@ const POLL: Duration = Duration::from_millis(50);
 /// One thing that was done to the cluster.
 #[derive(Clone, Debug)]
 pub(super) struct Fault {
+    /// What was done, in a few words.
+    pub(super) what: String,
     /// The site that it hit; 0 when none in particular.
     pub(super) site: u8,
     /// Who led each shard just before.
@@ -135,16 +137,18 @@ impl<'a> Script<'a> {
     }
 
     /// Who leads at this moment. Steady leaders were waited for before.
-    async fn begin(&self, site: u8) -> Fault {
+    async fn begin(&self, site: u8, what: String) -> Fault {
+        self.stage.session.note(what.clone());
         let leaders = self.stage.deployment.leaders().await;
         let now = Instant::now();
-        Fault { site, leaders, at: now, healed: now, level: None }
+        Fault { what, site, leaders, at: now, healed: now, level: None }
     }
 
     /// Waits until a healed site has everything, and leads something again.
     async fn recover(&self, fault: &mut Fault) -> Result<(), Failure> {
         fault.healed = Instant::now();
         let site = fault.site;
+        self.stage.session.note(format!("site {site} is back"));
         while !self.stage.is_level(site).await {
             if fault.healed.elapsed() > RECOVERY_MAX {
                 let bound = RECOVERY_MAX.as_secs();
@@ -169,7 +173,7 @@ impl<'a> Script<'a> {
     }
 
     async fn kill(&self, site: u8, hold: Duration) -> Result<Fault, Failure> {
-        let mut fault = self.begin(site).await;
+        let mut fault = self.begin(site, format!("kill -9 of site {site}")).await;
         self.stage.kill(site).await;
         tokio::time::sleep(hold).await;
         self.stage.start(site).await?;
@@ -178,7 +182,7 @@ impl<'a> Script<'a> {
     }
 
     async fn pause(&self, site: u8, hold: Duration) -> Result<Fault, Failure> {
-        let mut fault = self.begin(site).await;
+        let mut fault = self.begin(site, format!("site {site} stands still")).await;
         self.stage.freeze(site, true).await?;
         tokio::time::sleep(hold).await;
         self.stage.freeze(site, false).await?;
@@ -188,7 +192,8 @@ impl<'a> Script<'a> {
     }
 
     async fn drain(&self, site: u8, hold: Duration) -> Result<Fault, Failure> {
-        let (mut fault, number) = (self.begin(site).await, site.to_string());
+        let mut fault = self.begin(site, format!("drain of site {site}")).await;
+        let number = site.to_string();
         let deployment = &self.stage.deployment;
         deployment.operate(site, &["drain", &number]).await?;
         tokio::time::sleep(hold).await;
@@ -206,7 +211,7 @@ impl<'a> Script<'a> {
         let mut faults = Vec::new();
         for site in self.stage.deployment.sites() {
             self.steady().await?;
-            let mut fault = self.begin(site).await;
+            let mut fault = self.begin(site, format!("restart of site {site}")).await;
             self.stage.stop(site).await?;
             self.stage.start(site).await?;
             self.recover(&mut fault).await?;
@@ -217,7 +222,7 @@ impl<'a> Script<'a> {
     }
 
     async fn cut(&self, site: u8, way: String, hold: Duration) -> Result<Fault, Failure> {
-        let mut fault = self.begin(site).await;
+        let mut fault = self.begin(site, format!("cut {way}")).await;
         self.stage.relay(&format!("cut {way}")).await?;
         tokio::time::sleep(hold).await;
         self.stage.relay("heal").await?;
@@ -227,11 +232,12 @@ impl<'a> Script<'a> {
     }
 
     async fn delay(&self, hold: Duration) -> Result<Fault, Failure> {
-        let mut fault = self.begin(0).await;
+        let mut fault = self.begin(0, format!("{WAN_DELAY_MS} ms each way")).await;
         self.stage.relay(&format!("set *-* delay={WAN_DELAY_MS}ms")).await?;
         tokio::time::sleep(hold.max(Duration::from_secs(2))).await;
         self.stage.relay("heal").await?;
         fault.healed = Instant::now();
+        self.stage.session.note("the sites are near again".to_owned());
         Ok(fault)
     }
 
@@ -241,7 +247,7 @@ impl<'a> Script<'a> {
             .stage
             .process_id(site)
             .ok_or_else(|| Failure::environment(format_args!("site {site} does not run")))?;
-        let mut fault = self.begin(site).await;
+        let mut fault = self.begin(site, format!("slow disk of site {site}")).await;
         disk.begin(process)?;
         tokio::time::sleep(hold).await;
         disk.end()?;

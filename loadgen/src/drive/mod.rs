@@ -21,10 +21,12 @@ use crate::config::{GatewayFile, SiteEntry};
 use crate::encode::Encoder;
 use crate::exit::Failure;
 use crate::host::{CpuTimes, Host};
+use crate::live::{Progress, View};
 use crate::measure::Measure;
 use crate::pace::{Pace, Pacer, Pacing};
 use crate::plan::Plan;
 use crate::schedule::{Arrival, Schedule};
+use crate::series::Timeline;
 use crate::socket;
 use crate::tls::{self, ALPN_GATEWAY, Credentials};
 use crate::trace::Done;
@@ -69,8 +71,8 @@ pub(crate) struct Phase {
     pub(crate) warmup: Duration,
     /// Instead of a rate: this many always in flight.
     pub(crate) closed: Option<usize>,
-    /// Print a line every second.
-    pub(crate) live: bool,
+    /// What is shown while it runs.
+    pub(crate) live: Progress,
     /// Keep what became of every request.
     pub(crate) traced: bool,
 }
@@ -81,6 +83,8 @@ pub(crate) struct Outcome {
     pub(crate) measure: Measure,
     /// What became of every request, when that was wanted.
     pub(crate) trace: Vec<Done>,
+    /// Figures over time.
+    pub(crate) timeline: Timeline,
     /// When the phase began.
     pub(crate) start: Instant,
     /// CPU seconds of this process.
@@ -194,6 +198,7 @@ impl Session {
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
         housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let (mut interrupted, mut second) = (false, 0);
+        let mut view = View::new(phase.live);
         let (mut before, mut after) = (None, None);
         loop {
             tokio::select! {
@@ -215,7 +220,9 @@ impl Session {
                     }
                     if elapsed.as_secs() > second {
                         second = elapsed.as_secs();
-                        state.close_second(second, phase.live);
+                        // A story ends its phase itself, long before its time.
+                        let duration = (!phase.traced).then_some(phase.duration);
+                        view.show(&state.close_second(second, duration));
                     }
                     if state.is_done() {
                         break;
@@ -225,15 +232,21 @@ impl Session {
         }
         let after = after.unwrap_or_else(CpuTimes::read);
         let host = Host::new(before.flatten(), after, pacer.map(Pacer::finish));
-        let measure = self.state.borrow_mut().finish()?;
+        let mut measure = self.state.borrow_mut().finish()?;
+        let timeline = measure.series.take().map(|series| series.finish()).unwrap_or_default();
         let trace = self.state.borrow_mut().take_trace();
         let cpu_s = cpu_seconds() - cpu_before;
-        Ok(Outcome { measure, trace, start, cpu_s, host, interrupted })
+        Ok(Outcome { measure, trace, timeline, start, cpu_s, host, interrupted })
     }
 
     fn pacing(&self, phase: &Phase) -> Pacing {
         let Options { pace, tick, .. } = self.options;
         Pacing { pace, tick, watch_from: phase.warmup }
+    }
+
+    /// Shows what is being done to the system, in the view of a load that runs.
+    pub(crate) fn note(&self, text: String) {
+        self.state.borrow_mut().note(text);
     }
 
     /// Payments of the session in this state of knowledge.

@@ -12,6 +12,7 @@ use super::{Options, Phase};
 use crate::acks::{Ack, AckWriter, flag};
 use crate::encode::Encoder;
 use crate::exit::Failure;
+use crate::live::Frame;
 use crate::measure::{Business, Measure, Sample};
 use crate::plan::{Op, Plan};
 use crate::schedule::Schedule;
@@ -79,6 +80,8 @@ pub(super) struct State {
     /// What became of every request, when that is wanted.
     trace: Option<Vec<Done>>,
     failure: Option<Failure>,
+    /// What was done to the system last, for the live view.
+    note: Option<String>,
 }
 
 impl State {
@@ -120,6 +123,7 @@ impl State {
             measure: Measure::new(0, 0),
             trace: None,
             failure: None,
+            note: None,
         }
     }
 
@@ -141,8 +145,10 @@ impl State {
     pub(super) fn begin(&mut self, phase: &Phase, schedule: Schedule, start: Instant) {
         let start_ns = start.saturating_duration_since(self.base).as_nanos() as u64;
         let end_ns = start_ns + phase.duration.as_nanos() as u64;
-        self.measure = Measure::new(start_ns + phase.warmup.as_nanos() as u64, end_ns);
+        let from_ns = start_ns + phase.warmup.as_nanos() as u64;
+        self.measure = Measure::new(from_ns, end_ns).with_series(start_ns);
         self.phase_ns = start_ns;
+        self.note = None;
         self.trace = phase.traced.then(Vec::new);
         self.closed = phase.closed;
         self.closed_until_ns = end_ns;
@@ -484,7 +490,8 @@ impl State {
         if slot.own && slot.op != Op::BadSignature {
             self.learn(n, answer, requery);
         }
-        self.measure.answered(slot.sample(), answer.code, answer.state, now_ns);
+        let told = (answer.code, answer.state);
+        self.measure.answered(slot.sample(), told, link.site, now_ns);
         let end = End::Answered(answer.code);
         self.trace(slot.op, self.payment(&slot), slot.planned_ns, end, now_ns);
         self.slots.remove(index);
@@ -579,6 +586,9 @@ impl State {
     /// Looks after silent sites and gives up what is past its deadline.
     pub(super) fn sweep(&mut self) -> Result<(), Failure> {
         let now_ns = self.now_ns();
+        if let Some(series) = &mut self.measure.series {
+            series.look(now_ns, self.slots.len(), self.backlog.len());
+        }
         self.watch_sites(now_ns);
         let expired = self.slots_on(|slot| self.deadline(&slot.sample()) <= now_ns);
         for (index, slot) in expired {
@@ -629,29 +639,27 @@ impl State {
         self.slots.remove(index);
     }
 
-    /// Closes a second of the live view and prints it.
-    pub(super) fn close_second(&mut self, at_s: u64, print: bool) {
-        let second = self.measure.close_second(at_s);
-        if !print {
-            return;
+    /// Tells what is being done to the system.
+    pub(super) fn note(&mut self, text: String) {
+        self.note = Some(text);
+    }
+
+    /// Closes a second of the live view.
+    pub(super) fn close_second(&mut self, at_s: u64, duration: Option<Duration>) -> Frame {
+        let measure = &mut self.measure;
+        Frame {
+            second: measure.close_second(at_s),
+            duration_s: duration.map(|duration| duration.as_secs_f64().ceil() as u64),
+            in_flight: self.slots.len(),
+            waiting: self.backlog.len(),
+            late_us: measure.own_lateness.quantile(0.99).map_or(0, |ns| ns / 1_000),
+            connected: self.links.iter().any(|link| link.is_up()),
+            codes: measure.by_code(),
+            sites: measure.series.as_ref().map_or_else(Vec::new, |series| series.last_second()),
+            unanswered: measure.unanswered,
+            not_sent: measure.not_sent,
+            note: self.note.clone(),
         }
-        let ms = |us: Option<u64>| {
-            us.map_or_else(|| "-".to_owned(), |us| format!("{:.2}", us as f64 / 1_000.0))
-        };
-        let late = self.measure.own_lateness.quantile(0.99).map(|ns| ns / 1_000);
-        println!(
-            "{at_s:>4} s  sent {:>7}/s  ok {:>7}/s  refused {:>6}/s  p50 {:>7} ms  p99 {:>7} ms  \
-             in flight {:>6}  waiting {:>6}  late p99 {:>5} us{}",
-            second.sent,
-            second.ok,
-            second.refused,
-            ms(second.p50_us),
-            ms(second.p99_us),
-            self.slots.len(),
-            self.backlog.len(),
-            late.unwrap_or(0),
-            if self.links.iter().any(|link| link.is_up()) { "" } else { "  NOT CONNECTED" },
-        );
     }
 }
 

@@ -124,7 +124,15 @@ pub(super) fn drive_to(
 pub(super) fn phase(rate: f64, duration: Duration) -> Phase {
     let warmup = Duration::ZERO;
     let arrival = Arrival::Constant;
-    Phase { arrival, rate, duration, warmup, closed: None, live: false, traced: false }
+    Phase {
+        arrival,
+        rate,
+        duration,
+        warmup,
+        closed: None,
+        live: crate::live::Progress::Silent,
+        traced: false,
+    }
 }
 
 #[test]

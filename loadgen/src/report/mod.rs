@@ -1,15 +1,36 @@
-//! A run's result: the summary for people and the JSON for scripts.
+//! A run's result: the summary and the page for people, the JSON for scripts.
+//!
+//! `text` prints it, `make` puts pages together from the JSON of this and other
+//! results: what a `view` holds is told in `page_run`, `page_drill` and `compare`, with
+//! `parts` that they share, drawn by `chart` and written by `html`.
 //!
 //! Judges too: the generator's health first, then the goals. A run in which
 //! the generator was the bottleneck says nothing about the switch and is
 //! invalid. Tested on its verdicts.
 
+mod chart;
+mod compare;
+mod html;
+mod make;
+mod page_drill;
+mod page_run;
+mod parts;
+mod scale;
+mod svg;
+mod text;
+mod view;
+
+use crate::audit::Audit;
 use crate::drive::{Outcome, Phase};
 use crate::exit::{Exit, Failure};
 use crate::goal::{Figures, Goal, Verdict};
+use crate::hlog;
 use crate::host::Host;
+use crate::machine::{self, Machine};
 use crate::measure::{Latency, Measure, Second};
 use crate::plan::{Op, Params};
+use crate::series::Columns;
+pub(crate) use make::{ReportArgs, run, write as write_page};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -52,6 +73,78 @@ impl std::fmt::Display for Percentiles {
             write!(f, "{name} {text:>9}  ")?;
         }
         write!(f, "ms of {}", self.count)
+    }
+}
+
+/// Steps of a distribution within one nine.
+const STEPS: u32 = 20;
+
+/// A distribution: shares with the microseconds below which they lie; `null` where the
+/// value never came.
+pub(crate) type Curve = Vec<(f64, Option<u64>)>;
+
+/// Each nine with as many points as the one before, as far as there are values.
+pub(crate) fn curve(latency: &Latency) -> Curve {
+    let count = latency.count();
+    let point = |share: f64| (share, latency.quantile(share).map(|ns| ns / 1_000));
+    let shares = (0..9 * STEPS)
+        .map(|step| 1.0 - 10_f64.powf(-f64::from(step) / f64::from(STEPS)))
+        .take_while(|share| (1.0 - share) * count as f64 >= 1.0);
+    let mut curve: Curve = shares.map(point).collect();
+    if count > 0 {
+        curve.push((1.0 - 1.0 / (count as f64 + 1.0), latency.max().map(|ns| ns / 1_000)));
+    }
+    curve
+}
+
+/// A moment at which something was done to the system, since the load began.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub(crate) struct Mark {
+    /// When.
+    pub(crate) at_ms: u64,
+    /// When it was undone.
+    pub(crate) until_ms: Option<u64>,
+    /// Whom it hit; 0 for none in particular.
+    pub(crate) site: u8,
+    /// What it was.
+    pub(crate) text: String,
+}
+
+/// A stretch in which a shard answered nothing although it was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub(crate) struct Window {
+    /// Which.
+    pub(crate) shard: u16,
+    /// Since the load began.
+    pub(crate) from_ms: f64,
+    /// When it answered again.
+    pub(crate) until_ms: f64,
+}
+
+/// How a result came to be: what is needed to repeat it.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(crate) struct Origin {
+    command: String,
+    pub(crate) started_unix: u64,
+    machine: Machine,
+    /// Version of the switch, where this program started it.
+    payswitch: Option<String>,
+}
+
+impl Origin {
+    /// Of this process, now.
+    pub(crate) fn now() -> Self {
+        Self {
+            command: machine::command(),
+            started_unix: machine::unix_seconds(),
+            machine: Machine::read(),
+            payswitch: None,
+        }
+    }
+
+    /// With a switch that calls itself so.
+    pub(crate) fn of_switch(self, payswitch: Option<String>) -> Self {
+        Self { payswitch, ..self }
     }
 }
 
@@ -114,6 +207,28 @@ pub(crate) struct Report {
     goals: Vec<Verdict>,
     interrupted: bool,
     seconds: Vec<Second>,
+    #[serde(flatten)]
+    origin: Origin,
+    /// Figures over time; those of a search are left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timeline: Option<Columns>,
+    marks: Vec<Mark>,
+    windows: Vec<Window>,
+    leaders_before: Vec<u8>,
+    distribution: BTreeMap<&'static str, Curve>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    audit: Option<serde_json::Value>,
+}
+
+/// What a story knows of a run that the generator alone does not.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Events {
+    /// What was done to the system.
+    pub(crate) marks: Vec<Mark>,
+    /// When shards were unavailable.
+    pub(crate) windows: Vec<Window>,
+    /// Who led each shard before the first fault.
+    pub(crate) leaders_before: Vec<u8>,
 }
 
 impl Report {
@@ -183,7 +298,33 @@ impl Report {
             goals: goals.iter().map(|goal| goal.judge(&figures)).collect(),
             interrupted: outcome.interrupted,
             seconds: measure.seconds.clone(),
+            origin: Origin::default(),
+            timeline: None,
+            marks: Vec::new(),
+            windows: Vec::new(),
+            leaders_before: Vec::new(),
+            distribution: BTreeMap::new(),
+            audit: None,
         }
+    }
+
+    /// Adds what a page shows beyond the totals.
+    pub(crate) fn with_story(mut self, outcome: &Outcome, origin: Origin, events: Events) -> Self {
+        let (planned, raw) = outcome.measure.overall();
+        self.distribution = BTreeMap::from([("planned", curve(&planned)), ("raw", curve(&raw))]);
+        // The wait for the last answers is no part of the picture.
+        let mut timeline = outcome.timeline.clone();
+        timeline.until((self.duration_s * 1e9) as u64);
+        self.timeline = Some(timeline.columns());
+        self.origin = origin;
+        (self.marks, self.windows) = (events.marks, events.windows);
+        self.leaders_before = events.leaders_before;
+        self
+    }
+
+    /// Adds what the audit found.
+    pub(crate) fn with_audit(self, audit: &Audit) -> Self {
+        Self { audit: serde_json::to_value(audit).ok(), ..self }
     }
 
     /// Whether the generator kept up and there is data.
@@ -221,65 +362,6 @@ impl Report {
         std::fs::write(path, text).map_err(|error| failed(&error))
     }
 
-    /// Prints the summary.
-    pub(crate) fn print(&self) {
-        let label = if self.closed_loop { " (closed loop: uncorrected)" } else { "" };
-        println!(
-            "\n{:.0} requests/s offered, {:.0}/s answered as asked over {:.1} s{label}",
-            self.offered_rate,
-            self.achieved_rate,
-            self.duration_s - self.warmup_s,
-        );
-        println!(
-            "sent {}, ok {}, refused {}, unanswered {}, not sent {}, left out {}, sent again {}",
-            self.sent,
-            self.ok,
-            self.refused,
-            self.unanswered,
-            self.not_sent,
-            self.skipped,
-            self.resent
-        );
-        self.print_latencies();
-        println!("answers   {}", joined(&self.by_code));
-        println!("states    {}", joined(&self.by_state));
-        println!(
-            "generator {:.2} CPU s, {:.2} us per request, lateness p99 {} us: {}",
-            self.cpu_s,
-            self.cpu_us_per_request,
-            self.generator.own_lateness_us.p99.unwrap_or(0),
-            self.generator.reason.as_deref().unwrap_or("kept up"),
-        );
-        println!("host      {}", self.host);
-        for verdict in &self.goals {
-            let word = if verdict.met { "met   " } else { "MISSED" };
-            println!("goal      {word} {} (measured {})", verdict.goal, verdict.measured);
-        }
-    }
-
-    fn print_latencies(&self) {
-        println!(
-            "\n{:<22}{:>10}{:>10}{:>10}{:>10}{:>10}  ms",
-            "latency", "p50", "p90", "p99", "p99.9", "max"
-        );
-        print_row("planned, all", &self.latency_us);
-        print_row("raw, all", &self.latency_raw_us);
-        print_row("lateness of sends", &self.lateness_us);
-        if self.refused > 0 {
-            print_row("planned, refusals", &self.refusal_latency_us);
-        }
-        if self.operations.len() > 1 {
-            for (name, operation) in &self.operations {
-                print_row(&format!("planned, {name}"), &operation.latency_us);
-            }
-        }
-        println!(
-            "Planned latency counts from when a request should have left: it holds the waiting that \
-             a stall causes\nbehind it. Raw latency counts from the real send and hides it. Never \
-             answered counts as infinite.\n"
-        );
-    }
-
     /// The exit: health first, then goals.
     pub(crate) fn verdict(&self) -> Result<(), Failure> {
         if let Some(reason) = &self.generator.reason {
@@ -303,6 +385,31 @@ impl Report {
     }
 }
 
+/// Writes the latency histograms of a phase: of every operation, from the planned time
+/// and raw, and of every interval.
+pub(crate) fn write_hlog(
+    path: &Path,
+    started_unix: u64,
+    phase: &Phase,
+    outcome: &Outcome,
+) -> Result<(), Failure> {
+    let (from, length) = (phase.warmup, phase.duration.saturating_sub(phase.warmup));
+    let part = |name: &str, kind: &str, latency: &Latency| hlog::Part {
+        tag: format!("{name}.{kind}"),
+        from,
+        length,
+        latency: latency.clone(),
+    };
+    let (planned, raw) = outcome.measure.overall();
+    let mut parts = vec![part("all", "planned", &planned), part("all", "raw", &raw)];
+    for op in Op::ALL {
+        let figures = &outcome.measure.ops[op as usize];
+        parts.push(part(op.name(), "planned", &figures.planned));
+        parts.push(part(op.name(), "raw", &figures.raw));
+    }
+    hlog::write(path, started_unix, &outcome.timeline, &parts)
+}
+
 /// The generator is the bottleneck when its own lateness outweighs what the
 /// switch took.
 fn health(measure: &Measure, raw: &Latency) -> Health {
@@ -318,27 +425,6 @@ fn health(measure: &Measure, raw: &Latency) -> Health {
     };
     let own_lateness_us = Percentiles::of(&measure.own_lateness);
     Health { valid: reason.is_none(), reason, own_lateness_us }
-}
-
-fn joined(counts: &BTreeMap<&'static str, u64>) -> String {
-    let parts: Vec<String> = counts.iter().map(|(name, count)| format!("{name} {count}")).collect();
-    if parts.is_empty() { "none".to_owned() } else { parts.join(", ") }
-}
-
-fn print_row(name: &str, percentiles: &Percentiles) {
-    let ms = |us: Option<u64>| match us {
-        Some(us) => format!("{:.3}", us as f64 / 1_000.0),
-        None if percentiles.count == 0 => "-".to_owned(),
-        None => "infinite".to_owned(),
-    };
-    println!(
-        "{name:<22}{:>10}{:>10}{:>10}{:>10}{:>10}",
-        ms(percentiles.p50),
-        ms(percentiles.p90),
-        ms(percentiles.p99),
-        ms(percentiles.p999),
-        ms(percentiles.max),
-    );
 }
 
 #[cfg(test)]
@@ -358,7 +444,7 @@ mod tests {
             measure.pulled(planned_ns, planned_ns + late_ns);
             measure.sent(sample);
             let paid = Business::Order(OrderState::Paid);
-            measure.answered(sample, Code::Ok, paid, planned_ns + late_ns + 500_000);
+            measure.answered(sample, (Code::Ok, paid), 1, planned_ns + late_ns + 500_000);
         }
         let phase = Phase {
             arrival: Arrival::Constant,
@@ -366,13 +452,14 @@ mod tests {
             duration: Duration::from_secs(1),
             warmup: Duration::ZERO,
             closed: None,
-            live: false,
+            live: crate::live::Progress::Silent,
             traced: false,
         };
         let goals: Vec<Goal> = goals.iter().map(|goal| Goal::parse(goal).unwrap()).collect();
         let outcome = Outcome {
             measure,
             trace: Vec::new(),
+            timeline: crate::series::Timeline::default(),
             start: std::time::Instant::now(),
             cpu_s: 0.1,
             host: Host::default(),
@@ -391,6 +478,19 @@ mod tests {
         assert_eq!(exit(&report(0, &["p99=100us"], 100)), Some(Exit::Missed));
         assert_eq!(exit(&report(20_000_000, &["p99=100us"], 100)), Some(Exit::Invalid));
         assert_eq!(exit(&report(0, &[], 0)), Some(Exit::Invalid));
+    }
+
+    #[test]
+    fn curves_reach_as_deep_as_there_are_values() {
+        let mut latency = Latency::new();
+        (1..=1_000).for_each(|ms| latency.record(ms * 1_000_000));
+        let of_thousand = curve(&latency);
+        let deepest = of_thousand.iter().rev().nth(1).unwrap().0;
+        assert!((0.998..=0.9991).contains(&deepest), "{deepest}");
+        assert!(of_thousand.is_sorted_by(|a, b| a.0 < b.0 && a.1 <= b.1));
+        latency.record_infinite();
+        assert_eq!(curve(&latency).last().unwrap().1, None);
+        assert!(curve(&Latency::new()).is_empty());
     }
 
     #[test]

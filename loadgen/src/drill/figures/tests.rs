@@ -1,0 +1,176 @@
+//! On traces made by hand.
+
+use super::*;
+use crate::measure::Measure;
+use crate::plan::Op;
+use crate::trace::End;
+use protocol::code::Code;
+
+const MS: u64 = 1_000_000;
+
+/// Shard 0 is led by site 1, shard 1 by site 2. Requests every 2 ms for 4 s; from
+/// 2 s on those of shard 0 are answered when `back_ms` has passed.
+fn trace(back_ms: u64) -> Vec<Done> {
+    let mut trace = Vec::new();
+    for planned_ms in (0..4_000).step_by(2) {
+        for shard in 0..2 {
+            let hit = shard == 0 && (2_000..2_000 + back_ms).contains(&planned_ms);
+            let done_ms = if hit { 2_000 + back_ms } else { planned_ms } + 1;
+            let (planned_ns, done_ns) = (planned_ms * MS, done_ms * MS);
+            let end = End::Answered(Code::Ok);
+            trace.push(Done { planned_ns, done_ns, shard, op: Op::Pay, end });
+        }
+    }
+    trace
+}
+
+fn repetition(trace: Vec<Done>, unsettled: usize) -> Repetition {
+    let start = Instant::now();
+    let at = |ms| start + Duration::from_millis(ms);
+    let measure = Measure::new(0, u64::MAX);
+    let (host, interrupted) = (Host::default(), true);
+    let timeline = crate::series::Timeline::default();
+    let outcome = Outcome { measure, trace, timeline, start, cpu_s: 0.0, host, interrupted };
+    let fault = Fault {
+        what: "kill -9 of site 1".to_owned(),
+        site: 1,
+        leaders: vec![1, 2],
+        at: at(2_000),
+        healed: at(3_000),
+        level: Some(Duration::from_millis(20)),
+    };
+    let told = Told { faults: vec![fault], leaders: vec![1, 2] };
+    Repetition::new(&outcome, &told, at(4_000), 2, unsettled)
+}
+
+fn audit(violations: u64) -> Audit {
+    let mut audit = Audit::default();
+    audit.checked.payments = 1;
+    audit.checked.acks = 1;
+    audit.violation_count = violations;
+    audit
+}
+
+fn report(drill: Drill, repetitions: Vec<Repetition>, violations: u64) -> Report {
+    let args = DrillArgs {
+        name: drill.name().to_owned(),
+        story: crate::stage::StoryArgs { payswitch: None, dir: None, seed: 1 },
+        sites: 3,
+        rate: 1_000.0,
+        duration: 4.0,
+        repeat: 1,
+        quick: false,
+        json: None,
+        report: None,
+        hlog: None,
+    };
+    let mut report = Report::new(drill, &args, args.rate);
+    for repetition in repetitions {
+        report.add(1, repetition, audit(violations));
+    }
+    report.judge();
+    report
+}
+
+fn exit(report: &Report) -> Option<Exit> {
+    report.verdict().err().map(|failure| failure.exit)
+}
+
+#[test]
+fn a_takeover_is_measured_for_the_shards_of_the_victim() {
+    let one = repetition(trace(80), 0);
+    let [affected] = one.unavailability_ms[..] else { panic!("one shard is led by site 1") };
+    assert_eq!(affected.shard, 0);
+    assert!((80.0..85.0).contains(&affected.ms.unwrap()), "{affected:?}");
+    assert!(one.calm_gap_ms.unwrap() < 3.0 && one.failed() == 0);
+    assert!((one.answered_before - 1_000.0).abs() < 5.0, "{}", one.answered_before);
+    let report = report(Drill::KillSite, vec![one], 0);
+    assert_eq!((exit(&report), report.passed), (None, true));
+    assert_eq!(report.unavailability_ms.keys().copied().collect::<Vec<_>>(), [0]);
+    let one = &report.repetitions[0];
+    let mark = &one.marks[0];
+    assert_eq!((mark.at_ms, mark.until_ms, mark.site), (2_000, Some(3_000), 1));
+    let [window] = one.windows[..] else { panic!("{:?}", one.windows) };
+    assert_eq!(window.shard, 0);
+    assert!((2_000.0..2_010.0).contains(&window.from_ms), "{window:?}");
+}
+
+#[test]
+fn figures_over_time_are_kept_of_the_worst_repetitions() {
+    let many = (0..TIMELINES_MAX as u64 + 3).map(|n| repetition(trace(20 + n), 0)).collect();
+    let report = report(Drill::KillSite, many, 0);
+    let kept: Vec<bool> = report.repetitions.iter().map(|one| one.timeline.is_some()).collect();
+    assert_eq!(kept.iter().filter(|kept| **kept).count(), TIMELINES_MAX);
+    assert!(!kept[0] && !kept[1] && !kept[2] && kept[3]);
+}
+
+#[test]
+fn a_slow_takeover_misses_and_failures_elsewhere_do_too() {
+    let slow = report(Drill::KillSite, vec![repetition(trace(150), 0)], 0);
+    assert_eq!((exit(&slow), slow.passed), (Some(Exit::Missed), false));
+    let mut failed = trace(80);
+    let other = failed.iter_mut().rfind(|done| done.shard == 1 && done.planned_ns < 3_000 * MS);
+    other.unwrap().end = End::Unanswered;
+    let failed = report(Drill::KillSite, vec![repetition(failed, 0)], 0);
+    assert_eq!((failed.errors_elsewhere, exit(&failed)), (1, Some(Exit::Missed)));
+    let unsettled = report(Drill::KillSite, vec![repetition(trace(80), 3)], 0);
+    assert_eq!(exit(&unsettled), Some(Exit::Missed));
+}
+
+#[test]
+fn failures_of_the_victims_own_shards_count_where_none_may_fail() {
+    let mut failed = trace(10);
+    let own = failed.iter_mut().find(|done| done.shard == 0 && done.planned_ns > 2_002 * MS);
+    own.unwrap().end = End::Answered(Code::NoLeader);
+    let kill = report(Drill::KillSite, vec![repetition(failed.clone(), 0)], 0);
+    assert_eq!((exit(&kill), kill.errors_by_code["NO_LEADER"]), (None, 1));
+    let drain = report(Drill::DrainSite, vec![repetition(failed, 0)], 0);
+    assert_eq!(exit(&drain), Some(Exit::Missed));
+}
+
+#[test]
+fn violations_come_first_and_no_data_never_passes() {
+    assert_eq!(
+        exit(&report(Drill::KillSite, vec![repetition(trace(150), 0)], 1)),
+        Some(Exit::Audit)
+    );
+    assert_eq!(exit(&report(Drill::KillSite, Vec::new(), 0)), Some(Exit::Invalid));
+    let mut silent = trace(80);
+    silent.retain(|done| done.shard == 1);
+    let silent = report(Drill::KillSite, vec![repetition(silent, 0)], 0);
+    assert_eq!(exit(&silent), Some(Exit::Invalid));
+}
+
+#[test]
+fn throughput_and_added_latency_are_compared_with_before() {
+    let mut slow = trace(0);
+    for done in slow.iter_mut().filter(|done| (2_000 * MS..3_000 * MS).contains(&done.planned_ns)) {
+        done.done_ns += 50 * MS;
+    }
+    let report = report(Drill::WanDelay, vec![repetition(slow, 0)], 0);
+    let missed: Vec<_> = report.targets.iter().filter(|target| !target.met).collect();
+    assert_eq!(missed.len(), 1, "{missed:?}");
+    assert!(missed[0].target.starts_with("added to p50"));
+}
+
+#[test]
+fn percentiles_are_of_the_nearest_rank() {
+    let spread = Spread::of((1..=200).map(|ms| Some(f64::from(ms)))).unwrap();
+    assert_eq!((spread.p50, spread.p99, spread.max, spread.count), (100.0, 198.0, 200.0, 200));
+    assert_eq!(Spread::of([Some(1.0), None].into_iter()), None);
+    assert_eq!(Spread::of(std::iter::empty()), None);
+}
+
+#[test]
+fn the_json_has_what_scripts_rely_on() {
+    let report = report(Drill::KillSite, vec![repetition(trace(80), 0)], 0);
+    let json = serde_json::to_value(&report).unwrap();
+    for key in
+        ["unavailability_ms", "errors_by_code", "latency_us", "audit", "targets", "repetitions"]
+    {
+        assert!(!json[key].is_null(), "{key}");
+    }
+    assert!(json["unavailability_ms"]["0"][0].as_f64().unwrap() >= 80.0);
+    assert!(json["latency_us"]["during"]["p99"].is_u64());
+    assert_eq!((&json["audit"]["violation_count"], &json["passed"]), (&0.into(), &true.into()));
+}

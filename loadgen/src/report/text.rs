@@ -1,0 +1,86 @@
+//! A run's result in lines for people.
+
+use super::{Percentiles, Report};
+use std::collections::BTreeMap;
+
+impl Report {
+    /// Prints the summary.
+    pub(crate) fn print(&self) {
+        let label = if self.closed_loop { " (closed loop: uncorrected)" } else { "" };
+        println!(
+            "\n{:.0} requests/s offered, {:.0}/s answered as asked over {:.1} s{label}",
+            self.offered_rate,
+            self.achieved_rate,
+            self.duration_s - self.warmup_s,
+        );
+        println!(
+            "sent {}, ok {}, refused {}, unanswered {}, not sent {}, left out {}, sent again {}",
+            self.sent,
+            self.ok,
+            self.refused,
+            self.unanswered,
+            self.not_sent,
+            self.skipped,
+            self.resent
+        );
+        self.print_latencies();
+        println!("answers   {}", joined(&self.by_code));
+        println!("states    {}", joined(&self.by_state));
+        println!(
+            "generator {:.2} CPU s, {:.2} us per request, lateness p99 {} us: {}",
+            self.cpu_s,
+            self.cpu_us_per_request,
+            self.generator.own_lateness_us.p99.unwrap_or(0),
+            self.generator.reason.as_deref().unwrap_or("kept up"),
+        );
+        println!("host      {}", self.host);
+        for verdict in &self.goals {
+            let word = if verdict.met { "met   " } else { "MISSED" };
+            println!("goal      {word} {} (measured {})", verdict.goal, verdict.measured);
+        }
+    }
+
+    fn print_latencies(&self) {
+        println!(
+            "\n{:<22}{:>10}{:>10}{:>10}{:>10}{:>10}  ms",
+            "latency", "p50", "p90", "p99", "p99.9", "max"
+        );
+        print_row("planned, all", &self.latency_us);
+        print_row("raw, all", &self.latency_raw_us);
+        print_row("lateness of sends", &self.lateness_us);
+        if self.refused > 0 {
+            print_row("planned, refusals", &self.refusal_latency_us);
+        }
+        if self.operations.len() > 1 {
+            for (name, operation) in &self.operations {
+                print_row(&format!("planned, {name}"), &operation.latency_us);
+            }
+        }
+        println!(
+            "Planned latency counts from when a request should have left: it holds the waiting that \
+             a stall causes\nbehind it. Raw latency counts from the real send and hides it. Never \
+             answered counts as infinite.\n"
+        );
+    }
+}
+
+fn joined(counts: &BTreeMap<&'static str, u64>) -> String {
+    let parts: Vec<String> = counts.iter().map(|(name, count)| format!("{name} {count}")).collect();
+    if parts.is_empty() { "none".to_owned() } else { parts.join(", ") }
+}
+
+fn print_row(name: &str, percentiles: &Percentiles) {
+    let ms = |us: Option<u64>| match us {
+        Some(us) => format!("{:.3}", us as f64 / 1_000.0),
+        None if percentiles.count == 0 => "-".to_owned(),
+        None => "infinite".to_owned(),
+    };
+    println!(
+        "{name:<22}{:>10}{:>10}{:>10}{:>10}{:>10}",
+        ms(percentiles.p50),
+        ms(percentiles.p90),
+        ms(percentiles.p99),
+        ms(percentiles.p999),
+        ms(percentiles.max),
+    );
+}
