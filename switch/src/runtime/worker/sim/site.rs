@@ -93,7 +93,7 @@ impl Site {
             Rc::clone(&self.disk_due_us),
         );
         let settings = setup.worker(self.number);
-        let mut recovering = Recovering::new(&settings, None);
+        let mut recovering = Recovering::new::<SimDisk>(&settings, None);
         recovering.break_rule(setup.rule());
         let forget = setup.flaw == Some(Flaw::ForgetVote);
         let mut replay = |frame: Frame<'_>| {
