@@ -185,6 +185,27 @@ fn a_damaged_checkpoint_is_set_aside_and_the_one_before_counts() {
 }
 
 #[test]
+fn two_checkpoints_can_be_written_at_the_same_time() {
+    let (disk, mut store) = sim(4);
+    let (one, other) = (store.clone(), store.clone());
+    let begin = |store: &Checkpoints<SimDisk>, of| store.create(of, &note(of.index)).unwrap();
+    let mut writers = [(6, begin(&one, of(1, 6))), (7, begin(&other, of(2, 7)))];
+    for nth in 0..4 {
+        for (index, writer) in &mut writers {
+            if let Some(chunk) = chunks(*index).get(nth) {
+                writer.chunk(chunk).unwrap();
+            }
+        }
+    }
+    for (_, writer) in writers {
+        writer.commit().unwrap();
+    }
+    disk.crash(Tear::Nothing);
+    check(&mut store, 1, 6);
+    check(&mut store, 2, 7);
+}
+
+#[test]
 fn a_checkpoint_given_up_leaves_nothing() {
     let (disk, mut store) = sim(1);
     let mut writer = store.create(of(1, 10), &note(1)).unwrap();

@@ -13,7 +13,7 @@ use crate::runtime::worker::desk::Labour;
 
 /// Whose transfer: the other site, and its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Which {
+pub(in crate::runtime::worker) struct Which {
     pub(super) site: u8,
     pub(super) id: u64,
 }

@@ -111,7 +111,7 @@ impl Cluster {
             return self.doom(number);
         }
         for to in (1..=self.setup.sites).filter(|to| *to != number) {
-            for traffic in [Traffic::Urgent, Traffic::Bulk] {
+            for traffic in [Traffic::Urgent, Traffic::Bulk, Traffic::States] {
                 while let Some(packet) =
                     shared.mesh.route(to).and_then(|route| route.queue(traffic).take())
                 {
@@ -130,6 +130,7 @@ impl Cluster {
             return self.doom(number);
         }
         let life = self.sites[usize::from(number) - 1].life;
+        self.plan_work(number);
         for (shard, wanted, entries) in read_back {
             let entries = if self.lost() { Vec::new() } else { entries };
             let after = self.random.between(100, 5 * MS);
@@ -143,6 +144,37 @@ impl Cluster {
         if let Some(disk_us) = disk_us {
             self.plan_turn(number, disk_us.max(TURN_US));
         }
+    }
+
+    /// What the threads beside the worker have to do is done some time later.
+    fn plan_work(&mut self, number: u8) {
+        let site = &mut self.sites[usize::from(number) - 1];
+        let life = site.life;
+        if site.process.as_mut().is_some_and(Process::has_work) {
+            let after = self.random.between(20, MS);
+            self.plan(after, Event::Work { site: number, life });
+        }
+    }
+
+    /// One order is carried out, or the process dies at some step of it.
+    pub(super) fn work(&mut self, number: u8, life: u32) {
+        let dies = self.faults && self.random.percent(1);
+        let first_checkpoints = self.random.percent(50);
+        let site = &mut self.sites[usize::from(number) - 1];
+        if site.life != life || site.process.is_none() {
+            return;
+        }
+        self.trace.add(0x303);
+        if dies {
+            site.disk.fail_files_after(self.random.below(8));
+        }
+        site.work(first_checkpoints);
+        if dies {
+            let down_us = self.random.between(20 * MS, SECOND);
+            return self.crash(number, Tear::Nothing, down_us, false);
+        }
+        self.nudge(number);
+        self.plan_work(number);
     }
 
     pub(super) fn doom(&mut self, number: u8) {
