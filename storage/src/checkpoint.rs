@@ -179,8 +179,7 @@ impl<F: Files> Checkpoints<F> {
         if !reader.fill(&mut header)?.ok_or(missing)? {
             return Err(reader.bad(0, CheckpointFault::Damaged));
         }
-        let header =
-            CheckpointHeader::decode(&header).map_err(|fault| reader.refused(0, fault))?;
+        let header = CheckpointHeader::decode(&header).map_err(|fault| reader.refused(0, fault))?;
         if header.identity != self.identity || (header.of.shard, header.of.index) != (shard, index)
         {
             return Err(reader.bad(0, CheckpointFault::Foreign));

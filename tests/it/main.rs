@@ -13,6 +13,7 @@ mod payments;
 mod python;
 mod reload;
 mod restart;
+mod snapshot;
 mod write_error;
 
 /// Runs a test's future on a runtime of its own.

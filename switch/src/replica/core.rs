@@ -18,8 +18,8 @@ use raft::{Config, INVALID_ID, RawNode, StateRole};
 
 use super::members::{self, Members};
 use super::placement::{self, Health, Placement};
-use super::store::{self, Store, Wanted};
 use super::snapshot::Sending;
+use super::store::{self, Store, Wanted};
 use super::{Base, HardState};
 
 /// How fast a replica acts, in ticks of [`Timing::tick_us`].

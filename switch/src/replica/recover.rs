@@ -207,12 +207,7 @@ impl Recovering {
     ///
     /// # Errors
     /// [`ReplayError::Missing`] when the state is older than that.
-    pub fn rebased(
-        &mut self,
-        index: u64,
-        term: u64,
-        chain: [u8; 32],
-    ) -> Result<(), ReplayError> {
+    pub fn rebased(&mut self, index: u64, term: u64, chain: [u8; 32]) -> Result<(), ReplayError> {
         let (shard, base) = (self.config.shard, self.base);
         if index > base.index || self.applied > base.index {
             return Err(ReplayError::Missing { shard, base: base.index, found: index + 1 });

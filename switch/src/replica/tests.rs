@@ -2,6 +2,7 @@
 //! told to. The seeded simulation of whole clusters is in `runtime/worker/sim`.
 
 mod members;
+mod snapshot;
 
 use super::*;
 use crate::engine::record::is_members;
@@ -674,8 +675,7 @@ fn alone_a_replica_goes_on_from_its_state() {
     }
     let members = Members::new(&[1]);
     let at = |index| Base { members, ..history.base(index) };
-    let (applied, mut replica) =
-        recovered(config(1, 1), at(7), &history.frames[2..], 10).unwrap();
+    let (applied, mut replica) = recovered(config(1, 1), at(7), &history.frames[2..], 10).unwrap();
     let indexes: Vec<u64> = applied.iter().map(|(index, ..)| *index).collect();
     assert_eq!(indexes, [8, 9, 10]);
     assert_eq!(replica.base(), Some(at(10)));

@@ -44,8 +44,7 @@ pub enum Traffic {
 }
 
 impl Traffic {
-    const ALL: [Self; 5] =
-        [Self::Urgent, Self::Bulk, Self::Forwards, Self::Answers, Self::States];
+    const ALL: [Self; 5] = [Self::Urgent, Self::Bulk, Self::Forwards, Self::Answers, Self::States];
 
     /// Longest packet, bytes. One bulk packet carries blocks of several shards.
     pub fn packet_max(self) -> usize {

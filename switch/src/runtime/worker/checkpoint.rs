@@ -280,9 +280,8 @@ impl<D: Disk> Checkpointer<D> {
     }
 
     fn take_end(&mut self, ended: Ended, shards: &mut [Shard], now: Now) {
-        let is_its = |active: &&Active<D>| {
-            (active.shard, active.base.index) == (ended.shard, ended.index)
-        };
+        let is_its =
+            |active: &&Active<D>| (active.shard, active.base.index) == (ended.shard, ended.index);
         let Some(active) = self.active.as_ref().filter(is_its) else { return };
         match ended.result {
             Ok(bytes) => {

@@ -33,7 +33,11 @@ pub(super) enum NotTaken<O> {
 enum Way<L: Labour> {
     Thread(SyncSender<L::Order>),
     #[cfg_attr(not(test), expect(dead_code, reason = "simulations only"))]
-    Here { labour: L, waiting: VecDeque<L::Order>, room: usize },
+    Here {
+        labour: L,
+        waiting: VecDeque<L::Order>,
+        room: usize,
+    },
 }
 
 /// Where orders are handed in and results taken out.

@@ -110,7 +110,7 @@ impl Shard {
     }
 
     /// Takes over the state of another site, whose checkpoint is durable here.
-    /// `false` when the replica has moved on meanwhile.
+    /// Gives the old one back; none when the replica has moved on meanwhile.
     pub(super) fn install(
         &mut self,
         from: u64,
@@ -118,16 +118,19 @@ impl Shard {
         base: &Base,
         engine: Engine,
         now: Now,
-    ) -> Result<bool, WorkerError> {
+    ) -> Result<Option<Engine>, WorkerError> {
         self.replica.install(from, term, base, &mut self.wants);
         self.carry_out(Some(engine), now)
     }
 
-    /// Carries out the replica's steps; says whether `arrived` took the place of
-    /// the engine.
-    fn carry_out(&mut self, arrived: Option<Engine>, now: Now) -> Result<bool, WorkerError> {
-        let mut arrived = arrived;
-        let mut is_taken = false;
+    /// Carries out the replica's steps. Gives back the engine whose place
+    /// `arrived` took, if it did.
+    fn carry_out(
+        &mut self,
+        arrived: Option<Engine>,
+        now: Now,
+    ) -> Result<Option<Engine>, WorkerError> {
+        let (mut arrived, mut old) = (arrived, None);
         let mut steps = std::mem::take(&mut self.wants.steps);
         for step in steps.drain(..) {
             match step {
@@ -146,7 +149,8 @@ impl Shard {
                     engine.inherit(&mut self.engine);
                     // As applying their records would have done.
                     self.out.merchants.extend(engine.merchants().cloned());
-                    (self.engine, self.grown, is_taken) = (engine, 0, true);
+                    old = Some(std::mem::replace(&mut self.engine, engine));
+                    self.grown = 0;
                 }
                 Step::Lead { term } => self.handle(Input::Lead { term }, now)?,
                 Step::StepDown => self.step_down(now)?,
@@ -158,7 +162,7 @@ impl Shard {
         if let Some(token) = reached {
             self.answer_reads(token, now)?;
         }
-        Ok(is_taken)
+        Ok(old)
     }
 
     fn handle(&mut self, input: Input<'_>, now: Now) -> Result<(), WorkerError> {

@@ -198,7 +198,8 @@ impl Cluster {
             cluster.plan(at, Event::Client);
         }
         let releases = cluster.setup.keep_bytes > 0;
-        for (at, fault) in faults::draw(sites, cluster.setup.shards, releases, &mut cluster.random) {
+        for (at, fault) in faults::draw(sites, cluster.setup.shards, releases, &mut cluster.random)
+        {
             cluster.plan(at, Event::Fault(fault));
         }
         cluster

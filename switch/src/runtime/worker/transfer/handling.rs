@@ -34,6 +34,8 @@ pub(in crate::runtime::worker) enum Order {
     Finish { from: Which },
     /// It is not wanted any more.
     Drop { from: Which },
+    /// Gives an old state's memory back, which takes its time.
+    Forget { engine: Box<Engine> },
 }
 
 /// What came of it.
@@ -201,6 +203,10 @@ impl<F: Files> Labour for Handling<F> {
                 Ok((engine, bytes)) => Done::Received { from, engine, bytes },
                 Err(why) => Done::NotTaken { from, why },
             }),
+            Order::Forget { engine } => {
+                drop(engine);
+                None
+            }
             Order::Drop { from } => {
                 if self.coming(from).is_some() {
                     self.abandon(from.site);

@@ -227,11 +227,15 @@ impl<F: Files> Transfers<F> {
     ) -> Result<(), WorkerError> {
         let Arrived { at, from, term, base, engine, bytes } = arrived;
         let Some(shard) = shards.get_mut(at) else { return Ok(()) };
-        if shard.install(from, term, &base, *engine, now)? {
+        if let Some(old) = shard.install(from, term, &base, *engine, now)? {
+            self.clerk.must(Order::Forget { engine: Box::new(old) });
             checkpoints.installed(at, base, bytes);
             self.clerk.metrics.snapshots_installed.add(1);
             let number = shard.replica.shard();
-            println!("shard {number}: goes on from the state at block {} of site {from}", base.index);
+            println!(
+                "shard {number}: goes on from the state at block {} of site {from}",
+                base.index
+            );
         }
         Ok(())
     }

@@ -8,9 +8,9 @@
 use bytes::Bytes;
 use storage::disk::Files;
 
+use super::Clerk;
 use super::handling::{Order, Which};
 use super::parcel::{Body, Parcel};
-use super::Clerk;
 use crate::engine::Engine;
 use crate::replica::Base;
 use crate::runtime::worker::shard::Shard;
@@ -116,8 +116,7 @@ impl Receiver {
         }
         println!("shard {shard}: the state at block {} comes from site {}", base.index, from.site);
         let (id, left, heard_us) = (from.id, bytes, now_us);
-        let coming =
-            Incoming { id, at, shard, term, base, left, ordered: 0, taken: 0, heard_us };
+        let coming = Incoming { id, at, shard, term, base, left, ordered: 0, taken: 0, heard_us };
         if let Some(lane) = self.lane(from.site) {
             lane.active = Some(coming);
         }
@@ -198,7 +197,10 @@ impl Receiver {
         }
         let Some(coming) = self.lane(from.site).and_then(|lane| lane.active.take()) else { return };
         let (shard, index) = (coming.shard, coming.base.index);
-        eprintln!("shard {shard}: the state at block {index} of site {} is dropped: {why}", from.site);
+        eprintln!(
+            "shard {shard}: the state at block {index} of site {} is dropped: {why}",
+            from.site
+        );
         clerk.must(Order::Drop { from });
         clerk.metrics.snapshot_failures.add(1);
         clerk.post(from.site, &refused(shard, from));

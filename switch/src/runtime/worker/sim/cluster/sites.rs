@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use protocol::message::kind;
 use raft::eraftpb::Entry;
+use storage::LogError;
 use storage::disk::Tear;
 
 use super::super::faults::Moment;
@@ -94,7 +95,9 @@ impl Cluster {
         let busy = match process.worker.turn(clocks) {
             Ok(busy) => busy,
             Err(error) => {
-                assert!(matches!(error, WorkerError::Log(_)), "block: site {number}: {error}");
+                let is_disk =
+                    matches!(error, WorkerError::Log(LogError::Poisoned(_) | LogError::Disk(_)));
+                assert!(is_disk, "block: site {number}: {error}");
                 // As the runtime: the process ends, having handed nothing out.
                 self.trace.add(u64::from(number));
                 let down_us = self.random.between(20 * MS, SECOND);
