@@ -65,11 +65,31 @@ impl Replica {
     /// Whether a state that another site offers would bring this one forward.
     pub fn would_take(&self, from: u64, term: u64, base: &Base) -> bool {
         let site = self.config.site;
-        base.index > self.committed()
-            && term >= self.term()
-            && !self.is_leader()
-            && from != site
-            && base.is_for(site)
+        base.index > self.committed() && self.hears(from, term) && base.is_for(site)
+    }
+
+    /// Whether `from` may lead in this term, which is not over.
+    fn hears(&self, from: u64, term: u64) -> bool {
+        term > 0 && term >= self.term() && !self.is_leader() && from != self.config.site
+    }
+
+    /// Answers the leader that offers what is here already: it does not know how
+    /// far this site is, and would offer it again and again. `false` when it is
+    /// not here.
+    pub fn has_already(&mut self, from: u64, term: u64, base: &Base) -> bool {
+        let has = base.index <= self.committed() && self.hears(from, term);
+        if has {
+            self.receive(self.offered(from, term, base));
+        }
+        has
+    }
+
+    fn offered(&self, from: u64, term: u64, base: &Base) -> Message {
+        let mut message = Message::default();
+        message.set_msg_type(MessageType::MsgSnapshot);
+        (message.from, message.to, message.term) = (from, self.config.site, term);
+        message.set_snapshot(base.snapshot());
+        message
     }
 
     /// Takes over the state of `from`, the leader of `term`, whose checkpoint file is
@@ -78,11 +98,9 @@ impl Replica {
     pub fn install(&mut self, from: u64, term: u64, base: &Base, out: &mut Outputs) {
         // What is ready now comes before, so that the state comes alone.
         self.advance(out);
-        let mut message = Message::default();
-        message.set_msg_type(MessageType::MsgSnapshot);
-        (message.from, message.to, message.term) = (from, self.config.site, term);
-        message.set_snapshot(base.snapshot());
-        self.receive(message);
+        if self.hears(from, term) {
+            self.receive(self.offered(from, term, base));
+        }
         self.advance(out);
     }
 

@@ -109,6 +109,10 @@ impl<F: Files> Handling<F> {
     }
 
     fn receive(&mut self, from: Which, shard: u16, base: Base) -> Result<(), String> {
+        #[cfg(test)]
+        for writer in self.late.drain(..) {
+            drop(writer.commit());
+        }
         self.abandon(from.site);
         let engine = self.engines.iter().find(|engine| engine.shard == shard);
         let engine = engine.ok_or("a shard that is not served here")?.clone();
@@ -168,10 +172,6 @@ impl<F: Files> Labour for Handling<F> {
     type Done = Done;
 
     fn carry_out(&mut self, order: Order) -> Option<Done> {
-        #[cfg(test)]
-        for writer in self.late.drain(..) {
-            drop(writer.commit());
-        }
         match order {
             Order::Open { to, shard, index } => {
                 let why = self.open(to, shard, index).err()?;

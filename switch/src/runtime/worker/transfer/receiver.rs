@@ -90,7 +90,7 @@ impl Receiver {
         from: Which,
         shard: u16,
         (term, base, bytes): (u64, Base, u64),
-        shards: &[Shard],
+        shards: &mut [Shard],
         has_space: bool,
         clerk: &mut Clerk<F>,
         now_us: u64,
@@ -109,7 +109,12 @@ impl Receiver {
                 && has_space
                 && !self.is_coming(*at, from.site)
         });
-        let Some(at) = at else { return clerk.post(from.site, &refused(shard, from)) };
+        let Some(at) = at else {
+            if let Some(shard) = shards.iter_mut().find(|it| it.replica.shard() == shard) {
+                shard.replica.has_already(u64::from(from.site), term, &base);
+            }
+            return clerk.post(from.site, &refused(shard, from));
+        };
         if !clerk.order(Order::Receive { from, shard, base }) {
             // It will be announced again.
             return;
