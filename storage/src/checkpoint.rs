@@ -16,6 +16,8 @@ use crate::format::{CheckpointHeader, HeaderFault, Identity, decode_footer, enco
 pub const CHECKPOINT_CHUNK_MAX: usize = 1 << 20;
 /// Checkpoints kept of each shard.
 const KEPT: usize = 2;
+/// Bytes of a [`CheckpointNote`].
+pub const CHECKPOINT_NOTE_BYTES: usize = 44;
 const HEADER_BYTES: usize = 128;
 /// Before each chunk: its length and checksum. A length of zero is the footer's.
 const PREFIX_BYTES: usize = 8;
@@ -32,6 +34,10 @@ pub struct Checkpoint {
     /// Chain value after it.
     pub chain: [u8; 32],
 }
+
+/// What the caller wants to be told of a checkpoint before its chunks; kept in
+/// the header, not looked at.
+pub type CheckpointNote = [u8; CHECKPOINT_NOTE_BYTES];
 
 /// What is wrong with a checkpoint file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -118,10 +124,14 @@ impl<F: Files> Checkpoints<F> {
     ///
     /// # Errors
     /// [`CheckpointError::Disk`].
-    pub fn create(&self, of: Checkpoint) -> Result<CheckpointWriter<F>, CheckpointError> {
+    pub fn create(
+        &self,
+        of: Checkpoint,
+        note: &CheckpointNote,
+    ) -> Result<CheckpointWriter<F>, CheckpointError> {
         let mut store = self.clone();
         store.files.create(&temporary(&of))?;
-        let header = CheckpointHeader { identity: self.identity, of };
+        let header = CheckpointHeader { identity: self.identity, of, note: Some(*note) };
         let mut writer = CheckpointWriter { store, of, chunks: 0, bytes: 0, sum: Sha256::new() };
         let mut bytes = [0; HEADER_BYTES];
         header.encode(&mut bytes);
@@ -139,26 +149,43 @@ impl<F: Files> Checkpoints<F> {
         shard: u16,
         index: u64,
         each: &mut dyn FnMut(&[u8]),
-    ) -> Result<Checkpoint, CheckpointError> {
-        let name = file_name(shard, index);
-        let missing = CheckpointError::Missing { shard, index };
-        let mut from = From { files: &mut self.files, name, offset: 0, sum: Sha256::new() };
-        let mut header = [0; HEADER_BYTES];
-        if !from.fill(&mut header)?.ok_or(missing)? {
-            return Err(from.bad(0, CheckpointFault::Damaged));
-        }
-        let header = CheckpointHeader::decode(&header).map_err(|fault| from.refused(0, fault))?;
-        if header.identity != self.identity || (header.of.shard, header.of.index) != (shard, index)
-        {
-            return Err(from.bad(0, CheckpointFault::Foreign));
-        }
-        let (mut chunk, mut chunks) = (Vec::new(), 0);
-        while from.chunk(&mut chunk)? {
-            chunks += 1;
+    ) -> Result<(Checkpoint, Option<CheckpointNote>), CheckpointError> {
+        let mut reader = self.open(shard, index)?;
+        let mut chunk = Vec::new();
+        while reader.chunk(&mut chunk)? {
             each(&chunk);
         }
-        from.footer(chunks)?;
-        Ok(header.of)
+        Ok((reader.of(), reader.note()))
+    }
+
+    /// Opens a checkpoint to be read chunk by chunk. It stays readable when it is
+    /// replaced meanwhile, where the file system keeps files that are open.
+    ///
+    /// # Errors
+    /// [`CheckpointError`].
+    pub fn open(&self, shard: u16, index: u64) -> Result<CheckpointReader<F>, CheckpointError> {
+        let mut reader = CheckpointReader {
+            files: self.files.clone(),
+            name: file_name(shard, index),
+            offset: 0,
+            sum: Sha256::new(),
+            of: Checkpoint { shard, index, term: 0, chain: [0; 32] },
+            note: None,
+            chunks: 0,
+            ended: false,
+        };
+        let missing = CheckpointError::Missing { shard, index };
+        let mut header = [0; HEADER_BYTES];
+        if !reader.fill(&mut header)?.ok_or(missing)? {
+            return Err(reader.bad(0, CheckpointFault::Damaged));
+        }
+        let header = CheckpointHeader::decode(&header).map_err(|fault| reader.refused(0, fault))?;
+        if header.identity != self.identity || (header.of.shard, header.of.index) != (shard, index)
+        {
+            return Err(reader.bad(0, CheckpointFault::Foreign));
+        }
+        (reader.of, reader.note) = (header.of, header.note);
+        Ok(reader)
     }
 
     /// Takes a checkpoint that does not check out out of the list; its bytes stay
@@ -249,15 +276,47 @@ impl<F: Files> CheckpointWriter<F> {
     }
 }
 
-/// A file being read from its beginning.
-struct From<'f, F: Files> {
-    files: &'f mut F,
+/// A checkpoint being read from its beginning.
+pub struct CheckpointReader<F: Files = DirFiles> {
+    files: F,
     name: String,
     offset: u64,
     sum: Sha256,
+    of: Checkpoint,
+    note: Option<CheckpointNote>,
+    chunks: u64,
+    ended: bool,
 }
 
-impl<F: Files> From<'_, F> {
+impl<F: Files> CheckpointReader<F> {
+    /// What it is of.
+    pub fn of(&self) -> Checkpoint {
+        self.of
+    }
+
+    /// What its writer noted; `None` in files from before there were notes.
+    pub fn note(&self) -> Option<CheckpointNote> {
+        self.note
+    }
+
+    /// Reads the next chunk, whose checksum holds. `false` at the end, when all
+    /// of them were the whole.
+    ///
+    /// # Errors
+    /// [`CheckpointError`].
+    pub fn chunk(&mut self, chunk: &mut Vec<u8>) -> Result<bool, CheckpointError> {
+        if self.ended {
+            return Ok(false);
+        }
+        if self.next(chunk)? {
+            self.chunks += 1;
+            return Ok(true);
+        }
+        self.footer(self.chunks)?;
+        self.ended = true;
+        Ok(false)
+    }
+
     /// Fills `buffer`; `Some(false)` when the file ends before, `None` when
     /// there is none.
     fn fill(&mut self, buffer: &mut [u8]) -> Result<Option<bool>, DiskError> {
@@ -277,7 +336,7 @@ impl<F: Files> From<'_, F> {
     }
 
     /// The next chunk; `false` at the footer.
-    fn chunk(&mut self, chunk: &mut Vec<u8>) -> Result<bool, CheckpointError> {
+    fn next(&mut self, chunk: &mut Vec<u8>) -> Result<bool, CheckpointError> {
         let at = self.offset;
         let mut prefix = [0; PREFIX_BYTES];
         self.must_fill(&mut prefix)?;

@@ -6,7 +6,7 @@
 
 use sha2::{Digest, Sha256};
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{CHECKPOINT_NOTE_BYTES, Checkpoint, CheckpointNote};
 use crate::frame::{Frame, FrameKind};
 
 /// Unit of writing: no block is ever shared by two batches.
@@ -156,6 +156,14 @@ fn seal_checksum(bytes: &mut [u8]) {
 
 /// Checks magic, checksum and version; leaves the reader behind the version.
 fn open(bytes: &[u8], magic: [u8; 4]) -> Result<Reader<'_>, HeaderFault> {
+    match open_any(bytes, magic)? {
+        (FORMAT_VERSION, reader) => Ok(reader),
+        (other, _) => Err(HeaderFault::Version(other)),
+    }
+}
+
+/// As [`open`], for the caller to judge the version.
+fn open_any(bytes: &[u8], magic: [u8; 4]) -> Result<(u16, Reader<'_>), HeaderFault> {
     let Some(bytes) = bytes.first_chunk::<128>() else { return Err(HeaderFault::Damaged) };
     if bytes[..4] != magic {
         return Err(HeaderFault::Damaged);
@@ -165,10 +173,7 @@ fn open(bytes: &[u8], magic: [u8; 4]) -> Result<Reader<'_>, HeaderFault> {
         return Err(HeaderFault::Damaged);
     }
     let mut reader = Reader { bytes, at: VERSION_AT };
-    match reader.u16() {
-        FORMAT_VERSION => Ok(reader),
-        other => Err(HeaderFault::Version(other)),
-    }
+    Ok((reader.u16(), reader))
 }
 
 impl Identity {
@@ -275,16 +280,25 @@ pub(crate) fn decode_released(bytes: &[u8]) -> Result<Released, HeaderFault> {
     Ok(Released { header, anchors })
 }
 
+/// Version of checkpoint files that carry a note. Older ones have the log's.
+pub(crate) const CHECKPOINT_VERSION: u16 = 2;
+
 /// Header of a checkpoint file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct CheckpointHeader {
     pub(crate) identity: Identity,
     pub(crate) of: Checkpoint,
+    /// `None` in a file of version 1, which has no room for one.
+    pub(crate) note: Option<CheckpointNote>,
 }
 
 impl CheckpointHeader {
     pub(crate) fn encode(&self, bytes: &mut [u8]) {
         let mut out = begin(bytes, CHECKPOINT_MAGIC);
+        if self.note.is_some() {
+            out.at = VERSION_AT;
+            out.put(&CHECKPOINT_VERSION.to_le_bytes());
+        }
         out.put(&self.identity.worker.to_le_bytes());
         out.put(&self.identity.log.to_le_bytes());
         out.put(&self.identity.cluster.to_le_bytes());
@@ -292,16 +306,21 @@ impl CheckpointHeader {
         out.put(&self.of.index.to_le_bytes());
         out.put(&self.of.term.to_le_bytes());
         out.put(&self.of.chain);
+        out.put(&self.note.unwrap_or([0; CHECKPOINT_NOTE_BYTES]));
         seal_checksum(bytes);
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Result<CheckpointHeader, HeaderFault> {
-        let mut from = open(bytes, CHECKPOINT_MAGIC)?;
+        let (version, mut from) = open_any(bytes, CHECKPOINT_MAGIC)?;
+        if !(FORMAT_VERSION..=CHECKPOINT_VERSION).contains(&version) {
+            return Err(HeaderFault::Version(version));
+        }
         let worker = from.u16();
         let identity = Identity { log: from.u64(), cluster: from.u64(), worker };
         let shard = u16::try_from(from.u64()).map_err(|_| HeaderFault::Damaged)?;
         let (index, term, chain) = (from.u64(), from.u64(), from.take());
-        Ok(CheckpointHeader { identity, of: Checkpoint { shard, index, term, chain } })
+        let note = (version >= CHECKPOINT_VERSION).then(|| from.take());
+        Ok(CheckpointHeader { identity, of: Checkpoint { shard, index, term, chain }, note })
     }
 }
 
@@ -518,7 +537,8 @@ mod tests {
             encode_released(&released, &mut bytes);
             prop_assert_eq!(decode_released(&bytes), Ok(released));
             let of = Checkpoint { shard: worker, index: words[2], term: words[3], chain: hash };
-            let header = CheckpointHeader { identity, of };
+            let note = (words[0] & 1 == 1).then(|| std::array::from_fn(|i| hash[i % 32]));
+            let header = CheckpointHeader { identity, of, note };
             let mut bytes = [0xaa; 128];
             header.encode(&mut bytes);
             prop_assert_eq!(CheckpointHeader::decode(&bytes), Ok(header));

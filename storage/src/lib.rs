@@ -33,8 +33,8 @@ mod verify;
 
 pub use chain::CHAIN_HISTORY;
 pub use checkpoint::{
-    CHECKPOINT_CHUNK_MAX, Checkpoint, CheckpointError, CheckpointFault, CheckpointWriter,
-    Checkpoints,
+    CHECKPOINT_CHUNK_MAX, CHECKPOINT_NOTE_BYTES, Checkpoint, CheckpointError, CheckpointFault,
+    CheckpointNote, CheckpointReader, CheckpointWriter, Checkpoints,
 };
 pub use config::{BATCH_BYTES_LIMIT, BATCH_BYTES_MIN, Backend, LogConfig, Settings};
 pub use disk::{BackendKind, DiskError, DiskFacts, DiskOp, Fallback, FileDisk, SimDisk, Space};

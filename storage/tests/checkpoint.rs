@@ -3,8 +3,8 @@
 
 use storage::disk::{Files, SimDisk, Tear};
 use storage::{
-    CHECKPOINT_CHUNK_MAX, Checkpoint, CheckpointError, CheckpointFault, Checkpoints, Closed, Log,
-    LogConfig, Notify, Settings,
+    CHECKPOINT_CHUNK_MAX, CHECKPOINT_NOTE_BYTES, Checkpoint, CheckpointError, CheckpointFault,
+    CheckpointNote, Checkpoints, Closed, Log, LogConfig, Notify, Settings,
 };
 
 fn settings() -> Settings {
@@ -21,12 +21,16 @@ fn of(shard: u16, index: u64) -> Checkpoint {
     Checkpoint { shard, index, term: index / 10 + 1, chain: [index as u8; 32] }
 }
 
+fn note(index: u64) -> CheckpointNote {
+    [index as u8; CHECKPOINT_NOTE_BYTES]
+}
+
 fn chunks(index: u64) -> Vec<Vec<u8>> {
     (1..=index % 4 + 1).map(|n| vec![(index * 3 + n) as u8; (n * 700) as usize]).collect()
 }
 
 fn write<F: Files>(store: &Checkpoints<F>, of: Checkpoint) -> Result<(), CheckpointError> {
-    let mut writer = store.create(of)?;
+    let mut writer = store.create(of, &note(of.index))?;
     for chunk in chunks(of.index) {
         writer.chunk(&chunk)?;
     }
@@ -40,7 +44,8 @@ fn read<F: Files>(
     index: u64,
 ) -> Result<(Checkpoint, Vec<Vec<u8>>), CheckpointError> {
     let mut chunks = Vec::new();
-    let of = store.read(shard, index, &mut |chunk| chunks.push(chunk.to_vec()))?;
+    let (of, noted) = store.read(shard, index, &mut |chunk| chunks.push(chunk.to_vec()))?;
+    assert_eq!(noted, Some(note(of.index)));
     Ok((of, chunks))
 }
 
@@ -71,7 +76,7 @@ fn the_last_two_of_each_shard_are_kept_on_files() {
     }
     write(&store, of(300, 7)).unwrap();
     // One that was never finished, and a chunk that cannot be.
-    let mut unfinished = store.create(of(3, 5000)).unwrap();
+    let mut unfinished = store.create(of(3, 5000), &note(1)).unwrap();
     assert!(matches!(unfinished.chunk(&[]), Err(CheckpointError::ChunkBytes(0))));
     let long = vec![0; CHECKPOINT_CHUNK_MAX + 1];
     assert!(matches!(unfinished.chunk(&long), Err(CheckpointError::ChunkBytes(_))));
@@ -180,9 +185,30 @@ fn a_damaged_checkpoint_is_set_aside_and_the_one_before_counts() {
 }
 
 #[test]
+fn two_checkpoints_can_be_written_at_the_same_time() {
+    let (disk, mut store) = sim(4);
+    let (one, other) = (store.clone(), store.clone());
+    let begin = |store: &Checkpoints<SimDisk>, of| store.create(of, &note(of.index)).unwrap();
+    let mut writers = [(6, begin(&one, of(1, 6))), (7, begin(&other, of(2, 7)))];
+    for nth in 0..4 {
+        for (index, writer) in &mut writers {
+            if let Some(chunk) = chunks(*index).get(nth) {
+                writer.chunk(chunk).unwrap();
+            }
+        }
+    }
+    for (_, writer) in writers {
+        writer.commit().unwrap();
+    }
+    disk.crash(Tear::Nothing);
+    check(&mut store, 1, 6);
+    check(&mut store, 2, 7);
+}
+
+#[test]
 fn a_checkpoint_given_up_leaves_nothing() {
     let (disk, mut store) = sim(1);
-    let mut writer = store.create(of(1, 10)).unwrap();
+    let mut writer = store.create(of(1, 10), &note(1)).unwrap();
     writer.chunk(b"half").unwrap();
     writer.abandon();
     assert_eq!(store.list(1).unwrap(), []);
@@ -204,4 +230,49 @@ fn checkpoints_can_be_read_before_the_log() {
     check(&mut store, 3, 7);
     let second = Closed::lock(&config, Notify::new().unwrap());
     assert!(second.is_err(), "it is locked meanwhile");
+}
+
+#[test]
+fn a_checkpoint_is_read_chunk_by_chunk_to_its_end() {
+    let (_disk, mut store) = sim(8);
+    write(&store, of(1, 6)).unwrap();
+    let mut reader = store.open(1, 6).unwrap();
+    assert_eq!((reader.of(), reader.note()), (of(1, 6), Some(note(6))));
+    let (mut chunk, mut read_back) = (Vec::new(), Vec::new());
+    while reader.chunk(&mut chunk).unwrap() {
+        read_back.push(chunk.clone());
+    }
+    assert_eq!(read_back, chunks(6));
+    assert!(!reader.chunk(&mut chunk).unwrap(), "the end stays the end");
+    assert_eq!(store.list(1).unwrap(), [6]);
+}
+
+/// A file as it was written before there were notes, byte by byte.
+#[test]
+fn a_file_of_the_first_version_is_read_and_a_newer_one_named() {
+    let (disk, mut store) = sim(9);
+    write(&store, of(1, 6)).unwrap();
+    let name = "0001-0000000000000006.checkpoint";
+    let patch = |version: u8, keep_note: bool| {
+        disk.edit_file(name, |bytes| {
+            bytes[4] = version;
+            if !keep_note {
+                bytes[80..80 + CHECKPOINT_NOTE_BYTES].fill(0);
+            }
+            let crc = crc32c::crc32c(&bytes[..124]);
+            bytes[124..128].copy_from_slice(&crc.to_le_bytes());
+            let end = bytes.len() - 128;
+            let sum = <sha2::Sha256 as sha2::Digest>::digest(&bytes[..end]);
+            bytes[end + 24..end + 56].copy_from_slice(&sum);
+            let crc = crc32c::crc32c(&bytes[end..end + 124]);
+            bytes[end + 124..].copy_from_slice(&crc.to_le_bytes());
+        });
+    };
+    patch(1, false);
+    let (found, noted) = store.read(1, 6, &mut |_| {}).unwrap();
+    assert_eq!((found, noted), (of(1, 6), None));
+    patch(3, true);
+    let newer = store.read(1, 6, &mut |_| {}).unwrap_err();
+    let CheckpointError::Bad { offset: 0, fault, .. } = newer else { panic!("{newer}") };
+    assert_eq!(fault, CheckpointFault::Version(3));
 }

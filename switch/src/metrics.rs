@@ -317,6 +317,12 @@ pub struct Metrics {
     pub checkpoints: Counter,
     /// Checkpoints given up.
     pub checkpoint_failures: Counter,
+    /// States that reached another site.
+    pub snapshots_sent: Counter,
+    /// States of other sites that this one goes on from.
+    pub snapshots_installed: Counter,
+    /// States given up on their way, here or there.
+    pub snapshot_failures: Counter,
     /// Bytes of the log's segments on disk.
     pub log_bytes: Gauge,
     /// Segment files.
@@ -396,6 +402,9 @@ impl Metrics {
             log_written_bytes: Counter::default(),
             checkpoints: Counter::default(),
             checkpoint_failures: Counter::default(),
+            snapshots_sent: Counter::default(),
+            snapshots_installed: Counter::default(),
+            snapshot_failures: Counter::default(),
             log_bytes: Gauge::default(),
             log_segments: Gauge::default(),
             disk_free_bytes: Gauge::default(),

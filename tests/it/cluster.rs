@@ -24,7 +24,7 @@ fn signer(merchant: &Merchant) -> Signer {
 }
 
 /// A client of all sites.
-async fn connect(cluster: &Cluster) -> Client {
+pub(crate) async fn connect(cluster: &Cluster) -> Client {
     let deployment = &cluster.deployment;
     let pem = |name: &str| std::fs::read(deployment.file(name)).unwrap();
     let sites = cluster.sites().map(|site| Site {
@@ -49,7 +49,7 @@ fn same_pay(merchant: &Merchant, no: &str) -> Pay<'static> {
 }
 
 /// Pays until the outcome is final: a busy machine may get an early answer.
-async fn paid(client: &Client, merchant: &Merchant, no: &str) -> OrderReply {
+pub(crate) async fn paid(client: &Client, merchant: &Merchant, no: &str) -> OrderReply {
     loop {
         let reply = client.pay(&same_pay(merchant, no), &signer(merchant), WITHIN).await.unwrap();
         if reply.state != OrderState::Processing {
@@ -59,7 +59,7 @@ async fn paid(client: &Client, merchant: &Merchant, no: &str) -> OrderReply {
     }
 }
 
-async fn queried(client: &Client, merchant: &Merchant, no: &str) -> OrderReply {
+pub(crate) async fn queried(client: &Client, merchant: &Merchant, no: &str) -> OrderReply {
     let order = OrderRef::OutTradeNo(OutTradeNo::parse(no.as_bytes()).unwrap());
     let request =
         OrderRequest { mch_id: merchant.id, order, refresh: false, wait_ms: 0, auth: Auth::NONE };
@@ -67,7 +67,7 @@ async fn queried(client: &Client, merchant: &Merchant, no: &str) -> OrderReply {
 }
 
 /// The first merchant of each shard.
-fn one_of_each_shard(cluster: &Cluster) -> Vec<Merchant> {
+pub(crate) fn one_of_each_shard(cluster: &Cluster) -> Vec<Merchant> {
     let all = (0..MERCHANTS as usize).map(|at| merchant(&cluster.deployment, at));
     let mut found: Vec<Option<Merchant>> = vec![None; usize::from(SHARDS)];
     for merchant in all {
@@ -87,7 +87,7 @@ fn three_sites() -> (Cluster, Process) {
 }
 
 /// Waits until every site leads its share, as `asked` sees it.
-fn wait_spread(cluster: &Cluster, asked: u16) {
+pub(crate) fn wait_spread(cluster: &Cluster, asked: u16) {
     wait_until("every site leads its share", || cluster.leads(asked) == [0, 4, 4, 4]);
 }
 

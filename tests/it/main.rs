@@ -14,6 +14,7 @@ mod python;
 mod reload;
 mod report;
 mod restart;
+mod snapshot;
 mod write_error;
 
 /// Runs a test's future on a runtime of its own.

@@ -19,6 +19,12 @@ impl Cluster {
         Self { running: (0..sites).map(|_| None).collect(), deployment }
     }
 
+    /// As [`Self::init`]; the sites behind the first `voters` are no members yet.
+    pub fn init_voters(sites: u16, voters: u16, merchants: u32) -> Self {
+        let deployment = Deployment::init_sites(sites, voters, merchants);
+        Self { running: (0..sites).map(|_| None).collect(), deployment }
+    }
+
     /// Numbers of all sites.
     pub fn sites(&self) -> std::ops::RangeInclusive<u16> {
         1..=self.deployment.sites

@@ -286,9 +286,14 @@ impl Deployment {
 
     /// The smallest segments, of which 255 batches fill one.
     pub fn small_segments(&self) {
-        self.edit("# segment_mib = 64", "segment_mib = 1");
-        self.edit("# batch_max_kib = 4096", "batch_max_kib = 64");
-        self.edit("# block_max_bytes = 1048576", "block_max_bytes = 32768");
+        self.small_segments_of(1);
+    }
+
+    /// As [`Self::small_segments`], of a site.
+    pub fn small_segments_of(&self, site: u16) {
+        self.edit_site(site, "# segment_mib = 64", "segment_mib = 1");
+        self.edit_site(site, "# batch_max_kib = 4096", "batch_max_kib = 64");
+        self.edit_site(site, "# block_max_bytes = 1048576", "block_max_bytes = 32768");
     }
 
     /// Switches started from now on obey the plan of the returned faults. Only
@@ -371,7 +376,15 @@ impl Deployment {
     /// # Panics
     /// When there is no such metric.
     pub fn metric(&self, name: &str) -> u64 {
-        self.sample(name, "site=\"1\"")
+        self.site_metric(1, name)
+    }
+
+    /// As [`Self::metric`], of a site.
+    ///
+    /// # Panics
+    /// When there is no such metric.
+    pub fn site_metric(&self, site: u16, name: &str) -> u64 {
+        self.sample(site, name, &format!("site=\"{site}\""))
     }
 
     /// As [`Self::metric`], with one more label, for example `op="pay"`.
@@ -379,12 +392,13 @@ impl Deployment {
     /// # Panics
     /// When there is no such metric.
     pub fn labelled_metric(&self, name: &str, label: &str) -> u64 {
-        self.sample(name, &format!("site=\"1\",{label}"))
+        self.sample(1, name, &format!("site=\"1\",{label}"))
     }
 
-    fn sample(&self, name: &str, labels: &str) -> u64 {
-        let admin = self.address("admin", "listen");
-        let page = http::get(&admin, "/metrics").expect("the admin port answers").body;
+    fn sample(&self, site: u16, name: &str, labels: &str) -> u64 {
+        let config = self.site_config(site);
+        let admin = config["admin"]["listen"].as_str().expect("an address");
+        let page = http::get(admin, "/metrics").expect("the admin port answers").body;
         let prefix = format!("payswitch_{name}{{{labels}}} ");
         let value = page.lines().find_map(|line| line.strip_prefix(&prefix));
         let value = value.unwrap_or_else(|| panic!("no metric {name} in:\n{page}"));

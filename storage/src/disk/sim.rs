@@ -100,6 +100,8 @@ struct State {
 #[derive(Debug, Clone)]
 pub struct SimDisk {
     state: Arc<Mutex<State>>,
+    /// The file that this handle has started last.
+    writing: u64,
 }
 
 impl SimDisk {
@@ -121,7 +123,7 @@ impl SimDisk {
             small: SimFiles::default(),
             removed: Vec::new(),
         };
-        SimDisk { state: Arc::new(Mutex::new(state)) }
+        SimDisk { state: Arc::new(Mutex::new(state)), writing: 0 }
     }
 
     /// Schedules a fault. Writes are counted over the life of the disk.
@@ -391,15 +393,17 @@ impl Files for SimDisk {
     }
 
     fn create(&mut self, name: &str) -> Result<(), DiskError> {
-        self.state().small.create(name)
+        let started = self.state().small.create(name)?;
+        self.writing = started;
+        Ok(())
     }
 
     fn append(&mut self, bytes: &[u8]) -> Result<(), DiskError> {
-        self.state().small.append(bytes)
+        self.state().small.append(self.writing, bytes)
     }
 
     fn sync(&mut self) -> Result<(), DiskError> {
-        self.state().small.sync()
+        self.state().small.sync(self.writing)
     }
 
     fn rename(&mut self, from: &str, to: &str) -> Result<(), DiskError> {

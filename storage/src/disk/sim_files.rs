@@ -28,7 +28,6 @@ pub(super) struct SimFiles {
     durable: BTreeMap<String, u64>,
     pending: Vec<NameOp>,
     made: u64,
-    writing: u64,
     /// Operations that still succeed.
     pub(super) left: Option<u64>,
     pub(super) done: u64,
@@ -73,26 +72,26 @@ impl SimFiles {
         self.names.keys().cloned().collect()
     }
 
-    pub(super) fn create(&mut self, name: &str) -> Result<(), DiskError> {
+    /// Returns the number under which the file is written.
+    pub(super) fn create(&mut self, name: &str) -> Result<u64, DiskError> {
         self.step()?;
         self.made += 1;
-        self.writing = self.made;
         self.contents.insert(self.made, Content::default());
         self.name(NameOp::Link(name.to_owned(), self.made));
-        Ok(())
+        Ok(self.made)
     }
 
-    pub(super) fn append(&mut self, bytes: &[u8]) -> Result<(), DiskError> {
+    pub(super) fn append(&mut self, file: u64, bytes: &[u8]) -> Result<(), DiskError> {
         self.step()?;
-        if let Some(content) = self.contents.get_mut(&self.writing) {
+        if let Some(content) = self.contents.get_mut(&file) {
             content.bytes.extend_from_slice(bytes);
         }
         Ok(())
     }
 
-    pub(super) fn sync(&mut self) -> Result<(), DiskError> {
+    pub(super) fn sync(&mut self, file: u64) -> Result<(), DiskError> {
         self.step()?;
-        if let Some(content) = self.contents.get_mut(&self.writing) {
+        if let Some(content) = self.contents.get_mut(&file) {
             content.synced = content.bytes.len();
         }
         Ok(())

@@ -6,12 +6,15 @@
 use super::{Exit, Failure, finish, print};
 use crate::config::Config;
 use crate::replica::{
-    Append, HardState, Recovering, ReplicaConfig, Timing, preference_among, sites,
+    Append, Base, HardState, Recovering, ReplicaConfig, Timing, preference_among, sites,
 };
 use std::io::{BufRead, Read, Write};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
-use storage::{FRAME_HEADER_BYTES, Frame, FrameKind, Log, LogError, Notify, ReplayError};
+use storage::{
+    Checkpoints, Closed, DiskError, FRAME_HEADER_BYTES, Frame, FrameKind, Log, LogError, Notify,
+    ReplayError,
+};
 
 /// Longest confirmation that is read, bytes.
 const PHRASE_MAX: u64 = 256;
@@ -40,13 +43,17 @@ pub(super) fn run(
         let text = format!("no log in {}: nothing to recover", log_config.dir.display());
         return Err(Failure::new(Exit::Usage, text));
     }
-    let mut shards: Vec<_> =
-        (0..config.shards).map(|shard| Recovering::new(replica(&config, shard))).collect();
     let unavailable = |error: std::io::Error| Failure::new(Exit::Environment, error);
     let notify = Notify::new().map_err(unavailable)?;
-    let (mut log, _) = Log::open(log_config, notify.clone(), &mut |frame| {
-        take(&mut shards, &frame).map_err(ReplayError::new)
-    })?;
+    let closed = Closed::lock(&log_config, notify.clone())?;
+    let mut shards = begin(out, &config, closed.checkpoints())?;
+    let (mut log, recovery) =
+        closed.open(&mut |frame| take(&mut shards, &frame).map_err(ReplayError::new))?;
+    for (number, shard) in (0..).zip(&mut shards) {
+        let end = recovery.shards.iter().find(|end| end.shard == number);
+        let checked = shard.check(end.map(|end| end.index));
+        checked.map_err(|error| Failure::new(Exit::Usage, error))?;
+    }
     tell(out, &config, &shards)?;
     confirm(out, input, &config)?;
     let at_us = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros() as u64;
@@ -84,6 +91,49 @@ fn replica(config: &Config, shard: u16) -> ReplicaConfig {
     }
 }
 
+/// The shards as a start would begin with them: behind their newest sound
+/// checkpoints, of which the states are not needed here.
+fn begin(
+    out: &mut impl Write,
+    config: &Config,
+    mut checkpoints: Option<Checkpoints>,
+) -> Result<Vec<Recovering>, Failure> {
+    let mut shards = Vec::new();
+    for shard in 0..config.shards {
+        let newest = match &mut checkpoints {
+            Some(checkpoints) => newest(out, config, checkpoints, shard)?,
+            None => None,
+        };
+        let replica = replica(config, shard);
+        shards.push(match newest {
+            Some(base) => Recovering::from_base(replica, base),
+            None => Recovering::new(replica),
+        });
+    }
+    Ok(shards)
+}
+
+/// Where the newest sound checkpoint of a shard stands.
+fn newest(
+    out: &mut impl Write,
+    config: &Config,
+    checkpoints: &mut Checkpoints,
+    shard: u16,
+) -> Result<Option<Base>, Failure> {
+    let unreadable = |error: DiskError| Failure::new(Exit::Environment, error);
+    for index in checkpoints.list(shard).map_err(unreadable)? {
+        let why = match checkpoints.read(shard, index, &mut |_| {}) {
+            Ok((of, note)) => match Base::of(of, note, &config.first_voters()) {
+                Some(base) => return Ok(Some(base)),
+                None => "its note cannot be read".to_owned(),
+            },
+            Err(error) => error.to_string(),
+        };
+        print(out, format_args!("checkpoint of shard {shard} at {index} is not used: {why}\n"))?;
+    }
+    Ok(None)
+}
+
 fn take(shards: &mut [Recovering], frame: &Frame<'_>) -> Result<(), String> {
     let shard =
         shards.get_mut(usize::from(frame.shard)).ok_or("a shard that is not served here")?;
@@ -92,6 +142,7 @@ fn take(shards: &mut [Recovering], frame: &Frame<'_>) -> Result<(), String> {
             shard.block(frame.index, frame.term, frame.chain, frame.payload).map(drop)
         }
         FrameKind::HardState => shard.hard_state(frame.payload),
+        FrameKind::Base => shard.rebased(frame.index, frame.term, frame.chain),
         other => return Err(format!("a frame of kind {other:?}")),
     };
     taken.map_err(|error| error.to_string())?;
@@ -159,6 +210,14 @@ fn put(log: &mut Log, notify: &Notify, shard: u16, append: &Append) -> Result<()
             index: entry.index,
             chain: *chain,
             payload: &entry.data,
+        },
+        Append::Base(base) => Frame {
+            kind: FrameKind::Base,
+            shard,
+            term: base.term,
+            index: base.index,
+            chain: base.chain,
+            payload: &[],
         },
         Append::HardState(hard_state) => {
             state = HardState::encode(hard_state);

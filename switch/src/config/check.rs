@@ -201,11 +201,6 @@ impl Check<'_> {
         if log.keep_mib > 0 && log.checkpoint_mib == 0 {
             self.refuse("log.keep_mib", log.keep_mib, "0 without checkpoints");
         }
-        if log.keep_mib > 0 && config.sites.len() > 1 {
-            let allowed =
-                "0 with several sites: one that was away gets what it missed from the log";
-            self.refuse("log.keep_mib", log.keep_mib, allowed);
-        }
         self.range("worker.inbox_batches", worker.inbox_batches, 16, 1 << 20);
         self.range("worker.outstanding_max", worker.outstanding_max, 1, 1 << 24);
         self.range("worker.queue_delay_max_ms", worker.queue_delay_max_ms, 1, 60_000);

@@ -94,7 +94,6 @@ fn every_bad_value_is_named_with_what_is_allowed() {
             "[log]\nbatch_max_kib = 65536",
             "log.batch_max_kib: 65536; allowed: at most half",
         ),
-        ("[log]", "[log]\nkeep_mib = 64", "log.keep_mib: 64; allowed: 0 with several sites"),
         ("[log]", "[log]\nkeep_mib = 1\ncheckpoint_mib = 0", "log.keep_mib: 1; allowed: 0 without"),
         ("[log]", "[log]\nbackend = \"fast\"", "log: unknown variant `fast`"),
         (

@@ -230,6 +230,18 @@ impl Engine {
         restore.finish()
     }
 
+    /// Takes over from the engine whose place this one takes what is no part of
+    /// the state: who subscribed here, and which channels are up. Neither leads.
+    pub fn inherit(&mut self, from: &mut Self) {
+        debug_assert!(self.term.is_none() && from.term.is_none(), "only followers are brought up");
+        for (channel, old) in self.channels.iter_mut().zip(&from.channels) {
+            channel.up = old.up;
+        }
+        self.outbox.inherit(&mut from.outbox);
+        #[cfg(test)]
+        self.break_rule(from.weakness);
+    }
+
     /// The merchants as committed, in no particular order: after a restore
     /// nobody was told of them through [`super::Outputs::merchants`].
     pub fn merchants(&self) -> impl Iterator<Item = &Merchant> {

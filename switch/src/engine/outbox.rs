@@ -87,6 +87,11 @@ impl Outbox {
         }
     }
 
+    /// Takes the subscribers over.
+    pub(super) fn inherit(&mut self, from: &mut Self) {
+        self.subscribers = std::mem::take(&mut from.subscribers);
+    }
+
     pub(super) fn len(&self) -> usize {
         self.events.len()
     }

@@ -163,6 +163,12 @@ impl Metrics {
         page.counter("checkpoints_total", "Checkpoints made durable.", &self.checkpoints);
         let help = "Checkpoints given up: disk full, write error.";
         page.counter("checkpoint_failures_total", help, &self.checkpoint_failures);
+        let help = "States that reached a site whose log ended too early.";
+        page.counter("snapshots_sent_total", help, &self.snapshots_sent);
+        let help = "States of other sites that this one went on from.";
+        page.counter("snapshots_installed_total", help, &self.snapshots_installed);
+        let help = "States given up on their way between sites, and sent anew.";
+        page.counter("snapshot_failures_total", help, &self.snapshot_failures);
         page.gauge("log_bytes", "Bytes of the log's segments.", &self.log_bytes);
         page.gauge("log_segments", "Segment files of the log.", &self.log_segments);
         let help = "Free bytes of the log's file system.";

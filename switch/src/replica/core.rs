@@ -19,6 +19,7 @@ use raft::{Config, INVALID_ID, RawNode, StateRole};
 use super::lease::{Head, Lease};
 use super::members::{self, Members};
 use super::placement::{self, Health, Placement};
+use super::snapshot::Sending;
 use super::store::{self, Store, Wanted};
 use super::{Base, HardState};
 
@@ -93,6 +94,8 @@ pub struct ReplicaConfig {
 pub enum Append {
     /// A block with its chain value; a change of members as its block.
     Block(Entry, [u8; 32]),
+    /// The shard's log begins anew behind a state.
+    Base(Base),
     /// Term, vote and commit index.
     HardState(HardState),
     /// Everything before belongs to this ticket: tell
@@ -111,6 +114,11 @@ pub enum Step {
         term: u64,
         /// The block.
         block: Bytes,
+    },
+    /// The state is that of a checkpoint of another site from now on.
+    Restore {
+        /// Last block in it.
+        index: u64,
     },
     /// This replica leads, and everything before its term has been applied.
     Lead {
@@ -131,6 +139,8 @@ pub struct Outputs {
     pub urgent: bool,
     /// For other replicas; may leave at once.
     pub messages: Vec<Message>,
+    /// States that followers need.
+    pub sendings: Vec<Sending>,
     /// For the engine.
     pub steps: Vec<Step>,
     /// Read barriers that are reached: state applied so far is current.
@@ -175,8 +185,8 @@ pub struct Replica {
     /// Messages that may leave: their ticket was reached since the last
     /// `advance`, or they need none.
     pub(super) released: Vec<Message>,
-    applied: u64,
-    applied_term: u64,
+    pub(super) applied: u64,
+    pub(super) applied_term: u64,
     /// The term in which the engine was told to lead.
     leading: Option<u64>,
     saved_commit: u64,
@@ -192,6 +202,8 @@ pub struct Replica {
     /// not get through is tried again without waiting for the time-out.
     eager_until: u64,
     spare: Vec<Vec<u8>>,
+    /// What the log must say before anything else.
+    anew: Option<Base>,
 }
 
 impl Replica {
@@ -199,7 +211,13 @@ impl Replica {
     ///
     /// # Panics
     /// Never with a store of the recovery: its state is consistent.
-    pub(super) fn new(config: ReplicaConfig, store: Store, members: Members, applied: u64) -> Self {
+    pub(super) fn new(
+        config: ReplicaConfig,
+        store: Store,
+        members: Members,
+        applied: u64,
+        anew: Option<Base>,
+    ) -> Self {
         let election = config.timing.election_ticks as usize;
         let raft_config = Config {
             id: config.site,
@@ -245,6 +263,7 @@ impl Replica {
             was_candidate: false,
             eager_until: 0,
             spare: Vec::new(),
+            anew,
         };
         replica.after_input();
         if replica.members.is_alone(replica.config.site) {
@@ -298,15 +317,11 @@ impl Replica {
         self.applied
     }
 
-    /// Where the engine's state stands, once every step was carried out. None
-    /// after a change of members: a state does not hold them, and recovery must
-    /// find every change in the log.
+    /// Where the engine's state stands, once every step was carried out.
     pub fn base(&self) -> Option<Base> {
-        if self.members != Members::new(&self.config.voters) {
-            return None;
-        }
         let chain = self.node.store().chain_at(self.applied)?;
-        Some(Base { index: self.applied, term: self.applied_term, chain })
+        let (index, term, members) = (self.applied, self.applied_term, self.members);
+        Some(Base { index, term, chain, members, received: false })
     }
 
     /// First index whose entry can be served to followers.
@@ -337,8 +352,8 @@ impl Replica {
         self.node.raft.prs().get(site).map(|progress| progress.matched)
     }
 
-    /// Sites that need entries which the log no longer holds, while leading: only
-    /// a checkpoint would help them.
+    /// Sites that need entries which the log no longer holds, while leading: they
+    /// are brought up by a checkpoint.
     pub fn beyond_log(&self) -> u64 {
         if !self.is_leader() {
             return 0;
@@ -591,7 +606,8 @@ impl Replica {
 
     /// Whether [`Self::advance`] would bring something.
     pub fn has_outputs(&self) -> bool {
-        !self.released.is_empty() || self.stepped_down() || self.node.has_ready()
+        let waits = !self.released.is_empty() || self.anew.is_some();
+        waits || self.stepped_down() || self.node.has_ready()
     }
 
     /// Collects what is to be done. Frames must reach the log in order.
@@ -600,6 +616,7 @@ impl Replica {
             self.leading = None;
             out.steps.push(Step::StepDown);
         }
+        out.appends.extend(self.anew.take().map(Append::Base));
         out.messages.append(&mut self.released);
         while self.node.has_ready() {
             self.take_ready(out);
@@ -619,10 +636,17 @@ impl Replica {
 
     fn take_ready(&mut self, out: &mut Outputs) {
         let mut ready = self.node.ready();
-        out.messages.extend(ready.take_messages());
+        let mut messages = ready.take_messages();
+        self.take_sendings(&mut messages, &mut out.sendings);
+        out.messages.append(&mut messages);
+        let begins = match ready.snapshot().is_empty() {
+            true => None,
+            false => self.begin_at(ready.snapshot(), out),
+        };
         let entries = ready.take_entries();
+        debug_assert!(begins.is_none() || entries.is_empty(), "a state comes alone");
         let state = ready.must_sync().then(|| ready.hs().cloned()).flatten();
-        let writes = !entries.is_empty() || state.is_some();
+        let writes = !entries.is_empty() || state.is_some() || begins.is_some();
         let elects = |state: &RaftHardState| (state.term, state.vote) != self.promised;
         out.urgent |= state.as_ref().is_some_and(elects) || entries.iter().any(is_first);
         // Entries first: a commit index in front of them could, after a crash
@@ -644,6 +668,11 @@ impl Replica {
         }
         let committed = ready.take_committed_entries();
         self.node.advance_append_async(ready);
+        if let Some(base) = begins {
+            // Its file is durable, which is what counts at the next start.
+            self.node.on_persist_ready(number);
+            self.node.advance_apply_to(base.index);
+        }
         if writes || !self.tickets.is_empty() {
             out.appends.push_back(Append::Ticket(number));
             let since_tick = self.tick;

@@ -47,7 +47,7 @@ impl Recovering {
         }
         let by = By { at_us, forced: true, ..By::default() };
         let term = self.state.term.max(last_term) + 1;
-        let mut out = Vec::new();
+        let mut out = Vec::from_iter(self.begins_anew().map(Append::Base));
         if self.members.is_joint() {
             self.force(&ConfChangeV2::default(), term, &mut out);
         }

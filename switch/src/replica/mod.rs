@@ -16,9 +16,11 @@
 //! | `membership` | the replica's part in such a change |
 //! | `force` | going on without a majority, by an operator's decree |
 //! | `lease` | how long a leader may act on the outside world |
+//! | `base`, `snapshot` | where a state stands; sites brought up by one |
 //! | `placement` | which site should lead, who stands first |
 //! | `message` | messages between sites, as bytes |
 
+mod base;
 mod core;
 mod force;
 mod lease;
@@ -27,16 +29,19 @@ mod membership;
 pub mod message;
 mod placement;
 mod recover;
+mod snapshot;
 mod store;
 #[cfg(test)]
 mod tests;
 
+pub use base::Base;
 pub use core::{Append, Counters, Outputs, Replica, ReplicaConfig, Step, Timing};
 pub use force::ForceError;
 pub use members::{By, Members, sites};
 pub use membership::{ChangeError, Stage};
 pub use placement::{preference, preference_among};
 pub use recover::{Recovered, Recovering};
+pub use snapshot::Sending;
 pub use store::{Wanted, entry};
 
 /// Term and vote that must be durable before this replica acts in the term.
@@ -73,17 +78,6 @@ impl HardState {
         };
         Some(Self { term: word(0), vote: word(8), commit: word(16) })
     }
-}
-
-/// Where a state stands in its shard's log: what a checkpoint is of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Base {
-    /// Last block in the state.
-    pub index: u64,
-    /// Its term.
-    pub term: u64,
-    /// Chain value after it.
-    pub chain: [u8; 32],
 }
 
 /// Why a recovered log does not fit.

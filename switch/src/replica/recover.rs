@@ -37,6 +37,8 @@ pub struct Recovering {
     meets: bool,
     /// Whether the block behind the base follows from the state, likewise.
     follows: bool,
+    /// The log does not lead to the base, and begins anew behind it.
+    anew: bool,
 }
 
 /// A committed block found in the log.
@@ -53,26 +55,29 @@ pub struct Recovered {
 impl Recovering {
     /// An empty replica.
     pub fn new(config: ReplicaConfig) -> Self {
-        Self::from_base(config, Base { index: 0, term: 0, chain: CHAIN_START })
+        let members = Members::new(&config.voters);
+        let base = Base { index: 0, term: 0, chain: CHAIN_START, members, received: false };
+        Self::from_base(config, base)
     }
 
     /// A replica whose engine was restored from a checkpoint.
     pub fn from_base(config: ReplicaConfig, base: Base) -> Self {
         let store = match base.index {
             0 => Store::new(&config.voters),
-            _ => Store::based(&config.voters, &base),
+            _ => Store::based(&base),
         };
         Self {
             store,
             state: HardState { term: 0, vote: 0, commit: base.index },
             applied: base.index,
-            members: Members::new(&config.voters),
+            members: base.members,
             config,
             base,
             seen: None,
             shown: false,
             meets: true,
             follows: true,
+            anew: false,
         }
     }
 
@@ -97,9 +102,17 @@ impl Recovering {
         self.state.term
     }
 
-    /// Whether durable means committed here.
+    /// Whether this site alone decides.
     fn alone(&self) -> bool {
         self.members.is_alone(self.config.site)
+    }
+
+    /// Whether durable means committed for the blocks as they are read. Not behind a
+    /// state of a site that was not always alone: what stands in the log before the
+    /// base is found may be a stale end from the time with others.
+    fn decides(&self) -> bool {
+        let was_alone = self.base.members == Members::new(&self.config.voters);
+        self.alone() && (self.base.index == 0 || was_alone)
     }
 
     /// Takes a block found in the log. Says whether it is to be applied at once:
@@ -145,7 +158,7 @@ impl Recovering {
         if index == base.index + 1 {
             self.follows = follows;
         }
-        if self.alone() && self.store.is_bare() && members::of_block(payload).is_none() {
+        if self.decides() && self.store.is_bare() && members::of_block(payload).is_none() {
             self.store.skip(index, term, chain);
             self.applied = index;
             return Ok(true);
@@ -176,7 +189,7 @@ impl Recovering {
 
     /// The next block that is known committed.
     pub fn next_committed(&mut self) -> Option<Recovered> {
-        if self.applied >= self.state.commit && !self.alone() {
+        if self.applied >= self.state.commit && !self.decides() {
             return None;
         }
         let entry = self.store.entry(self.applied + 1)?;
@@ -194,27 +207,36 @@ impl Recovering {
     ///
     /// # Errors
     /// [`ReplayError::Missing`] when the state is older than that.
-    pub fn rebased(&mut self, at: Base) -> Result<(), ReplayError> {
+    pub fn rebased(&mut self, index: u64, term: u64, chain: [u8; 32]) -> Result<(), ReplayError> {
         let (shard, base) = (self.config.shard, self.base);
-        if at.index > base.index || self.applied > base.index {
-            return Err(ReplayError::Missing { shard, base: base.index, found: at.index + 1 });
+        if index > base.index || self.applied > base.index {
+            return Err(ReplayError::Missing { shard, base: base.index, found: index + 1 });
         }
-        self.store.note_below(at.index, at.term, true);
-        (self.seen, self.shown) = (Some(at.index), true);
-        self.meets = at.index < base.index || at == base;
+        self.store.note_below(index, term, true);
+        (self.seen, self.shown) = (Some(index), true);
+        self.meets = index < base.index || (term, chain) == (base.term, base.chain);
         self.follows = true;
         Ok(())
     }
 
-    /// Whether the log that was read leads to the base, and on from there.
-    /// `end` is where the shard's log ends, as the log says.
+    /// Whether the log that was read leads to the base, and on from there. Behind
+    /// a state of another site it begins anew where it does not: the process ended
+    /// when the state was durable and the log did not say so yet. `end` is
+    /// where the shard's log ends, as the log says.
     ///
     /// # Errors
     /// [`ReplayError`] when it ends before, belongs to another history, or
     /// begins behind the base.
-    pub fn check(&self, end: Option<u64>) -> Result<(), ReplayError> {
+    pub fn check(&mut self, end: Option<u64>) -> Result<(), ReplayError> {
         let (shard, base) = (self.config.shard, self.base.index);
         let last = self.seen.or(end).unwrap_or(0);
+        let leads_there = last >= base && self.meets;
+        if self.base.received && !leads_there && self.applied == base {
+            // What it says instead was never committed, or is older.
+            self.store.rebase(&self.base);
+            self.anew = true;
+            return Ok(());
+        }
         if last < base {
             return Err(ReplayError::EndsBefore { shard, base, last });
         }
@@ -225,6 +247,11 @@ impl Recovering {
             return Err(ReplayError::OtherHistory { shard, base });
         }
         Ok(())
+    }
+
+    /// What the log must be told before anything else.
+    pub(super) fn begins_anew(&self) -> Option<Base> {
+        self.anew.then_some(self.base)
     }
 
     /// Everything was read: the replica starts as a follower, or, alone, stands
@@ -246,6 +273,10 @@ impl Recovering {
         state.commit = self.state.commit.max(self.applied).min(last);
         self.store.set_hard_state(state);
         self.store.set_members(self.members.conf_state());
-        Replica::new(self.config, self.store, self.members, self.applied)
+        if self.base.index > 0 {
+            self.store.offer(self.base);
+        }
+        let anew = self.begins_anew();
+        Replica::new(self.config, self.store, self.members, self.applied, anew)
     }
 }

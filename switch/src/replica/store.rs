@@ -5,7 +5,7 @@
 //! behind can be probed. Their contents are read back from the log files by the
 //! runtime, on request ([`Store::take_wanted`], [`Store::put_fetched`]).
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 
 use bytes::Bytes;
@@ -60,6 +60,10 @@ pub struct Store {
     /// First indexes of ranges that are being read back.
     reading: RefCell<Vec<u64>>,
     fetched: RefCell<Vec<Fetched>>,
+    /// The newest durable checkpoint.
+    offer: Option<Base>,
+    /// A follower needs a newer one.
+    wants_offer: Cell<bool>,
 }
 
 impl Store {
@@ -79,13 +83,41 @@ impl Store {
             wanted: RefCell::new(Vec::new()),
             reading: RefCell::new(Vec::new()),
             fetched: RefCell::new(Vec::new()),
+            offer: None,
+            wants_offer: Cell::new(false),
         }
     }
 
     /// A log that begins behind a state at `base`.
-    pub fn based(voters: &[u64], base: &Base) -> Self {
-        let (first, terms, known) = (base.index + 1, vec![(base.index, base.term)], base.index);
-        Self { first, chain: base.chain, terms, known, ..Self::new(voters) }
+    pub fn based(base: &Base) -> Self {
+        let mut store = Self::new(&[]);
+        store.rebase(base);
+        store
+    }
+
+    /// The log begins anew behind a state.
+    pub fn rebase(&mut self, base: &Base) {
+        self.tail.clear();
+        self.bytes = 0;
+        (self.first, self.chain, self.known) = (base.index + 1, base.chain, base.index);
+        self.terms = vec![(base.index, base.term)];
+        self.members = base.members.conf_state();
+        self.wanted.get_mut().clear();
+        self.reading.get_mut().clear();
+        self.fetched.get_mut().clear();
+    }
+
+    /// This checkpoint can be sent to followers from now on.
+    pub fn offer(&mut self, base: Base) {
+        if self.offer.is_none_or(|offer| offer.index < base.index) {
+            self.offer = Some(base);
+            self.wants_offer.set(false);
+        }
+    }
+
+    /// Whether a follower waits for a newer checkpoint.
+    pub fn wants_offer(&self) -> bool {
+        self.wants_offer.get()
     }
 
     /// Takes note of an entry that the log still holds at or below the base: its
@@ -370,8 +402,19 @@ impl Storage for Store {
         Ok(self.last())
     }
 
-    fn snapshot(&self, _request_index: u64, _to: u64) -> raft::Result<Snapshot> {
-        Err(raft::Error::Store(StorageError::SnapshotTemporarilyUnavailable))
+    fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
+        // The log must go on behind it, and a state that does not know the
+        // follower is none that it could take.
+        let fits = |base: &&Base| {
+            base.index >= request_index && base.index >= self.known && base.is_for(to)
+        };
+        match self.offer.as_ref().filter(fits) {
+            Some(base) => Ok(base.snapshot()),
+            None => {
+                self.wants_offer.set(true);
+                Err(raft::Error::Store(StorageError::SnapshotTemporarilyUnavailable))
+            }
+        }
     }
 }
 
@@ -393,6 +436,7 @@ fn within<'a>(entries: impl Iterator<Item = &'a Entry>, high: u64, max: u64) -> 
 
 #[cfg(test)]
 mod tests {
+    use super::super::Members;
     use super::*;
 
     fn filled(terms: &[u64]) -> Store {
@@ -469,6 +513,38 @@ mod tests {
         store.compact(2);
         store.compact(9);
         assert_eq!((store.first_index().unwrap(), store.last()), (5, 6), "never back or beyond");
+    }
+
+    #[test]
+    fn a_checkpoint_is_offered_to_those_that_it_knows_and_asked_for_where_it_is_not() {
+        let mut store = filled(&[1, 1, 2]);
+        let base = |index, voters: &[u64]| Base {
+            index,
+            term: 1,
+            chain: [7; 32],
+            members: Members::new(voters),
+            received: false,
+        };
+        assert!(store.snapshot(0, 2).is_err() && store.wants_offer());
+        store.offer(base(2, &[1, 2, 3]));
+        assert!(!store.wants_offer());
+        assert_eq!(store.snapshot(0, 2).unwrap().get_metadata().index, 2);
+        assert!(store.snapshot(3, 2).is_err(), "asked for a newer one");
+        store.offer(base(1, &[1, 2, 3, 4]));
+        assert!(store.snapshot(0, 4).is_err() && store.wants_offer(), "an old one is not taken");
+        store.offer(base(3, &[1, 2, 3, 4]));
+        assert_eq!(store.snapshot(0, 4).unwrap().get_metadata().index, 3);
+    }
+
+    #[test]
+    fn a_log_begins_anew_behind_a_state() {
+        let mut store = filled(&[1, 1, 2]);
+        let (members, chain) = (Members::new(&[1, 2, 4]), [3; 32]);
+        store.rebase(&Base { index: 50, term: 6, chain, members, received: true });
+        assert_eq!((store.first_index().unwrap(), store.last(), store.bytes()), (51, 50, 0));
+        assert_eq!((store.term(50).unwrap(), store.term(3).is_err()), (6, true));
+        assert_eq!(store.append(entry(51, 7, Bytes::new())), chain_next(&chain, b""));
+        assert_eq!(store.initial_state().unwrap().conf_state.get_voters(), [1, 2, 4]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! told to. The seeded simulation of whole clusters is in `runtime/worker/sim`.
 
 mod members;
+mod snapshot;
 
 use super::*;
 use crate::engine::record::is_members;
@@ -21,6 +22,7 @@ struct Site {
     applied: Vec<(u64, u64, Vec<u8>)>,
     leads: Option<u64>,
     reads: Vec<u64>,
+    restored: Option<u64>,
     stuck: bool,
 }
 
@@ -35,6 +37,10 @@ fn config(site: u64, sites: u64) -> ReplicaConfig {
         tail_bytes_max: 1 << 20,
         timing: Timing::default(),
     }
+}
+
+fn base(index: u64, term: u64, chain: [u8; 32]) -> Base {
+    Base { index, term, chain, members: Members::new(&[1, 2, 3]), received: false }
 }
 
 impl Site {
@@ -52,6 +58,7 @@ impl Site {
             applied: Vec::new(),
             leads: None,
             reads: Vec::new(),
+            restored: None,
             stuck: false,
         }
     }
@@ -73,6 +80,7 @@ impl Site {
                 Step::Apply { index, term, block } => {
                     self.applied.push((index, term, block.to_vec()));
                 }
+                Step::Restore { index } => self.restored = Some(index),
                 Step::Lead { term } => self.leads = Some(term),
                 Step::StepDown => self.leads = None,
             }
@@ -108,6 +116,9 @@ impl Site {
                     while let Some(found) = recovering.next_committed() {
                         applied.push((found.index, found.term, found.block.to_vec()));
                     }
+                }
+                Append::Base(base) => {
+                    recovering.rebased(base.index, base.term, base.chain).unwrap();
                 }
                 Append::Ticket(_) => unreachable!("not a frame"),
             }
@@ -512,12 +523,12 @@ impl History {
         let before = self.chain.last().map_or(CHAIN_START, |(base, _)| base.chain);
         let (index, chain) = (self.chain.len() as u64 + 1, chain_next(&before, &payload));
         self.frames.push(Found::Block { index, term, chain, payload: payload.clone() });
-        self.chain.push((Base { index, term, chain }, payload));
+        self.chain.push((base(index, term, chain), payload));
     }
 
     fn base(&self, index: u64) -> Base {
         match index {
-            0 => Base { index: 0, term: 0, chain: CHAIN_START },
+            0 => base(0, 0, CHAIN_START),
             _ => self.chain[index as usize - 1].0,
         }
     }
@@ -662,11 +673,12 @@ fn alone_a_replica_goes_on_from_its_state() {
     for number in 0..10 {
         history.append(1, vec![number]);
     }
-    let (applied, mut replica) =
-        recovered(config(1, 1), history.base(7), &history.frames[2..], 10).unwrap();
+    let members = Members::new(&[1]);
+    let at = |index| Base { members, ..history.base(index) };
+    let (applied, mut replica) = recovered(config(1, 1), at(7), &history.frames[2..], 10).unwrap();
     let indexes: Vec<u64> = applied.iter().map(|(index, ..)| *index).collect();
     assert_eq!(indexes, [8, 9, 10]);
-    assert_eq!(replica.base(), Some(history.base(10)));
+    assert_eq!(replica.base(), Some(at(10)));
     let mut out = Outputs::default();
     replica.advance(&mut out);
     assert!(replica.term() > 1 && !out.appends.is_empty(), "it stands for election");
@@ -682,7 +694,8 @@ fn a_mark_of_an_installed_state_is_passed_over_by_a_later_one_only() {
         let mut recovering = Recovering::from_base(config(1, 3), base);
         // What stood there before the installation, of whatever history.
         recovering.block(1, 1, [7; 32], b"stale").unwrap();
-        recovering.rebased(history.base(5)).map(|()| recovering)
+        let at = history.base(5);
+        recovering.rebased(at.index, at.term, at.chain).map(|()| recovering)
     };
     let mut recovering = begin(history.base(7)).unwrap();
     for found in &history.frames[5..] {

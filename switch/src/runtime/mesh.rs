@@ -39,10 +39,12 @@ pub enum Traffic {
     Forwards = 3,
     /// The answers to those.
     Answers = 4,
+    /// States for sites that are too far behind for blocks.
+    States = 5,
 }
 
 impl Traffic {
-    const ALL: [Self; 4] = [Self::Urgent, Self::Bulk, Self::Forwards, Self::Answers];
+    const ALL: [Self; 5] = [Self::Urgent, Self::Bulk, Self::Forwards, Self::Answers, Self::States];
 
     /// Longest packet, bytes. One bulk packet carries blocks of several shards.
     pub fn packet_max(self) -> usize {
@@ -122,7 +124,7 @@ impl Queue {
 
 /// The way towards one other site.
 pub struct Route {
-    queues: [Queue; 4],
+    queues: [Queue; 5],
     dropped: AtomicU64,
     up: AtomicBool,
     losses: AtomicU64,
@@ -153,6 +155,12 @@ impl Route {
         taken
     }
 
+    /// Worker: offers a part of a state. Dropped when the link is down or behind;
+    /// it is sent again.
+    pub fn offer_state(&self, packet: Vec<u8>) -> bool {
+        self.is_up() && self.queue(Traffic::States).push(packet).is_ok()
+    }
+
     /// Network thread: offers forwarded requests, which travel on our own link.
     ///
     /// # Errors
@@ -178,7 +186,7 @@ impl Route {
     pub fn set_up(&self, up: bool) {
         self.up.store(up, Ordering::Release);
         if !up {
-            for traffic in [Traffic::Urgent, Traffic::Bulk, Traffic::Forwards] {
+            for traffic in [Traffic::Urgent, Traffic::Bulk, Traffic::Forwards, Traffic::States] {
                 while self.queue(traffic).take().is_some() {}
             }
             // Last: whoever sees the count knows that nothing of before is left.

@@ -81,13 +81,13 @@ pub fn peer_endpoint(keys: &EndpointKeys) -> EndpointConfig {
     config
 }
 
-/// One bidirectional stream for forwarded requests and their answers, two
+/// One bidirectional stream for forwarded requests and their answers, three
 /// unidirectional ones for the replicas; windows for 10 Gbit/s over 10 ms.
 fn peer_transport() -> TransportConfig {
     let mut transport = base_transport(INITIAL_MTU);
     transport
         .max_concurrent_bidi_streams(VarInt::from_u32(1))
-        .max_concurrent_uni_streams(VarInt::from_u32(2))
+        .max_concurrent_uni_streams(VarInt::from_u32(3))
         .stream_receive_window(kib(8 * 1024))
         .receive_window(kib(16 * 1024))
         .send_window(16 << 20)

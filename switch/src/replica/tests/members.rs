@@ -462,7 +462,7 @@ impl Site {
                     recovering.block(entry.index, entry.term, *chain, &entry.data).map(drop)
                 }
                 Append::HardState(state) => recovering.hard_state(&state.encode()),
-                Append::Ticket(_) => unreachable!("not a frame"),
+                Append::Base(_) | Append::Ticket(_) => unreachable!("not of this"),
             }
             .unwrap();
             while recovering.next_committed().is_some() {}

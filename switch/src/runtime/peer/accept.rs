@@ -26,6 +26,7 @@ struct Accepted {
     answers: SendStream,
     urgent: RecvStream,
     bulk: RecvStream,
+    states: RecvStream,
 }
 
 impl Core {
@@ -89,21 +90,29 @@ impl Core {
         refuse(quic, code, reason)
     }
 
-    /// Takes the three streams, whose greetings must fit.
+    /// Takes the streams, whose greetings must fit.
     async fn streams(&self, site: u8, quic: &quinn::Connection) -> Result<Accepted, String> {
         let (mut answers, mut forwards) = quic.accept_bi().await.map_err(|e| e.to_string())?;
         self.greeted(site, &mut forwards, &[Traffic::Forwards]).await?;
-        let both = [Traffic::Urgent, Traffic::Bulk];
-        let mut one = quic.accept_uni().await.map_err(|error| error.to_string())?;
-        let kind = self.greeted(site, &mut one, &both).await?;
-        let mut other = quic.accept_uni().await.map_err(|error| error.to_string())?;
-        let rest = both.map(|traffic| if traffic == kind { None } else { Some(traffic) });
-        let rest: Vec<Traffic> = rest.into_iter().flatten().collect();
-        self.greeted(site, &mut other, &rest).await?;
-        let (urgent, bulk) = if kind == Traffic::Urgent { (one, other) } else { (other, one) };
+        // They come in any order, each once.
+        let mut missing = vec![Traffic::Urgent, Traffic::Bulk, Traffic::States];
+        let mut streams = Vec::new();
+        while !missing.is_empty() {
+            let mut stream = quic.accept_uni().await.map_err(|error| error.to_string())?;
+            let kind = self.greeted(site, &mut stream, &missing).await?;
+            missing.retain(|traffic| *traffic != kind);
+            streams.push((kind, stream));
+        }
+        streams.sort_by_key(|(kind, _)| *kind as u8);
+        let mut streams = streams.into_iter().map(|(_, stream)| stream);
+        let (Some(urgent), Some(bulk), Some(states)) =
+            (streams.next(), streams.next(), streams.next())
+        else {
+            return Err("a stream is missing".into());
+        };
         let greeting = self.settings.hello.encode(Traffic::Answers);
         answers.write_all(&greeting).await.map_err(|error| error.to_string())?;
-        Ok(Accepted { site, forwards, answers, urgent, bulk })
+        Ok(Accepted { site, forwards, answers, urgent, bulk, states })
     }
 
     async fn greeted(
@@ -120,7 +129,7 @@ impl Core {
     /// Reads what the site sends, and sends it answers, until its connection
     /// ends or is replaced by a newer one.
     async fn serve_accepted(&self, quic: quinn::Connection, accepted: Accepted) {
-        let Accepted { site, forwards, answers, urgent, bulk } = accepted;
+        let Accepted { site, forwards, answers, urgent, bulk, states } = accepted;
         let Some(route) = self.shared.mesh.route(site) else { return };
         let peer = self.peer(site);
         peer.links.set(peer.links.get().wrapping_add(1));
@@ -143,6 +152,7 @@ impl Core {
             read = self.read(site, link, Traffic::Forwards, forwards) => overlong(&quic, read),
             read = self.read(site, link, Traffic::Urgent, urgent) => overlong(&quic, read),
             read = self.read(site, link, Traffic::Bulk, bulk) => overlong(&quic, read),
+            read = self.read(site, link, Traffic::States, states) => overlong(&quic, read),
         };
         if quic.close_reason().is_none() {
             self.say(Whose::Theirs, site, format!("closed: {reason}"));

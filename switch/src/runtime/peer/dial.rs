@@ -46,6 +46,7 @@ struct Dialled {
     quic: quinn::Connection,
     urgent: SendStream,
     bulk: SendStream,
+    states: SendStream,
     forwards: SendStream,
     answers: RecvStream,
 }
@@ -129,10 +130,12 @@ impl Core {
             quic.open_bi().await.map_err(|error| lost(error.to_string()))?;
         let mut urgent = quic.open_uni().await.map_err(|error| lost(error.to_string()))?;
         let mut bulk = quic.open_uni().await.map_err(|error| lost(error.to_string()))?;
+        let mut states = quic.open_uni().await.map_err(|error| lost(error.to_string()))?;
         for (stream, traffic) in [
             (&mut forwards, Traffic::Forwards),
             (&mut urgent, Traffic::Urgent),
             (&mut bulk, Traffic::Bulk),
+            (&mut states, Traffic::States),
         ] {
             let greeting = hello.encode(traffic);
             stream.write_all(&greeting).await.map_err(|error| lost(error.to_string()))?;
@@ -141,6 +144,7 @@ impl Core {
         // connection is gone already.
         drop(urgent.set_priority(2));
         drop(forwards.set_priority(1));
+        drop(states.set_priority(-1));
         let mut greeting = [0; HELLO_LEN];
         if let Err(error) = answers.read_exact(&mut greeting).await {
             // The connection's own end says more than the stream's.
@@ -150,12 +154,12 @@ impl Core {
         self.hello_of(site)
             .judge(&greeting, &[Traffic::Answers])
             .map_err(|error| (CloseCode::WrongSite, error.to_string()))?;
-        Ok(Dialled { quic, urgent, bulk, forwards, answers })
+        Ok(Dialled { quic, urgent, bulk, states, forwards, answers })
     }
 
     /// Carries packets until the connection ends, for whatever reason.
     async fn serve(&self, site: u8, dialled: Dialled) {
-        let Dialled { quic, urgent, bulk, forwards, answers } = dialled;
+        let Dialled { quic, urgent, bulk, states, forwards, answers } = dialled;
         let Some(route) = self.shared.mesh.route(site) else { return };
         route.set_up(true);
         self.peer(site).present.notify_one();
@@ -169,6 +173,7 @@ impl Core {
                 ended(&quic)
             }
             () = self.write(site, route.queue(Traffic::Bulk), bulk, false) => ended(&quic),
+            () = self.write(site, route.queue(Traffic::States), states, false) => ended(&quic),
             () = self.write(site, route.queue(Traffic::Forwards), forwards, false) => {
                 ended(&quic)
             }

@@ -20,7 +20,7 @@ use crate::runtime::mesh::Traffic;
 /// Bytes of a greeting.
 pub const HELLO_LEN: usize = 28;
 const MAGIC: [u8; 4] = *b"PSPL";
-const VERSION: u16 = 2;
+const VERSION: u16 = 3;
 
 /// A greeting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

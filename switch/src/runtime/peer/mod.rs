@@ -320,7 +320,7 @@ impl Core {
             metrics.bytes_received.add(bytes.len() as u64);
         }
         let arrival = match traffic {
-            Traffic::Urgent | Traffic::Bulk => {
+            Traffic::Urgent | Traffic::Bulk | Traffic::States => {
                 // Consensus sends again what is lost, and a worker that is
                 // behind must not make its peers look dead.
                 if self.shared.exchange.push_packet(Packet { from, bytes }).is_err()

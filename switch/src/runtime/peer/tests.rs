@@ -172,13 +172,16 @@ type Dialler = (Endpoint, RecvStream);
 async fn dial(
     tls: PeerTls,
     address: SocketAddr,
-    greetings: [(Hello, Traffic); 3],
+    greetings: [(Hello, Traffic); 4],
 ) -> (Dialler, quinn::Connection, Vec<quinn::SendStream>) {
     let endpoint = Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
     let connecting = endpoint.connect_with(tls.client, address, "site-1.site.payswitch").unwrap();
     let quic = connecting.await.unwrap();
     let (first, answers) = quic.open_bi().await.unwrap();
-    let mut streams = vec![first, quic.open_uni().await.unwrap(), quic.open_uni().await.unwrap()];
+    let mut streams = vec![first];
+    for _ in 1..greetings.len() {
+        streams.push(quic.open_uni().await.unwrap());
+    }
     for (stream, (hello, traffic)) in streams.iter_mut().zip(greetings) {
         // Fails only when the connection has been closed meanwhile.
         drop(stream.write_all(&hello.encode(traffic)).await);
@@ -207,12 +210,12 @@ fn closed_with(error: &ConnectionError) -> Option<(u64, String)> {
 
 #[test]
 fn who_is_not_the_site_that_it_claims_is_refused_with_a_code() {
-    use Traffic::{Answers, Bulk, Forwards, Urgent};
+    use Traffic::{Answers, Bulk, Forwards, States, Urgent};
     let cluster = Cluster::new(3);
     let one = cluster.start(1);
     let address = cluster.config(1).sites[0].peer;
     let right = Hello { site: 2, ..Settings::new(cluster.config(2)).hello };
-    let all = |hello| [(hello, Forwards), (hello, Urgent), (hello, Bulk)];
+    let all = |hello| [(hello, Forwards), (hello, Urgent), (hello, Bulk), (hello, States)];
     let wrong_site = CloseCode::WrongSite;
     let table = [
         ("gw-1", all(right), CloseCode::NotAuthorised, "role gateway"),
@@ -222,9 +225,10 @@ fn who_is_not_the_site_that_it_claims_is_refused_with_a_code() {
         ("site-2", all(Hello { cluster: 1, ..right }), wrong_site, "cluster 1"),
         ("site-2", all(Hello { shards: 5, ..right }), wrong_site, "5 shards"),
         ("site-2", all(Hello { voters: 0b1010, ..right }), wrong_site, "(voter)"),
-        ("site-2", [(right, Urgent), (right, Urgent), (right, Bulk)], wrong_site, "kind 1"),
-        ("site-2", [(right, Forwards), (right, Bulk), (right, Bulk)], wrong_site, "kind 2"),
-        ("site-2", [(right, Forwards), (right, Answers), (right, Bulk)], wrong_site, "kind 4"),
+        ("site-2", [Urgent, Urgent, Bulk, States].map(|kind| (right, kind)), wrong_site, "kind 1"),
+        ("site-2", [Forwards, Bulk, Bulk, States].map(|kind| (right, kind)), wrong_site, "kind 2"),
+        ("site-2", [Forwards, Answers, Bulk, States].map(|it| (right, it)), wrong_site, "kind 4"),
+        ("site-2", [Forwards, States, Bulk, States].map(|it| (right, it)), wrong_site, "kind 5"),
     ];
     runtime().block_on(async {
         for (name, greetings, code, word) in table {
@@ -252,7 +256,7 @@ fn a_packet_over_the_bound_closes_the_connection() {
     let one = cluster.start(1);
     let address = cluster.config(1).sites[0].peer;
     let hello = Settings::new(cluster.config(2)).hello;
-    let kinds = [Traffic::Forwards, Traffic::Urgent, Traffic::Bulk];
+    let kinds = [Traffic::Forwards, Traffic::Urgent, Traffic::Bulk, Traffic::States];
     for (at, traffic) in kinds.into_iter().enumerate() {
         runtime().block_on(async {
             let greetings = kinds.map(|kind| (hello, kind));

@@ -11,14 +11,13 @@ mod tests;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
-use std::thread;
 
-use crossbeam::queue::ArrayQueue;
+use storage::disk::Disk;
 use storage::{
     Checkpoint, CheckpointError, CheckpointWriter, Checkpoints, FileDisk, Log, LogRelease, Space,
 };
 
+use super::desk::{Desk, Labour, NotTaken};
 use super::shard::Shard;
 use crate::engine::{Now, Slice};
 use crate::metrics::Metrics;
@@ -37,17 +36,18 @@ const RETRY_US: u64 = 10_000_000;
 const SIZE_PART: u64 = 2;
 
 /// One thing for the writing thread.
-enum Order {
-    Begin(Checkpoint),
+pub(super) enum Order<D: Disk> {
+    Begin(u16, Base),
     Chunk(Vec<u8>),
     Commit,
     /// Deletes log segments: never while a checkpoint is begun that it could rest on.
-    Release(Box<LogRelease<FileDisk>>),
+    Release(Box<LogRelease<D>>),
 }
 
 /// How a checkpoint ended; one for each that was begun and not given up.
-struct Ended {
+pub(super) struct Ended {
     shard: u16,
+    index: u64,
     /// Bytes of the file.
     result: Result<u64, CheckpointError>,
 }
@@ -62,8 +62,8 @@ pub struct Last {
     /// How long it took until it was durable, microseconds.
     pub took_us: u64,
     /// Bytes of its file.
-    bytes: u64,
-    base: Option<Base>,
+    pub(super) bytes: u64,
+    pub(super) base: Option<Base>,
 }
 
 impl Last {
@@ -74,20 +74,20 @@ impl Last {
 }
 
 /// The one that is being written.
-struct Active {
+struct Active<D: Disk> {
     at: usize,
-    of: Checkpoint,
+    shard: u16,
+    base: Base,
     begun_us: u64,
     /// What the queue had no room for yet.
-    waiting: VecDeque<Order>,
+    waiting: VecDeque<Order<D>>,
     /// The engine has written all of it.
     whole: bool,
 }
 
 /// Checkpoints of one worker's shards.
-pub(super) struct Checkpointer {
-    orders: SyncSender<Order>,
-    ended: Arc<ArrayQueue<Ended>>,
+pub(super) struct Checkpointer<D: Disk = FileDisk> {
+    desk: Desk<Writing<D>>,
     metrics: Arc<Metrics>,
     /// Growth of a shard's log after which it is due, bytes; `None`: never.
     every: Option<u64>,
@@ -95,12 +95,15 @@ pub(super) struct Checkpointer {
     every_whole: u64,
     /// Bytes appended to the log when each shard's last state was taken.
     appended: Vec<u64>,
-    active: Option<Active>,
+    active: Option<Active<D>>,
     last: Vec<Last>,
     /// The one before the last of each shard, which the log may be released on:
     /// the last may turn out damaged.
     before: Vec<Option<Checkpoint>>,
-    release: Option<Box<LogRelease<FileDisk>>>,
+    release: Option<Box<LogRelease<D>>>,
+    /// Shards whose checkpoint is on its way to another site: it stays the
+    /// newest, and the log behind it stays, until it is there.
+    held: Vec<usize>,
     not_before_us: u64,
 }
 
@@ -116,19 +119,31 @@ impl Checkpointer {
         last: Vec<Last>,
         every_bytes: u64,
     ) -> std::io::Result<Self> {
-        let (orders, inbox) = mpsc::sync_channel(ORDERS_MAX);
-        // One is under way at a time, and the worker takes its end before it
-        // begins the next.
-        let ended = Arc::new(ArrayQueue::new(2));
-        let writing = Writing {
-            checkpoints: log.checkpoints(),
-            ended: Arc::clone(&ended),
-            exchange: Arc::clone(exchange),
-        };
-        thread::Builder::new().name("checkpoint".into()).spawn(move || writing.run(&inbox))?;
-        Ok(Self {
-            orders,
-            ended,
+        let desk = Desk::thread("checkpoint", Writing::new(log), ORDERS_MAX, exchange)?;
+        Ok(Self::over(desk, metrics, last, every_bytes))
+    }
+}
+
+impl<D: Disk> Checkpointer<D> {
+    /// One whose orders the harness carries out.
+    #[cfg(test)]
+    pub(super) fn here(
+        log: &Log<D>,
+        metrics: &Arc<Metrics>,
+        last: Vec<Last>,
+        every_bytes: u64,
+    ) -> Self {
+        Self::over(Desk::here(Writing::new(log), ORDERS_MAX), metrics, last, every_bytes)
+    }
+
+    fn over(
+        desk: Desk<Writing<D>>,
+        metrics: &Arc<Metrics>,
+        last: Vec<Last>,
+        every_bytes: u64,
+    ) -> Self {
+        Self {
+            desk,
             metrics: Arc::clone(metrics),
             every: (every_bytes > 0).then_some((every_bytes / last.len().max(1) as u64).max(1)),
             every_whole: every_bytes,
@@ -137,8 +152,31 @@ impl Checkpointer {
             before: vec![None; last.len()],
             last,
             release: None,
+            held: Vec::new(),
             not_before_us: 0,
-        })
+        }
+    }
+
+    /// What the harness works off.
+    #[cfg(test)]
+    pub(super) fn desk(&mut self) -> &mut Desk<Writing<D>> {
+        &mut self.desk
+    }
+
+    /// These shards' newest checkpoints are on their way to other sites.
+    pub(super) fn hold(&mut self, shards: impl Iterator<Item = usize>) {
+        self.held.clear();
+        self.held.extend(shards);
+    }
+
+    /// The state of another site has taken the place of the shard's own.
+    pub(super) fn installed(&mut self, at: usize, base: Base, bytes: u64) {
+        if self.active.as_ref().is_some_and(|active| active.at == at) {
+            self.active = None;
+        }
+        if let (Some(last), Some(before)) = (self.last.get_mut(at), self.before.get_mut(at)) {
+            (*last, *before) = (Last::found(base, bytes), None);
+        }
     }
 
     /// The last checkpoint of the shard at this place.
@@ -152,7 +190,7 @@ impl Checkpointer {
     }
 
     /// Has segments deleted, once the thread gets to it. One at a time.
-    pub(super) fn release(&mut self, release: LogRelease<FileDisk>) {
+    pub(super) fn release(&mut self, release: LogRelease<D>) {
         debug_assert!(self.release.is_none(), "asked for only when it may");
         self.release = Some(Box::new(release));
     }
@@ -165,12 +203,12 @@ impl Checkpointer {
     /// One turn's share. Says whether it could go on at once.
     pub(super) fn run(&mut self, shards: &mut [Shard], log: (u64, Space), now: Now) -> bool {
         let (appended, space) = log;
-        while let Some(ended) = self.ended.pop() {
+        while let Some(ended) = self.desk.take() {
             self.take_end(ended, shards, now);
         }
         if let Some(release) = self.release.take()
-            && let Err(TrySendError::Full(Order::Release(release))) =
-                self.orders.try_send(Order::Release(release))
+            && let Err(NotTaken::Full(Order::Release(release))) =
+                self.desk.offer(Order::Release(release))
         {
             self.release = Some(release);
         }
@@ -190,28 +228,25 @@ impl Checkpointer {
 
     /// Begins the checkpoint of the shard whose log has grown most, if due. A
     /// quiet one's turn comes with the growth of the others, so that its old
-    /// blocks do not hold the log.
+    /// blocks do not hold the log. First comes one that another site waits for.
     fn begin(&mut self, shards: &mut [Shard], appended: u64, now: Now) {
-        let Some(every) = self.every else { return };
-        let (last, begun, whole) = (&self.last, &self.appended, self.every_whole);
+        let (last, begun, held) = (&self.last, &self.appended, &self.held);
+        let (every, whole) = (self.every, self.every_whole);
         let due = |(at, shard): &(usize, &mut Shard)| {
             let bytes = last.get(*at).map_or(0, |last| last.bytes);
             let since = begun.get(*at).map_or(0, |begun| appended.saturating_sub(*begun));
-            let has_grown = shard.grown > every.max(bytes / SIZE_PART);
-            let is_due = has_grown || shard.grown > 0 && since > whole.max(bytes / SIZE_PART);
-            // One without a base (its members were changed) holds up no other.
-            is_due && shard.replica.base().is_some()
+            let has_grown = every.is_some_and(|every| shard.grown > every.max(bytes / SIZE_PART));
+            let is_old = every.is_some() && since > whole.max(bytes / SIZE_PART);
+            let is_due = has_grown || shard.grown > 0 && is_old;
+            let is_wanted = shard.grown > 0 && shard.replica.wants_checkpoint();
+            (is_due || is_wanted) && !held.contains(at)
         };
-        let due = shards.iter_mut().enumerate().filter(due).max_by_key(|(_, shard)| shard.grown);
+        let due = shards.iter_mut().enumerate().filter(due);
+        let due = due.max_by_key(|(_, shard)| (shard.replica.wants_checkpoint(), shard.grown));
         let Some((at, shard)) = due else { return };
         let Some(base) = shard.replica.base() else { return };
-        let of = Checkpoint {
-            shard: shard.replica.shard(),
-            index: base.index,
-            term: base.term,
-            chain: base.chain,
-        };
-        let mut waiting = VecDeque::from([Order::Begin(of)]);
+        let number = shard.replica.shard();
+        let mut waiting = VecDeque::from([Order::Begin(number, base)]);
         let index = shard.engine.begin_checkpoint(&mut |chunk| {
             waiting.push_back(Order::Chunk(chunk.to_vec()));
         });
@@ -220,7 +255,8 @@ impl Checkpointer {
         if let Some(begun) = self.appended.get_mut(at) {
             *begun = appended;
         }
-        self.active = Some(Active { at, of, begun_us: now.mono_us, waiting, whole: false });
+        let (shard, begun_us, whole) = (number, now.mono_us, false);
+        self.active = Some(Active { at, shard, base, begun_us, waiting, whole });
     }
 
     /// Hands over what the queue has room for; says whether all of it went and
@@ -228,13 +264,13 @@ impl Checkpointer {
     fn send(&mut self, shards: &mut [Shard], now: Now) -> bool {
         let Some(active) = &mut self.active else { return false };
         while let Some(order) = active.waiting.pop_front() {
-            match self.orders.try_send(order) {
+            match self.desk.offer(order) {
                 Ok(()) => {}
-                Err(TrySendError::Full(order)) => {
+                Err(NotTaken::Full(order)) => {
                     active.waiting.push_front(order);
                     return false;
                 }
-                Err(TrySendError::Disconnected(_)) => {
+                Err(NotTaken::Ended) => {
                     self.fail("its thread has ended", shards, now);
                     return false;
                 }
@@ -244,21 +280,21 @@ impl Checkpointer {
     }
 
     fn take_end(&mut self, ended: Ended, shards: &mut [Shard], now: Now) {
-        let Some(active) = self.active.as_ref().filter(|active| active.of.shard == ended.shard)
-        else {
-            return;
-        };
+        let is_its =
+            |active: &&Active<D>| (active.shard, active.base.index) == (ended.shard, ended.index);
+        let Some(active) = self.active.as_ref().filter(is_its) else { return };
         match ended.result {
             Ok(bytes) => {
-                let Active { at, of, begun_us, .. } = *active;
+                let Active { at, shard, base, begun_us, .. } = *active;
                 let took_us = now.mono_us.saturating_sub(begun_us);
-                let Checkpoint { shard, index, term, chain } = of;
                 if let (Some(last), Some(before)) = (self.last.get_mut(at), self.before.get_mut(at))
                 {
-                    let of = |Base { index, term, chain }| Checkpoint { shard, index, term, chain };
-                    *before = last.base.map(of);
-                    let base = Some(Base { index, term, chain });
+                    *before = last.base.map(|base| base.checkpoint(shard));
+                    let (index, base) = (base.index, Some(base));
                     *last = Last { index, at_us: begun_us, took_us, bytes, base };
+                }
+                if let Some(shard) = shards.get_mut(at) {
+                    shard.replica.offer(base);
                 }
                 self.metrics.checkpoints.add(1);
                 self.active = None;
@@ -277,12 +313,12 @@ impl Checkpointer {
         }
         self.not_before_us = now.mono_us + RETRY_US;
         self.metrics.checkpoint_failures.add(1);
-        let Checkpoint { shard, index, .. } = active.of;
+        let (shard, index) = (active.shard, active.base.index);
         eprintln!("checkpoint of shard {shard} at index {index} failed: {why}");
     }
 }
 
-impl Active {
+impl<D: Disk> Active<D> {
     fn slice(&mut self, shard: &mut Shard) {
         let waiting = &mut self.waiting;
         let slice = shard.engine.checkpoint_slice(PAYMENTS_PER_SLICE, &mut |chunk| {
@@ -295,54 +331,58 @@ impl Active {
     }
 }
 
-/// The writing thread.
-struct Writing {
-    checkpoints: Checkpoints,
-    ended: Arc<ArrayQueue<Ended>>,
-    exchange: Arc<Exchange>,
+/// What the writing thread does.
+pub(super) struct Writing<D: Disk> {
+    checkpoints: Checkpoints<D::Files>,
+    current: Option<(u16, u64, CheckpointWriter<D::Files>)>,
 }
 
-impl Writing {
-    fn run(mut self, inbox: &Receiver<Order>) {
-        let mut current: Option<(u16, CheckpointWriter)> = None;
-        while let Ok(order) = inbox.recv() {
-            current = self.carry_out(order, current);
-            // There is room in the queue, or an end to be taken.
-            self.exchange.wake();
-        }
+impl<D: Disk> Writing<D> {
+    fn new(log: &Log<D>) -> Self {
+        Self { checkpoints: log.checkpoints(), current: None }
     }
 
-    /// Carries one order out. What follows a failure is passed over until the
-    /// next begins.
-    fn carry_out(
-        &mut self,
-        order: Order,
-        current: Option<(u16, CheckpointWriter)>,
-    ) -> Option<(u16, CheckpointWriter)> {
-        let (shard, done) = match (order, current) {
-            (Order::Begin(of), abandoned) => {
-                if let Some((_, writer)) = abandoned {
-                    writer.abandon();
-                }
-                (of.shard, self.checkpoints.create(of).map(Some))
+    fn begin(&mut self, shard: u16, base: &Base) -> Result<(), CheckpointError> {
+        if let Some((_, _, writer)) = self.current.take() {
+            writer.abandon();
+        }
+        let writer = self.checkpoints.create(base.checkpoint(shard), &base.note())?;
+        self.current = Some((shard, base.index, writer));
+        Ok(())
+    }
+}
+
+impl<D: Disk> Labour for Writing<D> {
+    type Order = Order<D>;
+    type Done = Ended;
+
+    /// What follows a failure is passed over until the next begins.
+    fn carry_out(&mut self, order: Order<D>) -> Option<Ended> {
+        match order {
+            Order::Begin(shard, base) => {
+                let error = self.begin(shard, &base).err()?;
+                Some(Ended { shard, index: base.index, result: Err(error) })
             }
-            (Order::Chunk(chunk), Some((shard, mut writer))) => match writer.chunk(&chunk) {
-                Ok(()) => (shard, Ok(Some(writer))),
-                Err(error) => {
-                    // Gives back the space, of which there may be none.
-                    writer.abandon();
-                    (shard, Err(error))
+            Order::Chunk(chunk) => {
+                let (shard, index, mut writer) = self.current.take()?;
+                match writer.chunk(&chunk) {
+                    Ok(()) => {
+                        self.current = Some((shard, index, writer));
+                        None
+                    }
+                    Err(error) => {
+                        // Gives back the space, of which there may be none.
+                        writer.abandon();
+                        Some(Ended { shard, index, result: Err(error) })
+                    }
                 }
-            },
-            (Order::Commit, Some((shard, writer))) => {
+            }
+            Order::Commit => {
+                let (shard, index, writer) = self.current.take()?;
                 let bytes = writer.bytes();
-                let committed = writer.commit();
-                if committed.is_ok() {
-                    drop(self.ended.push(Ended { shard, result: Ok(bytes) }));
-                }
-                (shard, committed.map(|_| None))
+                Some(Ended { shard, index, result: writer.commit().map(|_| bytes) })
             }
-            (Order::Release(release), current) => {
+            Order::Release(release) => {
                 let first = release.first();
                 match release.run() {
                     Ok(()) => println!("log: begins with segment {first} now"),
@@ -351,14 +391,6 @@ impl Writing {
                         eprintln!("log: segments before {first} are not released: {error}")
                     }
                 }
-                return current;
-            }
-            (Order::Chunk(_) | Order::Commit, None) => return None,
-        };
-        match done {
-            Ok(writer) => writer.map(|writer| (shard, writer)),
-            Err(error) => {
-                drop(self.ended.push(Ended { shard, result: Err(error) }));
                 None
             }
         }

@@ -15,6 +15,8 @@
 //! | `post` | messages for other sites, gathered into packets |
 //! | `catchup` | old blocks, read back for sites that were away |
 //! | `checkpoint` | the shards' states, written down beside the work |
+//! | `transfer` | those states, sent to sites that are too far behind for blocks |
+//! | `desk` | work that waits for the disk, and who does it |
 //! | `release` | the oldest log, given up when checkpoints hold it |
 //! | `restore` | the shards' states out of their checkpoints |
 //! | `recover` | the shards while the log is read back |
@@ -22,6 +24,7 @@
 
 mod catchup;
 mod checkpoint;
+mod desk;
 mod post;
 mod recover;
 mod release;
@@ -29,6 +32,7 @@ mod restore;
 mod shard;
 #[cfg(test)]
 mod sim;
+mod transfer;
 mod writer;
 
 use std::sync::Arc;
@@ -56,6 +60,7 @@ use post::Post;
 pub use recover::Recovering;
 use release::Releaser;
 use shard::Shard;
+use transfer::{Transfers, is_parcel};
 use writer::{Pace, Writer};
 
 /// Batches taken from the inbox between two looks at the log.
@@ -214,8 +219,9 @@ pub struct Worker<D: Disk = FileDisk> {
     post: Post,
     /// `None` where no other site can be behind.
     catch_up: Option<CatchUp>,
-    /// `None` in simulations.
-    checkpoints: Option<Checkpointer>,
+    checkpoints: Option<Checkpointer<D>>,
+    /// `None` where there is no other site.
+    transfers: Option<Transfers<D::Files>>,
     releaser: Releaser,
     shared: Arc<Shared>,
     settings: WorkerSettings,
@@ -250,8 +256,18 @@ impl Worker {
             last,
             settings.checkpoint_bytes,
         )?;
+        let transfers = match settings.alone() {
+            true => None,
+            false => Some(Transfers::start(
+                &log,
+                &shared.exchange,
+                &shared.mesh,
+                &shared.metrics,
+                &settings.engines,
+            )?),
+        };
         let mut worker = Self::over(shards, log, catch_up, shared, settings);
-        worker.checkpoints = Some(checkpoints);
+        (worker.checkpoints, worker.transfers) = (Some(checkpoints), transfers);
         Ok(worker)
     }
 
@@ -263,7 +279,6 @@ impl Worker {
         loop {
             let now = clock::now();
             let busy = self.turn(now)?;
-            self.release_log(now)?;
             if self.shared.stop.load(Ordering::Acquire) && self.idle() {
                 self.log.close()?;
                 return Ok(());
@@ -272,19 +287,6 @@ impl Worker {
                 self.sleep(now);
             }
         }
-    }
-
-    /// Gives up log that checkpoints hold, when there is too much of it.
-    fn release_log(&mut self, now: Now) -> Result<(), WorkerError> {
-        let Some(checkpoints) = self.checkpoints.as_mut().filter(|all| all.may_release()) else {
-            return Ok(());
-        };
-        let (shards, log) = (&mut self.shards, &mut self.log);
-        let release = self.releaser.run(shards, log, &mut self.writer, checkpoints, now)?;
-        if let Some(release) = release {
-            checkpoints.release(release);
-        }
-        Ok(())
     }
 }
 
@@ -301,6 +303,7 @@ impl<D: Disk> Worker<D> {
             log,
             catch_up,
             checkpoints: None,
+            transfers: None,
             releaser: Releaser::new(settings.keep_bytes, settings.segment_bytes),
             writer: Writer::new(settings.commit_interval_us),
             proposals: Pace::new(settings.commit_interval_us),
@@ -316,6 +319,19 @@ impl<D: Disk> Worker<D> {
         }
     }
 
+    /// Gives up log that checkpoints hold, when there is too much of it.
+    fn release_log(&mut self, now: Now) -> Result<(), WorkerError> {
+        let Some(checkpoints) = self.checkpoints.as_mut().filter(|all| all.may_release()) else {
+            return Ok(());
+        };
+        let (shards, log) = (&mut self.shards, &mut self.log);
+        let release = self.releaser.run(shards, log, &mut self.writer, checkpoints, now)?;
+        if let Some(release) = release {
+            checkpoints.release(release);
+        }
+        Ok(())
+    }
+
     /// One turn; says whether there was anything to do.
     fn turn(&mut self, now: Now) -> Result<bool, WorkerError> {
         self.take_durable(now)?;
@@ -327,6 +343,9 @@ impl<D: Disk> Worker<D> {
         if let Some(catch_up) = &mut self.catch_up {
             catch_up.run(&mut self.shards, &self.log);
         }
+        if let (Some(transfers), Some(checkpoints)) = (&mut self.transfers, &mut self.checkpoints) {
+            transfers.run(&mut self.shards, checkpoints, self.log.space(), now)?;
+        }
         self.advance(now)?;
         taken += self.drain_inbox(now);
         self.run_timers(now)?;
@@ -335,6 +354,7 @@ impl<D: Disk> Worker<D> {
         let log = (self.writer.appended_bytes(), self.log.space());
         let shards = &mut self.shards;
         let more = self.checkpoints.as_mut().is_some_and(|all| all.run(shards, log, now));
+        self.release_log(now)?;
         self.refresh_report(now);
         Ok(taken > 0 || written || more)
     }
@@ -362,6 +382,12 @@ impl<D: Disk> Worker<D> {
         while taken < PACKETS_PER_TURN {
             let Some(packet) = self.shared.exchange.pop_packet() else { break };
             let mut bytes = packet.bytes;
+            if is_parcel(&bytes) {
+                let read = self.transfers.as_mut().is_none_or(|it| it.receive(packet.from, &bytes));
+                self.shared.metrics.packets_refused.add(u64::from(!read));
+                taken += 1;
+                continue;
+            }
             loop {
                 match message::decode(&mut bytes) {
                     Ok(None) => break,
@@ -421,10 +447,13 @@ impl<D: Disk> Worker<D> {
     /// the post, steps to the engines.
     fn advance(&mut self, now: Now) -> Result<(), WorkerError> {
         for (at, shard) in self.shards.iter_mut().enumerate() {
-            if !shard.replica.has_outputs() {
+            if !shard.has_outputs() {
                 continue;
             }
             shard.advance(now)?;
+            if let Some(transfers) = &mut self.transfers {
+                transfers.wanted(at, shard);
+            }
             self.writer.take(at, &mut shard.wants);
             self.post.take(shard.replica.shard(), &mut shard.wants.messages);
             let (number, term) = (shard.replica.shard(), shard.replica.term());

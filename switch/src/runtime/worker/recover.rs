@@ -1,6 +1,7 @@
 //! The shards' state while the worker's log is read back.
 
 use bytes::Bytes;
+use storage::disk::Files;
 use storage::{Checkpoints, FRAME_HEADER_BYTES, Frame, FrameKind, ShardEnd};
 
 use super::checkpoint::Last;
@@ -9,7 +10,7 @@ use super::shard::Shard;
 use super::{WorkerError, WorkerSettings};
 use crate::engine::output::Outputs;
 use crate::engine::{Engine, EngineConfig, Now};
-use crate::replica::{self, Base};
+use crate::replica;
 
 /// Recovers the state of the shards while the log is read.
 pub struct Recovering {
@@ -28,9 +29,13 @@ struct RecoveringShard {
 impl Recovering {
     /// Engines and replicas as their newest sound checkpoints say, empty where
     /// there are none.
-    pub fn new(settings: &WorkerSettings, checkpoints: Option<&Checkpoints>) -> Self {
-        let engines = &settings.engines;
-        let mut restored = checkpoints.map_or(Vec::new(), |found| restore_all(found, engines));
+    pub fn new<F: Files + Sync>(
+        settings: &WorkerSettings,
+        checkpoints: Option<&Checkpoints<F>>,
+    ) -> Self {
+        let (engines, voters) = (&settings.engines, &settings.voters);
+        let restored = checkpoints.map(|found| restore_all(found, engines, voters));
+        let mut restored = restored.unwrap_or_default();
         restored.resize_with(engines.len(), || None);
         let shards = engines.iter().zip(restored);
         let shards = shards.map(|(config, restored)| match restored {
@@ -79,7 +84,7 @@ impl Recovering {
             }
             FrameKind::Base => {
                 let Frame { index, term, chain, .. } = *frame;
-                shard.replica.rebased(Base { index, term, chain })?;
+                shard.replica.rebased(index, term, chain)?;
             }
             other => return Err(WorkerError::Apply(format!("a frame of kind {other:?}"))),
         }
@@ -90,8 +95,8 @@ impl Recovering {
     ///
     /// # Errors
     /// [`WorkerError::Replay`].
-    pub fn check(&self, ends: &[ShardEnd]) -> Result<(), WorkerError> {
-        for (shard, recovering) in (0..).zip(&self.shards) {
+    pub fn check(&mut self, ends: &[ShardEnd]) -> Result<(), WorkerError> {
+        for (shard, recovering) in (0..).zip(&mut self.shards) {
             let end = ends.iter().find(|end| end.shard == shard);
             recovering.replica.check(end.map(|end| end.index))?;
         }

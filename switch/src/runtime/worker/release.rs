@@ -4,7 +4,8 @@
 //! turn out damaged; and only what goes beyond the configured size. Decided on
 //! the worker's thread from memory, done by the thread that writes checkpoints.
 
-use storage::{FileDisk, Log, LogRelease};
+use storage::disk::Disk;
+use storage::{Log, LogRelease};
 
 use super::WorkerError;
 use super::checkpoint::Checkpointer;
@@ -33,14 +34,14 @@ impl Releaser {
     }
 
     /// Looks now and then what can go.
-    pub(super) fn run(
+    pub(super) fn run<D: Disk>(
         &mut self,
         shards: &mut [Shard],
-        log: &mut Log,
+        log: &mut Log<D>,
         writer: &mut Writer,
-        checkpoints: &Checkpointer,
+        checkpoints: &Checkpointer<D>,
         now: Now,
-    ) -> Result<Option<LogRelease<FileDisk>>, WorkerError> {
+    ) -> Result<Option<LogRelease<D>>, WorkerError> {
         let Some(keep) = self.keep else { return Ok(None) };
         if now.mono_us < self.look_us {
             return Ok(None);

@@ -5,6 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
+use storage::disk::Files;
 use storage::{CheckpointError, CheckpointFault, Checkpoints};
 
 use crate::engine::{Engine, EngineConfig, Restore, RestoreError};
@@ -27,6 +28,8 @@ enum Refused {
     State(#[from] RestoreError),
     #[error("its state is of block {0}")]
     Index(u64),
+    #[error("its note cannot be read")]
+    Note,
 }
 
 impl Refused {
@@ -38,15 +41,16 @@ impl Refused {
             }
             Self::File(_) => false,
             Self::State(error) => !matches!(error, RestoreError::Version(_)),
-            Self::Index(_) => true,
+            Self::Index(_) | Self::Note => true,
         }
     }
 }
 
 /// Restores every shard, `None` where there is no sound checkpoint.
-pub(super) fn restore_all(
-    checkpoints: &Checkpoints,
+pub(super) fn restore_all<F: Files + Sync>(
+    checkpoints: &Checkpoints<F>,
     engines: &[EngineConfig],
+    voters: &[u64],
 ) -> Vec<Option<Restored>> {
     let threads = thread::available_parallelism().map_or(1, usize::from).min(engines.len());
     let next = AtomicUsize::new(0);
@@ -57,7 +61,7 @@ pub(super) fn restore_all(
             let (next, restored) = (&next, &restored);
             scope.spawn(move || {
                 while let Some((at, config)) = take(next, engines) {
-                    let shard = restore(&mut checkpoints, config);
+                    let shard = restore(&mut checkpoints, config, voters);
                     if let Ok(mut restored) = restored.lock() {
                         restored[at] = shard;
                     }
@@ -74,7 +78,11 @@ fn take<'e>(next: &AtomicUsize, engines: &'e [EngineConfig]) -> Option<(usize, &
 }
 
 /// The newest checkpoint that is sound; says which ones are not.
-fn restore(checkpoints: &mut Checkpoints, config: &EngineConfig) -> Option<Restored> {
+pub(super) fn restore<F: Files>(
+    checkpoints: &mut Checkpoints<F>,
+    config: &EngineConfig,
+    voters: &[u64],
+) -> Option<Restored> {
     let shard = config.shard;
     let indexes = match checkpoints.list(shard) {
         Ok(indexes) => indexes,
@@ -84,7 +92,7 @@ fn restore(checkpoints: &mut Checkpoints, config: &EngineConfig) -> Option<Resto
         }
     };
     for index in indexes {
-        match read(checkpoints, config, index) {
+        match read(checkpoints, config, voters, index) {
             Ok(restored) => return Some(restored),
             Err(why) => {
                 eprintln!(
@@ -102,14 +110,15 @@ fn restore(checkpoints: &mut Checkpoints, config: &EngineConfig) -> Option<Resto
     None
 }
 
-fn read(
-    checkpoints: &mut Checkpoints,
+fn read<F: Files>(
+    checkpoints: &mut Checkpoints<F>,
     config: &EngineConfig,
+    voters: &[u64],
     index: u64,
 ) -> Result<Restored, Refused> {
     let mut restore = Restore::new(config.clone());
     let (mut failed, mut bytes) = (None, 0);
-    let of = checkpoints.read(config.shard, index, &mut |chunk| {
+    let (of, note) = checkpoints.read(config.shard, index, &mut |chunk| {
         bytes += chunk.len() as u64;
         if failed.is_none() {
             failed = restore.chunk(chunk).err();
@@ -122,6 +131,6 @@ fn read(
     if engine.applied() != of.index {
         return Err(Refused::Index(engine.applied()));
     }
-    let base = Base { index: of.index, term: of.term, chain: of.chain };
+    let base = Base::of(of, note, voters).ok_or(Refused::Note)?;
     Ok(Restored { engine, base, bytes })
 }

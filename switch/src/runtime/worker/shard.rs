@@ -10,7 +10,7 @@ use crate::engine::input::Waiter;
 use crate::engine::output::{Outputs, Reply, ReplyBody};
 use crate::engine::weakness::Weakness;
 use crate::engine::{Engine, Input, Now};
-use crate::replica::{self, Replica, Step};
+use crate::replica::{self, Base, Replica, Step};
 use crate::runtime::inbox::Item;
 
 /// Read barriers under way at once: one per round trip is enough, more only
@@ -76,7 +76,7 @@ impl Shard {
     }
 
     /// How many sites need blocks which the log no longer holds; said when it
-    /// changes, because they stay behind until somebody helps.
+    /// changes: the state is on its way to them.
     pub(super) fn look_beyond(&mut self) -> u64 {
         let sites = self.replica.beyond_log();
         if sites != self.beyond_log {
@@ -123,7 +123,39 @@ impl Shard {
     /// Frames and messages stay in `wants`.
     pub(super) fn advance(&mut self, now: Now) -> Result<(), WorkerError> {
         self.replica.advance(&mut self.wants);
+        self.carry_out(None, now).map(drop)
+    }
+
+    /// Whether there is something to be carried out or handed on.
+    pub(super) fn has_outputs(&self) -> bool {
+        let wants = &self.wants;
+        let waits = !wants.appends.is_empty() || !wants.messages.is_empty();
+        waits || !wants.sendings.is_empty() || self.replica.has_outputs()
+    }
+
+    /// Takes over the state of another site, whose checkpoint is durable here.
+    /// Gives the old one back; none when the replica has moved on meanwhile.
+    pub(super) fn install(
+        &mut self,
+        from: u64,
+        term: u64,
+        base: &Base,
+        engine: Engine,
+        now: Now,
+    ) -> Result<Option<Engine>, WorkerError> {
+        self.replica.install(from, term, base, &mut self.wants);
+        self.carry_out(Some(engine), now)
+    }
+
+    /// Carries out the replica's steps. Gives back the engine whose place
+    /// `arrived` took, if it did.
+    fn carry_out(
+        &mut self,
+        arrived: Option<Engine>,
+        now: Now,
+    ) -> Result<Option<Engine>, WorkerError> {
         self.replica.mark(&mut self.wants.messages, now.mono_us);
+        let (mut arrived, mut old) = (arrived, None);
         let mut steps = std::mem::take(&mut self.wants.steps);
         for step in steps.drain(..) {
             match step {
@@ -133,6 +165,17 @@ impl Shard {
                     self.grown += (FRAME_HEADER_BYTES + block.len()) as u64;
                     let input = Input::Committed { index, term, block: &block };
                     self.handle(input, now)?;
+                }
+                Step::Restore { index } => {
+                    let engine = arrived.take().filter(|engine| engine.applied() == index);
+                    let Some(mut engine) = engine else {
+                        return Err(WorkerError::Apply(format!("no state of block {index}")));
+                    };
+                    engine.inherit(&mut self.engine);
+                    // As applying their records would have done.
+                    self.out.merchants.extend(engine.merchants().cloned());
+                    old = Some(std::mem::replace(&mut self.engine, engine));
+                    self.grown = 0;
                 }
                 Step::Lead { term } => self.handle(Input::Lead { term }, now)?,
                 Step::StepDown => self.step_down(now)?,
@@ -144,7 +187,7 @@ impl Shard {
         if let Some(token) = reached {
             self.answer_reads(token, now)?;
         }
-        Ok(())
+        Ok(old)
     }
 
     fn handle(&mut self, input: Input<'_>, now: Now) -> Result<(), WorkerError> {

@@ -191,7 +191,7 @@ fn payload_bytes(append: &Append) -> usize {
     match append {
         Append::Block(entry, _) => entry.data.len(),
         Append::HardState(_) => crate::replica::HardState::LEN,
-        Append::Ticket(_) => 0,
+        Append::Base(_) | Append::Ticket(_) => 0,
     }
 }
 
@@ -206,6 +206,16 @@ fn put<D: Disk>(shard: &mut Shard, append: &Append, log: &mut Log<D>) -> Result<
                 index: entry.index,
                 chain: *chain,
                 payload: &entry.data,
+            })?;
+        }
+        Append::Base(base) => {
+            log.append(&Frame {
+                kind: FrameKind::Base,
+                shard: number,
+                term: base.term,
+                index: base.index,
+                chain: base.chain,
+                payload: &[],
             })?;
         }
         Append::HardState(state) => {

@@ -103,6 +103,11 @@ enum Event {
         wanted: Wanted,
         entries: Vec<Entry>,
     },
+    /// One order beside the log is carried out.
+    Work {
+        site: u8,
+        life: u32,
+    },
     Boot(u8),
     /// A site is told that another has ended.
     Hint {
@@ -154,6 +159,8 @@ pub(super) struct Summary {
     pub(super) terms: usize,
     pub(super) blocks: usize,
     pub(super) answers: u64,
+    /// States of other sites that a site went on from.
+    pub(super) installed: u64,
 }
 
 impl Cluster {
@@ -190,7 +197,9 @@ impl Cluster {
             let at = cluster.random.between(300 * MS, HEAL_US);
             cluster.plan(at, Event::Client);
         }
-        for (at, fault) in faults::draw(sites, cluster.setup.shards, &mut cluster.random) {
+        let releases = cluster.setup.keep_bytes > 0;
+        for (at, fault) in faults::draw(sites, cluster.setup.shards, releases, &mut cluster.random)
+        {
             cluster.plan(at, Event::Fault(fault));
         }
         cluster
@@ -246,6 +255,7 @@ impl Cluster {
             terms: self.checker.terms(),
             blocks: self.checker.blocks(),
             answers: self.clients.answers,
+            installed: self.sites.iter().map(Site::installed).sum(),
         }
     }
 
@@ -368,6 +378,7 @@ impl Cluster {
                     self.nudge(site);
                 }
             }
+            Event::Work { site, life } => self.work(site, life),
             Event::Hint { at, about } => {
                 let site = &self.sites[usize::from(at) - 1];
                 if let Some(process) = &site.process {

@@ -67,7 +67,12 @@ pub(super) enum Fault {
 }
 
 /// The faults of a run and their times.
-pub(super) fn draw(sites: u8, shards: u16, random: &mut Random) -> Vec<(u64, Fault)> {
+pub(super) fn draw(
+    sites: u8,
+    shards: u16,
+    releases: bool,
+    random: &mut Random,
+) -> Vec<(u64, Fault)> {
     // Now and then nothing but elections.
     if random.percent(15) {
         let contest = |nth: u64| {
@@ -77,12 +82,26 @@ pub(super) fn draw(sites: u8, shards: u16, random: &mut Random) -> Vec<(u64, Fau
         return (0..9_u64).map(contest).collect();
     }
     let count = random.between(3, 9);
-    (0..count)
+    let mut faults: Vec<_> = (0..count)
         .map(|_| {
             let at = random.between(500 * MS, HEAL_US - SECOND);
             (at, fault(sites, shards, random))
         })
-        .collect()
+        .collect();
+    if releases && random.percent(70) {
+        // Away until the logs of the others do not reach back any more.
+        let site = random.between(1, u64::from(sites)) as u8;
+        let away = Fault::Crash {
+            victim: Victim::Site(site),
+            writes: 0,
+            moment: Moment::After,
+            tear: Tear::Nothing,
+            down_us: random.between(3 * SECOND, 5 * SECOND),
+            hint: true,
+        };
+        faults.push((random.between(500 * MS, 2 * SECOND), away));
+    }
+    faults
 }
 
 fn fault(sites: u8, shards: u16, random: &mut Random) -> Fault {

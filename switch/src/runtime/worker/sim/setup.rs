@@ -40,6 +40,8 @@ pub(super) enum Flaw {
     ForgetVote,
     /// Writes are confirmed before they are durable.
     SkipSync,
+    /// The state of another site counts before its file is durable.
+    HastyState,
 }
 
 /// A payment that clients may make.
@@ -70,6 +72,11 @@ pub(super) struct Setup {
     pub(super) tail_bytes_max: usize,
     /// How far a site's wall clock may be off, microseconds.
     pub(super) skew_us: u64,
+    /// Log after which the states are written down, bytes; 0: never.
+    pub(super) checkpoint_bytes: u64,
+    /// Log that stays, bytes; 0: all of it.
+    pub(super) keep_bytes: u64,
+    pub(super) segment_bytes: u64,
 }
 
 impl Setup {
@@ -87,7 +94,17 @@ impl Setup {
             patient,
             tail_bytes_max: *random.pick(&[0, 2 << 10, 1 << 20]),
             skew_us: if random.percent(30) { 5 * SECOND } else { 150 * MS },
+            checkpoint_bytes: 0,
+            keep_bytes: 0,
+            segment_bytes: 256 << 10,
         };
+        // Other flaws are looked for in whole logs.
+        let is_hasty = flaw == Some(Flaw::HastyState);
+        if is_hasty || flaw.is_none() && random.percent(60) {
+            setup.checkpoint_bytes = *random.pick(&[1 << 10, 4 << 10, 16 << 10]);
+            setup.segment_bytes = 68 << 10;
+            setup.keep_bytes = if is_hasty || random.percent(80) { 1 } else { 0 };
+        }
         setup.merchants.push(merchant(random.below(u64::from(shards)) as u16, shards, true));
         for number in 0..random.between(4, 10) {
             let at = random.below(u64::from(shards)) as usize;
@@ -157,9 +174,9 @@ impl Setup {
             cluster: 7,
             timing: Timing::default(),
             tail_bytes_max: self.tail_bytes_max,
-            checkpoint_bytes: 0,
-            keep_bytes: 0,
-            segment_bytes: 256 << 10,
+            checkpoint_bytes: self.checkpoint_bytes,
+            keep_bytes: self.keep_bytes,
+            segment_bytes: self.segment_bytes,
         }
     }
 
@@ -167,7 +184,7 @@ impl Setup {
         storage::Settings {
             cluster: 7,
             worker: 0,
-            segment_bytes: 256 << 10,
+            segment_bytes: self.segment_bytes,
             batch_max_bytes: 64 << 10,
             idle_seal_us: 40 * MS,
         }

@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 
 use storage::disk::Tear;
-use storage::{Frame, FrameKind, Log, LogError, Notify, SimDisk};
+use storage::{Closed, Frame, FrameKind, LogError, Notify, SimDisk};
 
 use super::disk::{Pace, TimedDisk};
 use super::random::Random;
@@ -17,6 +17,8 @@ use crate::metrics::Metrics;
 use crate::replica::HardState;
 use crate::runtime::inbox::{Exchange, Item};
 use crate::runtime::mesh::Mesh;
+use crate::runtime::worker::checkpoint::Checkpointer;
+use crate::runtime::worker::transfer::Transfers;
 use crate::runtime::worker::{Recovering, Report, Shared, Worker};
 
 /// Longest microseconds of a write on a sound disk.
@@ -35,6 +37,8 @@ pub(super) struct Process {
     pub(super) paused_until_us: u64,
     /// Per shard: how far the checker has followed.
     pub(super) followed: Vec<u64>,
+    /// Work beside the log is planned.
+    pub(super) works: bool,
 }
 
 impl Process {
@@ -42,6 +46,14 @@ impl Process {
     pub(super) fn clocks(&self, now_us: u64) -> Now {
         let mono_us = now_us - self.started_us;
         Now { mono_us: mono_us + SECOND, wall_us: self.wall_started_us + mono_us }
+    }
+
+    /// Whether work beside the log waits that is not planned yet.
+    pub(super) fn has_work(&mut self) -> bool {
+        let Worker { checkpoints, transfers, .. } = &mut self.worker;
+        let waits = checkpoints.as_mut().is_some_and(|it| it.desk().waits())
+            || transfers.as_mut().is_some_and(|it| it.desk().waits());
+        waits && !std::mem::replace(&mut self.works, true)
     }
 
     /// Hands items to the worker; `false` when its inbox is full.
@@ -63,6 +75,7 @@ pub(super) struct Site {
     /// Counts the processes it had.
     pub(super) life: u32,
     pub(super) process: Option<Process>,
+    installed: u64,
 }
 
 impl Site {
@@ -76,6 +89,7 @@ impl Site {
             disk_due_us: Rc::default(),
             life: 0,
             process: None,
+            installed: 0,
         }
     }
 
@@ -93,7 +107,12 @@ impl Site {
             Rc::clone(&self.disk_due_us),
         );
         let settings = setup.worker(self.number);
-        let mut recovering = Recovering::new(&settings, None);
+        let closed = match Closed::with_disk(disk, setup.log()) {
+            Ok(closed) => closed,
+            Err(LogError::Poisoned(_) | LogError::Disk(_)) => return false,
+            Err(error) => panic!("site {} refuses its log: {error}", self.number),
+        };
+        let mut recovering = Recovering::new(&settings, closed.checkpoints().as_ref());
         recovering.break_rule(setup.rule());
         let forget = setup.flaw == Some(Flaw::ForgetVote);
         let mut replay = |frame: Frame<'_>| {
@@ -107,14 +126,22 @@ impl Site {
             let replayed = recovering.frame(&Frame { payload, ..frame });
             replayed.map_err(|error| storage::ReplayError::new(error.to_string()))
         };
-        let opened = Log::with_disk(disk, setup.log(), &mut replay);
-        let log = match opened {
-            Ok((log, _)) => log,
+        let (log, recovery) = match closed.open(&mut replay) {
+            Ok(opened) => opened,
             Err(LogError::Poisoned(_) | LogError::Disk(_)) => return false,
             Err(error) => panic!("site {} refuses its log: {error}", self.number),
         };
         let shared = Arc::new(shared(self.number, setup));
-        let worker = Worker::over(recovering.finish().0, log, None, Arc::clone(&shared), settings);
+        if let Err(error) = recovering.check(&recovery.shards) {
+            panic!("site {} refuses its log: {error}", self.number);
+        }
+        let (shards, last) = recovering.finish();
+        let metrics = &shared.metrics;
+        let checkpoints = Checkpointer::here(&log, metrics, last, settings.checkpoint_bytes);
+        let hasty = setup.flaw == Some(Flaw::HastyState);
+        let transfers = Transfers::here(&log, &shared.mesh, metrics, &settings.engines, hasty);
+        let mut worker = Worker::over(shards, log, None, Arc::clone(&shared), settings);
+        (worker.checkpoints, worker.transfers) = (Some(checkpoints), Some(transfers));
         let now_us = clock.get();
         self.life += 1;
         self.process = Some(Process {
@@ -126,12 +153,36 @@ impl Site {
             listens: true,
             paused_until_us: 0,
             followed: vec![0; usize::from(setup.shards)],
+            works: false,
         });
         true
     }
 
+    /// Carries out one order that waits for the disk beside the log: a
+    /// checkpoint's, or of a state on its way.
+    pub(super) fn work(&mut self, first_checkpoints: bool) {
+        let Some(process) = &mut self.process else { return };
+        process.works = false;
+        let Worker { checkpoints, transfers, .. } = &mut process.worker;
+        let (Some(checkpoints), Some(transfers)) = (checkpoints, transfers) else { return };
+        let (checkpoints, transfers) = (checkpoints.desk(), transfers.desk());
+        if first_checkpoints {
+            checkpoints.work();
+        }
+        if !transfers.work() {
+            checkpoints.work();
+        }
+    }
+
+    /// States of other sites that its processes went on from.
+    pub(super) fn installed(&self) -> u64 {
+        let runs = self.process.as_ref();
+        self.installed + runs.map_or(0, |it| it.shared.metrics.snapshots_installed.value())
+    }
+
     /// The process ends, and with the power what was not durable.
     pub(super) fn crash(&mut self, tear: Tear) {
+        self.installed = self.installed();
         self.process = None;
         self.disk_due_us.set(None);
         self.disk.crash(tear);

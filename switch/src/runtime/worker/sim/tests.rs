@@ -36,6 +36,7 @@ fn hold(name: &str, sites: u8, count: u64) {
     let seeds = one.map_or(from..from + count, |seed| seed..seed + 1);
     let (started, mut ran) = (Instant::now(), 0);
     let (mut crashes, mut terms, mut answers, mut virtual_us) = (0, 0, 0, 0);
+    let mut installed = 0;
     for seed in seeds {
         match outcome(seed, sites, None) {
             Ok(summary) => {
@@ -43,6 +44,7 @@ fn hold(name: &str, sites: u8, count: u64) {
                 terms += summary.terms;
                 answers += summary.answers;
                 virtual_us += summary.virtual_us;
+                installed += summary.installed;
             }
             Err(violated) => panic!(
                 "seed {seed} of {sites} sites violates {violated}\n\
@@ -56,10 +58,11 @@ fn hold(name: &str, sites: u8, count: u64) {
     }
     println!(
         "{ran} seeds of {sites} sites in {:.1} s: {} s simulated, {crashes} crashes, \
-         {terms} terms, {answers} answers",
+         {terms} terms, {answers} answers, {installed} states sent",
         started.elapsed().as_secs_f64(),
         virtual_us / 1_000_000,
     );
+    assert!(installed > 0 || ran < 200, "no site ever needed a state");
 }
 
 #[test]
@@ -116,6 +119,11 @@ fn a_vote_forgotten_over_a_restart_is_found() {
 #[test]
 fn a_missing_fsync_is_found() {
     found(Flaw::SkipSync, &["logs of shard", "to_commit", "4:", "6:", "two leaders"]);
+}
+
+#[test]
+fn a_state_that_counts_before_it_is_durable_is_found() {
+    found(Flaw::HastyState, &["site"]);
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use protocol::message::kind;
 use raft::eraftpb::Entry;
+use storage::LogError;
 use storage::disk::Tear;
 
 use super::super::faults::Moment;
@@ -94,7 +95,9 @@ impl Cluster {
         let busy = match process.worker.turn(clocks) {
             Ok(busy) => busy,
             Err(error) => {
-                assert!(matches!(error, WorkerError::Log(_)), "block: site {number}: {error}");
+                let is_disk =
+                    matches!(error, WorkerError::Log(LogError::Poisoned(_) | LogError::Disk(_)));
+                assert!(is_disk, "block: site {number}: {error}");
                 // As the runtime: the process ends, having handed nothing out.
                 self.trace.add(u64::from(number));
                 let down_us = self.random.between(20 * MS, SECOND);
@@ -111,7 +114,7 @@ impl Cluster {
             return self.doom(number);
         }
         for to in (1..=self.setup.sites).filter(|to| *to != number) {
-            for traffic in [Traffic::Urgent, Traffic::Bulk] {
+            for traffic in [Traffic::Urgent, Traffic::Bulk, Traffic::States] {
                 while let Some(packet) =
                     shared.mesh.route(to).and_then(|route| route.queue(traffic).take())
                 {
@@ -130,6 +133,7 @@ impl Cluster {
             return self.doom(number);
         }
         let life = self.sites[usize::from(number) - 1].life;
+        self.plan_work(number);
         for (shard, wanted, entries) in read_back {
             let entries = if self.lost() { Vec::new() } else { entries };
             let after = self.random.between(100, 5 * MS);
@@ -143,6 +147,37 @@ impl Cluster {
         if let Some(disk_us) = disk_us {
             self.plan_turn(number, disk_us.max(TURN_US));
         }
+    }
+
+    /// What the threads beside the worker have to do is done some time later.
+    fn plan_work(&mut self, number: u8) {
+        let site = &mut self.sites[usize::from(number) - 1];
+        let life = site.life;
+        if site.process.as_mut().is_some_and(Process::has_work) {
+            let after = self.random.between(20, MS);
+            self.plan(after, Event::Work { site: number, life });
+        }
+    }
+
+    /// One order is carried out, or the process dies at some step of it.
+    pub(super) fn work(&mut self, number: u8, life: u32) {
+        let dies = self.faults && self.random.percent(1);
+        let first_checkpoints = self.random.percent(50);
+        let site = &mut self.sites[usize::from(number) - 1];
+        if site.life != life || site.process.is_none() {
+            return;
+        }
+        self.trace.add(0x303);
+        if dies {
+            site.disk.fail_files_after(self.random.below(8));
+        }
+        site.work(first_checkpoints);
+        if dies {
+            let down_us = self.random.between(20 * MS, SECOND);
+            return self.crash(number, Tear::Nothing, down_us, false);
+        }
+        self.nudge(number);
+        self.plan_work(number);
     }
 
     pub(super) fn doom(&mut self, number: u8) {
