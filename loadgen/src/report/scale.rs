@@ -145,11 +145,10 @@ pub(super) fn grouped(value: f64) -> String {
 /// A share in percent.
 pub(super) fn percent(share: f64) -> String {
     let percent = share * 100.0;
-    match percent {
-        p if p == 0.0 => "0 %".to_owned(),
-        p if p < 0.01 => "< 0.01 %".to_owned(),
-        p => format!("{} %", digits(p)),
+    if percent > 0.0 && percent < 0.01 {
+        return "< 0.01 %".to_owned();
     }
+    format!("{} %", digits(percent))
 }
 
 /// Day and minute in UTC of seconds since 1970.
