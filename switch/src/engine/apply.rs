@@ -503,6 +503,7 @@ impl Engine {
             self.start_now(case, now, out);
         } else {
             self.advance(sequence, now, out);
+            self.look_again(sequence, now);
         }
     }
 

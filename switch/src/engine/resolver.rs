@@ -216,6 +216,15 @@ impl Engine {
         self.next_step(case, now);
     }
 
+    /// A case that fell due while its cancel was only proposed had nothing to ask,
+    /// and would not be looked at before the next moment of its deadlines.
+    pub(super) fn look_again(&mut self, sequence: u64, now: Now) {
+        let case = self.orders[sequence].live.case;
+        if self.resolver.cases.get(case).is_some_and(|open| open.asked.is_none() && !open.queued) {
+            self.resolver.schedule(case, now.mono_us);
+        }
+    }
+
     /// A merchant asks for a fresh look: bring the next question forward.
     pub(super) fn ask_soon(&mut self, sequence: u64, now: Now, out: &mut Outputs) {
         let order = &self.orders[sequence];

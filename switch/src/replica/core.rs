@@ -737,7 +737,7 @@ impl Replica {
         let raft = &self.node.raft;
         format!(
             "site {} {:?} term {} vote {} leader {} transfers to {:?} log {}..{} committed {} \
-             applied {} tickets {}",
+             applied {} tickets {} first {} {:?}",
             self.config.site,
             raft.state,
             raft.term,
@@ -749,6 +749,20 @@ impl Replica {
             raft.raft_log.committed,
             self.applied,
             self.tickets.len(),
+            self.first_served(),
+            raft.prs()
+                .iter()
+                .map(|(site, p)| (
+                    *site,
+                    p.state,
+                    p.matched,
+                    p.next_idx,
+                    p.paused,
+                    p.pending_snapshot,
+                    p.ins.count(),
+                    p.recent_active
+                ))
+                .collect::<Vec<_>>(),
         )
     }
 

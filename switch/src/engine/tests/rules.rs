@@ -756,6 +756,26 @@ fn c10_a_cancel_of_what_cannot_be_reversed_gives_the_money_back() {
 }
 
 #[test]
+fn c10_a_question_that_falls_due_before_the_cancel_is_durable_is_asked_after_it() {
+    let mut world = world_of(|c| c.reversible = false);
+    world.pay("a", 100);
+    world.settle();
+    let charge = world.sent(Operation::Charge);
+    world.pass(5 * SECOND);
+    world.nothing_sent();
+    let closing = world.close("a");
+    // A slow disk: the first question is due before the cancel is committed.
+    world.jump(world.now.mono_us + 2 * SECOND);
+    world.give(Input::Tick);
+    world.nothing_sent();
+    world.settle();
+    world.pass(SECOND);
+    let query = world.sent(Operation::Query);
+    world.answer_as(query.operation, &charge, ChannelStatus::Declined, 1);
+    assert_eq!(world.order_reply(closing).expect("answered").state, OrderState::Closed);
+}
+
+#[test]
 fn c10_a_cancel_that_the_channel_refuses_leaves_the_order_paid() {
     let mut world = world_of(|c| c.reversible = false);
     world.pay("a", 100);

@@ -189,7 +189,8 @@ impl Sender {
         clerk: &mut Clerk<F>,
         now_us: u64,
     ) {
-        let Some(out) = self.active(to) else { return };
+        // Asked for ahead, before the end was known.
+        let Some(out) = self.active(to).filter(|out| !out.whole) else { return };
         let number = out.read;
         out.read += 1;
         out.whole = chunk.is_empty();
@@ -214,7 +215,12 @@ impl Sender {
     /// The other side has taken so many slices.
     pub(super) fn taken(&mut self, to: Which, slices: u32, now_us: u64) {
         let Some(out) = self.active(to) else { return };
-        (out.heard, out.heard_us) = (true, now_us);
+        out.heard = true;
+        // With all of it there only the library's own answer counts as a sign: should
+        // that be lost, the state is offered once more.
+        if !out.is_taken() {
+            out.heard_us = now_us;
+        }
         if slices <= out.read {
             out.taken = out.taken.max(slices);
             let taken = out.taken;
@@ -247,6 +253,10 @@ impl Outgoing {
 
     fn parcel(&self, body: Body) -> Parcel {
         Parcel { shard: self.shard, id: self.id, body }
+    }
+
+    fn is_taken(&self) -> bool {
+        self.whole && self.taken == self.read
     }
 
     /// Reads ahead, and sends again what got lost.
