@@ -210,7 +210,10 @@ impl Cluster {
 
     pub(super) fn stop(&mut self, number: u8, life: u32, down_us: u64) {
         let site = &mut self.sites[usize::from(number) - 1];
-        let Some(process) = site.process.take().filter(|_| site.life == life) else { return };
+        if site.life != life {
+            return;
+        }
+        let Some(process) = site.process.take() else { return };
         // It fails where the disk does.
         drop(process.worker.log.close());
         self.crash(number, Tear::Nothing, down_us, true);
