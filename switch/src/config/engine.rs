@@ -3,6 +3,7 @@
 use super::{ChannelSection, Config, RouteSection};
 use crate::engine::config::{ChannelConfig, EngineConfig, RouteRule};
 use crate::replica::Timing;
+use crate::runtime::HOLD_US;
 use protocol::code::Method;
 use protocol::id::{MchId, ShortText};
 use protocol::money::Currency;
@@ -38,8 +39,10 @@ impl Config {
     }
 
     fn channel(&self, section: &ChannelSection) -> ChannelConfig {
-        // A leader that was replaced without knowing may send for so long.
-        let lease_us = if self.sites.len() > 1 { Timing::default().lease_us() } else { 0 };
+        // A leader that was replaced without knowing may send for so long, and a
+        // request may wait for its leader's lease.
+        let several = self.sites.len() > 1;
+        let own_us = if several { Timing::default().lease_us() + HOLD_US } else { 0 };
         let life_us = section.max_msg_life_ms * MS;
         ChannelConfig {
             number: section.number,
@@ -48,7 +51,7 @@ impl Config {
             queryable: section.queryable,
             reversible: section.reversible,
             fence_on_cancel: section.fence_on_cancel,
-            max_msg_life_us: if life_us == 0 { 0 } else { life_us + lease_us },
+            max_msg_life_us: if life_us == 0 { 0 } else { life_us + own_us },
             reply_timeout_us: section.reply_timeout_ms * MS,
             first_query_after_us: section.first_query_after_ms * MS,
             query_plan_us: section.query_plan_ms.iter().map(|delay| delay * MS).collect(),

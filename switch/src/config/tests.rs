@@ -39,8 +39,8 @@ fn resolves_paths_units_and_defaults() {
     assert_eq!(engine.channels[0].max_msg_life_us, 0, "no guarantee stays none");
     let bounded = good().replace("# max_msg_life_ms = 0", "max_msg_life_ms = 500");
     let engine = parse(&bounded).unwrap().engine(7);
-    let lease_us = crate::replica::Timing::default().lease_us();
-    assert_eq!(engine.channels[0].max_msg_life_us, 500_000 + lease_us, "of several sites");
+    let own_us = crate::replica::Timing::default().lease_us() + crate::runtime::HOLD_US;
+    assert_eq!(engine.channels[0].max_msg_life_us, 500_000 + own_us, "of several sites");
 }
 
 /// What the comments say is what applies: uncommenting every default changes nothing.

@@ -20,12 +20,16 @@ use super::control::NodeControl;
 use super::directory::Directory;
 use super::forward::Forwarder;
 use super::gateway::Connection;
+use super::held::{Fate, Held};
 use super::inbox::{Batch, Exchange, Item, OutBatch};
 use super::link::Link;
 use super::standing::Standing;
 use crate::engine::input::{Evidence, Waiter};
-use crate::engine::output::{Reply, ReplyBody};
+use crate::engine::output::{Reply, ReplyBody, Send};
 use crate::metrics::{Metrics, Op};
+
+/// Between two looks at requests that wait for a lease.
+const HELD_PAUSE: Duration = Duration::from_millis(5);
 
 /// Bounds of the network thread.
 #[derive(Clone, Debug)]
@@ -68,6 +72,8 @@ pub struct Net {
     pub metrics: Arc<Metrics>,
     /// Channel links by number - 1.
     pub links: RefCell<Vec<Rc<Link>>>,
+    /// Requests to channels that wait for a lease.
+    held: RefCell<Held>,
     connections: RefCell<Vec<Slot>>,
     free: RefCell<Vec<u32>>,
     flush: Notify,
@@ -114,6 +120,7 @@ impl Net {
             directory: RefCell::new(directory),
             metrics,
             links: RefCell::new(Vec::new()),
+            held: RefCell::default(),
             connections: RefCell::new(Vec::new()),
             free: RefCell::new(Vec::new()),
             flush: Notify::new(),
@@ -276,10 +283,15 @@ impl Net {
             if let Some(forward) = &self.forward {
                 taken |= forward.arrivals(&self, &mut dirty);
             }
-            if !taken {
+            if !taken && self.held.borrow().is_empty() {
                 self.behind.set(false);
                 wake.notified().await;
                 continue;
+            }
+            if !taken {
+                // A timer only wakes us: what is found then counts.
+                drop(tokio::time::timeout(HELD_PAUSE, wake.notified()).await);
+                self.settle_held();
             }
             for connection in dirty.drain(..) {
                 connection.wake_streams();
@@ -297,6 +309,37 @@ impl Net {
         self.behind.set(self.turns.borrow_mut().refuses(delay_us, now_us));
     }
 
+    /// Gives a request to its channel's link.
+    fn hand_over(&self, send: &Send) {
+        let links = self.links.borrow();
+        let sent = usize::from(send.channel)
+            .checked_sub(1)
+            .and_then(|index| links.get(index))
+            .is_some_and(|link| link.send(send));
+        self.handed_over(send, sent);
+    }
+
+    fn handed_over(&self, send: &Send, sent: bool) {
+        if let Some(channel) = self.metrics.channel(send.channel) {
+            if sent { channel.sent.add(1) } else { channel.not_sent.add(1) }
+        }
+        if !sent {
+            self.push(send.operation.shard, Item::Evidence(send.operation, Evidence::NotSent));
+        }
+    }
+
+    /// Looks after the requests that wait for a lease.
+    fn settle_held(&self) {
+        let mut held = self.held.borrow_mut();
+        if held.is_empty() {
+            return;
+        }
+        held.settle(self.control.mesh(), clock::mono_us(), |send, fate| match fate {
+            Fate::Sent => self.hand_over(send),
+            Fate::TooLate => self.handed_over(send, false),
+        });
+    }
+
     fn dispatch(self: &Rc<Self>, out: &OutBatch, dirty: &mut Vec<Rc<Connection>>) {
         for merchant in &out.merchants {
             self.control.put_merchant(merchant);
@@ -308,19 +351,13 @@ impl Net {
         // Sends first: the channel works while we encode answers.
         let (mesh, now_us) = (self.control.mesh(), clock::mono_us());
         for send in &out.sends {
-            let links = self.links.borrow();
-            let sent = usize::from(send.channel)
-                .checked_sub(1)
-                .and_then(|index| links.get(index))
-                .filter(|_| mesh.may_send(send.operation.shard, now_us))
-                .is_some_and(|link| link.send(send));
-            if let Some(channel) = self.metrics.channel(send.channel) {
-                if sent { channel.sent.add(1) } else { channel.not_sent.add(1) }
-            }
-            if !sent {
-                self.push(send.operation.shard, Item::Evidence(send.operation, Evidence::NotSent));
+            if self.held.borrow().is_empty() && mesh.may_send(send.operation.shard, now_us) {
+                self.hand_over(send);
+            } else {
+                self.held.borrow_mut().push(send, mesh, now_us);
             }
         }
+        self.settle_held();
         let now_us = clock::mono_us();
         if let Some(forward) = &self.forward {
             for reply in &out.replies {
