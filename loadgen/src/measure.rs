@@ -252,6 +252,16 @@ impl Measure {
         }
     }
 
+    /// The span ends early.
+    pub(crate) fn ends(&mut self, now_ns: u64) {
+        self.until_ns = self.until_ns.min(now_ns).max(self.from_ns);
+    }
+
+    /// What is measured, in nanoseconds.
+    pub(crate) fn span_ns(&self) -> u64 {
+        self.until_ns - self.from_ns
+    }
+
     /// Keeps figures over time too, from the beginning of the phase on.
     pub(crate) fn with_series(self, from_ns: u64) -> Self {
         Self { series: Some(Series::new(from_ns)), ..self }

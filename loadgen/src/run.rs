@@ -4,7 +4,7 @@ use crate::acks::AckWriter;
 use crate::config::{GatewayFile, Merchant};
 use crate::drive::{DURATION_MAX, IN_FLIGHT_LIMIT, Options, Phase, Session};
 use crate::encode::Encoder;
-use crate::exit::Failure;
+use crate::exit::{self, Failure};
 use crate::goal::{Goal, parse_percent};
 use crate::live::Progress;
 use crate::pace::Pace;
@@ -193,7 +193,7 @@ impl RunArgs {
         let duration = seconds("duration", self.duration)?;
         let warmup = Duration::try_from_secs_f64(self.warmup).unwrap_or(duration);
         if warmup >= duration {
-            return Err(Failure::usage("--warmup must be shorter than --duration"));
+            return Err(Failure::usage("--warmup: 0 or more seconds, less than --duration"));
         }
         let arrival = self.arrival.clone();
         Ok(Phase {
@@ -218,6 +218,9 @@ fn seconds(option: &str, value: f64) -> Result<Duration, Failure> {
 /// Runs the load and reports. `stop` ends it early.
 pub(crate) async fn run(args: &RunArgs, stop: &Notify) -> Result<Report, Failure> {
     let gateway = GatewayFile::load(&args.load.config)?;
+    for path in [&args.json, &args.report, &args.hlog].into_iter().flatten() {
+        exit::writable(path)?;
+    }
     let (phase, options) = (args.phase()?, args.load.options()?);
     let lag_rate = if args.closed.is_some() { 100_000.0 } else { phase.rate };
     let (plan, encoder) = args.load.plan(&gateway, lag_rate)?;
@@ -237,19 +240,19 @@ pub(crate) async fn run(args: &RunArgs, stop: &Notify) -> Result<Report, Failure
     let session = Session::connect(&gateway, Rc::clone(&plan), encoder, acks, options).await?;
     let origin = Origin::now();
     let started_unix = origin.started_unix;
-    let outcome = session.run(&phase, stop).await?;
+    let (outcome, ended) = session.drive(&phase, stop).await?;
+    let pacing = phase.closed.is_none().then(|| session.pacing(&phase));
     session.close().await;
-    let report = Report::new(plan.params(), &phase, &outcome, &args.goals);
+    let report = Report::new(plan.params(), &phase, &outcome, &args.goals).paced(pacing);
     let report = report.with_story(&outcome, origin, Events::default());
     report.print();
-    if let Some(path) = &args.json {
-        report.write(path)?;
-    }
-    if let Some(path) = &args.report {
-        report::write_page(&report, path)?;
-    }
-    if let Some(path) = &args.hlog {
-        report::write_hlog(path, started_unix, &phase, &outcome)?;
-    }
+    // What cannot be written does not keep the rest from being.
+    let json = args.json.as_ref().map_or(Ok(()), |path| report.write(path));
+    let page = args.report.as_ref().map_or(Ok(()), |path| report::write_page(&report, path));
+    let hlog = args
+        .hlog
+        .as_ref()
+        .map_or(Ok(()), |path| report::write_hlog(path, started_unix, &phase, &outcome));
+    ended.and(json).and(page).and(hlog)?;
     Ok(report)
 }

@@ -14,6 +14,7 @@ use std::borrow::Cow;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
+use crate::interrupt::apart;
 use std::process::{Command, Stdio};
 
 /// How an attempt or refund ended.
@@ -334,7 +335,7 @@ impl Source {
             }
             Self::Dump { payswitch, data } => {
                 check_whole(data)?;
-                let mut child = Command::new(payswitch)
+                let mut child = apart(&mut Command::new(payswitch))
                     .args(["log", "dump"])
                     .args(of_frames.then_some("--frames"))
                     .arg(data)

@@ -21,6 +21,7 @@ use crate::config::{GatewayFile, SiteEntry};
 use crate::encode::Encoder;
 use crate::exit::Failure;
 use crate::host::{CpuTimes, Host};
+use crate::interrupt;
 use crate::live::{Progress, View};
 use crate::measure::Measure;
 use crate::pace::{Pace, Pacer, Pacing};
@@ -150,7 +151,7 @@ impl Session {
             link.keep_up(&state, &endpoint, &client);
         }
         let session = Self { state, endpoint, options, wake: Arc::new(Notify::new()), seed };
-        session.wait_connected().await?;
+        interrupt::unless_told("start-up", session.wait_connected()).await?;
         Ok(session)
     }
 
@@ -169,9 +170,9 @@ impl Session {
             }
             if started.elapsed() > CONNECT_MAX {
                 let reason = error.unwrap_or_else(|| "no answer".to_owned());
+                let hint = hint(&reason);
                 return Err(Failure::environment(format_args!(
-                    "cannot connect to most sites within {} s: {reason}; is `payswitch serve` \
-                     running?",
+                    "cannot connect to most sites within {} s: {reason}; {hint}",
                     CONNECT_MAX.as_secs()
                 )));
             }
@@ -182,6 +183,17 @@ impl Session {
     /// Runs a phase to its end, every request answered or given up. `stop`
     /// ends it early.
     pub(crate) async fn run(&self, phase: &Phase, stop: &Notify) -> Result<Outcome, Failure> {
+        let (outcome, ended) = self.drive(phase, stop).await?;
+        ended.map(|()| outcome)
+    }
+
+    /// As [`Session::run`]; what was done until a failure in the middle of it is told
+    /// beside the failure.
+    pub(crate) async fn drive(
+        &self,
+        phase: &Phase,
+        stop: &Notify,
+    ) -> Result<(Outcome, Result<(), Failure>), Failure> {
         let cpu_before = cpu_seconds();
         let start = Instant::now();
         let schedule = Schedule::new(phase.arrival.clone(), phase.rate, phase.duration, self.seed);
@@ -194,23 +206,26 @@ impl Session {
                 )?,
             ),
         };
-        self.state.borrow_mut().pump()?;
+        let mut ended = self.state.borrow_mut().pump();
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
         housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let (mut interrupted, mut second) = (false, 0);
         let mut view = View::new(phase.live);
         let (mut before, mut after) = (None, None);
-        loop {
+        while ended.is_ok() {
             tokio::select! {
                 biased;
-                () = self.wake.notified() => self.state.borrow_mut().pump()?,
-                () = stop.notified(), if !interrupted => {
-                    interrupted = true;
+                () = self.wake.notified() => ended = self.state.borrow_mut().pump(),
+                () = stop.notified() => {
                     self.state.borrow_mut().stop();
+                    // Told again: what is still open stays so.
+                    if std::mem::replace(&mut interrupted, true) {
+                        self.state.borrow_mut().give_all_up();
+                    }
                 }
                 _ = housekeeping.tick() => {
                     let mut state = self.state.borrow_mut();
-                    state.sweep()?;
+                    ended = state.sweep();
                     let elapsed = start.elapsed();
                     if before.is_none() && elapsed >= phase.warmup {
                         before = Some(CpuTimes::read());
@@ -230,16 +245,24 @@ impl Session {
                 }
             }
         }
+        if ended.is_err() {
+            interrupted = true;
+            self.state.borrow_mut().stop();
+            self.state.borrow_mut().give_all_up();
+        }
         let after = after.unwrap_or_else(CpuTimes::read);
         let host = Host::new(before.flatten(), after, pacer.map(Pacer::finish));
-        let mut measure = self.state.borrow_mut().finish()?;
+        let flushed = self.state.borrow_mut().flush();
+        let mut measure = self.state.borrow_mut().take_measure();
         let timeline = measure.series.take().map(|series| series.finish()).unwrap_or_default();
         let trace = self.state.borrow_mut().take_trace();
         let cpu_s = cpu_seconds() - cpu_before;
-        Ok(Outcome { measure, trace, timeline, start, cpu_s, host, interrupted })
+        let outcome = Outcome { measure, trace, timeline, start, cpu_s, host, interrupted };
+        Ok((outcome, ended.and(flushed)))
     }
 
-    fn pacing(&self, phase: &Phase) -> Pacing {
+    /// How a phase is paced.
+    pub(crate) fn pacing(&self, phase: &Phase) -> Pacing {
         let Options { pace, tick, .. } = self.options;
         Pacing { pace, tick, watch_from: phase.warmup }
     }
@@ -267,19 +290,23 @@ impl Session {
         while !self.state.borrow().is_done() {
             tokio::select! {
                 _ = housekeeping.tick() => self.state.borrow_mut().sweep()?,
-                () = stop.notified() => self.state.borrow_mut().stop(),
+                () = stop.notified() => {
+                    self.state.borrow_mut().stop();
+                    self.state.borrow_mut().give_all_up();
+                }
             }
         }
-        self.state.borrow_mut().finish()
+        self.state.borrow_mut().flush()?;
+        Ok(self.state.borrow_mut().take_measure())
     }
 
     /// Asks for every payment without a final answer until it has one, at most
     /// for `bound`; returns how many are left.
     pub(crate) async fn settle(&self, bound: Duration, stop: &Notify) -> Result<usize, Failure> {
-        let started = Instant::now();
+        let (started, watch) = (Instant::now(), interrupt::Watch::new());
         loop {
             let open = self.payments(|known| known == Known::Open);
-            if open.is_empty() || started.elapsed() > bound {
+            if open.is_empty() || started.elapsed() > bound || !watch.quiet() {
                 return Ok(open.len());
             }
             self.query(&open, stop).await?;
@@ -293,6 +320,14 @@ impl Session {
         self.endpoint.close(0_u32.into(), b"done");
         // Gives the close frames a moment to leave; nothing depends on it.
         drop(tokio::time::timeout(Duration::from_millis(200), self.endpoint.wait_idle()).await);
+    }
+}
+
+/// What to look at when nobody can be connected to.
+fn hint(reason: &str) -> &'static str {
+    match reason.contains("certificate") || reason.contains("handshake failed") {
+        true => "do cert, key and ca of the gateway's configuration belong to this cluster?",
+        false => "is `payswitch serve` running?",
     }
 }
 

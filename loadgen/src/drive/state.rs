@@ -189,6 +189,8 @@ impl State {
         self.schedule = None;
         self.closed = None;
         self.queries.clear();
+        let now_ns = self.now_ns();
+        self.measure.ends(now_ns);
         while let Some((n, planned_ns)) = self.backlog.pop_front() {
             self.not_sent(n, planned_ns);
         }
@@ -201,10 +203,17 @@ impl State {
         ended && self.backlog.is_empty() && self.queries.is_empty() && self.slots.len() == 0
     }
 
+    /// Waits for nothing any more: what is in flight counts as never answered.
+    pub(super) fn give_all_up(&mut self) {
+        let now_ns = self.now_ns();
+        for (index, slot) in self.slots_on(|_| true) {
+            self.give_up(index, &slot, now_ns);
+        }
+    }
+
     /// The phase's figures.
-    pub(super) fn finish(&mut self) -> Result<Measure, Failure> {
-        self.flush()?;
-        Ok(std::mem::replace(&mut self.measure, Measure::new(0, 0)))
+    pub(super) fn take_measure(&mut self) -> Measure {
+        std::mem::replace(&mut self.measure, Measure::new(0, 0))
     }
 
     /// Sends everything that is due and has room.
@@ -430,7 +439,8 @@ impl State {
         self.turn = self.turn.wrapping_add(1);
     }
 
-    fn flush(&mut self) -> Result<(), Failure> {
+    /// Writes the acknowledgements that were taken in.
+    pub(super) fn flush(&mut self) -> Result<(), Failure> {
         if let Some(acks) = &mut self.acks {
             acks.flush()?;
         }

@@ -6,7 +6,7 @@
 use super::html::Document;
 use super::view::{Drill, View};
 use super::{compare, page_drill, page_run};
-use crate::exit::Failure;
+use crate::exit::{self, Failure};
 use clap::Args;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -34,6 +34,7 @@ pub(crate) fn run(args: &ReportArgs) -> Result<(), Failure> {
     if args.files.len() > FILES_MAX {
         return Err(Failure::usage(format_args!("at most {FILES_MAX} files")));
     }
+    exit::writable(&args.out)?;
     let views = args.files.iter().map(|file| View::load(file)).collect::<Result<Vec<_>, _>>()?;
     let document = match views.as_slice() {
         [view] => page(view),
