@@ -9,12 +9,12 @@
 use super::limits::Limits;
 use super::quick;
 use crate::exit::{Exit, Failure};
+use crate::interrupt::apart;
 use serde::Deserialize;
 use std::borrow::Cow;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use crate::interrupt::apart;
 use std::process::{Command, Stdio};
 
 /// How an attempt or refund ended.
