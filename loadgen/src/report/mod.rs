@@ -1,7 +1,7 @@
 //! A run's result: the summary and the page for people, the JSON for scripts.
 //!
 //! `text` prints it, `make` puts pages together from the JSON of this and other
-//! results: what a `view` holds is told in `page_run`, `page_drill` and `compare`, with
+//! results: what a `view` holds is told in `page_run`, `page_drill`, `page_search` and `compare`, with
 //! `parts` that they share, drawn by `chart` and written by `html`.
 //!
 //! Judges too: the generator's health first, then the goals. A run in which
@@ -14,6 +14,7 @@ mod html;
 mod make;
 mod page_drill;
 mod page_run;
+mod page_search;
 mod parts;
 mod scale;
 mod svg;
@@ -64,6 +65,13 @@ impl Percentiles {
             max: us(latency.max()),
             count: latency.count(),
         }
+    }
+}
+
+impl Percentiles {
+    /// The slowest, microseconds.
+    pub(crate) fn max(&self) -> Option<u64> {
+        self.max
     }
 }
 
