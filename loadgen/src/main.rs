@@ -39,6 +39,7 @@ mod tls;
 mod trace;
 mod under;
 mod wan;
+mod workers;
 mod zipf;
 
 use std::process::ExitCode;

@@ -2,7 +2,7 @@
 
 use crate::acks::AckWriter;
 use crate::config::{GatewayFile, Merchant};
-use crate::drive::{DURATION_MAX, IN_FLIGHT_LIMIT, Options, Phase, Session};
+use crate::drive::{DURATION_MAX, IN_FLIGHT_LIMIT, Options, Part, Phase, Session};
 use crate::encode::Encoder;
 use crate::exit::{self, Failure};
 use crate::goal::{Goal, parse_percent};
@@ -11,6 +11,7 @@ use crate::pace::Pace;
 use crate::plan::{Mix, Params, Plan, RUN_ID_MAX};
 use crate::report::{self, Events, Origin, Report};
 use crate::schedule::Arrival;
+use crate::workers;
 use clap::Args;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -103,6 +104,10 @@ pub(crate) struct RunArgs {
     /// A goal, such as p99=10ms, p50@pay=2ms, errors=0.1%, rate=99%.
     #[arg(long = "goal", value_parser = Goal::parse)]
     pub(crate) goals: Vec<Goal>,
+    /// Threads that share the plan, the connections and the requests in flight, each
+    /// with its own part; the plan stays the same for any number.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub(crate) workers: u8,
     /// Write the result here.
     #[arg(long)]
     pub(crate) json: Option<PathBuf>,
@@ -171,6 +176,7 @@ impl LoadArgs {
             deadline: seconds("deadline", self.deadline)?,
             pace: self.pace,
             tick: Duration::from_micros(self.tick_us),
+            part: Part::ALL,
         })
     }
 
@@ -181,6 +187,11 @@ impl LoadArgs {
 }
 
 impl RunArgs {
+    /// The rate that sets how far back references reach.
+    pub(crate) fn lag_rate(&self) -> f64 {
+        if self.closed.is_some() { 100_000.0 } else { self.rate.unwrap_or(1.0) }
+    }
+
     /// The phase, its numbers judged.
     pub(crate) fn phase(&self) -> Result<Phase, Failure> {
         let rate = self.rate.unwrap_or(1.0);
@@ -222,8 +233,7 @@ pub(crate) async fn run(args: &RunArgs, stop: &Notify) -> Result<Report, Failure
         exit::writable(path)?;
     }
     let (phase, options) = (args.phase()?, args.load.options()?);
-    let lag_rate = if args.closed.is_some() { 100_000.0 } else { phase.rate };
-    let (plan, encoder) = args.load.plan(&gateway, lag_rate)?;
+    let (plan, encoder) = args.load.plan(&gateway, args.lag_rate())?;
     let acks = args.load.ack_writer(plan.params())?;
     println!(
         "{}: {} over {} connections x {} streams, seed {}, run {}",
@@ -237,12 +247,19 @@ pub(crate) async fn run(args: &RunArgs, stop: &Notify) -> Result<Report, Failure
         plan.params().seed,
         plan.params().run_id,
     );
-    let session = Session::connect(&gateway, Rc::clone(&plan), encoder, acks, options).await?;
     let origin = Origin::now();
     let started_unix = origin.started_unix;
-    let (outcome, ended) = session.drive(&phase, stop).await?;
-    let pacing = phase.closed.is_none().then(|| session.pacing(&phase));
-    session.close().await;
+    let pacing = phase.closed.is_none().then(|| options.pacing(&phase));
+    let (outcome, ended) = match args.workers {
+        1 => {
+            let session =
+                Session::connect(&gateway, Rc::clone(&plan), encoder, acks, options).await?;
+            let driven = session.drive(&phase, stop).await?;
+            session.close().await;
+            driven
+        }
+        _ => workers::drive(args, plan.params(), (&phase, options), acks, stop).await?,
+    };
     let report = Report::new(plan.params(), &phase, &outcome, &args.goals).paced(pacing);
     let report = report.with_story(&outcome, origin, Events::default());
     report.print();

@@ -6,7 +6,7 @@
 use crate::acks::AckWriter;
 use crate::audit::{self, Audit, Evidence, Moment, Source};
 use crate::cluster::{Deployment, Process, Relay};
-use crate::drive::{Known, Options, Phase, Session};
+use crate::drive::{Known, Options, Part, Phase, Session};
 use crate::encode::Encoder;
 use crate::exit::Failure;
 use crate::interrupt;
@@ -111,6 +111,7 @@ impl Stage {
             deadline: Duration::from_secs(10),
             pace: Pace::Tick,
             tick: TICK,
+            part: Part::ALL,
         };
         let encoder = Encoder::new(merchants);
         let session =

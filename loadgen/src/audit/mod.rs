@@ -22,7 +22,7 @@ use crate::acks::{self, AckLog, AckWriter};
 use crate::channel::book::Entry;
 use crate::channel::ledger;
 use crate::config::GatewayFile;
-use crate::drive::{Options, Session};
+use crate::drive::{Options, Part, Session};
 use crate::encode::Encoder;
 use crate::exit::{self, Exit, Failure};
 use crate::interrupt::Watch;
@@ -397,6 +397,7 @@ async fn requery(config: &Path, dir: &Path, stop: &Notify) -> Result<(), Failure
             deadline: Duration::from_secs(20),
             pace: Pace::Tick,
             tick: TICK,
+            part: Part::ALL,
         };
         let (plan, encoder) = (Rc::new(run.plan), Encoder::new(merchants));
         let session = Session::connect(&gateway, plan, encoder, Some(writer), options).await?;

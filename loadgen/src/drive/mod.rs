@@ -57,6 +57,30 @@ pub(crate) struct Options {
     pub(crate) pace: Pace,
     /// Its tick.
     pub(crate) tick: Duration,
+    /// Which of the plan's requests are sent here.
+    pub(crate) part: Part,
+}
+
+impl Options {
+    /// How a phase is paced.
+    pub(crate) fn pacing(&self, phase: &Phase) -> Pacing {
+        Pacing { pace: self.pace, tick: self.tick, watch_from: phase.warmup }
+    }
+}
+
+/// A share of the plan: the same requests at the same times, however many share them.
+/// What is about a payment is sent where the payment is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Part {
+    /// Which, from 0.
+    pub(crate) index: u64,
+    /// Of how many.
+    pub(crate) of: u64,
+}
+
+impl Part {
+    /// All of it.
+    pub(crate) const ALL: Self = Self { index: 0, of: 1 };
 }
 
 /// One stretch of load.
@@ -201,9 +225,10 @@ impl Session {
         let pacer = match phase.closed {
             Some(_) => None,
             None => Some(
-                Pacer::start(schedule, start, self.pacing(phase), Arc::clone(&self.wake)).map_err(
-                    |error| Failure::environment(format_args!("cannot start a thread: {error}")),
-                )?,
+                Pacer::start(schedule, start, self.options.pacing(phase), Arc::clone(&self.wake))
+                    .map_err(|error| {
+                    Failure::environment(format_args!("cannot start a thread: {error}"))
+                })?,
             ),
         };
         let mut ended = self.state.borrow_mut().pump();
@@ -259,12 +284,6 @@ impl Session {
         let cpu_s = cpu_seconds() - cpu_before;
         let outcome = Outcome { measure, trace, timeline, start, cpu_s, host, interrupted };
         Ok((outcome, ended.and(flushed)))
-    }
-
-    /// How a phase is paced.
-    pub(crate) fn pacing(&self, phase: &Phase) -> Pacing {
-        let Options { pace, tick, .. } = self.options;
-        Pacing { pace, tick, watch_from: phase.warmup }
     }
 
     /// Shows what is being done to the system, in the view of a load that runs.
@@ -328,6 +347,19 @@ fn hint(reason: &str) -> &'static str {
     match reason.contains("certificate") || reason.contains("handshake failed") {
         true => "do cert, key and ca of the gateway's configuration belong to this cluster?",
         false => "is `payswitch serve` running?",
+    }
+}
+
+impl Outcome {
+    /// Takes in what another worker did at the same time.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.measure.add(&other.measure);
+        self.timeline.add(other.timeline);
+        self.trace.extend(other.trace);
+        // Of the whole process, seen by each.
+        self.cpu_s = self.cpu_s.max(other.cpu_s);
+        self.host.add(&other.host);
+        self.interrupted |= other.interrupted;
     }
 }
 

@@ -8,7 +8,7 @@ use super::answer::{Answer, Arrived, decode};
 use super::link::Link;
 use super::sites::Sites;
 use super::slots::{NO_LINK, Slot, Slots, correlation, uncorrelate};
-use super::{Options, Phase};
+use super::{Options, Part, Phase};
 use crate::acks::{Ack, AckWriter, flag};
 use crate::encode::Encoder;
 use crate::exit::Failure;
@@ -237,6 +237,9 @@ impl State {
             let (n, planned_ns) = (self.next_n, self.phase_ns + offset);
             self.next_n += 1;
             self.known.push(Known::Nothing);
+            if !self.is_ours(n) {
+                continue;
+            }
             self.measure.pulled(planned_ns, now_ns);
             if self.backlog.len() + self.slots.len() < self.options.in_flight_max {
                 self.backlog.push_back((n, planned_ns));
@@ -244,6 +247,16 @@ impl State {
                 self.not_sent(n, planned_ns);
             }
         }
+    }
+
+    /// Whether request `n` belongs to this part of the plan.
+    fn is_ours(&self, n: u64) -> bool {
+        let Part { index, of } = self.options.part;
+        if of == 1 {
+            return true;
+        }
+        let k = if self.plan.op(n) == Op::Pay { n } else { self.plan.target(n) };
+        k % of == index
     }
 
     fn send_again(&mut self, now_ns: u64) {
@@ -317,7 +330,7 @@ impl State {
             if self.known.len() as u64 == n {
                 self.known.push(Known::Nothing);
             }
-            if !self.send(n, now_ns, now_ns) {
+            if self.is_ours(n) && !self.send(n, now_ns, now_ns) {
                 return;
             }
             self.next_n += 1;
