@@ -141,6 +141,37 @@ fn the_generator_says_that_it_was_the_bottleneck() {
     assert!(result["generator"]["own_lateness_us"]["p99"].as_u64().unwrap() > 500_000);
 }
 
+#[test]
+fn a_seed_gives_the_same_plan_for_any_number_of_workers() {
+    let deployment = Deployment::init(20);
+    let _null = deployment.null(60_000);
+    let told = [1, 3].map(|workers: u32| {
+        drop(std::fs::remove_file(deployment.file("run.out")));
+        let (workers, acks) = (workers.to_string(), deployment.file(&format!("acks-{workers}")));
+        let args = ["--rate", "2000", "--duration", "2", "--warmup", "0", "--run-id", "77"];
+        let load = ["--seed", "5", "--duplicates", "3%", "--mix", "pay=60,query=30,refund=10"];
+        let more = ["--deadline", "60", "--workers", &workers, "--acks", acks.to_str().unwrap()];
+        let mut run = start_run(&deployment, &[&args[..], &load, &more].concat());
+        let status = run.wait(WITHIN).code();
+        // A busy machine may be too slow for figures; the plan is the same.
+        assert!(matches!(status, Some(0 | INVALID)), "{}", run.printed());
+        let logs = std::fs::read_dir(acks).unwrap().count().to_string();
+        assert_eq!(logs, workers, "each worker has its own log");
+        result(&deployment)
+    });
+    let [one, three] = &told;
+    let pays = |result: &Value| result["operations"]["pay"]["sent"].as_u64().unwrap();
+    assert_eq!(pays(one), pays(three));
+    for result in [one, three] {
+        let number = |name: &str| result[name].as_u64().unwrap();
+        assert_eq!(number("sent") + number("skipped"), 4_000, "{result}");
+        assert_eq!(number("acked"), number("sent"));
+        assert_eq!(result["latency_us"]["count"].as_u64(), Some(number("ok")));
+        let planned = result["timeline"]["planned"].as_array().unwrap();
+        assert_eq!(planned.iter().map(|count| count.as_u64().unwrap()).sum::<u64>(), 4_000);
+    }
+}
+
 /// A deployment that `loadgen soak` starts in `dir`.
 fn start_soak(deployment: &Deployment, dir: &Path) -> Process {
     let args = ["soak", "--kills", "1000", "--rate", "300", "--dir", dir.to_str().unwrap()];

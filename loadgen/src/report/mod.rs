@@ -39,6 +39,8 @@ use std::path::Path;
 
 /// Up to this the generator's own lateness (99th percentile) is noise.
 const OWN_LATENESS_FINE_NS: u64 = 5_000_000;
+/// A larger part of the switch's p99 than one in so many is told to the reader.
+const OWN_SHARE_MAX: u64 = 4;
 /// Above this the run is invalid, however slow the switch.
 const OWN_LATENESS_MAX_NS: u64 = 100_000_000;
 
@@ -171,6 +173,8 @@ struct Operation {
 struct Health {
     valid: bool,
     reason: Option<String>,
+    /// What a reader of the tail should know though the run is valid.
+    note: Option<String>,
     own_lateness_us: Percentiles,
 }
 
@@ -460,7 +464,14 @@ fn health(measure: &Measure, raw: &Latency, outcome: &Outcome) -> Health {
         None
     };
     let own_lateness_us = Percentiles::of(&measure.own_lateness);
-    Health { valid: reason.is_none(), reason, own_lateness_us }
+    let note = (reason.is_none() && late > OWN_LATENESS_FINE_NS && late > raw / OWN_SHARE_MAX)
+        .then(|| {
+            let percent = late.saturating_mul(100) / raw.max(1);
+            format!(
+                "kept up, but its lateness is {percent} % of the raw p99: read the tail with care"
+            )
+        });
+    Health { valid: reason.is_none(), reason, note, own_lateness_us }
 }
 
 #[cfg(test)]
@@ -514,6 +525,32 @@ mod tests {
         assert_eq!(exit(&report(0, &["p99=100us"], 100)), Some(Exit::Missed));
         assert_eq!(exit(&report(20_000_000, &["p99=100us"], 100)), Some(Exit::Invalid));
         assert_eq!(exit(&report(0, &[], 0)), Some(Exit::Invalid));
+    }
+
+    #[test]
+    fn lateness_that_colours_the_tail_is_told_and_spoils_nothing() {
+        let health = |late_ms: u64, raw_ms: u64| {
+            let mut measure = Measure::new(0, 1_000_000_000);
+            let mut raw = Latency::new();
+            measure.own_lateness.record(late_ms * 1_000_000);
+            raw.record(raw_ms * 1_000_000);
+            measure.ok = 1;
+            let outcome = Outcome {
+                measure,
+                trace: Vec::new(),
+                timeline: crate::series::Timeline::default(),
+                start: std::time::Instant::now(),
+                cpu_s: 0.1,
+                host: Host::default(),
+                interrupted: false,
+            };
+            let health = health(&outcome.measure, &raw, &outcome);
+            (health.valid, health.note.is_some())
+        };
+        assert_eq!(health(4, 5), (true, false));
+        assert_eq!(health(20, 100), (true, false));
+        assert_eq!(health(30, 100), (true, true));
+        assert_eq!(health(101, 1_000), (false, false));
     }
 
     #[test]

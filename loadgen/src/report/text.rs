@@ -42,7 +42,11 @@ impl Report {
             late(self.generator.own_lateness_us.p50),
             late(self.generator.own_lateness_us.p99),
             late(self.generator.own_lateness_us.max),
-            self.generator.reason.as_deref().unwrap_or("kept up"),
+            self.generator
+                .reason
+                .as_deref()
+                .or(self.generator.note.as_deref())
+                .unwrap_or("kept up"),
         );
         println!("host      {}", self.host);
         for verdict in &self.goals {
