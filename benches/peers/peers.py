@@ -7,7 +7,7 @@ started here, on loopback, in a temporary folder, with fsync on, and ended at th
 peer that is not installed is left out and named.
 
     cargo build --release
-    benches/peers/peers.py [--clients 1,64] [--seconds 6] [--only postgres,etcd-3]
+    benches/peers/peers.py [--clients 1,64] [--seconds 6] [--rounds 3] [--only postgres,etcd-3]
 
 Python 3.9 or later and nothing else. The reservations stand in docs/BENCHMARKS.md.
 """
@@ -20,6 +20,7 @@ import pathlib
 import shutil
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -150,6 +151,31 @@ def python_clients(kind, ports, clients, seconds, run):
         raise Skip("a client failed")
     parsed = [json.loads(output) for output in outputs]
     return figures([us for one in parsed for us in one["us"]], parsed[0]["seconds"])
+
+
+class Disk:
+    """The floor: two appends of 512 bytes, each with fdatasync, by one process."""
+
+    name, nodes, version = "disk alone: write, fdatasync", 1, ""
+
+    def start(self, servers):
+        self.file = os.open(servers.folder / "floor", os.O_CREAT | os.O_WRONLY)
+        os.write(self.file, bytes(32 << 20))
+        os.fsync(self.file)
+        os.lseek(self.file, 0, os.SEEK_SET)
+
+    def run(self, servers, clients, seconds, run):
+        if clients > 1:
+            return None
+        latencies, until = [], time.monotonic() + 1
+        while time.monotonic() < until:
+            began = time.monotonic()
+            for _ in range(2):
+                os.write(self.file, b"x" * 512)
+                os.fdatasync(self.file)
+            latencies.append(round((time.monotonic() - began) * 1e6))
+        os.close(self.file)
+        return figures(latencies, 1)
 
 
 class Postgres:
@@ -353,6 +379,8 @@ def measure(peer, clients, seconds, keep):
         for run, count in enumerate(clients):
             before = cpu_of(servers.pids())
             told = peer.run(servers, count, seconds, run)
+            if told is None:
+                continue
             used = cpu_of(servers.pids()) - before
             # The load ran for the whole time, warm-up too.
             told["cpu_us"] = used / (told["rate"] * seconds) * 1e6
@@ -365,42 +393,61 @@ def measure(peer, clients, seconds, keep):
     return rows
 
 
+def medians(measured):
+    """One row for each peer and number of clients, in the order in which they first came."""
+    groups = {}
+    for row in measured:
+        groups.setdefault((row["peer"], row["nodes"], row["clients"]), []).append(row)
+    rows = []
+    for group in groups.values():
+        middle = {key: statistics.median(row[key] for row in group) for key in ("rate", "p50", "p99", "cpu_us")}
+        rates = [row["rate"] for row in group]
+        rows.append({**group[0], **middle, "least": min(rates), "most": max(rates)})
+    return rows
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", default="1,64", help="numbers of clients")
     parser.add_argument("--seconds", type=float, default=6, help="length of each run, a fifth of it warm-up")
-    parser.add_argument("--only", default="", help="of payswitch-1, payswitch-3, postgres, redis, etcd-1, etcd-3, nats-1, nats-3")
+    parser.add_argument("--rounds", type=int, default=3,
+                        help="every peer so often, in turn; the median is told, with the extremes of the rate")
+    parser.add_argument("--only", default="", help="of disk, payswitch-1, payswitch-3, postgres, redis, etcd-1, etcd-3, nats-1, nats-3")
     parser.add_argument("--binaries", type=pathlib.Path, default=HERE.parent.parent / "target/release")
     parser.add_argument("--folder", help="where the temporary folders are made: on the disk to be measured")
     parser.add_argument("--json", type=pathlib.Path, help="write the figures here, too")
     args = parser.parse_args()
     clients = [int(count) for count in args.clients.split(",")]
-    if not all(1 <= count <= 250 for count in clients) or not 2 <= args.seconds <= 600:
-        parser.error("--clients: 1 to 250 each, --seconds: 2 to 600")
-    peers = {"payswitch-1": Payswitch(1, args.binaries), "postgres": Postgres(), "redis": Redis(),
+    if not all(1 <= count <= 250 for count in clients) or not 2 <= args.seconds <= 600 or not 1 <= args.rounds <= 99:
+        parser.error("--clients: 1 to 250 each, --seconds: 2 to 600, --rounds: 1 to 99")
+    peers = {"disk": Disk(), "payswitch-1": Payswitch(1, args.binaries), "postgres": Postgres(), "redis": Redis(),
              "etcd-1": Etcd(1), "nats-1": Nats(1), "payswitch-3": Payswitch(3, args.binaries),
              "etcd-3": Etcd(3), "nats-3": Nats(3)}
     wanted = [name for name in args.only.split(",") if name] or list(peers)
     unknown = [name for name in wanted if name not in peers]
     if unknown:
         parser.error(f"--only: no {', '.join(unknown)}")
-    rows, skipped = [], []
-    for name in wanted:
-        try:
-            rows += measure(peers[name], clients, args.seconds, args.folder)
-        except Skip as reason:
-            skipped.append(f"{name}: skipped: {reason}")
+    measured, skipped = [], {}
+    for _ in range(args.rounds):
+        for name in wanted:
+            if name not in skipped:
+                try:
+                    measured += measure(peers[name], clients, args.seconds, args.folder)
+                except Skip as reason:
+                    skipped[name] = f"{name}: skipped: {reason}"
+    rows = medians(measured)
     ours = {(row["nodes"], row["clients"]): row for row in rows if row["peer"] == "payswitch"}
     print("| what | nodes | clients | payments/s | p50 ms | p99 ms | server CPU us per payment | payswitch is |")
     print("|---|---|---|---|---|---|---|---|")
     for row in rows:
         own = ours.get((row["nodes"], row["clients"]))
         ratio = f"{own['rate'] / row['rate']:.1f}x" if own and own is not row else "-"
-        print(f"| {row['peer']} {row['version']} | {row['nodes']} | {row['clients']} | {row['rate']:,.0f} "
+        rates = f"{row['rate']:,.0f} ({row['least']:,.0f}-{row['most']:,.0f})"
+        print(f"| {row['peer']} {row['version']} | {row['nodes']} | {row['clients']} | {rates} "
               f"| {row['p50']:.2f} | {row['p99']:.2f} | {row['cpu_us']:.0f} | {ratio} |")
-    print("\n".join(skipped))
+    print("\n".join(skipped.values()))
     if args.json:
-        args.json.write_text(json.dumps({"rows": rows, "skipped": skipped}, indent=2) + "\n")
+        args.json.write_text(json.dumps({"rows": rows, "measured": measured, "skipped": skipped}, indent=2) + "\n")
     return 0 if rows else 3
 
 
