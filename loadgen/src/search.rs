@@ -147,6 +147,9 @@ impl Search {
     }
 }
 
+/// Why a step was missed through no fault of the switch.
+const GENERATOR: &str = "generator";
+
 /// One step of the table.
 #[derive(serde::Serialize)]
 struct Step {
@@ -274,6 +277,14 @@ pub(crate) async fn run(args: &SearchArgs, stop: &Notify) -> Result<(), Failure>
     let json = args.json.as_ref().map_or(Ok(()), |path| result.write(path));
     let page = args.report.as_ref().map_or(Ok(()), |path| report::write_page(&result, path));
     ended.and(json).and(page)?;
+    let own = result.steps.iter().filter(|step| step.reason == GENERATOR).count();
+    if own > 0 {
+        println!(
+            "\nThe generator was the bottleneck in {own} of {} runs: they bound the rate from above, the \
+             switch did not.",
+            result.steps.len()
+        );
+    }
     let goals = result.goals.join(", ");
     match found {
         Some(rate) => {
@@ -288,7 +299,7 @@ fn judge(report: &Report) -> (bool, String) {
     let (ok, refused, unanswered, not_sent) = report.counts();
     let bad = refused + unanswered + not_sent;
     if !report.is_valid() {
-        (false, "generator".to_owned())
+        (false, GENERATOR.to_owned())
     } else if report.rate_share() < RATE_SHARE_MIN {
         (false, format!("rate {:.1} %", report.rate_share() * 100.0))
     } else if bad as f64 > (ok + bad) as f64 * (1.0 - RATE_SHARE_MIN) {
