@@ -76,8 +76,8 @@ fn figure(steps: &[&Step]) -> Block {
     Block::Figure(Figure {
         title: "Latency over load".to_owned(),
         caption: "Each place is one run at its offered rate; latency counts from the planned time. \
-                  A percentile that was never answered leaves a gap. Runs that missed a goal have a \
-                  line below them."
+                  A percentile that was never answered leaves a gap. Runs that missed a goal stand at an \
+                  upright line."
             .to_owned(),
         legend: LINES.iter().map(|(class, name, _)| key(class, name)).collect(),
         svg: curve(steps),
