@@ -441,7 +441,7 @@ def main():
     print("|---|---|---|---|---|---|---|---|")
     for row in rows:
         own = ours.get((row["nodes"], row["clients"]))
-        ratio = f"{own['rate'] / row['rate']:.1f}x" if own and own is not row else "-"
+        ratio = f"{own['rate'] / row['rate']:.1f}x" if own and own is not row and row["peer"] != Disk.name else "-"
         rates = f"{row['rate']:,.0f} ({row['least']:,.0f}-{row['most']:,.0f})"
         print(f"| {row['peer']} {row['version']} | {row['nodes']} | {row['clients']} | {rates} "
               f"| {row['p50']:.2f} | {row['p99']:.2f} | {row['cpu_us']:.0f} | {ratio} |")
