@@ -4,20 +4,20 @@ use crate::audit::{self, AuditArgs};
 use crate::channel::{self, ChannelArgs};
 use crate::config::SiteFile;
 use crate::drill::{self, DrillArgs};
-use crate::exit::{Exit, Failure};
+use crate::exit::{self, Exit, Failure};
 use crate::history::{self, HistoryArgs};
+use crate::interrupt;
 use crate::report::{self, ReportArgs};
 use crate::run::RunArgs;
 use crate::search::{self, SearchArgs};
 use crate::soak::{self, DemoArgs, SoakArgs};
+use crate::under::{self, UnderArgs};
 use crate::wan::{self, WanArgs};
 use crate::{null, run};
 use clap::{Parser, Subcommand};
 use std::future::Future;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
-use tokio::sync::Notify;
 
 /// Load, simulated channels, drills and audit for payswitch.
 ///
@@ -58,15 +58,22 @@ enum Command {
         /// The site's configuration, site-1.toml.
         #[arg(long)]
         config: PathBuf,
+        /// Requests that a connection may have in flight.
+        #[arg(long, default_value_t = null::IN_FLIGHT_MAX, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+        window: u32,
     },
+    /// Become another program that ends with this one's parent.
+    #[command(hide = true)]
+    Under(UnderArgs),
 }
 
 /// Parses the process's arguments and runs the command.
 pub(crate) fn main() -> ExitCode {
+    exit::end_without_output();
     match dispatch(Cli::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("loadgen: {}", failure.message);
+            exit::tell(&failure.message);
             ExitCode::from(failure.exit as u8)
         }
     }
@@ -74,32 +81,41 @@ pub(crate) fn main() -> ExitCode {
 
 fn dispatch(command: Command) -> Result<(), Failure> {
     match command {
+        Command::Under(args) => Err(under::run(&args)),
+        Command::Report(args) => report::run(&args),
+        Command::History(args) => {
+            let out = std::io::BufWriter::with_capacity(1 << 20, std::io::stdout().lock());
+            history::write(&args, out)
+        }
+        command => driven(command),
+    }
+}
+
+/// The commands that can be told to stop.
+fn driven(command: Command) -> Result<(), Failure> {
+    let stop = interrupt::listen()?;
+    match command {
         Command::Run(args) => on_runtime(async {
-            let report = run::run(&args, &interrupts()).await?;
+            let report = run::run(&args, &stop).await?;
             report.verdict()
         }),
-        Command::Channel(args) => on_runtime(async { channel::run(&args, &interrupts()).await }),
-        Command::Audit(args) => on_runtime(async { audit::run(&args, &interrupts()).await }),
-        Command::Demo(args) => on_runtime(async { soak::demo(&args, &interrupts()).await }),
-        Command::Soak(args) => on_runtime(async { soak::soak(&args, &interrupts()).await }),
-        Command::Drill(args) => on_runtime(async { drill::run(&args, &interrupts()).await }),
-        Command::Report(args) => report::run(&args),
-        Command::Wan(args) => on_runtime(async { wan::run(&args, &interrupts()).await }),
-        Command::History(args) => history::write(
-            &args,
-            std::io::BufWriter::with_capacity(1 << 20, std::io::stdout().lock()),
-        ),
-        Command::Search(args) => on_runtime(async { search::run(&args, &interrupts()).await }),
-        Command::Null { config } => {
+        Command::Channel(args) => on_runtime(async { channel::run(&args, &stop).await }),
+        Command::Audit(args) => on_runtime(async { audit::run(&args, &stop).await }),
+        Command::Demo(args) => on_runtime(async { soak::demo(&args, &stop).await }),
+        Command::Soak(args) => on_runtime(async { soak::soak(&args, &stop).await }),
+        Command::Drill(args) => on_runtime(async { drill::run(&args, &stop).await }),
+        Command::Wan(args) => on_runtime(async { wan::run(&args, &stop).await }),
+        Command::Search(args) => on_runtime(async { search::run(&args, &stop).await }),
+        Command::Null { config, window } => {
             let site = SiteFile::load(&config)?;
             on_runtime(async {
-                let stopped = interrupts();
                 tokio::select! {
-                    served = null::serve(&site) => served,
-                    () = stopped.notified() => Ok(()),
+                    served = null::serve(&site, window) => served,
+                    () = stop.notified() => Ok(()),
                 }
             })
         }
+        Command::Under(_) | Command::Report(_) | Command::History(_) => Ok(()),
     }
 }
 
@@ -112,20 +128,4 @@ pub(crate) fn on_runtime<T>(
             Failure::new(Exit::Environment, format_args!("cannot start a runtime: {error}"))
         })?;
     tokio::task::LocalSet::new().block_on(&runtime, future)
-}
-
-/// Told once at the first SIGINT or SIGTERM.
-fn interrupts() -> Arc<Notify> {
-    let stop = Arc::new(Notify::new());
-    let told = Arc::clone(&stop);
-    tokio::task::spawn_local(async move {
-        use tokio::signal::unix::{SignalKind, signal};
-        let Ok(mut terminate) = signal(SignalKind::terminate()) else { return };
-        tokio::select! {
-            _ = tokio::signal::ctrl_c() => {}
-            _ = terminate.recv() => {}
-        }
-        told.notify_one();
-    });
-    stop
 }

@@ -2,6 +2,8 @@
 //! says what happened and what to do.
 
 use std::fmt;
+use std::io::Write;
+use std::path::Path;
 
 /// Exit codes; 0 is success.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +19,38 @@ pub(crate) enum Exit {
     Audit = 4,
     /// The run says nothing: the generator was the bottleneck, or there is no data.
     Invalid = 5,
+}
+
+/// Tells a line about this program; a terminal that is gone cannot be told.
+pub(crate) fn tell(message: &str) {
+    drop(writeln!(std::io::stderr(), "loadgen: {message}"));
+}
+
+/// What cannot be printed ends the process with one line in place of a panic: the
+/// disk behind a redirection is full, or nobody reads any more. Children end with
+/// the process.
+pub(crate) fn end_without_output() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let text = panic.payload_as_str().unwrap_or_default();
+        match text.strip_prefix("failed printing to ") {
+            Some(reason) => {
+                tell(&format!("cannot print to {reason}"));
+                std::process::exit(Exit::Environment as i32);
+            }
+            None => usual(panic),
+        }
+    }));
+}
+
+/// Refuses a result's path before the work whose result it is to hold.
+pub(crate) fn writable(path: &Path) -> Result<(), Failure> {
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if dir.is_dir() && !path.is_dir() {
+        return Ok(());
+    }
+    let reason = if path.is_dir() { "it is a folder" } else { "its folder is not there" };
+    Err(Failure::environment(format_args!("cannot write {}: {reason}", path.display())))
 }
 
 /// How a command failed.

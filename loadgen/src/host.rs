@@ -75,6 +75,17 @@ pub(crate) struct Host {
 }
 
 impl Host {
+    /// Takes in the stalls of another pacing thread.
+    pub(crate) fn add(&mut self, other: &Self) {
+        if let (Some(all), Some(one)) = (&mut self.stalls, &other.stalls) {
+            all.wake_ups += one.wake_ups;
+            all.over_1ms += one.over_1ms;
+            all.over_5ms += one.over_5ms;
+            all.over_10ms += one.over_10ms;
+            all.worst_us = all.worst_us.max(one.worst_us);
+        }
+    }
+
     /// From the CPU times at both ends of the window.
     pub(crate) fn new(
         before: Option<CpuTimes>,

@@ -18,6 +18,7 @@ mod goal;
 mod history;
 mod hlog;
 mod host;
+mod interrupt;
 mod live;
 mod machine;
 mod measure;
@@ -36,7 +37,9 @@ mod socket;
 mod stage;
 mod tls;
 mod trace;
+mod under;
 mod wan;
+mod workers;
 mod zipf;
 
 use std::process::ExitCode;

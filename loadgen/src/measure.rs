@@ -252,6 +252,55 @@ impl Measure {
         }
     }
 
+    /// Takes in what was measured at the same time. Seconds are left out: their
+    /// percentiles do not add up; the series' do.
+    pub(crate) fn add(&mut self, other: &Self) {
+        for (all, one) in self.ops.iter_mut().zip(&other.ops) {
+            all.planned.add(&one.planned);
+            all.raw.add(&one.raw);
+            all.sent += one.sent;
+            all.ok += one.ok;
+        }
+        self.lateness.add(&other.lateness);
+        self.own_lateness.add(&other.own_lateness);
+        self.refusals.add(&other.refusals);
+        other.codes.iter().for_each(|(code, more)| count(&mut self.codes, *code, *more));
+        other.states.iter().for_each(|(state, more)| count(&mut self.states, *state, *more));
+        other.retried.iter().for_each(|(code, more)| count(&mut self.retried, *code, *more));
+        self.seconds.clear();
+        for (all, one) in [
+            (&mut self.sent, other.sent),
+            (&mut self.answered, other.answered),
+            (&mut self.ok, other.ok),
+            (&mut self.refused, other.refused),
+            (&mut self.ok_in_span, other.ok_in_span),
+            (&mut self.unanswered, other.unanswered),
+            (&mut self.not_sent, other.not_sent),
+            (&mut self.skipped, other.skipped),
+            (&mut self.late_replies, other.late_replies),
+            (&mut self.malformed, other.malformed),
+            (&mut self.resent, other.resent),
+            (&mut self.second_answers, other.second_answers),
+            (&mut self.differing_answers, other.differing_answers),
+            (&mut self.silences, other.silences),
+            (&mut self.all_sent, other.all_sent),
+            (&mut self.all_ok, other.all_ok),
+            (&mut self.all_refused, other.all_refused),
+        ] {
+            *all += one;
+        }
+    }
+
+    /// The span ends early.
+    pub(crate) fn ends(&mut self, now_ns: u64) {
+        self.until_ns = self.until_ns.min(now_ns).max(self.from_ns);
+    }
+
+    /// What is measured, in nanoseconds.
+    pub(crate) fn span_ns(&self) -> u64 {
+        self.until_ns - self.from_ns
+    }
+
     /// Keeps figures over time too, from the beginning of the phase on.
     pub(crate) fn with_series(self, from_ns: u64) -> Self {
         Self { series: Some(Series::new(from_ns)), ..self }
@@ -325,9 +374,9 @@ impl Measure {
             return;
         }
         self.answered += 1;
-        count(&mut self.codes, code);
+        count(&mut self.codes, code, 1);
         if code == Code::Ok {
-            count(&mut self.states, state);
+            count(&mut self.states, state, 1);
         }
         if !ok {
             self.refused += 1;
@@ -343,7 +392,7 @@ impl Measure {
 
     /// An answer told to try elsewhere or later, which is done.
     pub(crate) fn retried(&mut self, code: Code) {
-        count(&mut self.retried, code);
+        count(&mut self.retried, code, 1);
     }
 
     /// Answers after which the request went out again, by code name.
@@ -416,10 +465,10 @@ impl Measure {
     }
 }
 
-fn count<T: PartialEq>(counts: &mut Vec<(T, u64)>, value: T) {
+fn count<T: PartialEq>(counts: &mut Vec<(T, u64)>, value: T, more: u64) {
     match counts.iter_mut().find(|(known, _)| *known == value) {
-        Some((_, count)) => *count += 1,
-        None => counts.push((value, 1)),
+        Some((_, count)) => *count += more,
+        None => counts.push((value, more)),
     }
 }
 

@@ -15,11 +15,12 @@ use protocol::id::{ShortText, TransactionId};
 use protocol::message::{Hello, OrderReply, Pay, Refund, RefundReply, kind};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-const IN_FLIGHT_MAX: u32 = 65_536;
+/// Requests in flight that a connection may have, unless told otherwise.
+pub(crate) const IN_FLIGHT_MAX: u32 = 65_536;
 const IDLE: Duration = Duration::from_secs(3);
 
 /// Serves in the place of the site until the process is stopped.
-pub(crate) async fn serve(site: &SiteFile) -> Result<(), Failure> {
+pub(crate) async fn serve(site: &SiteFile, window: u32) -> Result<(), Failure> {
     let gateway = &site.gateway;
     let credentials = Credentials::load(&gateway.cert, &gateway.key, &gateway.ca)?;
     let config = credentials.server(ALPN_GATEWAY, tls::transport(64, 0, IDLE, None))?;
@@ -29,7 +30,7 @@ pub(crate) async fn serve(site: &SiteFile) -> Result<(), Failure> {
     while let Some(incoming) = endpoint.accept().await {
         tokio::task::spawn_local(async move {
             if let Ok(quic) = incoming.await {
-                connection(quic, shards, IN_FLIGHT_MAX).await;
+                connection(quic, shards, window).await;
             }
         });
     }

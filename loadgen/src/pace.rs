@@ -47,6 +47,16 @@ pub(crate) struct Pacing {
     pub(crate) watch_from: Duration,
 }
 
+impl std::fmt::Display for Pacing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.pace {
+            Pace::Tick => write!(f, "ticks of {} us", self.tick.as_micros()),
+            Pace::Sleep => f.write_str("sleeping for each"),
+            Pace::Spin => f.write_str("spinning"),
+        }
+    }
+}
+
 impl Pacer {
     /// Starts waking `wake` for the times of `schedule`, counted from `start`.
     pub(crate) fn start(

@@ -2,15 +2,16 @@
 
 use crate::acks::AckWriter;
 use crate::config::{GatewayFile, Merchant};
-use crate::drive::{DURATION_MAX, IN_FLIGHT_LIMIT, Options, Phase, Session};
+use crate::drive::{DURATION_MAX, IN_FLIGHT_LIMIT, Options, Part, Phase, Session};
 use crate::encode::Encoder;
-use crate::exit::Failure;
+use crate::exit::{self, Failure};
 use crate::goal::{Goal, parse_percent};
 use crate::live::Progress;
 use crate::pace::Pace;
 use crate::plan::{Mix, Params, Plan, RUN_ID_MAX};
 use crate::report::{self, Events, Origin, Report};
 use crate::schedule::Arrival;
+use crate::workers;
 use clap::Args;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -103,6 +104,10 @@ pub(crate) struct RunArgs {
     /// A goal, such as p99=10ms, p50@pay=2ms, errors=0.1%, rate=99%.
     #[arg(long = "goal", value_parser = Goal::parse)]
     pub(crate) goals: Vec<Goal>,
+    /// Threads that share the plan, the connections and the requests in flight, each
+    /// with its own part; the plan stays the same for any number.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub(crate) workers: u8,
     /// Write the result here.
     #[arg(long)]
     pub(crate) json: Option<PathBuf>,
@@ -171,6 +176,7 @@ impl LoadArgs {
             deadline: seconds("deadline", self.deadline)?,
             pace: self.pace,
             tick: Duration::from_micros(self.tick_us),
+            part: Part::ALL,
         })
     }
 
@@ -181,6 +187,11 @@ impl LoadArgs {
 }
 
 impl RunArgs {
+    /// The rate that sets how far back references reach.
+    pub(crate) fn lag_rate(&self) -> f64 {
+        if self.closed.is_some() { 100_000.0 } else { self.rate.unwrap_or(1.0) }
+    }
+
     /// The phase, its numbers judged.
     pub(crate) fn phase(&self) -> Result<Phase, Failure> {
         let rate = self.rate.unwrap_or(1.0);
@@ -193,7 +204,7 @@ impl RunArgs {
         let duration = seconds("duration", self.duration)?;
         let warmup = Duration::try_from_secs_f64(self.warmup).unwrap_or(duration);
         if warmup >= duration {
-            return Err(Failure::usage("--warmup must be shorter than --duration"));
+            return Err(Failure::usage("--warmup: 0 or more seconds, less than --duration"));
         }
         let arrival = self.arrival.clone();
         Ok(Phase {
@@ -218,9 +229,11 @@ fn seconds(option: &str, value: f64) -> Result<Duration, Failure> {
 /// Runs the load and reports. `stop` ends it early.
 pub(crate) async fn run(args: &RunArgs, stop: &Notify) -> Result<Report, Failure> {
     let gateway = GatewayFile::load(&args.load.config)?;
+    for path in [&args.json, &args.report, &args.hlog].into_iter().flatten() {
+        exit::writable(path)?;
+    }
     let (phase, options) = (args.phase()?, args.load.options()?);
-    let lag_rate = if args.closed.is_some() { 100_000.0 } else { phase.rate };
-    let (plan, encoder) = args.load.plan(&gateway, lag_rate)?;
+    let (plan, encoder) = args.load.plan(&gateway, args.lag_rate())?;
     let acks = args.load.ack_writer(plan.params())?;
     println!(
         "{}: {} over {} connections x {} streams, seed {}, run {}",
@@ -234,22 +247,29 @@ pub(crate) async fn run(args: &RunArgs, stop: &Notify) -> Result<Report, Failure
         plan.params().seed,
         plan.params().run_id,
     );
-    let session = Session::connect(&gateway, Rc::clone(&plan), encoder, acks, options).await?;
     let origin = Origin::now();
     let started_unix = origin.started_unix;
-    let outcome = session.run(&phase, stop).await?;
-    session.close().await;
-    let report = Report::new(plan.params(), &phase, &outcome, &args.goals);
+    let pacing = phase.closed.is_none().then(|| options.pacing(&phase));
+    let (outcome, ended) = match args.workers {
+        1 => {
+            let session =
+                Session::connect(&gateway, Rc::clone(&plan), encoder, acks, options).await?;
+            let driven = session.drive(&phase, stop).await?;
+            session.close().await;
+            driven
+        }
+        _ => workers::drive(args, plan.params(), (&phase, options), acks, stop).await?,
+    };
+    let report = Report::new(plan.params(), &phase, &outcome, &args.goals).paced(pacing);
     let report = report.with_story(&outcome, origin, Events::default());
     report.print();
-    if let Some(path) = &args.json {
-        report.write(path)?;
-    }
-    if let Some(path) = &args.report {
-        report::write_page(&report, path)?;
-    }
-    if let Some(path) = &args.hlog {
-        report::write_hlog(path, started_unix, &phase, &outcome)?;
-    }
+    // What cannot be written does not keep the rest from being.
+    let json = args.json.as_ref().map_or(Ok(()), |path| report.write(path));
+    let page = args.report.as_ref().map_or(Ok(()), |path| report::write_page(&report, path));
+    let hlog = args
+        .hlog
+        .as_ref()
+        .map_or(Ok(()), |path| report::write_hlog(path, started_unix, &phase, &outcome));
+    ended.and(json).and(page).and(hlog)?;
     Ok(report)
 }

@@ -6,13 +6,13 @@
 
 use crate::config::GatewayFile;
 use crate::drive::{Phase, Session};
-use crate::exit::{Exit, Failure};
+use crate::exit::{self, Exit, Failure};
 use crate::goal::Goal;
-use crate::report::Report;
+use crate::report::{self, Origin, Report};
 use crate::run::LoadArgs;
 use crate::schedule::Arrival;
 use clap::Args;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -52,6 +52,9 @@ pub(crate) struct SearchArgs {
     /// Write the result here.
     #[arg(long)]
     json: Option<PathBuf>,
+    /// Write a page for people here: the curve of latency over load.
+    #[arg(long)]
+    report: Option<PathBuf>,
 }
 
 /// What the search wants next.
@@ -144,6 +147,9 @@ impl Search {
     }
 }
 
+/// Why a step was missed through no fault of the switch.
+const GENERATOR: &str = "generator";
+
 /// One step of the table.
 #[derive(serde::Serialize)]
 struct Step {
@@ -157,10 +163,56 @@ struct Step {
 /// The search's result, as it stands in the JSON.
 #[derive(serde::Serialize)]
 struct Findings {
+    #[serde(flatten)]
+    origin: Origin,
+    version: &'static str,
+    seed: u64,
     goals: Vec<String>,
     /// Highest confirmed rate; `null` when there is none.
     rate: Option<f64>,
     steps: Vec<Step>,
+}
+
+impl Findings {
+    fn write(&self, path: &Path) -> Result<(), Failure> {
+        let json = serde_json::to_string_pretty(self).map_err(std::io::Error::from);
+        json.and_then(|json| std::fs::write(path, json + "\n")).map_err(|error| {
+            Failure::environment(format_args!("cannot write {}: {error}", path.display()))
+        })
+    }
+
+    /// Latency over load, whatever order the rates were tried in.
+    fn print_curve(&self) {
+        let mut steps: Vec<&Step> = self.steps.iter().collect();
+        steps.sort_by(|a, b| a.rate.total_cmp(&b.rate));
+        println!(
+            "\nlatency over load, from the planned time; a bar's ten signs are a decade of p99"
+        );
+        println!("{:>10}  {:>9}  {:>9}  {:>9}", "offered/s", "p50 ms", "p99 ms", "max ms");
+        for step in steps {
+            let (p50, p99) = step.report.p50_p99_us();
+            println!(
+                "{:>10.0}  {:>9}  {:>9}  {:>9}  {}{}",
+                step.report.offered_rate,
+                ms(p50),
+                ms(p99),
+                ms(step.report.latency_us.max()),
+                bar(p99),
+                if step.kept { "" } else { " missed" },
+            );
+        }
+    }
+}
+
+/// Ten signs a decade from 10 microseconds on.
+fn bar(us: Option<u64>) -> String {
+    const LONGEST: usize = 60;
+    let signs = us.map_or(LONGEST, |us| ((us.max(10) as f64 / 10.0).log10() * 10.0) as usize);
+    "#".repeat(signs.clamp(1, LONGEST))
+}
+
+fn ms(us: Option<u64>) -> String {
+    us.map_or_else(|| "infinite".to_owned(), |us| format!("{:.3}", us as f64 / 1_000.0))
 }
 
 /// Runs the command.
@@ -175,12 +227,16 @@ pub(crate) async fn run(args: &SearchArgs, stop: &Notify) -> Result<(), Failure>
     {
         return Err(Failure::usage("--start: 1 to --max, --max: up to 10000000"));
     }
+    for path in [&args.json, &args.report].into_iter().flatten() {
+        exit::writable(path)?;
+    }
     let (plan, encoder) = args.load.plan(&gateway, 100_000.0)?;
     let acks = args.load.ack_writer(plan.params())?;
     let session =
         Session::connect(&gateway, Rc::clone(&plan), encoder, acks, args.load.options()?).await?;
     let mut search = Search::new(args.start, args.max);
     let mut steps: Vec<Step> = Vec::new();
+    let (origin, mut ended) = (Origin::now(), Ok(()));
     println!(
         "{:>10}  {:>10}  {:>9}  {:>9}  {:>8}  {:>8}  verdict",
         "offered/s", "ok/s", "p50 ms", "p99 ms", "refused", "unsent"
@@ -200,9 +256,11 @@ pub(crate) async fn run(args: &SearchArgs, stop: &Notify) -> Result<(), Failure>
             live: crate::live::Progress::Silent,
             traced: false,
         };
-        let outcome = session.run(&phase, stop).await?;
-        if outcome.interrupted {
-            return Err(Failure::new(Exit::Invalid, "stopped before the end"));
+        let (outcome, driven) = session.drive(&phase, stop).await?;
+        if driven.is_err() || outcome.interrupted {
+            // The rates tried so far are worth telling.
+            ended = driven.and(Err(Failure::new(Exit::Invalid, "stopped before the end")));
+            break None;
         }
         let report = Report::new(plan.params(), &phase, &outcome, &args.goals);
         let (kept, reason) = judge(&report);
@@ -213,12 +271,19 @@ pub(crate) async fn run(args: &SearchArgs, stop: &Notify) -> Result<(), Failure>
     };
     session.close().await;
     let goals: Vec<String> = args.goals.iter().map(ToString::to_string).collect();
-    let result = Findings { goals, rate: found, steps };
-    if let Some(path) = &args.json {
-        let json = serde_json::to_string_pretty(&result).map_err(std::io::Error::from);
-        json.and_then(|json| std::fs::write(path, json + "\n")).map_err(|error| {
-            Failure::environment(format_args!("cannot write {}: {error}", path.display()))
-        })?;
+    let (version, seed) = (env!("CARGO_PKG_VERSION"), args.load.seed);
+    let result = Findings { origin, version, seed, goals, rate: found, steps };
+    result.print_curve();
+    let json = args.json.as_ref().map_or(Ok(()), |path| result.write(path));
+    let page = args.report.as_ref().map_or(Ok(()), |path| report::write_page(&result, path));
+    ended.and(json).and(page)?;
+    let own = result.steps.iter().filter(|step| step.reason == GENERATOR).count();
+    if own > 0 {
+        println!(
+            "\nThe generator was the bottleneck in {own} of {} runs: they bound the rate from above, the \
+             switch did not.",
+            result.steps.len()
+        );
     }
     let goals = result.goals.join(", ");
     match found {
@@ -234,7 +299,7 @@ fn judge(report: &Report) -> (bool, String) {
     let (ok, refused, unanswered, not_sent) = report.counts();
     let bad = refused + unanswered + not_sent;
     if !report.is_valid() {
-        (false, "generator".to_owned())
+        (false, GENERATOR.to_owned())
     } else if report.rate_share() < RATE_SHARE_MIN {
         (false, format!("rate {:.1} %", report.rate_share() * 100.0))
     } else if bad as f64 > (ok + bad) as f64 * (1.0 - RATE_SHARE_MIN) {
@@ -247,9 +312,6 @@ fn judge(report: &Report) -> (bool, String) {
 }
 
 fn print_step(report: &Report, kept: bool, confirmation: bool, reason: &str) {
-    let ms = |us: Option<u64>| {
-        us.map_or_else(|| "infinite".to_owned(), |us| format!("{:.3}", us as f64 / 1_000.0))
-    };
     let (p50, p99) = report.p50_p99_us();
     let (_, refused, _, not_sent) = report.counts();
     println!(

@@ -301,6 +301,30 @@ impl Point {
     }
 }
 
+/// Where another timeline's kinds stand in `names`, which takes in those it lacks. The
+/// last name stands for all others, and at the last place.
+fn places(names: &mut Vec<String>, other: &[String]) -> [usize; KINDS_MAX] {
+    let mut places = [KINDS_MAX - 1; KINDS_MAX];
+    for (at, name) in other.iter().enumerate().take(other.len().saturating_sub(1)) {
+        let known = names.len().saturating_sub(1);
+        places[at] = match names.iter().take(known).position(|one| one == name) {
+            Some(place) => place,
+            None if known < KINDS_MAX - 1 => {
+                names.insert(known, name.clone());
+                known
+            }
+            None => KINDS_MAX - 1,
+        };
+    }
+    places
+}
+
+fn moved(counts: &[u32; KINDS_MAX], places: &[usize; KINDS_MAX]) -> [u32; KINDS_MAX] {
+    let mut moved = [0; KINDS_MAX];
+    counts.iter().zip(places).for_each(|(count, place)| moved[*place] += count);
+    moved
+}
+
 fn insert(sparse: &mut Sparse, value: u32, count: u32) {
     match sparse.binary_search_by_key(&value, |(known, _)| *known) {
         Ok(at) => sparse[at].1 += count,
@@ -373,6 +397,43 @@ pub(crate) struct Columns {
 }
 
 impl Timeline {
+    /// Takes in the figures of another worker of the same phase.
+    pub(crate) fn add(&mut self, mut other: Self) {
+        if self.interval_ns == 0 {
+            *self = other;
+            return;
+        }
+        while self.interval_ns < other.interval_ns {
+            self.coarsen();
+        }
+        while other.interval_ns > 0 && other.interval_ns < self.interval_ns {
+            other.coarsen();
+        }
+        let sites = places(&mut self.sites, &other.sites);
+        let causes = places(&mut self.causes, &other.causes);
+        if self.points.len() < other.points.len() {
+            self.points.resize(other.points.len(), Point::default());
+        }
+        for (all, mut one) in self.points.iter_mut().zip(other.points) {
+            one.by_site = moved(&one.by_site, &sites);
+            one.failed = moved(&one.failed, &causes);
+            // At the same moment, not one after the other.
+            let (in_flight, waiting) = (all.in_flight + one.in_flight, all.waiting + one.waiting);
+            all.add(&one);
+            (all.in_flight, all.waiting) = (in_flight, waiting);
+        }
+    }
+
+    fn coarsen(&mut self) {
+        let pairs = self.points.chunks(2).map(|pair| {
+            let mut first = pair[0].clone();
+            pair.iter().skip(1).for_each(|second| first.add(second));
+            first
+        });
+        self.points = pairs.collect();
+        self.interval_ns *= 2;
+    }
+
     /// Leaves out what lies behind `end_ns` after the beginning.
     pub(crate) fn until(&mut self, end_ns: u64) {
         if self.interval_ns > 0 {

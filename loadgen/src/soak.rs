@@ -9,7 +9,7 @@ use crate::audit::Audit;
 use crate::cluster::SITES_MAX;
 use crate::drill::{self, Told};
 use crate::drive::{Outcome, Phase};
-use crate::exit::{Exit, Failure};
+use crate::exit::{self, Exit, Failure};
 use crate::live::Progress;
 use crate::report::{self, Events, Mark, Origin, Report};
 use crate::rng::Stream;
@@ -72,6 +72,9 @@ struct Kill {
 pub(crate) async fn demo(args: &DemoArgs, stop: &Notify) -> Result<(), Failure> {
     if !(4..=30).contains(&args.seconds) {
         return Err(Failure::usage("--seconds: 4 to 30"));
+    }
+    for path in [&args.json, &args.report].into_iter().flatten() {
+        exit::writable(path)?;
     }
     let faults = ["--drop-reply=1%", "--late=1%:300", "--duplicate=0.5%", "--decline=2%"];
     let sites = match args.sites {

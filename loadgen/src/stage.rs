@@ -6,9 +6,10 @@
 use crate::acks::AckWriter;
 use crate::audit::{self, Audit, Evidence, Moment, Source};
 use crate::cluster::{Deployment, Process, Relay};
-use crate::drive::{Known, Options, Phase, Session};
+use crate::drive::{Known, Options, Part, Phase, Session};
 use crate::encode::Encoder;
 use crate::exit::Failure;
+use crate::interrupt;
 use crate::live::Progress;
 use crate::pace::{Pace, TICK};
 use crate::plan::{Mix, Params, Plan, RUN_ID_MAX};
@@ -71,8 +72,12 @@ pub(crate) struct Stage {
 }
 
 impl Stage {
-    /// Starts everything and connects the gateway.
+    /// Starts everything and connects the gateway, unless told to stop.
     pub(crate) async fn build(args: &StoryArgs, cast: &Cast<'_>) -> Result<Self, Failure> {
+        interrupt::unless_told("start-up", Self::started(args, cast)).await
+    }
+
+    async fn started(args: &StoryArgs, cast: &Cast<'_>) -> Result<Self, Failure> {
         if !(1.0..=1_000_000.0).contains(&cast.rate) {
             return Err(Failure::usage("--rate: 1 to 1000000"));
         }
@@ -106,6 +111,7 @@ impl Stage {
             deadline: Duration::from_secs(10),
             pace: Pace::Tick,
             tick: TICK,
+            part: Part::ALL,
         };
         let encoder = Encoder::new(merchants);
         let session =
@@ -222,7 +228,8 @@ impl Stage {
     /// refunds in doubt; tells how many are left.
     pub(crate) async fn settle(&self, stop: &Notify) -> Result<usize, Failure> {
         let left = self.session.settle(SETTLE_MAX, stop).await?;
-        let open = self.deployment.settled(SETTLE_MAX).await;
+        let settled = async { Ok(self.deployment.settled(SETTLE_MAX).await) };
+        let open = interrupt::unless_told("the wait for open payments", settled).await?;
         Ok(left.max(open as usize))
     }
 

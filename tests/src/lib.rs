@@ -109,6 +109,11 @@ impl Process {
         self.wait(Duration::from_secs(90))
     }
 
+    /// Its number.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Sends a signal by its name without `SIG`.
     pub fn signal(&self, name: &str) {
         let pid = self.child.id().to_string();
@@ -408,6 +413,27 @@ impl Deployment {
     /// Whether the switch's link to its channel stands: a site is ready without.
     pub fn channel_is_up(&self) -> bool {
         self.status().is_ok_and(|status| status["channels"][0]["up"] == true)
+    }
+
+    /// Starts `loadgen` with its output in a file of the deployment.
+    pub fn start_loadgen(&self, output: &str, args: &[&str]) -> Process {
+        let mut command = Command::new(binaries().join("loadgen"));
+        command.args(args);
+        Process::spawn("loadgen", command, self.file(output))
+    }
+
+    /// Starts what answers everything at once in the switch's place, each connection
+    /// with `window` requests in flight.
+    pub fn null(&self, window: u32) -> Process {
+        let config = self.site_file(1);
+        let config = config.to_str().expect("a UTF-8 path");
+        let args = ["null", "--config", config, "--window", &window.to_string()];
+        let mut process = self.start_loadgen("null.out", &args);
+        wait_until("the null server is ready", || {
+            assert!(process.runs(), "{}", process.printed());
+            process.printed().contains("ready")
+        });
+        process
     }
 
     /// Starts the simulated channel with extra arguments and waits until it is ready.

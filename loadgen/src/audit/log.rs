@@ -9,6 +9,7 @@
 use super::limits::Limits;
 use super::quick;
 use crate::exit::{Exit, Failure};
+use crate::interrupt::apart;
 use serde::Deserialize;
 use std::borrow::Cow;
 use std::fs::File;
@@ -334,7 +335,7 @@ impl Source {
             }
             Self::Dump { payswitch, data } => {
                 check_whole(data)?;
-                let mut child = Command::new(payswitch)
+                let mut child = apart(&mut Command::new(payswitch))
                     .args(["log", "dump"])
                     .args(of_frames.then_some("--frames"))
                     .arg(data)

@@ -22,9 +22,10 @@ use crate::acks::{self, AckLog, AckWriter};
 use crate::channel::book::Entry;
 use crate::channel::ledger;
 use crate::config::GatewayFile;
-use crate::drive::{Options, Session};
+use crate::drive::{Options, Part, Session};
 use crate::encode::Encoder;
-use crate::exit::{Exit, Failure};
+use crate::exit::{self, Exit, Failure};
+use crate::interrupt::Watch;
 use crate::pace::{Pace, TICK};
 use crate::plan::{Op, Plan};
 use ahead::ahead;
@@ -41,6 +42,8 @@ use told::Told;
 
 /// Time lines printed.
 const TIMELINES_MAX: usize = 5;
+/// What is said to have been stopped.
+const AUDIT: &str = "the audit";
 /// Violations printed.
 const PRINTED_MAX: usize = 20;
 
@@ -222,6 +225,7 @@ pub(crate) fn payswitch_beside() -> Result<PathBuf, Failure> {
 
 /// Runs the command.
 pub(crate) async fn run(args: &AuditArgs, stop: &Notify) -> Result<(), Failure> {
+    args.json.as_deref().map_or(Ok(()), exit::writable)?;
     let evidence = args.evidence()?;
     if let Some(config) = args.config.as_ref().filter(|_| args.requery) {
         requery(config, &evidence.acks, stop).await?;
@@ -251,17 +255,19 @@ pub(crate) struct Moment {
 
 /// Compares the evidence.
 pub(crate) fn audit(evidence: &Evidence, moment: Moment) -> Result<Audit, Failure> {
-    let mut books = Books::new();
+    let (mut books, watch) = (Books::new(), Watch::new());
     match evidence.logs.as_slice() {
         [only] => {
-            read_records(only, |_| true, &mut books)?;
+            read_records(only, |_| true, &mut books, watch)?;
             books.compared(1, 0);
         }
-        several => read_several(several, moment, &mut books)?,
+        several => read_several(several, moment, &mut books, watch)?,
     }
     read_ledger(&evidence.ledger, &mut books)?;
+    watch.check(AUDIT)?;
     for path in acks::logs_of(&evidence.acks)? {
         read_acks(&path, &mut books)?;
+        watch.check(AUDIT)?;
     }
     let sums = books.finish(moment.settled);
     let (violation_count, violations) = books.violations();
@@ -291,8 +297,10 @@ fn read_records(
     source: &Source,
     wanted: impl Fn(&log::Line<'_>) -> bool,
     books: &mut Books,
+    watch: Watch,
 ) -> Result<(), Failure> {
     source.read(&mut |number, text| {
+        watch.check(AUDIT)?;
         let line = log::parse(text).map_err(|error| unreadable(number, &error))?;
         if wanted(&line) {
             books.record(&line);
@@ -302,10 +310,15 @@ fn read_records(
 }
 
 /// Reads what most sites hold.
-fn read_several(sources: &[Source], moment: Moment, books: &mut Books) -> Result<(), Failure> {
+fn read_several(
+    sources: &[Source],
+    moment: Moment,
+    books: &mut Books,
+    watch: Watch,
+) -> Result<(), Failure> {
     let sites = std::thread::scope(|scope| {
         let readers: Vec<_> =
-            sources.iter().map(|source| scope.spawn(|| read_frames(source))).collect();
+            sources.iter().map(|source| scope.spawn(|| read_frames(source, watch))).collect();
         let gone = |_| Err(Failure::environment("a thread that read a log has ended"));
         let read = readers.into_iter().map(|reader| reader.join().unwrap_or_else(gone));
         read.collect::<Result<Vec<SiteLog>, Failure>>()
@@ -313,15 +326,16 @@ fn read_several(sources: &[Source], moment: Moment, books: &mut Books) -> Result
     let merged = Merged::new(&sites, moment.at_rest, books);
     for (site, source) in sources.iter().enumerate().filter(|(site, _)| merged.wants(*site)) {
         let takes = |line: &log::Line<'_>| merged.takes(site, line.shard, line.index, line.term);
-        read_records(source, takes, books)?;
+        read_records(source, takes, books, watch)?;
     }
     books.compared(sources.len(), merged.blocks());
     Ok(())
 }
 
-fn read_frames(source: &Source) -> Result<SiteLog, Failure> {
+fn read_frames(source: &Source, watch: Watch) -> Result<SiteLog, Failure> {
     let mut site = SiteLog::default();
     source.read_frames(&mut |number, text| {
+        watch.check(AUDIT)?;
         site.frame(text).map_err(|error| unreadable(number, &error))
     })?;
     Ok(site)
@@ -383,6 +397,7 @@ async fn requery(config: &Path, dir: &Path, stop: &Notify) -> Result<(), Failure
             deadline: Duration::from_secs(20),
             pace: Pace::Tick,
             tick: TICK,
+            part: Part::ALL,
         };
         let (plan, encoder) = (Rc::new(run.plan), Encoder::new(merchants));
         let session = Session::connect(&gateway, plan, encoder, Some(writer), options).await?;

@@ -11,6 +11,8 @@ mod tests;
 
 use crate::config::GatewayFile;
 use crate::exit::{Exit, Failure};
+use crate::interrupt::apart;
+use crate::under;
 use crate::wan::Link;
 pub(crate) use admin::Status;
 pub(crate) use process::Process;
@@ -156,13 +158,13 @@ impl Deployment {
     async fn printing_ready(
         &self,
         name: &str,
-        mut command: Command,
+        command: Command,
         output: &str,
     ) -> Result<Process, Failure> {
         let output = self.file(output);
         // Fails when it is not there, which is as good.
         drop(std::fs::remove_file(&output));
-        let mut process = Process::start(name, &mut command, &output)?;
+        let mut process = Process::start(name, &mut under::wrapped(&command)?, &output)?;
         let started = Instant::now();
         loop {
             if process.printed().contains("ready") {
@@ -180,6 +182,7 @@ impl Deployment {
         let mut command = Command::new(&self.payswitch);
         command.args(["serve", "--config"]).arg(self.site_file(site));
         let output = self.file(&format!("site-{site}.out"));
+        let mut command = under::wrapped(&command)?;
         Process::start(format!("payswitch serve (site {site})"), &mut command, &output)
     }
 
@@ -220,6 +223,7 @@ impl Deployment {
         let mut command = Command::new(&self.payswitch);
         command.args(["admin", "--config"]).arg(self.site_file(site)).args(words);
         let name = format!("payswitch admin {}", words.join(" "));
+        let mut command = under::wrapped(&command)?;
         Process::start(name, &mut command, &self.file("admin.out"))?.finish().await
     }
 
@@ -254,7 +258,7 @@ impl Deployment {
 
     /// Checks every checksum and chain of a site's log.
     pub(crate) fn verify_log(&self, site: u8) -> Result<(), Failure> {
-        let output = Command::new(&self.payswitch)
+        let output = apart(&mut Command::new(&self.payswitch))
             .args(["log", "verify"])
             .arg(self.data(site))
             .stdin(Stdio::null())

@@ -1,10 +1,12 @@
 //! A child process: started with its output in a file, signalled, and ended
-//! whatever happens when its handle is dropped.
+//! whatever happens when its handle is dropped; `under` sees to it when this process
+//! is killed. Ctrl-C at a terminal is for this process alone to answer.
 //!
 //! Nothing here blocks for longer than a fork takes: the caller drives load on
 //! the same thread. Tested with `sleep`.
 
 use crate::exit::Failure;
+use crate::interrupt;
 use std::fmt::Display;
 use std::fs::File;
 use std::io::Error;
@@ -35,8 +37,12 @@ impl Process {
             |error: Error| Failure::environment(format_args!("cannot start {name}: {error}"));
         let file = File::options().create(true).append(true).open(output).map_err(failed)?;
         let errors = file.try_clone().map_err(failed)?;
-        let child =
-            command.stdin(Stdio::null()).stdout(file).stderr(errors).spawn().map_err(failed)?;
+        let child = interrupt::apart(command)
+            .stdin(Stdio::null())
+            .stdout(file)
+            .stderr(errors)
+            .spawn()
+            .map_err(failed)?;
         Ok(Self { child, name, output: output.to_owned() })
     }
 

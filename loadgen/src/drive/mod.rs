@@ -21,6 +21,7 @@ use crate::config::{GatewayFile, SiteEntry};
 use crate::encode::Encoder;
 use crate::exit::Failure;
 use crate::host::{CpuTimes, Host};
+use crate::interrupt;
 use crate::live::{Progress, View};
 use crate::measure::Measure;
 use crate::pace::{Pace, Pacer, Pacing};
@@ -56,6 +57,30 @@ pub(crate) struct Options {
     pub(crate) pace: Pace,
     /// Its tick.
     pub(crate) tick: Duration,
+    /// Which of the plan's requests are sent here.
+    pub(crate) part: Part,
+}
+
+impl Options {
+    /// How a phase is paced.
+    pub(crate) fn pacing(&self, phase: &Phase) -> Pacing {
+        Pacing { pace: self.pace, tick: self.tick, watch_from: phase.warmup }
+    }
+}
+
+/// A share of the plan: the same requests at the same times, however many share them.
+/// What is about a payment is sent where the payment is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Part {
+    /// Which, from 0.
+    pub(crate) index: u64,
+    /// Of how many.
+    pub(crate) of: u64,
+}
+
+impl Part {
+    /// All of it.
+    pub(crate) const ALL: Self = Self { index: 0, of: 1 };
 }
 
 /// One stretch of load.
@@ -150,7 +175,7 @@ impl Session {
             link.keep_up(&state, &endpoint, &client);
         }
         let session = Self { state, endpoint, options, wake: Arc::new(Notify::new()), seed };
-        session.wait_connected().await?;
+        interrupt::unless_told("start-up", session.wait_connected()).await?;
         Ok(session)
     }
 
@@ -169,9 +194,9 @@ impl Session {
             }
             if started.elapsed() > CONNECT_MAX {
                 let reason = error.unwrap_or_else(|| "no answer".to_owned());
+                let hint = hint(&reason);
                 return Err(Failure::environment(format_args!(
-                    "cannot connect to most sites within {} s: {reason}; is `payswitch serve` \
-                     running?",
+                    "cannot connect to most sites within {} s: {reason}; {hint}",
                     CONNECT_MAX.as_secs()
                 )));
             }
@@ -182,6 +207,17 @@ impl Session {
     /// Runs a phase to its end, every request answered or given up. `stop`
     /// ends it early.
     pub(crate) async fn run(&self, phase: &Phase, stop: &Notify) -> Result<Outcome, Failure> {
+        let (outcome, ended) = self.drive(phase, stop).await?;
+        ended.map(|()| outcome)
+    }
+
+    /// As [`Session::run`]; what was done until a failure in the middle of it is told
+    /// beside the failure.
+    pub(crate) async fn drive(
+        &self,
+        phase: &Phase,
+        stop: &Notify,
+    ) -> Result<(Outcome, Result<(), Failure>), Failure> {
         let cpu_before = cpu_seconds();
         let start = Instant::now();
         let schedule = Schedule::new(phase.arrival.clone(), phase.rate, phase.duration, self.seed);
@@ -189,28 +225,32 @@ impl Session {
         let pacer = match phase.closed {
             Some(_) => None,
             None => Some(
-                Pacer::start(schedule, start, self.pacing(phase), Arc::clone(&self.wake)).map_err(
-                    |error| Failure::environment(format_args!("cannot start a thread: {error}")),
-                )?,
+                Pacer::start(schedule, start, self.options.pacing(phase), Arc::clone(&self.wake))
+                    .map_err(|error| {
+                    Failure::environment(format_args!("cannot start a thread: {error}"))
+                })?,
             ),
         };
-        self.state.borrow_mut().pump()?;
+        let mut ended = self.state.borrow_mut().pump();
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
         housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let (mut interrupted, mut second) = (false, 0);
         let mut view = View::new(phase.live);
         let (mut before, mut after) = (None, None);
-        loop {
+        while ended.is_ok() {
             tokio::select! {
                 biased;
-                () = self.wake.notified() => self.state.borrow_mut().pump()?,
-                () = stop.notified(), if !interrupted => {
-                    interrupted = true;
+                () = self.wake.notified() => ended = self.state.borrow_mut().pump(),
+                () = stop.notified() => {
                     self.state.borrow_mut().stop();
+                    // Told again: what is still open stays so.
+                    if std::mem::replace(&mut interrupted, true) {
+                        self.state.borrow_mut().give_all_up();
+                    }
                 }
                 _ = housekeeping.tick() => {
                     let mut state = self.state.borrow_mut();
-                    state.sweep()?;
+                    ended = state.sweep();
                     let elapsed = start.elapsed();
                     if before.is_none() && elapsed >= phase.warmup {
                         before = Some(CpuTimes::read());
@@ -230,18 +270,20 @@ impl Session {
                 }
             }
         }
+        if ended.is_err() {
+            interrupted = true;
+            self.state.borrow_mut().stop();
+            self.state.borrow_mut().give_all_up();
+        }
         let after = after.unwrap_or_else(CpuTimes::read);
         let host = Host::new(before.flatten(), after, pacer.map(Pacer::finish));
-        let mut measure = self.state.borrow_mut().finish()?;
+        let flushed = self.state.borrow_mut().flush();
+        let mut measure = self.state.borrow_mut().take_measure();
         let timeline = measure.series.take().map(|series| series.finish()).unwrap_or_default();
         let trace = self.state.borrow_mut().take_trace();
         let cpu_s = cpu_seconds() - cpu_before;
-        Ok(Outcome { measure, trace, timeline, start, cpu_s, host, interrupted })
-    }
-
-    fn pacing(&self, phase: &Phase) -> Pacing {
-        let Options { pace, tick, .. } = self.options;
-        Pacing { pace, tick, watch_from: phase.warmup }
+        let outcome = Outcome { measure, trace, timeline, start, cpu_s, host, interrupted };
+        Ok((outcome, ended.and(flushed)))
     }
 
     /// Shows what is being done to the system, in the view of a load that runs.
@@ -267,19 +309,23 @@ impl Session {
         while !self.state.borrow().is_done() {
             tokio::select! {
                 _ = housekeeping.tick() => self.state.borrow_mut().sweep()?,
-                () = stop.notified() => self.state.borrow_mut().stop(),
+                () = stop.notified() => {
+                    self.state.borrow_mut().stop();
+                    self.state.borrow_mut().give_all_up();
+                }
             }
         }
-        self.state.borrow_mut().finish()
+        self.state.borrow_mut().flush()?;
+        Ok(self.state.borrow_mut().take_measure())
     }
 
     /// Asks for every payment without a final answer until it has one, at most
     /// for `bound`; returns how many are left.
     pub(crate) async fn settle(&self, bound: Duration, stop: &Notify) -> Result<usize, Failure> {
-        let started = Instant::now();
+        let (started, watch) = (Instant::now(), interrupt::Watch::new());
         loop {
             let open = self.payments(|known| known == Known::Open);
-            if open.is_empty() || started.elapsed() > bound {
+            if open.is_empty() || started.elapsed() > bound || !watch.quiet() {
                 return Ok(open.len());
             }
             self.query(&open, stop).await?;
@@ -293,6 +339,27 @@ impl Session {
         self.endpoint.close(0_u32.into(), b"done");
         // Gives the close frames a moment to leave; nothing depends on it.
         drop(tokio::time::timeout(Duration::from_millis(200), self.endpoint.wait_idle()).await);
+    }
+}
+
+/// What to look at when nobody can be connected to.
+fn hint(reason: &str) -> &'static str {
+    match reason.contains("certificate") || reason.contains("handshake failed") {
+        true => "do cert, key and ca of the gateway's configuration belong to this cluster?",
+        false => "is `payswitch serve` running?",
+    }
+}
+
+impl Outcome {
+    /// Takes in what another worker did at the same time.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.measure.add(&other.measure);
+        self.timeline.add(other.timeline);
+        self.trace.extend(other.trace);
+        // Of the whole process, seen by each.
+        self.cpu_s = self.cpu_s.max(other.cpu_s);
+        self.host.add(&other.host);
+        self.interrupted |= other.interrupted;
     }
 }
 

@@ -8,7 +8,7 @@ use super::answer::{Answer, Arrived, decode};
 use super::link::Link;
 use super::sites::Sites;
 use super::slots::{NO_LINK, Slot, Slots, correlation, uncorrelate};
-use super::{Options, Phase};
+use super::{Options, Part, Phase};
 use crate::acks::{Ack, AckWriter, flag};
 use crate::encode::Encoder;
 use crate::exit::Failure;
@@ -189,6 +189,8 @@ impl State {
         self.schedule = None;
         self.closed = None;
         self.queries.clear();
+        let now_ns = self.now_ns();
+        self.measure.ends(now_ns);
         while let Some((n, planned_ns)) = self.backlog.pop_front() {
             self.not_sent(n, planned_ns);
         }
@@ -201,10 +203,17 @@ impl State {
         ended && self.backlog.is_empty() && self.queries.is_empty() && self.slots.len() == 0
     }
 
+    /// Waits for nothing any more: what is in flight counts as never answered.
+    pub(super) fn give_all_up(&mut self) {
+        let now_ns = self.now_ns();
+        for (index, slot) in self.slots_on(|_| true) {
+            self.give_up(index, &slot, now_ns);
+        }
+    }
+
     /// The phase's figures.
-    pub(super) fn finish(&mut self) -> Result<Measure, Failure> {
-        self.flush()?;
-        Ok(std::mem::replace(&mut self.measure, Measure::new(0, 0)))
+    pub(super) fn take_measure(&mut self) -> Measure {
+        std::mem::replace(&mut self.measure, Measure::new(0, 0))
     }
 
     /// Sends everything that is due and has room.
@@ -228,6 +237,9 @@ impl State {
             let (n, planned_ns) = (self.next_n, self.phase_ns + offset);
             self.next_n += 1;
             self.known.push(Known::Nothing);
+            if !self.is_ours(n) {
+                continue;
+            }
             self.measure.pulled(planned_ns, now_ns);
             if self.backlog.len() + self.slots.len() < self.options.in_flight_max {
                 self.backlog.push_back((n, planned_ns));
@@ -235,6 +247,16 @@ impl State {
                 self.not_sent(n, planned_ns);
             }
         }
+    }
+
+    /// Whether request `n` belongs to this part of the plan.
+    fn is_ours(&self, n: u64) -> bool {
+        let Part { index, of } = self.options.part;
+        if of == 1 {
+            return true;
+        }
+        let k = if self.plan.op(n) == Op::Pay { n } else { self.plan.target(n) };
+        k % of == index
     }
 
     fn send_again(&mut self, now_ns: u64) {
@@ -308,7 +330,7 @@ impl State {
             if self.known.len() as u64 == n {
                 self.known.push(Known::Nothing);
             }
-            if !self.send(n, now_ns, now_ns) {
+            if self.is_ours(n) && !self.send(n, now_ns, now_ns) {
                 return;
             }
             self.next_n += 1;
@@ -430,7 +452,8 @@ impl State {
         self.turn = self.turn.wrapping_add(1);
     }
 
-    fn flush(&mut self) -> Result<(), Failure> {
+    /// Writes the acknowledgements that were taken in.
+    pub(super) fn flush(&mut self) -> Result<(), Failure> {
         if let Some(acks) = &mut self.acks {
             acks.flush()?;
         }

@@ -110,8 +110,15 @@ pub(super) fn drive_to(
     let encoder = Encoder::new(params.merchants.iter().map(merchant).collect());
     let plan = Rc::new(Plan::new(params).unwrap());
     let pace = Pace::Tick;
-    let options =
-        Options { connections: 1, streams: 4, in_flight_max: 50_000, deadline, pace, tick: TICK };
+    let options = Options {
+        connections: 1,
+        streams: 4,
+        in_flight_max: 50_000,
+        deadline,
+        pace,
+        tick: TICK,
+        part: Part::ALL,
+    };
     crate::cli::on_runtime(async {
         let session = Session::connect(&gateway, plan, encoder, acks, options).await?;
         let outcome = session.run(phase, &Notify::new()).await?;

@@ -7,12 +7,12 @@ use super::scale::{self, Scale};
 use super::svg::{Anchor, Svg};
 use super::view::{Mark, Window};
 
-const WIDTH: f64 = 960.0;
-const LEFT: f64 = 62.0;
-const RIGHT: f64 = 14.0;
+pub(super) const WIDTH: f64 = 960.0;
+pub(super) const LEFT: f64 = 62.0;
+pub(super) const RIGHT: f64 = 14.0;
 /// Room for the names of faults.
-const TOP: f64 = 24.0;
-const BOTTOM: f64 = 34.0;
+pub(super) const TOP: f64 = 24.0;
+pub(super) const BOTTOM: f64 = 34.0;
 /// Places in one chart: more could not be told apart.
 const BINS_MAX: usize = 480;
 /// Places that tell their figures to the pointer.
@@ -272,7 +272,7 @@ fn labels(title: &str, layers: &[Layer]) -> String {
 }
 
 /// Whole decades, or their halves and fifths, around these values.
-fn log_range(least: f64, largest: f64) -> (f64, f64) {
+pub(super) fn log_range(least: f64, largest: f64) -> (f64, f64) {
     if !least.is_finite() || largest <= 0.0 {
         return (1.0, 1_000.0);
     }

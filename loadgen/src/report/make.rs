@@ -5,8 +5,8 @@
 
 use super::html::Document;
 use super::view::{Drill, View};
-use super::{compare, page_drill, page_run};
-use crate::exit::Failure;
+use super::{compare, page_drill, page_run, page_search};
+use crate::exit::{self, Failure};
 use clap::Args;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ const FILES_MAX: usize = 100;
 /// Arguments of `loadgen report`.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ReportArgs {
-    /// JSON of `run`, `demo` or `drill`: one for its page, two of a kind to compare
+    /// JSON of `run`, `demo`, `search` or `drill`: one for its page, two of a kind to compare
     /// them, several drills to sum them up.
     #[arg(required = true)]
     files: Vec<PathBuf>,
@@ -34,6 +34,7 @@ pub(crate) fn run(args: &ReportArgs) -> Result<(), Failure> {
     if args.files.len() > FILES_MAX {
         return Err(Failure::usage(format_args!("at most {FILES_MAX} files")));
     }
+    exit::writable(&args.out)?;
     let views = args.files.iter().map(|file| View::load(file)).collect::<Result<Vec<_>, _>>()?;
     let document = match views.as_slice() {
         [view] => page(view),
@@ -57,13 +58,16 @@ fn page(view: &View) -> Document {
     match view {
         View::Run(run) => page_run::document(run),
         View::Drill(drill) => page_drill::document(drill),
+        View::Search(search) => page_search::document(search),
     }
 }
 
 fn summary(views: &[View]) -> Result<Document, Failure> {
     let drill = |view: &View| match view {
         View::Drill(drill) => Ok(Drill::clone(drill)),
-        View::Run(_) => Err(Failure::usage("only drills can be summed up; give one or two runs")),
+        View::Run(_) | View::Search(_) => {
+            Err(Failure::usage("only drills can be summed up; give one or two runs"))
+        }
     };
     let drills = views.iter().map(drill).collect::<Result<Vec<Drill>, _>>()?;
     Ok(page_drill::summary(&drills))

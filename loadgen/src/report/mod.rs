@@ -1,7 +1,7 @@
 //! A run's result: the summary and the page for people, the JSON for scripts.
 //!
 //! `text` prints it, `make` puts pages together from the JSON of this and other
-//! results: what a `view` holds is told in `page_run`, `page_drill` and `compare`, with
+//! results: what a `view` holds is told in `page_run`, `page_drill`, `page_search` and `compare`, with
 //! `parts` that they share, drawn by `chart` and written by `html`.
 //!
 //! Judges too: the generator's health first, then the goals. A run in which
@@ -14,6 +14,7 @@ mod html;
 mod make;
 mod page_drill;
 mod page_run;
+mod page_search;
 mod parts;
 mod scale;
 mod svg;
@@ -28,6 +29,7 @@ use crate::hlog;
 use crate::host::Host;
 use crate::machine::{self, Machine};
 use crate::measure::{Latency, Measure, Second};
+use crate::pace::Pacing;
 use crate::plan::{Op, Params};
 use crate::series::Columns;
 pub(crate) use make::{ReportArgs, run, write as write_page};
@@ -37,6 +39,8 @@ use std::path::Path;
 
 /// Up to this the generator's own lateness (99th percentile) is noise.
 const OWN_LATENESS_FINE_NS: u64 = 5_000_000;
+/// A larger part of the switch's p99 than one in so many is told to the reader.
+const OWN_SHARE_MAX: u64 = 4;
 /// Above this the run is invalid, however slow the switch.
 const OWN_LATENESS_MAX_NS: u64 = 100_000_000;
 
@@ -63,6 +67,13 @@ impl Percentiles {
             max: us(latency.max()),
             count: latency.count(),
         }
+    }
+}
+
+impl Percentiles {
+    /// The slowest, microseconds.
+    pub(crate) fn max(&self) -> Option<u64> {
+        self.max
     }
 }
 
@@ -162,6 +173,8 @@ struct Operation {
 struct Health {
     valid: bool,
     reason: Option<String>,
+    /// What a reader of the tail should know though the run is valid.
+    note: Option<String>,
     own_lateness_us: Percentiles,
 }
 
@@ -206,6 +219,9 @@ pub(crate) struct Report {
     host: Host,
     goals: Vec<Verdict>,
     interrupted: bool,
+    /// How the sends were paced; `null` for a closed loop.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pace: Option<String>,
     seconds: Vec<Second>,
     #[serde(flatten)]
     origin: Origin,
@@ -235,13 +251,15 @@ impl Report {
     /// Judges a phase.
     pub(crate) fn new(params: &Params, phase: &Phase, outcome: &Outcome, goals: &[Goal]) -> Self {
         let measure = &outcome.measure;
-        let span = (phase.duration - phase.warmup).as_secs_f64();
+        // Shorter than planned when it was stopped.
+        let span = measure.span_ns() as f64 / 1e9;
+        let per_second = |count: u64| if span > 0.0 { count as f64 / span } else { 0.0 };
         let (overall, raw) = measure.overall();
         let planned = measure.sent + measure.not_sent;
-        let achieved_rate = measure.ok_in_span as f64 / span;
+        let achieved_rate = per_second(measure.ok_in_span);
         let offered_rate = match phase.closed {
             Some(_) => achieved_rate,
-            None => planned as f64 / span,
+            None => per_second(planned),
         };
         let errors = measure.refused + measure.unanswered + measure.not_sent;
         let figures = Figures {
@@ -268,7 +286,7 @@ impl Report {
             closed_loop: phase.closed.is_some(),
             offered_rate,
             achieved_rate,
-            duration_s: phase.duration.as_secs_f64(),
+            duration_s: phase.warmup.as_secs_f64() + span,
             warmup_s: phase.warmup.as_secs_f64(),
             sent: measure.sent,
             acked: measure.answered,
@@ -293,10 +311,11 @@ impl Report {
             operations: Op::ALL.into_iter().filter(used).map(operation).collect(),
             cpu_s: outcome.cpu_s,
             cpu_us_per_request: outcome.cpu_s * 1e6 / measure.all_sent().max(1) as f64,
-            generator: health(measure, &raw),
+            generator: health(measure, &raw, outcome),
             host: outcome.host,
             goals: goals.iter().map(|goal| goal.judge(&figures)).collect(),
             interrupted: outcome.interrupted,
+            pace: None,
             seconds: measure.seconds.clone(),
             origin: Origin::default(),
             timeline: None,
@@ -320,6 +339,11 @@ impl Report {
         (self.marks, self.windows) = (events.marks, events.windows);
         self.leaders_before = events.leaders_before;
         self
+    }
+
+    /// Adds how its sends were paced.
+    pub(crate) fn paced(self, pacing: Option<Pacing>) -> Self {
+        Self { pace: pacing.map(|pacing| pacing.to_string()), ..self }
     }
 
     /// Adds what the audit found.
@@ -362,13 +386,18 @@ impl Report {
         std::fs::write(path, text).map_err(|error| failed(&error))
     }
 
-    /// The exit: health first, then goals.
+    /// The exit: a run that was stopped says nothing of its goals, one that the
+    /// generator slowed neither.
     pub(crate) fn verdict(&self) -> Result<(), Failure> {
+        if self.interrupted {
+            let text = format_args!("stopped after {:.1} s: the goals stay open", self.duration_s);
+            return Err(Failure::new(Exit::Invalid, text));
+        }
         if let Some(reason) = &self.generator.reason {
             return Err(Failure::new(
                 Exit::Invalid,
                 format_args!(
-                    "the run is invalid: {reason}; lower the rate or give the generator a core"
+                    "the run is invalid: {reason} (lower the rate or give the generator a core)"
                 ),
             ));
         }
@@ -412,19 +441,37 @@ pub(crate) fn write_hlog(
 
 /// The generator is the bottleneck when its own lateness outweighs what the
 /// switch took.
-fn health(measure: &Measure, raw: &Latency) -> Health {
+fn health(measure: &Measure, raw: &Latency, outcome: &Outcome) -> Health {
     let late = measure.own_lateness.quantile(0.99).unwrap_or(0);
     let raw = raw.quantile(0.99).unwrap_or(u64::MAX);
     let reason = if measure.ok == 0 {
         Some("no data: nothing was answered as asked".to_owned())
     } else if late > OWN_LATENESS_MAX_NS || late > raw.max(OWN_LATENESS_FINE_NS) {
-        let ms = late / 1_000_000;
-        Some(format!("the generator was the bottleneck: 1 % of sends at least {ms} ms late"))
+        let ms = |ns: u64| match ns {
+            u64::MAX => "never answered".to_owned(),
+            ns => format!("{:.1} ms", ns as f64 / 1e6),
+        };
+        Some(format!(
+            "the generator was the bottleneck: 1 % of its requests left at least {} after they were \
+             due although nothing held them back, and the switch's own p99 is {}; it used {:.1} CPU \
+             seconds; host: {}",
+            ms(late),
+            ms(raw),
+            outcome.cpu_s,
+            outcome.host
+        ))
     } else {
         None
     };
     let own_lateness_us = Percentiles::of(&measure.own_lateness);
-    Health { valid: reason.is_none(), reason, own_lateness_us }
+    let note = (reason.is_none() && late > OWN_LATENESS_FINE_NS && late > raw / OWN_SHARE_MAX)
+        .then(|| {
+            let percent = late.saturating_mul(100) / raw.max(1);
+            format!(
+                "kept up, but its lateness is {percent} % of the raw p99: read the tail with care"
+            )
+        });
+    Health { valid: reason.is_none(), reason, note, own_lateness_us }
 }
 
 #[cfg(test)]
@@ -478,6 +525,32 @@ mod tests {
         assert_eq!(exit(&report(0, &["p99=100us"], 100)), Some(Exit::Missed));
         assert_eq!(exit(&report(20_000_000, &["p99=100us"], 100)), Some(Exit::Invalid));
         assert_eq!(exit(&report(0, &[], 0)), Some(Exit::Invalid));
+    }
+
+    #[test]
+    fn lateness_that_colours_the_tail_is_told_and_spoils_nothing() {
+        let health = |late_ms: u64, raw_ms: u64| {
+            let mut measure = Measure::new(0, 1_000_000_000);
+            let mut raw = Latency::new();
+            measure.own_lateness.record(late_ms * 1_000_000);
+            raw.record(raw_ms * 1_000_000);
+            measure.ok = 1;
+            let outcome = Outcome {
+                measure,
+                trace: Vec::new(),
+                timeline: crate::series::Timeline::default(),
+                start: std::time::Instant::now(),
+                cpu_s: 0.1,
+                host: Host::default(),
+                interrupted: false,
+            };
+            let health = health(&outcome.measure, &raw, &outcome);
+            (health.valid, health.note.is_some())
+        };
+        assert_eq!(health(4, 5), (true, false));
+        assert_eq!(health(20, 100), (true, false));
+        assert_eq!(health(30, 100), (true, true));
+        assert_eq!(health(101, 1_000), (false, false));
     }
 
     #[test]

@@ -6,7 +6,14 @@ use std::collections::BTreeMap;
 impl Report {
     /// Prints the summary.
     pub(crate) fn print(&self) {
-        let label = if self.closed_loop { " (closed loop: uncorrected)" } else { "" };
+        let label = match (self.interrupted, self.closed_loop) {
+            (true, _) => " (stopped before its end)",
+            (_, true) => " (closed loop: uncorrected)",
+            _ => "",
+        };
+        if self.warmup_s > 0.0 {
+            println!("\nThe first {:.1} s are warm-up and in no figure.", self.warmup_s);
+        }
         println!(
             "\n{:.0} requests/s offered, {:.0}/s answered as asked over {:.1} s{label}",
             self.offered_rate,
@@ -26,12 +33,20 @@ impl Report {
         self.print_latencies();
         println!("answers   {}", joined(&self.by_code));
         println!("states    {}", joined(&self.by_state));
+        let late = |us: Option<u64>| us.unwrap_or(0);
         println!(
-            "generator {:.2} CPU s, {:.2} us per request, lateness p99 {} us: {}",
+            "generator {:.2} CPU s, {:.2} us per request, paced by {}, late p50 {} p99 {} max {} us: {}",
             self.cpu_s,
             self.cpu_us_per_request,
-            self.generator.own_lateness_us.p99.unwrap_or(0),
-            self.generator.reason.as_deref().unwrap_or("kept up"),
+            self.pace.as_deref().unwrap_or("the answers"),
+            late(self.generator.own_lateness_us.p50),
+            late(self.generator.own_lateness_us.p99),
+            late(self.generator.own_lateness_us.max),
+            self.generator
+                .reason
+                .as_deref()
+                .or(self.generator.note.as_deref())
+                .unwrap_or("kept up"),
         );
         println!("host      {}", self.host);
         for verdict in &self.goals {

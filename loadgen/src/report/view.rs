@@ -15,6 +15,9 @@ const FILE_MAX: u64 = 256 << 20;
 /// Most values of a column.
 const POINTS_MAX: usize = 100_000;
 
+/// Most steps of a search.
+const STEPS_MAX: usize = 1_000;
+
 /// Percentiles in microseconds.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(default)]
@@ -336,13 +339,37 @@ pub(super) struct Drill {
     pub(super) repetitions: Vec<Repetition>,
 }
 
-/// A result of either kind.
+/// One rate that a search tried.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Step {
+    pub(super) rate: f64,
+    pub(super) kept: bool,
+    pub(super) confirmation: bool,
+    pub(super) reason: String,
+    pub(super) report: Run,
+}
+
+/// A search.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Search {
+    #[serde(flatten)]
+    pub(super) origin: Origin,
+    pub(super) goals: Vec<String>,
+    pub(super) rate: Option<f64>,
+    pub(super) steps: Vec<Step>,
+}
+
+/// A result of any kind.
 #[derive(Clone, Debug)]
 pub(super) enum View {
     /// Of `loadgen run` or `loadgen demo`.
     Run(Box<Run>),
     /// Of `loadgen drill`.
     Drill(Box<Drill>),
+    /// Of `loadgen search`.
+    Search(Box<Search>),
 }
 
 impl View {
@@ -361,8 +388,13 @@ impl View {
                 serde_json::from_value(value).map_err(|error| error.to_string())?;
             run.timeline = run.timeline.take().filter(Timeline::is_sound);
             Ok(Self::Run(run))
+        } else if has("steps") && has("goals") {
+            let mut search: Box<Search> =
+                serde_json::from_value(value).map_err(|error| error.to_string())?;
+            search.steps.truncate(STEPS_MAX);
+            Ok(Self::Search(search))
         } else {
-            Err("this is the JSON of neither a run nor a drill".to_owned())
+            Err("this is the JSON of neither a run nor a drill nor a search".to_owned())
         }
     }
 
