@@ -20,7 +20,7 @@ use crate::socket;
 use crate::tls::{self, ALPN_CHANNEL, Credentials};
 use book::{Book, Circumstances};
 use bytes::{Bytes, BytesMut};
-use clap::Args;
+use clap::{Args, Parser};
 pub(crate) use faults::{Fate, Faults, Late, Law, Outage};
 use ledger::Ledger;
 use number::Number;
@@ -30,7 +30,7 @@ use protocol::id::ShortText;
 use std::cell::{Cell, RefCell};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::Notify;
@@ -52,6 +52,21 @@ pub(crate) struct ChannelArgs {
     /// The channel's configuration, channel.toml.
     #[arg(long)]
     pub(crate) config: PathBuf,
+    #[command(flatten)]
+    pub(crate) faults: FaultArgs,
+    /// A file with faults, written as these arguments, one per line: they count in place
+    /// of the command line's. It is read again at SIGHUP; seconds of outages and the like
+    /// count from then.
+    #[arg(long)]
+    pub(crate) plan: Option<PathBuf>,
+    /// Chooses which operations are hit.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) seed: u64,
+}
+
+/// What goes wrong.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct FaultArgs {
     /// How long an answer takes: none, 2ms, uniform:1ms..5ms, exp:3ms (to about 1 ms).
     #[arg(long, default_value = "none", value_parser = Law::parse)]
     pub(crate) latency: Law,
@@ -79,15 +94,46 @@ pub(crate) struct ChannelArgs {
     /// Most operations per second; more are answered as unavailable.
     #[arg(long)]
     pub(crate) rate_limit: Option<u64>,
-    /// Chooses which operations are hit.
-    #[arg(long, default_value_t = 1)]
-    pub(crate) seed: u64,
 }
 
-impl ChannelArgs {
-    fn faults(&self) -> Faults {
+/// A plan of faults as it stands in a file.
+#[derive(Parser)]
+#[command(no_binary_name = true, disable_help_flag = true)]
+struct PlanFile {
+    #[command(flatten)]
+    faults: FaultArgs,
+}
+
+/// Largest plan file, bytes.
+const PLAN_MAX: u64 = 64 << 10;
+
+impl FaultArgs {
+    /// Reads a plan: one argument per line, empty lines and those with `#` left out.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        let lines = text.lines().map(str::trim);
+        let words = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
+        PlanFile::try_parse_from(words).map(|plan| plan.faults).map_err(|error| {
+            let text = error.to_string();
+            let first = text.lines().next().unwrap_or_default();
+            first.trim_start_matches("error: ").to_owned()
+        })
+    }
+
+    fn load(path: &Path) -> Result<Self, Failure> {
+        let failed = |reason: &dyn std::fmt::Display| {
+            Failure::usage(format_args!("plan {}: {reason}", path.display()))
+        };
+        let size = std::fs::metadata(path).map_err(|error| failed(&error))?.len();
+        if size > PLAN_MAX {
+            return Err(failed(&format_args!("larger than {PLAN_MAX} bytes")));
+        }
+        let text = std::fs::read_to_string(path).map_err(|error| failed(&error))?;
+        Self::parse(&text).map_err(|reason| failed(&reason))
+    }
+
+    fn faults(&self, seed: u64) -> Faults {
         Faults {
-            seed: self.seed,
+            seed,
             latency: self.latency,
             decline: self.decline,
             drop_request: self.drop_request,
@@ -98,6 +144,13 @@ impl ChannelArgs {
             outage: self.outage,
             rate_limit: self.rate_limit,
         }
+    }
+}
+
+impl ChannelArgs {
+    fn faults(&self) -> Result<Faults, Failure> {
+        let planned = self.plan.as_deref().map(FaultArgs::load).transpose()?;
+        Ok(planned.as_ref().unwrap_or(&self.faults).faults(self.seed))
     }
 }
 
@@ -117,13 +170,15 @@ pub(crate) struct Counters {
 /// Serves until `stop`.
 pub(crate) async fn run(args: &ChannelArgs, stop: &Notify) -> Result<(), Failure> {
     let file = ChannelFile::load(&args.config)?;
+    let faults = args.faults()?;
     let credentials = Credentials::load(&file.cert, &file.key, &file.ca)?;
     let config = credentials.server(ALPN_CHANNEL, tls::transport(STREAMS, 0, IDLE, None))?;
     let mut book = Book::new();
     let ledger = Ledger::open(&file.ledger_dir, |entry| book.apply(entry))?;
     let (charges, refunds) = book.len();
     let endpoint = socket::endpoint(file.listen, Some(config))?;
-    let channel = Channel::new(book, ledger, args.faults());
+    let channel = Channel::new(book, ledger, faults);
+    reload_at_hangup(&channel, args);
     println!(
         "ready: channel {} on {}, {charges} charges and {refunds} refunds in its book",
         file.name, file.listen
@@ -137,6 +192,25 @@ pub(crate) async fn run(args: &ChannelArgs, stop: &Notify) -> Result<(), Failure
     drop(tokio::time::timeout(Duration::from_millis(200), endpoint.wait_idle()).await);
     channel.state.borrow().print();
     served
+}
+
+/// Takes the plan over again whenever SIGHUP comes; one that cannot be read changes nothing.
+fn reload_at_hangup(channel: &Rc<Channel>, args: &ChannelArgs) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (channel, args) = (Rc::clone(channel), args.clone());
+    // Here, not in the task: from "ready" on a hang-up must not be the end.
+    let Ok(mut hangups) = signal(SignalKind::hangup()) else { return };
+    tokio::task::spawn_local(async move {
+        while hangups.recv().await.is_some() {
+            match args.faults() {
+                Ok(faults) => {
+                    channel.state.borrow_mut().replan(faults);
+                    println!("plan taken over");
+                }
+                Err(failure) => println!("plan refused: {}", failure.message),
+            }
+        }
+    });
 }
 
 /// Accepts connections until the endpoint closes or the ledger fails.
@@ -396,6 +470,13 @@ async fn write(outgoing: Rc<Outgoing>, mut send: quinn::SendStream) {
 }
 
 impl State {
+    /// Other faults from now on.
+    fn replan(&mut self, faults: Faults) {
+        self.counts = faults.count_operations();
+        self.faults = faults;
+        self.start = Instant::now();
+    }
+
     /// Carries one request out and appends its reply; `None` when there is
     /// none to send.
     fn answer(

@@ -89,3 +89,27 @@ fn late_replies_wait_and_foreign_numbers_are_ignored() {
     assert!(parse(header(body.len() as u32), &body).is_none());
     assert!(parse(header(9), &body[..9]).is_none());
 }
+
+#[test]
+fn a_plan_file_is_read_as_arguments_and_mistakes_are_told_in_a_line() {
+    let plan = "# slow\n--latency=2ms\n\n--late=1%:300\n--outage=0:5\n";
+    let faults = FaultArgs::parse(plan).unwrap().faults(7);
+    assert_eq!((faults.seed, faults.latency), (7, Law::Constant(2_000_000)));
+    assert_eq!(faults.late, Late::parse("1%:300").ok());
+    assert_eq!(FaultArgs::parse("").unwrap().faults(1), Faults::none());
+    for bad in ["--latency=soon", "--colour=1", "--drop-reply=101%", "no"] {
+        let reason = FaultArgs::parse(bad).err().unwrap();
+        assert!(!reason.contains('\n') && !reason.is_empty(), "{reason}");
+    }
+}
+
+#[test]
+fn a_new_plan_counts_from_when_it_came() {
+    let bench = Bench::new(Faults::none());
+    assert_eq!(bench.ask(kind::CHARGE, 1).1.len(), 1);
+    let outage = FaultArgs::parse("--outage=0:3600").unwrap().faults(1);
+    bench.channel.state.borrow_mut().replan(outage);
+    assert!(bench.ask(kind::CHARGE, 2).1.is_empty(), "in an outage nothing is answered");
+    bench.channel.state.borrow_mut().replan(Faults::none());
+    assert_eq!(bench.ask(kind::CHARGE, 3).1.len(), 1);
+}

@@ -20,6 +20,16 @@ const ANSWER_IN: Duration = Duration::from_secs(1);
 pub(crate) struct Status {
     /// Every shard.
     pub(crate) shards: Vec<ShardStatus>,
+    /// Its log.
+    pub(crate) log: Option<LogStatus>,
+}
+
+/// The log of a site.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub(crate) struct LogStatus {
+    /// Whether there is no room for new payments.
+    #[serde(default)]
+    pub(crate) disk_full: bool,
 }
 
 /// A shard at a site.

@@ -47,7 +47,7 @@ fn deployment(dir: &Path, admins: &[SocketAddr]) -> Deployment {
         sites: admins.iter().enumerate().map(site).collect(),
     };
     let (dir, payswitch) = (dir.to_owned(), PathBuf::new());
-    Deployment { dir, payswitch, temporary: false, base: 20_000, gateway }
+    Deployment { dir, payswitch, temporary: false, base: 20_000, gateway, shim: None }
 }
 
 #[test]

@@ -4,8 +4,10 @@
 //! Pure but for printing and writing. No data is never a pass. Tested on traces
 //! made by hand.
 
+use super::DrillArgs;
+use super::catalogue::Case;
 use super::script::{Fault, Told};
-use super::{Drill, DrillArgs, Targets};
+use super::targets::Targets;
 use crate::audit::Audit;
 use crate::drive::Outcome;
 use crate::exit::{Exit, Failure};
@@ -30,6 +32,9 @@ const WARM_UP_NS: u64 = 500_000_000;
 
 /// And it ends before the fault, whose gaps begin with requests of just before.
 const CALM_END_NS: u64 = 100_000_000;
+
+/// The end, of which the answers are counted.
+const END_NS: u64 = 1_000_000_000;
 
 /// Shorter stretches without an answer are no picture of their own.
 const WINDOW_NS: u64 = 20_000_000;
@@ -67,6 +72,9 @@ pub(super) struct Repetition {
     /// Answers per second.
     answered_before: f64,
     answered_during: f64,
+    answered_at_end: f64,
+    /// 99th percentile of what was answered as asked, before and during.
+    admitted_p99_ms: [Option<f64>; 2],
     /// Payments that have no final answer.
     unsettled: usize,
     resent: u64,
@@ -136,6 +144,8 @@ impl Repetition {
             failed_elsewhere: failures(elsewhere, (begun_ns, end_ns)).values().sum(),
             answered_before: answered(&trace, calm),
             answered_during: answered(&trace, (begun_ns, healed_ns)),
+            answered_at_end: answered(&trace, (end_ns.saturating_sub(END_NS), end_ns)),
+            admitted_p99_ms: [calm, (begun_ns, healed_ns)].map(|span| admitted_p99(&trace, span)),
             unsettled,
             resent: measure.resent,
             retried_by_code: measure.retried_by_code(),
@@ -274,6 +284,16 @@ fn latency(trace: &[Done], (from_ns, until_ns): Span) -> Latency {
     latency
 }
 
+/// 99th percentile of what was planned within a span and answered as asked.
+fn admitted_p99(trace: &[Done], (from_ns, until_ns): Span) -> Option<f64> {
+    let mut latency = Latency::new();
+    let within = |done: &&Done| done.is_ok() && (from_ns..until_ns).contains(&done.planned_ns);
+    for done in trace.iter().filter(within) {
+        latency.record(done.done_ns.saturating_sub(done.planned_ns));
+    }
+    latency.quantile(0.99).map(|ns| ns as f64 / 1e6)
+}
+
 /// Percentiles over shards and repetitions, milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 struct Spread {
@@ -305,6 +325,25 @@ struct Verdict {
     measured: String,
 }
 
+/// A drill in the table of many.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Row {
+    /// Which.
+    pub(super) drill: String,
+    /// How it went.
+    pub(super) verdict: String,
+    /// What the audit found; `None` without one.
+    pub(super) violations: Option<u64>,
+    /// What it looked at.
+    pub(super) payments: u64,
+    /// Unavailability, median and maximum.
+    pub(super) gap_ms: Option<[f64; 2]>,
+    /// Requests that failed.
+    pub(super) failed: u64,
+    /// Before, during, after; `None`: not even that share was answered.
+    pub(super) p99_ms: [Option<f64>; 3],
+}
+
 #[derive(Serialize)]
 struct Latencies {
     before: Percentiles,
@@ -315,8 +354,8 @@ struct Latencies {
 /// The whole result, as it stands in the JSON.
 #[derive(Serialize)]
 pub(super) struct Report {
-    drill: &'static str,
-    about: &'static str,
+    drill: String,
+    about: String,
     version: &'static str,
     seed: u64,
     sites: u8,
@@ -331,6 +370,8 @@ pub(super) struct Report {
     audit: Option<Audit>,
     targets: Vec<Verdict>,
     passed: bool,
+    /// How it ended when it did not come to its end.
+    ended: Option<String>,
     repetitions: Vec<Repetition>,
     distribution: BTreeMap<&'static str, Curve>,
     #[serde(flatten)]
@@ -341,15 +382,15 @@ pub(super) struct Report {
 
 impl Report {
     /// Nothing measured yet.
-    pub(super) fn new(drill: Drill, args: &DrillArgs, rate: f64) -> Self {
+    pub(super) fn new(case: &Case, args: &DrillArgs, sites: u8, rate: f64, load_rate: f64) -> Self {
         Self {
-            drill: drill.name(),
-            about: drill.about(),
+            drill: case.name.clone(),
+            about: case.about.clone(),
             version: env!("CARGO_PKG_VERSION"),
             seed: args.story.seed,
-            sites: args.sites,
+            sites,
             rate,
-            load_rate: rate / 2.0,
+            load_rate,
             unavailability_ms: BTreeMap::new(),
             unavailability: None,
             errors_by_code: Counts::new(),
@@ -361,7 +402,8 @@ impl Report {
             repetitions: Vec::new(),
             distribution: BTreeMap::new(),
             origin: Origin::now(),
-            wanted: drill.targets(),
+            ended: None,
+            wanted: case.targets.clone(),
         }
     }
 
@@ -417,6 +459,11 @@ impl Report {
         hlog::write(path, self.origin.started_unix, &Timeline::default(), &parts)
     }
 
+    /// It did not come to its end.
+    pub(super) fn broke_off(&mut self, failure: &Failure) {
+        self.ended = Some(failure.message.clone());
+    }
+
     /// Takes the last audit.
     pub(super) fn end(&mut self, audit: Audit) {
         self.audit = Some(audit);
@@ -440,12 +487,13 @@ impl Report {
         let [before, during, after] = latencies.map(|latency| Percentiles::of(&latency));
         self.latency_us = Some(Latencies { before, during, after });
         self.passed = !self.repetitions.is_empty()
+            && self.ended.is_none()
             && self.targets.iter().all(|target| target.met)
             && self.audit.as_ref().is_some_and(|audit| audit.verdict().is_ok());
     }
 
     fn verdicts(&self, [before, during, _]: &[Latency; 3]) -> Vec<Verdict> {
-        let wanted = self.wanted;
+        let wanted = &self.wanted;
         let mut verdicts = Vec::new();
         let mut at_most = |what: &str, unit: &str, bound: Option<f64>, value: Option<f64>| {
             let Some(bound) = bound else { return };
@@ -473,20 +521,78 @@ impl Report {
         at_most("level again", " ms", wanted.level_ms, slowest);
         let unsettled = self.repetitions.iter().map(|one| one.unsettled as f64);
         at_most("without final answer", "", Some(0.0), unsettled.reduce(f64::max));
-        if let Some(bound) = wanted.throughput {
-            let shares =
-                self.repetitions.iter().map(|one| one.answered_during / one.answered_before);
-            let least = shares.reduce(f64::min).filter(|share| share.is_finite());
-            verdicts.push(Verdict {
-                target: format!("throughput >= {:.0} %", bound * 100.0),
-                met: least.is_some_and(|share| share >= bound),
-                measured: least.map_or_else(
+        let times = self.repetitions.iter().map(|one| {
+            let [before, during] = one.admitted_p99_ms;
+            before.zip(during).map(|(before, during)| during / before)
+        });
+        let worst = Spread::of(times).map(|all| all.max);
+        at_most("p99 of admitted", "x", wanted.admitted_p99, worst);
+        let share = |of: fn(&Repetition) -> f64| {
+            let shares = self.repetitions.iter().map(|one| of(one) / one.answered_before);
+            shares.reduce(f64::min).filter(|share| share.is_finite())
+        };
+        let during =
+            wanted.throughput.map(|bound| ("throughput", bound, share(|one| one.answered_during)));
+        let end =
+            wanted.recovered.map(|bound| ("at the end", bound, share(|one| one.answered_at_end)));
+        verdicts.extend(during.into_iter().chain(end).map(|(what, bound, share)| {
+            Verdict {
+                target: format!("{what} >= {:.0} %", bound * 100.0),
+                met: share.is_some_and(|share| share >= bound),
+                measured: share.map_or_else(
                     || "no data".to_owned(),
                     |share| format!("{:.1} %", share * 100.0),
                 ),
-            });
-        }
+            }
+        }));
+        verdicts.extend(wanted.only.as_ref().filter(|_| any).map(|codes| self.only(codes)));
         verdicts
+    }
+
+    /// Whether requests failed with these codes only.
+    fn only(&self, codes: &[String]) -> Verdict {
+        let other = |(code, _): &(&&str, &u64)| codes.iter().all(|allowed| allowed != **code);
+        let others: Vec<String> = self
+            .errors_by_code
+            .iter()
+            .filter(other)
+            .map(|(code, count)| format!("{count} {code}"))
+            .collect();
+        Verdict {
+            target: format!("only {}", codes.join(" or ")),
+            met: others.is_empty(),
+            measured: if others.is_empty() { "nothing else".to_owned() } else { others.join(", ") },
+        }
+    }
+
+    /// A line of the table of many drills.
+    pub(super) fn row(&self) -> Row {
+        let missed = self.targets.iter().find(|target| !target.met);
+        let verdict = match (&self.ended, missed) {
+            _ if self.passed => "passed".to_owned(),
+            (Some(ended), _) => format!("failed: {}", ended.lines().next().unwrap_or_default()),
+            (None, Some(missed)) => {
+                format!("MISSED: {}, measured {}", missed.target, missed.measured)
+            }
+            (None, None) => "failed".to_owned(),
+        };
+        let latency = self.latency_us.as_ref();
+        let p99_ms = |of: fn(&Latencies) -> &Percentiles| {
+            latency.and_then(|all| of(all).p99_us()).map(|us| us as f64 / 1e3)
+        };
+        Row {
+            drill: self.drill.clone(),
+            verdict,
+            violations: self.audit.as_ref().map(|audit| audit.violation_count),
+            payments: self.audit.as_ref().map_or(0, |audit| audit.checked.payments),
+            gap_ms: self.unavailability.map(|spread| [spread.p50, spread.max]),
+            failed: self.errors_by_code.values().sum(),
+            p99_ms: [
+                p99_ms(|all| &all.before),
+                p99_ms(|all| &all.during),
+                p99_ms(|all| &all.after),
+            ],
+        }
     }
 
     /// Prints the summary.
@@ -541,22 +647,6 @@ impl Report {
 impl fmt::Display for Spread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "p50 {:.1} p99 {:.1} max {:.1} ms", self.p50, self.p99, self.max)
-    }
-}
-
-impl fmt::Display for Targets {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut parts = Vec::new();
-        for (name, bound) in [("p50", self.p50_ms), ("p99", self.p99_ms), ("max", self.max_ms)] {
-            parts.extend(bound.map(|ms| format!("unavailable {name} <= {ms} ms")));
-        }
-        parts.extend(self.no_failure.then(|| "no failed request".to_owned()));
-        let elsewhere = "no failed request of shards led elsewhere";
-        parts.extend(self.no_failure_elsewhere.then(|| elsewhere.to_owned()));
-        parts.extend(self.throughput.map(|share| format!("throughput >= {:.0} %", share * 100.0)));
-        parts.extend(self.added_p50_ms.map(|ms| format!("at most {ms} ms added to p50")));
-        parts.extend(self.level_ms.map(|ms| format!("level again in {ms} ms")));
-        f.write_str(&parts.join(", "))
     }
 }
 
