@@ -264,6 +264,20 @@ impl Deployment {
         Process::start(name, &mut command, &self.file("admin.out"))?.finish().await
     }
 
+    /// As [`Self::operate`]: what was answered.
+    pub(crate) async fn ask(&self, site: u8, words: &[&str]) -> Result<String, Failure> {
+        let answer = self.file("admin.answer");
+        // Fails when it is not there, which is as good.
+        drop(std::fs::remove_file(&answer));
+        let mut command = Command::new(&self.payswitch);
+        command.args(["admin", "--config"]).arg(self.site_file(site)).args(words);
+        let name = format!("payswitch admin {}", words.join(" "));
+        Process::start(name, &mut command, &answer)?.finish().await?;
+        std::fs::read_to_string(&answer).map_err(|error| {
+            Failure::environment(format_args!("cannot read {}: {error}", answer.display()))
+        })
+    }
+
     /// Waits until the leaders say that nothing is open, refunds included; tells
     /// how much still is after `bound`. Only a moment to audit at: the audit
     /// itself believes nobody.

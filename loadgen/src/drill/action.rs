@@ -44,6 +44,8 @@ pub(super) enum Action {
     Expire,
     /// Faults of the channel.
     Channel(Vec<String>),
+    /// A share of the channel's replies names another amount: two operators decide.
+    WrongAmount(String),
     /// The channel answers, and does not, in turns.
     Flap,
     /// Connections of gateways come and go.
@@ -77,6 +79,7 @@ impl Action {
             Self::Wan(_)
                 | Self::Rotate
                 | Self::Channel(_)
+                | Self::WrongAmount(_)
                 | Self::Flap
                 | Self::Reconnect
                 | Self::Transfers

@@ -91,8 +91,7 @@ async fn play(
         }
         let mut own = args.clone();
         own.story.dir = args.story.dir.as_ref().map(|dir| dir.join(one.name()));
-        let (rate, load_rate) = (summary.rate, summary.rate / 2.0);
-        let setting = Setting { case: &case, sites: args.sites, rate, load_rate, args: &own };
+        let setting = Setting { case: &case, sites: args.sites, rate: summary.rate, args: &own };
         let (report, ended) = drill(&setting, told).await;
         let verdict = report.verdict();
         // The audit's word counts most, then how it ended.

@@ -16,6 +16,8 @@ const CHANNEL_FAULTS: [&str; 3] = ["--drop-reply=0.2%", "--late=0.2%:300", "--du
 const OVERLOAD_LATENCY_MS: u64 = 50;
 /// Times the full load.
 const OVERLOAD: f64 = 3.0;
+/// Share of the full load that other drills drive.
+const HALF: f64 = 0.5;
 /// Share of the requests that wait for the channel.
 const CHARGING: f64 = 0.85;
 
@@ -32,6 +34,8 @@ pub(super) struct Case {
     pub(super) needs: Needs,
     /// What the channel does wrong all the time.
     pub(super) channel: Vec<String>,
+    /// Share of the full load that is driven.
+    pub(super) share: f64,
     /// What is asked.
     pub(super) targets: Targets,
 }
@@ -130,7 +134,7 @@ impl Drill {
             Self::ChannelDuplicates => ("channel-duplicates", "half of the channel's replies come twice", "that nothing is counted twice"),
             Self::ChannelLate => ("channel-late", "a fifth of the channel's replies comes after 1.5 s, when it was asked again", "requests in doubt"),
             Self::ChannelLost => ("channel-lost", "a fifth of the channel's replies and a twentieth of the requests is lost", "requests in doubt"),
-            Self::ChannelWrongAmount => ("channel-wrong-amount", "a twentieth of the channel's replies to charges names another amount", "that none is believed"),
+            Self::ChannelWrongAmount => ("channel-wrong-amount", "one in 200 of the channel's replies to charges names another amount; two operators decide those", "that none is believed"),
             Self::ReconnectStorm => ("reconnect-storm", "gateways connect and go, as fast as sixteen at a time can", "what the others' requests feel of it"),
             Self::Overload => ("overload", "three times what the sites take", "goodput; latency of what is admitted; that every refusal says so"),
         }
@@ -180,10 +184,9 @@ impl Drill {
             Self::ChannelDuplicates => channel(&["--duplicate=50%"]),
             Self::ChannelLate => channel(&["--late=20%:1500"]),
             Self::ChannelLost => channel(&["--drop-reply=20%", "--drop-request=5%"]),
-            Self::ChannelWrongAmount => channel(&["--wrong-amount=5%"]),
+            Self::ChannelWrongAmount => Course::One(Action::WrongAmount("0.5%".to_owned())),
             Self::ReconnectStorm => Course::One(Action::Reconnect),
-            // Half of the full load is what is driven before.
-            Self::Overload => Course::One(Action::Load(2.0 * OVERLOAD)),
+            Self::Overload => Course::One(Action::Load(OVERLOAD)),
         }
     }
 
@@ -198,13 +201,13 @@ impl Drill {
         let only = |codes: &[&str]| Some(codes.iter().map(ToString::to_string).collect());
         let recovered = Some(0.9);
         match self {
-            Self::KillSite | Self::KillInRecovery | Self::TornTail | Self::DamagedMiddle => {
-                takeover(100.0, 250.0)
-            }
+            Self::KillSite | Self::TornTail | Self::DamagedMiddle => takeover(100.0, 250.0),
+            // The machine is busy with starts meanwhile.
+            Self::KillInRecovery => takeover(150.0, 300.0),
             Self::DoubleFailure => Targets { level_ms: Some(5_000.0), ..takeover(100.0, 250.0) },
-            Self::PauseSite | Self::PartitionSite | Self::PartitionOneway | Self::FsyncError => {
-                takeover(150.0, 300.0)
-            }
+            Self::PauseSite | Self::PartitionSite | Self::PartitionOneway => takeover(150.0, 300.0),
+            // The library that fails writes makes all of them slower.
+            Self::FsyncError => takeover(250.0, 500.0),
             Self::DrainSite => Targets { max_ms: Some(20.0), ..no_failure },
             Self::RollingRestart
             | Self::TransferStorm
@@ -223,9 +226,9 @@ impl Drill {
                 recovered,
                 ..Targets::default()
             },
-            Self::ClockStep | Self::ReconnectStorm => {
-                Targets { added_p50_ms: Some(20.0), recovered, ..no_failure }
-            }
+            Self::ClockStep => Targets { added_p50_ms: Some(20.0), recovered, ..no_failure },
+            // Every handshake is paid for by the same machine.
+            Self::ReconnectStorm => Targets { added_p50_ms: Some(50.0), recovered, ..no_failure },
             Self::ChannelOutage | Self::ChannelFlapping => {
                 Targets { only: only(&["CHANNEL_UNAVAILABLE"]), recovered, ..Targets::default() }
             }
@@ -237,8 +240,8 @@ impl Drill {
                 Targets { added_p50_ms: Some(20.0), recovered, ..no_failure }
             }
             Self::Overload => Targets {
-                // Before it is half of the maximum: 90 % of all of it.
-                throughput: Some(1.8),
+                // Of the maximum, which is what is driven before.
+                throughput: Some(0.9),
                 admitted_p99: Some(2.0),
                 only: only(&["OVERLOADED"]),
                 recovered,
@@ -260,7 +263,8 @@ impl Drill {
             channel = vec![format!("--latency={OVERLOAD_LATENCY_MS}ms")];
         }
         let (name, about) = (self.name().to_owned(), self.about().to_owned());
-        Case { name, about, course, needs, channel, targets: self.targets() }
+        let share = if self == Self::Overload { 1.0 } else { HALF };
+        Case { name, about, course, needs, channel, share, targets: self.targets() }
     }
 
     /// The drill of this name.

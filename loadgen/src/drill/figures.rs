@@ -187,18 +187,25 @@ impl Repetition {
 
 impl fmt::Display for Repetition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let spread = Spread::of(self.unavailability_ms.iter().map(|shard| shard.ms));
-        let gaps = spread.map_or_else(|| "-".to_owned(), |spread| spread.to_string());
-        let began = Spread::of(self.unavailability_ms.iter().map(|shard| shard.began_ms));
-        let began = began.map_or(f64::NAN, |began| began.p50);
+        let hit = self.victims.iter().any(|site| *site != 0);
+        match hit {
+            true => write!(f, "sites {:?} at {:?} ms", self.victims, self.at_ms)?,
+            false => write!(f, "at {:?} ms", self.at_ms)?,
+        }
+        let level: Vec<u64> = self.level_ms.iter().flatten().copied().collect();
+        if !level.is_empty() {
+            write!(f, ", level {level:?} ms after their return")?;
+        }
+        if hit {
+            let spread = Spread::of(self.unavailability_ms.iter().map(|shard| shard.ms));
+            let gaps = spread.map_or_else(|| "-".to_owned(), |spread| spread.to_string());
+            let began = Spread::of(self.unavailability_ms.iter().map(|shard| shard.began_ms));
+            let began = began.map_or(f64::NAN, |began| began.p50);
+            write!(f, "; their shards unavailable {gaps} from {began:+.0} ms on")?;
+        }
         write!(
             f,
-            "sites {:?} at {:?} ms, level {:?} ms after their return; their shards unavailable {gaps} \
-             from {began:+.0} ms on (calm {:.1} ms); \
-             failed {}, elsewhere {}; sent again {}",
-            self.victims,
-            self.at_ms,
-            self.level_ms.iter().flatten().collect::<Vec<_>>(),
+            "; calm {:.1} ms; failed {}, elsewhere {}; sent again {}",
             self.calm_gap_ms.unwrap_or(f64::INFINITY),
             self.failed(),
             self.failed_elsewhere,
@@ -382,7 +389,7 @@ pub(super) struct Report {
 
 impl Report {
     /// Nothing measured yet.
-    pub(super) fn new(case: &Case, args: &DrillArgs, sites: u8, rate: f64, load_rate: f64) -> Self {
+    pub(super) fn new(case: &Case, args: &DrillArgs, sites: u8, rate: f64) -> Self {
         Self {
             drill: case.name.clone(),
             about: case.about.clone(),
@@ -390,7 +397,7 @@ impl Report {
             seed: args.story.seed,
             sites,
             rate,
-            load_rate,
+            load_rate: rate * case.share,
             unavailability_ms: BTreeMap::new(),
             unavailability: None,
             errors_by_code: Counts::new(),

@@ -91,9 +91,8 @@ impl DrillArgs {
 struct Setting<'a> {
     case: &'a Case,
     sites: u8,
-    /// The full load, and what is driven of it.
+    /// The full load, of which the drill drives its share.
     rate: f64,
-    load_rate: f64,
     args: &'a DrillArgs,
 }
 
@@ -102,9 +101,8 @@ pub(crate) async fn run(args: &DrillArgs, stop: &Notify) -> Result<(), Failure> 
     if let Some(path) = &args.plan {
         args.check()?;
         let plan = PlanFile::load(path)?;
-        let load_rate = if args.quick { plan.rate.min(QUICK_RATE / 2.0) } else { plan.rate };
-        let rate = load_rate * 2.0;
-        let setting = Setting { case: &plan.case, sites: plan.sites, rate, load_rate, args };
+        let rate = if args.quick { plan.rate.min(QUICK_RATE / 2.0) } else { plan.rate };
+        let setting = Setting { case: &plan.case, sites: plan.sites, rate, args };
         return single(&setting, stop).await;
     }
     match args.name.as_deref().unwrap_or_default() {
@@ -118,8 +116,7 @@ pub(crate) async fn run(args: &DrillArgs, stop: &Notify) -> Result<(), Failure> 
             args.check()?;
             let rate = args.full_rate();
             let case = drill.case(rate, args.sites);
-            let (sites, load_rate) = (args.sites, rate / 2.0);
-            single(&Setting { case: &case, sites, rate, load_rate, args }, stop).await
+            single(&Setting { case: &case, sites: args.sites, rate, args }, stop).await
         }
     }
 }
@@ -143,12 +140,13 @@ async fn single(setting: &Setting<'_>, stop: &Notify) -> Result<(), Failure> {
 
 /// Plays one drill: what was found so far, however it ended.
 async fn drill(setting: &Setting<'_>, stop: &Notify) -> (Report, Result<(), Failure>) {
-    let Setting { case, sites, rate, load_rate, args } = *setting;
+    let Setting { case, sites, rate, args } = *setting;
+    let load_rate = rate * case.share;
     println!(
         "{}: {}\n{sites} sites, {load_rate} requests/s, {} times, seed {}",
         case.name, case.about, args.repeat, args.story.seed
     );
-    let mut report = Report::new(case, args, sites, rate, load_rate);
+    let mut report = Report::new(case, args, sites, rate);
     let ended = told(setting, &mut report, stop).await;
     if let Err(failure) = &ended {
         report.broke_off(failure);
@@ -159,12 +157,12 @@ async fn drill(setting: &Setting<'_>, stop: &Notify) -> (Report, Result<(), Fail
 }
 
 async fn told(setting: &Setting<'_>, report: &mut Report, stop: &Notify) -> Result<(), Failure> {
-    let Setting { case, sites, load_rate, args, .. } = *setting;
+    let Setting { case, sites, rate, args } = *setting;
     case.needs.check()?;
     let faults: Vec<&str> = case.channel.iter().map(String::as_str).collect();
     let needs = &case.needs;
     let gear = Gear { shim: needs.shim, authority: needs.authority, settings: &needs.settings };
-    let cast = Cast { sites, relay: needs.relay, rate: load_rate, faults: &faults, gear };
+    let cast = Cast { sites, relay: needs.relay, rate: rate * case.share, faults: &faults, gear };
     let stage = tokio::select! {
         stage = Stage::build(&args.story, &cast) => stage?,
         () = stop.notified() => return Err(stopped()),

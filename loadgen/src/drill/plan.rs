@@ -23,7 +23,7 @@ const ENTRIES_MAX: usize = 100;
 /// Names of faults.
 const NAMES: &str = "kill, kill-in-recovery, pause, drain, restart, isolate, one-way, wan, \
                      slow-disk, fsync-error, full-disk, clock-step, torn-tail, damaged-middle, \
-                     rotate-certificates, expire-certificate, channel, channel-flap, reconnects, \
+                     rotate-certificates, expire-certificate, channel, channel-flap, wrong-amounts, reconnects, \
                      transfers";
 
 /// A drill of one's own.
@@ -84,7 +84,8 @@ impl PlanFile {
         let length = Duration::from_secs_f64(length);
         let course = Course::Planned { faults, length, shape };
         let needs = course.needs();
-        Ok(Self { case: Case { name, about, course, needs, channel, targets }, sites, rate })
+        let case = Case { name, about, course, needs, channel, share: 1.0, targets };
+        Ok(Self { case, sites, rate })
     }
 }
 
@@ -297,6 +298,10 @@ fn action_of(fault: &mut Reader<'_>) -> Option<Action> {
             Action::Channel(words)
         }
         "channel-flap" => Action::Flap,
+        "wrong-amounts" => {
+            let percent = fault.number("percent", 0.01, 5.0).unwrap_or(0.5);
+            Action::WrongAmount(format!("{percent}%"))
+        }
         "reconnects" => Action::Reconnect,
         "transfers" => Action::Transfers,
         other => {
@@ -329,7 +334,7 @@ fn wan_of(fault: &mut Reader<'_>) -> Option<Action> {
 fn overlaps(planned: &[Planned], mistakes: &mut Vec<String>) {
     let group = |fault: &Planned| match (&fault.action, fault.target) {
         (Action::Wan(_) | Action::Isolate | Action::OneWay, _) => Some(-1_i16),
-        (Action::Channel(_) | Action::Flap, _) => Some(-2),
+        (Action::Channel(_) | Action::WrongAmount(_) | Action::Flap, _) => Some(-2),
         (Action::Rotate, _) => Some(-3),
         (action, Target::Site(site)) if action.hits_a_site() => Some(site.into()),
         _ => None,

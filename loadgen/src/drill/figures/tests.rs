@@ -66,7 +66,7 @@ fn report(drill: Drill, repetitions: Vec<Repetition>, violations: u64) -> Report
         report: None,
         hlog: None,
     };
-    let mut report = Report::new(&drill.case(args.rate, 3), &args, 3, args.rate, args.rate / 2.0);
+    let mut report = Report::new(&drill.case(args.rate, 3), &args, 3, args.rate);
     for repetition in repetitions {
         report.add(1, repetition, audit(violations));
     }

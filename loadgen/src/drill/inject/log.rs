@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 const BLOCK: u64 = 4096;
+/// Read at once; whole blocks.
+const PIECE: u64 = 1 << 20;
 /// The front of a batch whose rest never reached the disk.
 const TORN: &[u8] = b"PSBT half a header";
 /// What a switch says of it.
@@ -20,7 +22,7 @@ impl Script<'_> {
     pub(super) async fn torn_tail(&self, site: u8, hold: Duration) -> Result<Fault, Failure> {
         let mut fault = self.begin(site, format!("kill -9 of site {site}, torn tail")).await;
         self.stage.kill(site).await;
-        tear(&self.stage.deployment.log_dir(site)).map_err(damage_failed)?;
+        self.damage(site, tear).await?;
         tokio::time::sleep(hold).await;
         let before = self.stage.printed(site).len();
         self.stage.start(site).await?;
@@ -39,7 +41,7 @@ impl Script<'_> {
         self.stage.kill(site).await;
         // From here on its log is no evidence: what counts is in all the others.
         self.stage.leave_out(site);
-        flip(&self.stage.deployment.log_dir(site)).map_err(damage_failed)?;
+        self.damage(site, flip).await?;
         let before = self.stage.printed(site).len();
         self.stage.start_only(site)?;
         let (code, printed) = self.stage.end_of(site).await?;
@@ -53,10 +55,18 @@ impl Script<'_> {
         fault.healed = Instant::now();
         Ok(fault)
     }
-}
 
-fn damage_failed(error: Error) -> Failure {
-    Failure::environment(format_args!("cannot damage the log: {error}"))
+    /// On another thread: the load on this one must not wait for so much reading.
+    async fn damage(
+        &self,
+        site: u8,
+        damage: fn(&Path) -> Result<(), Error>,
+    ) -> Result<(), Failure> {
+        let log = self.stage.deployment.log_dir(site);
+        let done = tokio::task::spawn_blocking(move || damage(&log)).await;
+        let done = done.unwrap_or_else(|error| Err(Error::other(error)));
+        done.map_err(|error| Failure::environment(format_args!("cannot damage the log: {error}")))
+    }
 }
 
 /// Segments of a log with the ends of their data, in order.
@@ -75,12 +85,16 @@ fn segments(log: &Path) -> Result<Vec<(PathBuf, u64)>, Error> {
 /// First block of a file from which on all is zero.
 fn data_end(path: &Path) -> Result<u64, Error> {
     let file = File::open(path)?;
-    let mut block = [0; BLOCK as usize];
-    for number in (0..file.metadata()?.len() / BLOCK).rev() {
-        file.read_exact_at(&mut block, number * BLOCK)?;
-        if block.iter().any(|byte| *byte != 0) {
-            return Ok((number + 1) * BLOCK);
+    let mut end = file.metadata()?.len() / BLOCK * BLOCK;
+    let mut piece = vec![0; PIECE as usize];
+    while end > 0 {
+        let from = end.saturating_sub(PIECE);
+        let piece = &mut piece[..(end - from) as usize];
+        file.read_exact_at(piece, from)?;
+        if let Some(at) = piece.iter().rposition(|byte| *byte != 0) {
+            return Ok((from + at as u64) / BLOCK * BLOCK + BLOCK);
         }
+        end = from;
     }
     Ok(0)
 }

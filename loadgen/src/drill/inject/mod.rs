@@ -44,6 +44,7 @@ impl Script<'_> {
             Action::Rotate => return self.rotate(hold).await,
             Action::Expire => self.expire(site, hold).await,
             Action::Channel(faults) => self.spoil(faults, hold).await,
+            Action::WrongAmount(share) => self.wrong_amounts(share, hold).await,
             Action::Flap => self.flap(hold).await,
             Action::Reconnect => self.reconnect(hold).await,
             Action::Transfers => self.transfers(hold).await,
