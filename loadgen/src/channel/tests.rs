@@ -1,3 +1,4 @@
+use super::faults::Late;
 use super::*;
 use crate::channel::book::tests::request;
 
@@ -88,19 +89,6 @@ fn late_replies_wait_and_foreign_numbers_are_ignored() {
     let header = |length| Header { length, kind: kind::CHARGE, flags: 0, correlation: 1 };
     assert!(parse(header(body.len() as u32), &body).is_none());
     assert!(parse(header(9), &body[..9]).is_none());
-}
-
-#[test]
-fn a_plan_file_is_read_as_arguments_and_mistakes_are_told_in_a_line() {
-    let plan = "# slow\n--latency=2ms\n\n--late=1%:300\n--outage=0:5\n";
-    let faults = FaultArgs::parse(plan).unwrap().faults(7);
-    assert_eq!((faults.seed, faults.latency), (7, Law::Constant(2_000_000)));
-    assert_eq!(faults.late, Late::parse("1%:300").ok());
-    assert_eq!(FaultArgs::parse("").unwrap().faults(1), Faults::none());
-    for bad in ["--latency=soon", "--colour=1", "--drop-reply=101%", "no"] {
-        let reason = FaultArgs::parse(bad).err().unwrap();
-        assert!(!reason.contains('\n') && !reason.is_empty(), "{reason}");
-    }
 }
 
 #[test]

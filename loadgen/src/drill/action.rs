@@ -178,6 +178,18 @@ pub(super) enum Course {
 }
 
 impl Course {
+    /// How many sites stay out in the end.
+    pub(super) fn left_out(&self) -> usize {
+        match self {
+            Self::One(action) | Self::Twice(action) | Self::Each(action) => {
+                usize::from(*action == Action::DamagedMiddle)
+            }
+            Self::Planned { faults, .. } => {
+                faults.iter().filter(|fault| fault.action == Action::DamagedMiddle).count()
+            }
+        }
+    }
+
     /// What it needs.
     pub(super) fn needs(&self) -> Needs {
         match self {

@@ -159,6 +159,10 @@ async fn drill(setting: &Setting<'_>, stop: &Notify) -> (Report, Result<(), Fail
 async fn told(setting: &Setting<'_>, report: &mut Report, stop: &Notify) -> Result<(), Failure> {
     let Setting { case, sites, rate, args } = *setting;
     case.needs.check()?;
+    if args.repeat > 1 && case.course.left_out() > 0 {
+        let text = "--repeat: a site whose log is damaged stays out, this can be played only once";
+        return Err(Failure::usage(text));
+    }
     let faults: Vec<&str> = case.channel.iter().map(String::as_str).collect();
     let needs = &case.needs;
     let gear = Gear { shim: needs.shim, authority: needs.authority, settings: &needs.settings };

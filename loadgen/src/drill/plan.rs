@@ -23,8 +23,8 @@ const ENTRIES_MAX: usize = 100;
 /// Names of faults.
 const NAMES: &str = "kill, kill-in-recovery, pause, drain, restart, isolate, one-way, wan, \
                      slow-disk, fsync-error, full-disk, clock-step, torn-tail, damaged-middle, \
-                     rotate-certificates, expire-certificate, channel, channel-flap, wrong-amounts, reconnects, \
-                     transfers";
+                     rotate-certificates, expire-certificate, channel, channel-flap, \
+                     wrong-amounts, reconnects, transfers";
 
 /// A drill of one's own.
 #[derive(Debug)]
@@ -83,6 +83,9 @@ impl PlanFile {
         }
         let length = Duration::from_secs_f64(length);
         let course = Course::Planned { faults, length, shape };
+        if course.left_out() > 1 {
+            return Err(vec!["damaged-middle: at most once, the site stays out".to_owned()]);
+        }
         let needs = course.needs();
         let case = Case { name, about, course, needs, channel, share: 1.0, targets };
         Ok(Self { case, sites, rate })
@@ -469,6 +472,11 @@ mod tests {
         assert!(mistakes(&plan(same, 5.0)).is_empty());
         assert!(mistakes(&plan("what = \"pause\"\nsite = 2", 4.0)).is_empty());
         assert!(mistakes(&plan("what = \"transfers\"", 4.0)).is_empty());
+        let out = plan("what = \"damaged-middle\"", 8.0);
+        assert!(mistakes(&out).is_empty());
+        assert!(
+            mistakes(&out.replace("\"kill\"", "\"damaged-middle\""))[0].contains("at most once")
+        );
     }
 
     #[test]

@@ -15,9 +15,9 @@ const OUTAGE: &str = "--outage=0:3600";
 const MANUAL: &str = "MANUAL";
 /// Longest time in which operators decide everything.
 const DECIDED_IN: Duration = Duration::from_secs(30);
-/// Looks without anything to decide after which there is nothing any more: what was in
-/// flight comes within a second.
-const QUIET_LOOKS: u32 = 20;
+/// After so long without anything to decide nothing comes any more: it comes with the
+/// replies that were in flight.
+const QUIET: Duration = Duration::from_millis(1_500);
 
 /// A line of `admin in-doubt --json`, as far as it matters here.
 #[derive(Debug, Deserialize)]
@@ -61,14 +61,16 @@ impl Script<'_> {
     ) -> Result<Fault, Failure> {
         let faults = [format!("--wrong-amount={share}")];
         let mut fault = self.spoil(&faults, hold).await?;
-        let (started, mut decided, mut quiet) = (Instant::now(), 0_u32, 0);
-        while quiet < QUIET_LOOKS {
+        let (started, mut decided, mut last) = (Instant::now(), 0_u32, Instant::now());
+        while last.elapsed() < QUIET {
             let mut found = 0;
             for site in self.stage.deployment.sites() {
                 found += self.decide(site).await?;
             }
             decided += found;
-            quiet = if found == 0 { quiet + 1 } else { 0 };
+            if found > 0 {
+                last = Instant::now();
+            }
             if started.elapsed() > DECIDED_IN {
                 return Err(Failure::new(Exit::Missed, "operators do not come to an end"));
             }
