@@ -128,6 +128,7 @@ impl Stage {
         let mut switches = started.collect::<Result<Vec<_>, _>>()?;
         for (site, switch) in deployment.sites().zip(&mut switches) {
             deployment.ready(site, switch).await?;
+            deployment.linked(site, switch).await?;
         }
         let gateway = &deployment.gateway;
         let merchants = gateway.load_merchants()?;

@@ -22,6 +22,16 @@ pub(crate) struct Status {
     pub(crate) shards: Vec<ShardStatus>,
     /// Its log.
     pub(crate) log: Option<LogStatus>,
+    /// Its links to channels.
+    #[serde(default)]
+    pub(crate) channels: Vec<ChannelStatus>,
+}
+
+/// A link to a channel.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub(crate) struct ChannelStatus {
+    /// Whether it can take requests.
+    pub(crate) up: bool,
 }
 
 /// The log of a site.

@@ -236,6 +236,25 @@ impl Deployment {
         Ok(())
     }
 
+    /// Waits until a site reaches every channel: it is ready before, and refuses payments
+    /// meanwhile.
+    pub(crate) async fn linked(&self, site: u8, process: &mut Process) -> Result<(), Failure> {
+        let started = Instant::now();
+        let linked = async || {
+            let status = self.status(site).await;
+            status.is_some_and(|status| {
+                !status.channels.is_empty() && status.channels.iter().all(|channel| channel.up)
+            })
+        };
+        while !linked().await {
+            if process.ended() || started.elapsed() > READY_MAX {
+                return Err(process.failure("does not reach its channel"));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        Ok(())
+    }
+
     /// What a site says of itself; `None` when it does not answer.
     pub(crate) async fn status(&self, site: u8) -> Option<Status> {
         admin::status(self.admin(site)).await

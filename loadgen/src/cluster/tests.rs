@@ -61,6 +61,23 @@ fn readiness_is_the_status_of_one_get() {
 }
 
 #[test]
+fn a_site_is_linked_when_every_channel_is_up() {
+    const NONE: &str = r#"{"shards":[],"channels":[]}"#;
+    const DOWN: &str = r#"{"shards":[],"channels":[{"up":true},{"up":false}]}"#;
+    const UP: &str = r#"{"shards":[],"channels":[{"up":true},{"up":true}]}"#;
+    let (site, server) = scripted(&[("200 OK", NONE), ("200 OK", DOWN), ("200 OK", UP)]);
+    let dir = tempfile::tempdir().unwrap();
+    let deployment = deployment(dir.path(), &[site]);
+    run(async || {
+        let mut sleeps = std::process::Command::new("sleep");
+        let output = dir.path().join("out");
+        let mut process = Process::start("sleep", sleeps.arg("60"), &output).ok().unwrap();
+        assert!(deployment.linked(1, &mut process).await.is_ok());
+    });
+    server.join().unwrap();
+}
+
+#[test]
 fn leaders_and_what_is_open_come_from_those_who_lead() {
     const ONE: &str = r#"{"shards":[{"shard":0,"role":"leader","leader":1,"applied":9,"open":2},
         {"shard":1,"role":"follower","leader":2,"applied":9,"open":7}]}"#;

@@ -145,7 +145,7 @@ fn write(summary: &Summary, path: &Path) -> Result<(), Failure> {
 fn table(rows: &[Row]) -> String {
     let ms = |ms: Option<f64>| ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1}"));
     let mut lines = vec![format!(
-        "{:<22}{:>10}{:>11}{:>16}{:>9}{:>26}  verdict",
+        "{:<22}{:>9}{:>12}{:>17}{:>8}{:>28}  verdict",
         "drill", "payments", "violations", "gap p50/max ms", "failed", "p99 before/during/after ms"
     )];
     for row in rows {
@@ -156,7 +156,7 @@ fn table(rows: &[Row]) -> String {
         let p99 = row.p99_ms.map(ms).join(" / ");
         let violations = row.violations.map_or_else(|| "-".to_owned(), |count| count.to_string());
         lines.push(format!(
-            "{:<22}{:>10}{violations:>11}{gap:>16}{:>9}{p99:>26}  {}",
+            "{:<22}{:>9}{violations:>12}{gap:>17}{:>8}{p99:>28}  {}",
             row.drill, row.payments, row.failed, row.verdict
         ));
     }

@@ -146,7 +146,7 @@ pub(super) fn grouped(value: f64) -> String {
 pub(super) fn percent(share: f64) -> String {
     let percent = share * 100.0;
     match percent {
-        p if p == 0.0 => "0 %".to_owned(),
+        0.0 => "0 %".to_owned(),
         p if p < 0.01 => "< 0.01 %".to_owned(),
         p => format!("{} %", digits(p)),
     }
