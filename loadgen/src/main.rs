@@ -6,6 +6,7 @@
 
 mod acks;
 mod audit;
+mod authority;
 mod channel;
 mod cli;
 mod cluster;

@@ -13,7 +13,7 @@ use crate::exit::{self, Exit, Failure};
 use crate::live::Progress;
 use crate::report::{self, Events, Mark, Origin, Report};
 use crate::rng::Stream;
-use crate::stage::{Cast, MERCHANTS, Stage, StoryArgs};
+use crate::stage::{Cast, Gear, MERCHANTS, Stage, StoryArgs};
 use clap::Args;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -83,7 +83,13 @@ pub(crate) async fn demo(args: &DemoArgs, stop: &Notify) -> Result<(), Failure> 
     };
     println!("1. {sites}, one payment channel in its own process, {MERCHANTS} merchants.");
     println!("   The channel misbehaves: {}.", faults.join(" ").replace("--", ""));
-    let cast = Cast { sites: args.sites, relay: false, rate: args.rate, faults: &faults };
+    let cast = Cast {
+        sites: args.sites,
+        relay: false,
+        rate: args.rate,
+        faults: &faults,
+        gear: Gear::default(),
+    };
     let stage = Stage::build(&args.story, &cast).await?;
     let span = Duration::from_secs(args.seconds);
     println!(
@@ -153,7 +159,13 @@ pub(crate) async fn soak(args: &SoakArgs, stop: &Notify) -> Result<(), Failure> 
         return Err(Failure::usage("--kills: 1 to 10000"));
     }
     let faults = ["--drop-reply=1%", "--late=1%:300", "--duplicate=0.5%"];
-    let cast = Cast { sites: args.sites, relay: false, rate: args.rate, faults: &faults };
+    let cast = Cast {
+        sites: args.sites,
+        relay: false,
+        rate: args.rate,
+        faults: &faults,
+        gear: Gear::default(),
+    };
     let stage = Stage::build(&args.story, &cast).await?;
     let moments = Stream::new(args.story.seed, 200);
     let mut slowest = Duration::ZERO;

@@ -5,25 +5,33 @@
 
 use crate::acks::AckWriter;
 use crate::audit::{self, Audit, Evidence, Moment, Source};
+use crate::authority::Authority;
 use crate::cluster::{Deployment, Process, Relay};
 use crate::drive::{Known, Options, Part, Phase, Session};
 use crate::encode::Encoder;
-use crate::exit::Failure;
+use crate::exit::{Exit, Failure};
 use crate::interrupt;
 use crate::live::Progress;
 use crate::pace::{Pace, TICK};
 use crate::plan::{Mix, Params, Plan, RUN_ID_MAX};
 use crate::schedule::Arrival;
 use clap::Args;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::Notify;
 
 const DAY_MS: u64 = 86_400_000;
 /// Merchants of a story.
 pub(crate) const MERCHANTS: u32 = 200;
+/// The channel's plan of faults.
+const CHANNEL_PLAN: &str = "channel.plan";
+/// Longest wait for a process to say that it did what a signal asked for.
+const TOLD_IN: Duration = Duration::from_secs(5);
+const TOLD_POLL: Duration = Duration::from_millis(5);
+/// Longest wait for a site to end by itself.
+const ENDS_IN: Duration = Duration::from_secs(15);
 /// Longest wait for every payment's end.
 const SETTLE_MAX: Duration = Duration::from_secs(20);
 
@@ -52,6 +60,19 @@ pub(crate) struct Cast<'a> {
     pub(crate) rate: f64,
     /// Faults of the channel, as its arguments.
     pub(crate) faults: &'a [&'a str],
+    /// What else there is.
+    pub(crate) gear: Gear<'a>,
+}
+
+/// What only some drills need.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Gear<'a> {
+    /// The fault library under every site.
+    pub(crate) shim: bool,
+    /// An authority of the drill's own, which everybody trusts beside the first.
+    pub(crate) authority: bool,
+    /// Lines of the sites' configurations, and what takes their place.
+    pub(crate) settings: &'a [(String, String)],
 }
 
 /// A deployment under load.
@@ -63,9 +84,15 @@ pub(crate) struct Stage {
     /// What it sends.
     pub(crate) plan: Rc<Plan>,
     /// What the audit reads.
-    pub(crate) evidence: Evidence,
+    evidence: Evidence,
+    /// The drill's own authority.
+    pub(crate) authority: Option<Authority>,
     relay: Option<Relay>,
-    _channel: Process,
+    channel: Process,
+    /// The channel's usual faults.
+    usual: Vec<String>,
+    /// A site whose log is damaged: it is out, and says nothing any more.
+    out: Cell<u8>,
     /// By site; empty where none runs.
     switches: RefCell<Vec<Option<Process>>>,
     rate: f64,
@@ -82,10 +109,21 @@ impl Stage {
             return Err(Failure::usage("--rate: 1 to 1000000"));
         }
         let payswitch = args.payswitch.clone().map_or_else(audit::payswitch_beside, Ok)?;
-        let deployment = Deployment::init(payswitch, args.dir.clone(), MERCHANTS, cast.sites)?;
-        let mut faults: Vec<String> = cast.faults.iter().map(ToString::to_string).collect();
-        faults.push(format!("--seed={}", args.seed));
-        let channel = deployment.channel(&faults).await?;
+        let mut deployment = Deployment::init(payswitch, args.dir.clone(), MERCHANTS, cast.sites)?;
+        for (from, to) in cast.gear.settings {
+            deployment.configure(from, to)?;
+        }
+        if cast.gear.shim {
+            deployment.install_shim()?;
+        }
+        let authority = match cast.gear.authority {
+            true => Some(Authority::beside(&deployment.file("certs/ca.pem"))?),
+            false => None,
+        };
+        let usual: Vec<String> = cast.faults.iter().map(ToString::to_string).collect();
+        write_plan(&deployment, &usual)?;
+        let plan = format!("--plan={}", deployment.file(CHANNEL_PLAN).display());
+        let channel = deployment.channel(&[plan, format!("--seed={}", args.seed)]).await?;
         let relay = match cast.relay {
             true => Some(deployment.relay(args.seed).await?),
             false => None,
@@ -95,6 +133,7 @@ impl Stage {
         let mut switches = started.collect::<Result<Vec<_>, _>>()?;
         for (site, switch) in deployment.sites().zip(&mut switches) {
             deployment.ready(site, switch).await?;
+            deployment.linked(site, switch).await?;
         }
         let gateway = &deployment.gateway;
         let merchants = gateway.load_merchants()?;
@@ -124,8 +163,19 @@ impl Stage {
         let ledger = gateway.channel_ledger_dir.clone();
         let switches = RefCell::new(switches.into_iter().map(Some).collect());
         let evidence = Evidence { acks, ledger, logs };
-        let (rate, _channel) = (cast.rate, channel);
-        Ok(Self { deployment, session, plan, evidence, relay, _channel, switches, rate })
+        Ok(Self {
+            deployment,
+            session,
+            plan,
+            evidence,
+            authority,
+            relay,
+            channel,
+            usual,
+            out: Cell::new(0),
+            switches,
+            rate: cast.rate,
+        })
     }
 
     /// Load of this length.
@@ -182,6 +232,81 @@ impl Stage {
         Ok(())
     }
 
+    /// Starts a site that does not run, and does not wait for it.
+    pub(crate) fn start_only(&self, site: u8) -> Result<(), Failure> {
+        self.put(site, self.deployment.start(site)?);
+        Ok(())
+    }
+
+    /// Waits for a site's end that nobody asked for: its exit code and what it printed.
+    pub(crate) async fn end_of(&self, site: u8) -> Result<(Option<i32>, String), Failure> {
+        let Some(process) = self.take(site) else { return Ok((None, String::new())) };
+        let output = self.deployment.file(&format!("site-{site}.out"));
+        let code = process.end_by_itself(ENDS_IN).await?;
+        Ok((code, std::fs::read_to_string(output).unwrap_or_default()))
+    }
+
+    /// What a site printed since it was first started.
+    pub(crate) fn printed(&self, site: u8) -> String {
+        let output = self.deployment.file(&format!("site-{site}.out"));
+        std::fs::read_to_string(output).unwrap_or_default()
+    }
+
+    /// SIGHUP of a site, and its answer, which must be this.
+    pub(crate) async fn reload(&self, site: u8, says: &str) -> Result<(), Failure> {
+        let before = self.printed(site).len();
+        let Some(process) = self.take(site) else { return Ok(()) };
+        let told = process.hang_up().await;
+        self.put(site, process);
+        told?;
+        let started = Instant::now();
+        loop {
+            let printed = self.printed(site);
+            let new = printed.get(before..).unwrap_or_default();
+            if new.contains(says) {
+                return Ok(());
+            }
+            if new.contains("reload refused") || started.elapsed() > TOLD_IN {
+                let text = format_args!("site {site} does not reload: {}", new.trim());
+                return Err(Failure::new(Exit::Missed, text));
+            }
+            tokio::time::sleep(TOLD_POLL).await;
+        }
+    }
+
+    /// Gives the channel these faults; `None`: its usual ones.
+    pub(crate) async fn spoil(&self, faults: Option<&[String]>) -> Result<(), Failure> {
+        write_plan(&self.deployment, faults.unwrap_or(&self.usual))?;
+        let taken = |printed: &str| printed.matches("plan ").count();
+        let before = taken(&self.channel.printed());
+        self.channel.hang_up().await?;
+        let started = Instant::now();
+        while taken(&self.channel.printed()) == before {
+            if started.elapsed() > TOLD_IN {
+                return Err(self.channel.failure("does not take its plan over"));
+            }
+            tokio::time::sleep(TOLD_POLL).await;
+        }
+        match self.channel.printed().lines().rev().find(|line| line.starts_with("plan ")) {
+            Some(line) if line.contains("refused") => Err(Failure::usage(line)),
+            _ => Ok(()),
+        }
+    }
+
+    /// A site whose log is damaged stays out: its log is no evidence any more, and all
+    /// that is acknowledged must be in every other's.
+    pub(crate) fn leave_out(&self, site: u8) {
+        self.out.set(site);
+    }
+
+    /// What the audit reads now.
+    fn evidence(&self) -> Evidence {
+        let out = self.deployment.data(self.out.get());
+        let mut evidence = self.evidence.clone();
+        evidence.logs.retain(|log| !matches!(log, Source::Dump { data, .. } if *data == out));
+        evidence
+    }
+
     /// The process of a site that runs.
     pub(crate) fn process_id(&self, site: u8) -> Option<u32> {
         self.switches.borrow().get(usize::from(site) - 1)?.as_ref().map(Process::id)
@@ -235,11 +360,12 @@ impl Stage {
 
     /// Audits beside the running sites: what is acknowledged is in their logs.
     pub(crate) fn audit(&self) -> Result<Audit, Failure> {
-        audit::audit(&self.evidence, Moment { settled: true, at_rest: false })
+        audit::audit(&self.evidence(), Moment { settled: true, at_rest: false })
     }
 
     /// Asks for everything once more, stops the sites, checks their logs and audits.
     pub(crate) async fn end(self, stop: &Notify) -> Result<Audit, Failure> {
+        let evidence = self.evidence();
         let all = self.session.payments(|known| known != Known::Nothing);
         let answers = self.session.query(&all, stop).await?;
         println!("   {} payments asked for once more, {} answered.", all.len(), answers.answered);
@@ -253,9 +379,19 @@ impl Stage {
             let ended = stopped.await;
             ended.map_err(|_| Failure::environment("a site's end was not seen"))??;
         }
-        self.deployment.sites().try_for_each(|site| self.deployment.verify_log(site))?;
-        audit::audit(&self.evidence, Moment { settled: true, at_rest: true })
+        let mut sound = self.deployment.sites().filter(|site| *site != self.out.get());
+        sound.try_for_each(|site| self.deployment.verify_log(site))?;
+        audit::audit(&evidence, Moment { settled: true, at_rest: true })
     }
+}
+
+/// Writes the channel's plan of faults, whole at every moment.
+fn write_plan(deployment: &Deployment, faults: &[String]) -> Result<(), Failure> {
+    let (path, fresh) = (deployment.file(CHANNEL_PLAN), deployment.file("channel.plan.new"));
+    let written = std::fs::write(&fresh, faults.join("\n") + "\n");
+    written.and_then(|()| std::fs::rename(&fresh, &path)).map_err(|error| {
+        Failure::environment(format_args!("cannot write {}: {error}", path.display()))
+    })
 }
 
 fn params(seed: u64, rate: f64, merchants: Vec<String>) -> Params {

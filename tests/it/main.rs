@@ -6,6 +6,7 @@ mod client;
 mod clock_step;
 mod cluster;
 mod damage;
+mod drill;
 mod full_disk;
 mod generator;
 mod members;

@@ -3,7 +3,7 @@
 //! with the compiler that building the project needs anyway, is preloaded into
 //! the switch and obeys a plan that the test changes while it runs.
 //!
-//! Glibc on 64 bits only, which `tests/shim/faults.c` asserts. There is no way
+//! Glibc on 64 bits only, which `loadgen/shim/faults.c` asserts. There is no way
 //! to skip: where the library does not compile or load, the tests fail.
 
 use std::fs::File;
@@ -99,7 +99,7 @@ impl Faults {
 pub(crate) fn library() -> &'static Path {
     static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
     LIBRARY.get_or_init(|| {
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("shim/faults.c");
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../loadgen/shim/faults.c");
         let library = crate::binaries().join("libpayswitch_faults.so");
         // Another test process may be using the old one: replaced as a whole.
         let fresh = library.with_extension(format!("so.{}", std::process::id()));

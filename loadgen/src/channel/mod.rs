@@ -10,20 +10,21 @@ mod charges;
 mod faults;
 pub(crate) mod ledger;
 pub(crate) mod number;
+mod plan;
 #[cfg(test)]
 mod tests;
 
 use crate::config::ChannelFile;
 use crate::exit::Failure;
-use crate::goal::parse_percent;
 use crate::socket;
 use crate::tls::{self, ALPN_CHANNEL, Credentials};
 use book::{Book, Circumstances};
 use bytes::{Bytes, BytesMut};
 use clap::Args;
-pub(crate) use faults::{Fate, Faults, Late, Law, Outage};
+pub(crate) use faults::{Fate, Faults};
 use ledger::Ledger;
 use number::Number;
+pub(crate) use plan::FaultArgs;
 use protocol::channel::{ChannelReply, ChannelRequest, ChannelStatus, kind};
 use protocol::frame::{Header, Splitter};
 use protocol::id::ShortText;
@@ -52,52 +53,22 @@ pub(crate) struct ChannelArgs {
     /// The channel's configuration, channel.toml.
     #[arg(long)]
     pub(crate) config: PathBuf,
-    /// How long an answer takes: none, 2ms, uniform:1ms..5ms, exp:3ms (to about 1 ms).
-    #[arg(long, default_value = "none", value_parser = Law::parse)]
-    pub(crate) latency: Law,
-    /// Charges declined for good, in percent.
-    #[arg(long, default_value = "0%", value_parser = parse_percent)]
-    pub(crate) decline: f64,
-    /// Requests lost before anything happens, in percent.
-    #[arg(long, default_value = "0%", value_parser = parse_percent)]
-    pub(crate) drop_request: f64,
-    /// Replies lost after it happened, in percent.
-    #[arg(long, default_value = "0%", value_parser = parse_percent)]
-    pub(crate) drop_reply: f64,
-    /// Replies that come late: PERCENT:MILLISECONDS.
-    #[arg(long, value_parser = Late::parse)]
-    pub(crate) late: Option<Late>,
-    /// Replies sent twice, in percent.
-    #[arg(long, default_value = "0%", value_parser = parse_percent)]
-    pub(crate) duplicate: f64,
-    /// Replies to charges that name another amount, in percent.
-    #[arg(long, default_value = "0%", value_parser = parse_percent)]
-    pub(crate) wrong_amount: f64,
-    /// No answer at all from second FROM to UNTIL: FROM:UNTIL.
-    #[arg(long, value_parser = Outage::parse)]
-    pub(crate) outage: Option<Outage>,
-    /// Most operations per second; more are answered as unavailable.
+    #[command(flatten)]
+    pub(crate) faults: FaultArgs,
+    /// A file with faults, written as these arguments, one per line: they count in place
+    /// of the command line's. It is read again at SIGHUP; seconds of outages and the like
+    /// count from then.
     #[arg(long)]
-    pub(crate) rate_limit: Option<u64>,
+    pub(crate) plan: Option<PathBuf>,
     /// Chooses which operations are hit.
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,
 }
 
 impl ChannelArgs {
-    fn faults(&self) -> Faults {
-        Faults {
-            seed: self.seed,
-            latency: self.latency,
-            decline: self.decline,
-            drop_request: self.drop_request,
-            drop_reply: self.drop_reply,
-            late: self.late,
-            duplicate: self.duplicate,
-            wrong_amount: self.wrong_amount,
-            outage: self.outage,
-            rate_limit: self.rate_limit,
-        }
+    fn faults(&self) -> Result<Faults, Failure> {
+        let planned = self.plan.as_deref().map(FaultArgs::load).transpose()?;
+        Ok(planned.as_ref().unwrap_or(&self.faults).faults(self.seed))
     }
 }
 
@@ -117,13 +88,15 @@ pub(crate) struct Counters {
 /// Serves until `stop`.
 pub(crate) async fn run(args: &ChannelArgs, stop: &Notify) -> Result<(), Failure> {
     let file = ChannelFile::load(&args.config)?;
+    let faults = args.faults()?;
     let credentials = Credentials::load(&file.cert, &file.key, &file.ca)?;
     let config = credentials.server(ALPN_CHANNEL, tls::transport(STREAMS, 0, IDLE, None))?;
     let mut book = Book::new();
     let ledger = Ledger::open(&file.ledger_dir, |entry| book.apply(entry))?;
     let (charges, refunds) = book.len();
     let endpoint = socket::endpoint(file.listen, Some(config))?;
-    let channel = Channel::new(book, ledger, args.faults());
+    let channel = Channel::new(book, ledger, faults);
+    reload_at_hangup(&channel, args);
     println!(
         "ready: channel {} on {}, {charges} charges and {refunds} refunds in its book",
         file.name, file.listen
@@ -137,6 +110,25 @@ pub(crate) async fn run(args: &ChannelArgs, stop: &Notify) -> Result<(), Failure
     drop(tokio::time::timeout(Duration::from_millis(200), endpoint.wait_idle()).await);
     channel.state.borrow().print();
     served
+}
+
+/// Takes the plan over again whenever SIGHUP comes; one that cannot be read changes nothing.
+fn reload_at_hangup(channel: &Rc<Channel>, args: &ChannelArgs) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (channel, args) = (Rc::clone(channel), args.clone());
+    // Here, not in the task: from "ready" on a hang-up must not be the end.
+    let Ok(mut hangups) = signal(SignalKind::hangup()) else { return };
+    tokio::task::spawn_local(async move {
+        while hangups.recv().await.is_some() {
+            match args.faults() {
+                Ok(faults) => {
+                    channel.state.borrow_mut().replan(faults);
+                    println!("plan taken over");
+                }
+                Err(failure) => println!("plan refused: {}", failure.message),
+            }
+        }
+    });
 }
 
 /// Accepts connections until the endpoint closes or the ledger fails.
@@ -396,6 +388,13 @@ async fn write(outgoing: Rc<Outgoing>, mut send: quinn::SendStream) {
 }
 
 impl State {
+    /// Other faults from now on.
+    fn replan(&mut self, faults: Faults) {
+        self.counts = faults.count_operations();
+        self.faults = faults;
+        self.start = Instant::now();
+    }
+
     /// Carries one request out and appends its reply; `None` when there is
     /// none to send.
     fn answer(

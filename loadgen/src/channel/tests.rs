@@ -1,3 +1,4 @@
+use super::faults::Late;
 use super::*;
 use crate::channel::book::tests::request;
 
@@ -88,4 +89,15 @@ fn late_replies_wait_and_foreign_numbers_are_ignored() {
     let header = |length| Header { length, kind: kind::CHARGE, flags: 0, correlation: 1 };
     assert!(parse(header(body.len() as u32), &body).is_none());
     assert!(parse(header(9), &body[..9]).is_none());
+}
+
+#[test]
+fn a_new_plan_counts_from_when_it_came() {
+    let bench = Bench::new(Faults::none());
+    assert_eq!(bench.ask(kind::CHARGE, 1).1.len(), 1);
+    let outage = FaultArgs::parse("--outage=0:3600").unwrap().faults(1);
+    bench.channel.state.borrow_mut().replan(outage);
+    assert!(bench.ask(kind::CHARGE, 2).1.is_empty(), "in an outage nothing is answered");
+    bench.channel.state.borrow_mut().replan(Faults::none());
+    assert_eq!(bench.ask(kind::CHARGE, 3).1.len(), 1);
 }

@@ -20,6 +20,26 @@ const ANSWER_IN: Duration = Duration::from_secs(1);
 pub(crate) struct Status {
     /// Every shard.
     pub(crate) shards: Vec<ShardStatus>,
+    /// Its log.
+    pub(crate) log: Option<LogStatus>,
+    /// Its links to channels.
+    #[serde(default)]
+    pub(crate) channels: Vec<ChannelStatus>,
+}
+
+/// A link to a channel.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub(crate) struct ChannelStatus {
+    /// Whether it can take requests.
+    pub(crate) up: bool,
+}
+
+/// The log of a site.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub(crate) struct LogStatus {
+    /// Whether there is no room for new payments.
+    #[serde(default)]
+    pub(crate) disk_full: bool,
 }
 
 /// A shard at a site.

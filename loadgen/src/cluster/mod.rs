@@ -6,6 +6,7 @@
 
 mod admin;
 mod process;
+pub(crate) mod shim;
 #[cfg(test)]
 mod tests;
 
@@ -17,6 +18,7 @@ use crate::wan::Link;
 pub(crate) use admin::Status;
 pub(crate) use process::Process;
 use process::{POLL, READY_MAX};
+use shim::{Shim, SiteFaults};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -51,6 +53,7 @@ pub(crate) struct Deployment {
     base: u16,
     /// Its gateway's configuration.
     pub(crate) gateway: GatewayFile,
+    shim: Option<Shim>,
 }
 
 impl Deployment {
@@ -82,7 +85,7 @@ impl Deployment {
             return Err(Failure::usage(reason.trim()));
         }
         let gateway = GatewayFile::load(&dir.join("gateway.toml"))?;
-        Ok(Self { dir, payswitch, temporary, base, gateway })
+        Ok(Self { dir, payswitch, temporary, base, gateway, shim: None })
     }
 
     /// A file of the deployment.
@@ -103,6 +106,41 @@ impl Deployment {
     /// A site's data directory.
     pub(crate) fn data(&self, site: u8) -> PathBuf {
         self.file(&format!("data/site-{site}"))
+    }
+
+    /// Where a site keeps its log.
+    pub(crate) fn log_dir(&self, site: u8) -> PathBuf {
+        self.file("").join(log_dir(site))
+    }
+
+    /// Changes a line of every site's configuration, which must be there. For sites that
+    /// do not run yet.
+    pub(crate) fn configure(&self, from: &str, to: &str) -> Result<(), Failure> {
+        for site in self.sites() {
+            let path = self.site_file(site);
+            let failed = |what: &dyn std::fmt::Display| {
+                Failure::environment(format_args!("cannot change {}: {what}", path.display()))
+            };
+            let text = std::fs::read_to_string(&path).map_err(|error| failed(&error))?;
+            if !text.contains(from) {
+                return Err(failed(&format_args!("it has no line {from:?}")));
+            }
+            std::fs::write(&path, text.replace(from, to)).map_err(|error| failed(&error))?;
+        }
+        Ok(())
+    }
+
+    /// Sites that start from now on obey a plan of faults.
+    pub(crate) fn install_shim(&mut self) -> Result<(), Failure> {
+        self.shim = Some(Shim::compile(&self.dir)?);
+        // Only that one writes through the C library.
+        self.configure("# backend = \"auto\"", "backend = \"blocking\"")
+    }
+
+    /// The faults of a site that runs.
+    pub(crate) fn faults(&self, site: u8) -> Result<SiteFaults, Failure> {
+        let without = || Failure::usage("this deployment runs without the fault library");
+        self.shim.as_ref().ok_or_else(without)?.faults(site)
     }
 
     fn admin(&self, site: u8) -> SocketAddr {
@@ -181,6 +219,9 @@ impl Deployment {
     pub(crate) fn start(&self, site: u8) -> Result<Process, Failure> {
         let mut command = Command::new(&self.payswitch);
         command.args(["serve", "--config"]).arg(self.site_file(site));
+        if let Some(shim) = &self.shim {
+            shim.preload(site, &log_dir(site), &mut command)?;
+        }
         let output = self.file(&format!("site-{site}.out"));
         let mut command = under::wrapped(&command)?;
         Process::start(format!("payswitch serve (site {site})"), &mut command, &output)
@@ -192,6 +233,25 @@ impl Deployment {
         while !admin::ready(self.admin(site)).await {
             if process.ended() || started.elapsed() > READY_MAX {
                 return Err(process.failure("is not ready"));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        Ok(())
+    }
+
+    /// Waits until a site reaches every channel: it is ready before, and refuses payments
+    /// meanwhile.
+    pub(crate) async fn linked(&self, site: u8, process: &mut Process) -> Result<(), Failure> {
+        let started = Instant::now();
+        let linked = async || {
+            let status = self.status(site).await;
+            status.is_some_and(|status| {
+                !status.channels.is_empty() && status.channels.iter().all(|channel| channel.up)
+            })
+        };
+        while !linked().await {
+            if process.ended() || started.elapsed() > READY_MAX {
+                return Err(process.failure("does not reach its channel"));
             }
             tokio::time::sleep(POLL).await;
         }
@@ -225,6 +285,20 @@ impl Deployment {
         let name = format!("payswitch admin {}", words.join(" "));
         let mut command = under::wrapped(&command)?;
         Process::start(name, &mut command, &self.file("admin.out"))?.finish().await
+    }
+
+    /// As [`Self::operate`]: what was answered.
+    pub(crate) async fn ask(&self, site: u8, words: &[&str]) -> Result<String, Failure> {
+        let answer = self.file("admin.answer");
+        // Fails when it is not there, which is as good.
+        drop(std::fs::remove_file(&answer));
+        let mut command = Command::new(&self.payswitch);
+        command.args(["admin", "--config"]).arg(self.site_file(site)).args(words);
+        let name = format!("payswitch admin {}", words.join(" "));
+        Process::start(name, &mut command, &answer)?.finish().await?;
+        std::fs::read_to_string(&answer).map_err(|error| {
+            Failure::environment(format_args!("cannot read {}: {error}", answer.display()))
+        })
     }
 
     /// Waits until the leaders say that nothing is open, refunds included; tells
@@ -327,6 +401,11 @@ fn redirected(text: &str, to: u8, peer: SocketAddr) -> String {
         }
     }
     lines.join("\n") + "\n"
+}
+
+/// Where a site keeps its log, in the deployment's folder.
+fn log_dir(site: u8) -> PathBuf {
+    PathBuf::from(format!("data/site-{site}/worker-0"))
 }
 
 fn loopback(port: u16) -> SocketAddr {

@@ -46,6 +46,23 @@ impl Process {
         Ok(Self { child, name, output: output.to_owned() })
     }
 
+    /// Waits for an end that nobody asked for, and tells its code.
+    pub(crate) async fn end_by_itself(mut self, bound: Duration) -> Result<Option<i32>, Failure> {
+        let started = Instant::now();
+        while !self.ended() {
+            if started.elapsed() > bound {
+                return Err(self.failure("goes on"));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        Ok(self.child.wait().ok().and_then(|status| status.code()))
+    }
+
+    /// SIGHUP.
+    pub(crate) async fn hang_up(&self) -> Result<(), Failure> {
+        self.signal("-HUP").await
+    }
+
     /// kill -9, and waits for the end.
     pub(crate) async fn kill(mut self) {
         // Fails only when it has already ended.
@@ -97,12 +114,12 @@ impl Process {
     }
 
     /// What it printed so far.
-    pub(super) fn printed(&self) -> String {
+    pub(crate) fn printed(&self) -> String {
         std::fs::read_to_string(&self.output).unwrap_or_default()
     }
 
     /// A failure that shows what it printed last.
-    pub(super) fn failure(&self, what: impl Display) -> Failure {
+    pub(crate) fn failure(&self, what: impl Display) -> Failure {
         let printed = self.printed();
         let mut tail: Vec<&str> = printed.lines().rev().take(5).collect();
         tail.reverse();

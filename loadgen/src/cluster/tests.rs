@@ -47,7 +47,7 @@ fn deployment(dir: &Path, admins: &[SocketAddr]) -> Deployment {
         sites: admins.iter().enumerate().map(site).collect(),
     };
     let (dir, payswitch) = (dir.to_owned(), PathBuf::new());
-    Deployment { dir, payswitch, temporary: false, base: 20_000, gateway }
+    Deployment { dir, payswitch, temporary: false, base: 20_000, gateway, shim: None }
 }
 
 #[test]
@@ -56,6 +56,23 @@ fn readiness_is_the_status_of_one_get() {
     run(async || {
         assert!(!admin::ready(address).await);
         assert!(admin::ready(address).await);
+    });
+    server.join().unwrap();
+}
+
+#[test]
+fn a_site_is_linked_when_every_channel_is_up() {
+    const NONE: &str = r#"{"shards":[],"channels":[]}"#;
+    const DOWN: &str = r#"{"shards":[],"channels":[{"up":true},{"up":false}]}"#;
+    const UP: &str = r#"{"shards":[],"channels":[{"up":true},{"up":true}]}"#;
+    let (site, server) = scripted(&[("200 OK", NONE), ("200 OK", DOWN), ("200 OK", UP)]);
+    let dir = tempfile::tempdir().unwrap();
+    let deployment = deployment(dir.path(), &[site]);
+    run(async || {
+        let mut sleeps = std::process::Command::new("sleep");
+        let output = dir.path().join("out");
+        let mut process = Process::start("sleep", sleeps.arg("60"), &output).ok().unwrap();
+        assert!(deployment.linked(1, &mut process).await.is_ok());
     });
     server.join().unwrap();
 }

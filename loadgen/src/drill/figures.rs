@@ -4,8 +4,15 @@
 //! Pure but for printing and writing. No data is never a pass. Tested on traces
 //! made by hand.
 
+mod row;
+#[cfg(test)]
+mod tests;
+mod verdicts;
+
+use super::DrillArgs;
+use super::catalogue::Case;
 use super::script::{Fault, Told};
-use super::{Drill, DrillArgs, Targets};
+use super::targets::Targets;
 use crate::audit::Audit;
 use crate::drive::Outcome;
 use crate::exit::{Exit, Failure};
@@ -15,6 +22,7 @@ use crate::measure::Latency;
 use crate::report::{Curve, Events, Mark, Origin, Percentiles, Window, curve};
 use crate::series::{Columns, Timeline};
 use crate::trace::{Availability, Done, failures, longest_gaps};
+pub(super) use row::Row;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -30,6 +38,9 @@ const WARM_UP_NS: u64 = 500_000_000;
 
 /// And it ends before the fault, whose gaps begin with requests of just before.
 const CALM_END_NS: u64 = 100_000_000;
+
+/// The end, of which the answers are counted.
+const END_NS: u64 = 1_000_000_000;
 
 /// Shorter stretches without an answer are no picture of their own.
 const WINDOW_NS: u64 = 20_000_000;
@@ -67,6 +78,9 @@ pub(super) struct Repetition {
     /// Answers per second.
     answered_before: f64,
     answered_during: f64,
+    answered_at_end: f64,
+    /// 99th percentile of what was answered as asked, before and during.
+    admitted_p99_ms: [Option<f64>; 2],
     /// Payments that have no final answer.
     unsettled: usize,
     resent: u64,
@@ -136,6 +150,8 @@ impl Repetition {
             failed_elsewhere: failures(elsewhere, (begun_ns, end_ns)).values().sum(),
             answered_before: answered(&trace, calm),
             answered_during: answered(&trace, (begun_ns, healed_ns)),
+            answered_at_end: answered(&trace, (end_ns.saturating_sub(END_NS), end_ns)),
+            admitted_p99_ms: [calm, (begun_ns, healed_ns)].map(|span| admitted_p99(&trace, span)),
             unsettled,
             resent: measure.resent,
             retried_by_code: measure.retried_by_code(),
@@ -177,18 +193,25 @@ impl Repetition {
 
 impl fmt::Display for Repetition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let spread = Spread::of(self.unavailability_ms.iter().map(|shard| shard.ms));
-        let gaps = spread.map_or_else(|| "-".to_owned(), |spread| spread.to_string());
-        let began = Spread::of(self.unavailability_ms.iter().map(|shard| shard.began_ms));
-        let began = began.map_or(f64::NAN, |began| began.p50);
+        let hit = self.victims.iter().any(|site| *site != 0);
+        match hit {
+            true => write!(f, "sites {:?} at {:?} ms", self.victims, self.at_ms)?,
+            false => write!(f, "at {:?} ms", self.at_ms)?,
+        }
+        let level: Vec<u64> = self.level_ms.iter().flatten().copied().collect();
+        if !level.is_empty() {
+            write!(f, ", level {level:?} ms after their return")?;
+        }
+        if hit {
+            let spread = Spread::of(self.unavailability_ms.iter().map(|shard| shard.ms));
+            let gaps = spread.map_or_else(|| "-".to_owned(), |spread| spread.to_string());
+            let began = Spread::of(self.unavailability_ms.iter().map(|shard| shard.began_ms));
+            let began = began.map_or(f64::NAN, |began| began.p50);
+            write!(f, "; their shards unavailable {gaps} from {began:+.0} ms on")?;
+        }
         write!(
             f,
-            "sites {:?} at {:?} ms, level {:?} ms after their return; their shards unavailable {gaps} \
-             from {began:+.0} ms on (calm {:.1} ms); \
-             failed {}, elsewhere {}; sent again {}",
-            self.victims,
-            self.at_ms,
-            self.level_ms.iter().flatten().collect::<Vec<_>>(),
+            "; calm {:.1} ms; failed {}, elsewhere {}; sent again {}",
             self.calm_gap_ms.unwrap_or(f64::INFINITY),
             self.failed(),
             self.failed_elsewhere,
@@ -274,6 +297,16 @@ fn latency(trace: &[Done], (from_ns, until_ns): Span) -> Latency {
     latency
 }
 
+/// 99th percentile of what was planned within a span and answered as asked.
+fn admitted_p99(trace: &[Done], (from_ns, until_ns): Span) -> Option<f64> {
+    let mut latency = Latency::new();
+    let within = |done: &&Done| done.is_ok() && (from_ns..until_ns).contains(&done.planned_ns);
+    for done in trace.iter().filter(within) {
+        latency.record(done.done_ns.saturating_sub(done.planned_ns));
+    }
+    latency.quantile(0.99).map(|ns| ns as f64 / 1e6)
+}
+
 /// Percentiles over shards and repetitions, milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 struct Spread {
@@ -315,8 +348,8 @@ struct Latencies {
 /// The whole result, as it stands in the JSON.
 #[derive(Serialize)]
 pub(super) struct Report {
-    drill: &'static str,
-    about: &'static str,
+    drill: String,
+    about: String,
     version: &'static str,
     seed: u64,
     sites: u8,
@@ -331,6 +364,8 @@ pub(super) struct Report {
     audit: Option<Audit>,
     targets: Vec<Verdict>,
     passed: bool,
+    /// How it ended when it did not come to its end.
+    ended: Option<String>,
     repetitions: Vec<Repetition>,
     distribution: BTreeMap<&'static str, Curve>,
     #[serde(flatten)]
@@ -341,15 +376,15 @@ pub(super) struct Report {
 
 impl Report {
     /// Nothing measured yet.
-    pub(super) fn new(drill: Drill, args: &DrillArgs, rate: f64) -> Self {
+    pub(super) fn new(case: &Case, args: &DrillArgs, sites: u8, rate: f64) -> Self {
         Self {
-            drill: drill.name(),
-            about: drill.about(),
+            drill: case.name.clone(),
+            about: case.about.clone(),
             version: env!("CARGO_PKG_VERSION"),
             seed: args.story.seed,
-            sites: args.sites,
+            sites,
             rate,
-            load_rate: rate / 2.0,
+            load_rate: rate * case.share,
             unavailability_ms: BTreeMap::new(),
             unavailability: None,
             errors_by_code: Counts::new(),
@@ -361,7 +396,8 @@ impl Report {
             repetitions: Vec::new(),
             distribution: BTreeMap::new(),
             origin: Origin::now(),
-            wanted: drill.targets(),
+            ended: None,
+            wanted: case.targets.clone(),
         }
     }
 
@@ -417,6 +453,11 @@ impl Report {
         hlog::write(path, self.origin.started_unix, &Timeline::default(), &parts)
     }
 
+    /// It did not come to its end.
+    pub(super) fn broke_off(&mut self, failure: &Failure) {
+        self.ended = Some(failure.message.clone());
+    }
+
     /// Takes the last audit.
     pub(super) fn end(&mut self, audit: Audit) {
         self.audit = Some(audit);
@@ -440,53 +481,9 @@ impl Report {
         let [before, during, after] = latencies.map(|latency| Percentiles::of(&latency));
         self.latency_us = Some(Latencies { before, during, after });
         self.passed = !self.repetitions.is_empty()
+            && self.ended.is_none()
             && self.targets.iter().all(|target| target.met)
             && self.audit.as_ref().is_some_and(|audit| audit.verdict().is_ok());
-    }
-
-    fn verdicts(&self, [before, during, _]: &[Latency; 3]) -> Vec<Verdict> {
-        let wanted = self.wanted;
-        let mut verdicts = Vec::new();
-        let mut at_most = |what: &str, unit: &str, bound: Option<f64>, value: Option<f64>| {
-            let Some(bound) = bound else { return };
-            verdicts.push(Verdict {
-                target: format!("{what} <= {bound}{unit}"),
-                met: value.is_some_and(|value| value <= bound),
-                measured: value.map_or_else(|| "no data".to_owned(), |v| format!("{v:.1}{unit}")),
-            });
-        };
-        let gaps = self.unavailability;
-        at_most("unavailable p50", " ms", wanted.p50_ms, gaps.map(|gaps| gaps.p50));
-        at_most("unavailable p99", " ms", wanted.p99_ms, gaps.map(|gaps| gaps.p99));
-        at_most("unavailable max", " ms", wanted.max_ms, gaps.map(|gaps| gaps.max));
-        let any = !self.repetitions.is_empty();
-        let none = |wanted: bool| wanted.then_some(0.0);
-        let failed = any.then(|| self.errors_by_code.values().sum::<u64>() as f64);
-        at_most("failed requests", "", none(wanted.no_failure), failed);
-        let elsewhere = any.then_some(self.errors_elsewhere as f64);
-        at_most("failed elsewhere", "", none(wanted.no_failure_elsewhere), elsewhere);
-        let p50 = |latency: &Latency| latency.quantile(0.5).map(|ns| ns as f64 / 1e6);
-        let added = p50(during).zip(p50(before)).map(|(during, before)| during - before);
-        at_most("added to p50", " ms", wanted.added_p50_ms, added);
-        let levels = self.repetitions.iter().flat_map(|one| &one.level_ms);
-        let slowest = Spread::of(levels.map(|ms| ms.map(|ms| ms as f64))).map(|all| all.max);
-        at_most("level again", " ms", wanted.level_ms, slowest);
-        let unsettled = self.repetitions.iter().map(|one| one.unsettled as f64);
-        at_most("without final answer", "", Some(0.0), unsettled.reduce(f64::max));
-        if let Some(bound) = wanted.throughput {
-            let shares =
-                self.repetitions.iter().map(|one| one.answered_during / one.answered_before);
-            let least = shares.reduce(f64::min).filter(|share| share.is_finite());
-            verdicts.push(Verdict {
-                target: format!("throughput >= {:.0} %", bound * 100.0),
-                met: least.is_some_and(|share| share >= bound),
-                measured: least.map_or_else(
-                    || "no data".to_owned(),
-                    |share| format!("{:.1} %", share * 100.0),
-                ),
-            });
-        }
-        verdicts
     }
 
     /// Prints the summary.
@@ -543,22 +540,3 @@ impl fmt::Display for Spread {
         write!(f, "p50 {:.1} p99 {:.1} max {:.1} ms", self.p50, self.p99, self.max)
     }
 }
-
-impl fmt::Display for Targets {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut parts = Vec::new();
-        for (name, bound) in [("p50", self.p50_ms), ("p99", self.p99_ms), ("max", self.max_ms)] {
-            parts.extend(bound.map(|ms| format!("unavailable {name} <= {ms} ms")));
-        }
-        parts.extend(self.no_failure.then(|| "no failed request".to_owned()));
-        let elsewhere = "no failed request of shards led elsewhere";
-        parts.extend(self.no_failure_elsewhere.then(|| elsewhere.to_owned()));
-        parts.extend(self.throughput.map(|share| format!("throughput >= {:.0} %", share * 100.0)));
-        parts.extend(self.added_p50_ms.map(|ms| format!("at most {ms} ms added to p50")));
-        parts.extend(self.level_ms.map(|ms| format!("level again in {ms} ms")));
-        f.write_str(&parts.join(", "))
-    }
-}
-
-#[cfg(test)]
-mod tests;

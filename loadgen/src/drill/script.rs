@@ -1,25 +1,28 @@
 //! What a drill does to the cluster while load runs, and when.
 //!
 //! Moments and victims come from the seed. Every script heals what it broke; an
-//! error ends the story, and with it all processes.
+//! error ends the story, and with it all processes. `inject` carries it out.
 
-use super::Drill;
-use super::disk::SlowDisk;
+use super::action::{Action, Course, Planned, Target};
 use crate::cluster::STATUS_AGE;
 use crate::exit::{Exit, Failure};
 use crate::rng::Stream;
+use crate::schedule::Arrival;
 use crate::stage::Stage;
+use std::cell::Cell;
+use std::future::{Future, poll_fn};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 /// Load before anything happens, at least.
-const LEAD: Duration = Duration::from_millis(1_500);
+pub(super) const LEAD: Duration = Duration::from_millis(1_500);
 /// The moment is chosen within this.
 const LEAD_SPREAD_MS: u64 = 1_000;
+/// Load after the last fault, at least: whether all is as before must be seen.
+const TAIL: Duration = Duration::from_millis(1_500);
 /// Longest wait for leaders to stand still, or for a site to be level.
 const RECOVERY_MAX: Duration = Duration::from_secs(20);
-/// One-way delay of the slow WAN.
-pub(super) const WAN_DELAY_MS: u64 = 5;
-const POLL: Duration = Duration::from_millis(50);
+pub(super) const POLL: Duration = Duration::from_millis(50);
 
 /// One thing that was done to the cluster.
 #[derive(Clone, Debug)]
@@ -53,63 +56,162 @@ pub(super) struct Told {
     pub(super) leaders: Vec<u8>,
 }
 
+/// When a drill's own faults begin, and how long they last.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Timing {
+    /// The first fault's moment.
+    pub(super) lead: Duration,
+    /// How long one lasts.
+    pub(super) hold: Duration,
+}
+
+impl Timing {
+    /// A pure function of the seed and the repetition's number.
+    pub(super) fn new(seed: u64, repetition: u64, duration: Duration) -> Self {
+        let spread = Stream::new(seed, 300).below(repetition * 64 + 1, LEAD_SPREAD_MS);
+        Self { lead: LEAD + Duration::from_millis(spread), hold: duration.mul_f64(0.35) }
+    }
+
+    /// The load that goes with a course.
+    pub(super) fn arrival(self, course: &Course) -> Result<Arrival, Failure> {
+        let shape = match course {
+            Course::One(Action::Load(times)) => {
+                let (lead, hold) = (self.lead.as_secs_f64(), self.hold.as_secs_f64());
+                format!("poisson+spike:{lead:.3}+{hold:.3}={times}")
+            }
+            Course::Planned { shape, .. } => shape.clone(),
+            Course::One(_) | Course::Twice(_) | Course::Each(_) => return Ok(Arrival::Poisson),
+        };
+        Arrival::parse(&shape).map_err(Failure::usage)
+    }
+}
+
 /// Plays a drill's script; load runs beside it for `duration` at least.
 pub(super) struct Script<'a> {
-    stage: &'a Stage,
+    pub(super) stage: &'a Stage,
     moments: Stream,
     repetition: u64,
-    draws: u64,
+    draws: Cell<u64>,
     duration: Duration,
+    timing: Timing,
 }
 
 impl<'a> Script<'a> {
     /// The script of one repetition.
     pub(super) fn new(stage: &'a Stage, seed: u64, repetition: u64, duration: Duration) -> Self {
-        Self { stage, moments: Stream::new(seed, 300), repetition, draws: 0, duration }
+        let timing = Timing::new(seed, repetition, duration);
+        let moments = Stream::new(seed, 300);
+        // The first draw is the timing's.
+        Self { stage, moments, repetition, draws: Cell::new(1), duration, timing }
     }
 
-    fn draw(&mut self, bound: u64) -> u64 {
-        self.draws += 1;
-        self.moments.below(self.repetition * 64 + self.draws, bound)
+    /// When its own faults come.
+    pub(super) fn timing(&self) -> Timing {
+        self.timing
+    }
+
+    /// Below `bound`.
+    pub(super) fn draw(&self, bound: u64) -> u64 {
+        self.draws.set(self.draws.get() + 1);
+        self.moments.below(self.repetition * 64 + self.draws.get() % 64, bound)
     }
 
     /// Plays it.
-    pub(super) async fn play(mut self, drill: Drill) -> Result<Told, Failure> {
+    pub(super) async fn play(self, course: &Course) -> Result<Told, Failure> {
         let started = Instant::now();
-        let lead = LEAD + Duration::from_millis(self.draw(LEAD_SPREAD_MS));
-        tokio::time::sleep(lead).await;
-        let victim = self.victim(0).await?;
-        let hold = self.duration.mul_f64(0.35);
-        let faults = match drill {
-            Drill::KillSite => {
-                let fault = self.kill(victim, hold).await?;
-                self.returned(victim).await;
-                vec![fault]
+        let Timing { lead, hold } = self.timing;
+        let faults = match course {
+            Course::Planned { faults, .. } => self.planned(faults, started).await?,
+            Course::One(action) => {
+                tokio::time::sleep(lead).await;
+                let victim = self.victim_of(action, 0).await?;
+                self.act(action, victim, hold).await?
             }
-            Drill::PauseSite => vec![self.pause(victim, hold).await?],
-            Drill::DrainSite => vec![self.drain(victim, hold).await?],
-            Drill::RollingRestart => self.roll().await?,
-            Drill::PartitionSite => vec![self.cut(victim, format!("{victim}-*"), hold).await?],
-            Drill::PartitionOneway => {
-                let deaf = self.draw(2) == 0;
-                let way = if deaf { format!("*>{victim}") } else { format!("{victim}>*") };
-                vec![self.cut(victim, way, hold).await?]
-            }
-            Drill::WanDelay => vec![self.delay(hold).await?],
-            Drill::SlowDisk => vec![self.slow_disk(victim, hold).await?],
-            Drill::DoubleFailure => {
-                let first = self.kill(victim, hold).await?;
+            Course::Twice(action) => {
+                tokio::time::sleep(lead).await;
+                let first = self.victim(0).await?;
+                let mut faults = self.act(action, first, hold).await?;
                 // Right after the first is level: nobody had time to rest.
-                let second = self.victim(victim).await?;
-                vec![first, self.kill(second, hold).await?]
+                let second = self.victim(first).await?;
+                faults.extend(self.act(action, second, hold).await?);
+                faults
+            }
+            Course::Each(action) => {
+                tokio::time::sleep(lead).await;
+                let mut faults = Vec::new();
+                for site in self.stage.deployment.sites() {
+                    self.steady().await?;
+                    faults.extend(self.act(action, site, hold).await?);
+                }
+                faults
             }
         };
-        tokio::time::sleep(self.duration.saturating_sub(started.elapsed())).await;
+        let length = match course {
+            Course::Planned { length, .. } => *length,
+            Course::One(_) | Course::Twice(_) | Course::Each(_) => self.duration,
+        };
+        let rest = length.saturating_sub(started.elapsed());
+        let healed = faults.iter().map(|fault| fault.healed + fault.level.unwrap_or_default());
+        let tail = healed.max().map_or(TAIL, |healed| TAIL.saturating_sub(healed.elapsed()));
+        tokio::time::sleep(rest.max(tail)).await;
         Ok(Told { faults, leaders: self.steady().await? })
     }
 
+    /// Faults with their own times, which may overlap.
+    async fn planned(&self, faults: &[Planned], started: Instant) -> Result<Vec<Fault>, Failure> {
+        let leaders = self.steady().await?;
+        let mut used: Vec<u8> = Vec::new();
+        for fault in faults {
+            used.extend(match fault.target {
+                Target::Site(site) => Some(site),
+                Target::Drawn => None,
+            });
+        }
+        let mut running = Vec::new();
+        for fault in faults {
+            let victim = match fault.target {
+                _ if !fault.action.hits_a_site() => 0,
+                Target::Site(site) => site,
+                Target::Drawn => self.choose(&leaders, &mut used)?,
+            };
+            running.push(async move {
+                tokio::time::sleep_until((started + fault.at).into()).await;
+                self.act(&fault.action, victim, fault.hold).await
+            });
+        }
+        let mut done = Vec::new();
+        for told in join_all(running).await {
+            done.extend(told?);
+        }
+        done.sort_by_key(|fault| fault.at);
+        Ok(done)
+    }
+
+    /// A site that leads something, one that was not used yet where there is any.
+    fn choose(&self, leaders: &[u8], used: &mut Vec<u8>) -> Result<u8, Failure> {
+        let mut leading = leaders.to_vec();
+        leading.sort_unstable();
+        leading.dedup();
+        let fresh: Vec<u8> = leading.iter().copied().filter(|site| !used.contains(site)).collect();
+        let from = if fresh.is_empty() { &leading } else { &fresh };
+        let at = self.draw(from.len().max(1) as u64) as usize;
+        let site = from.get(at).copied();
+        let site = site.ok_or_else(|| Failure::new(Exit::Invalid, "no site leads a shard"))?;
+        used.push(site);
+        Ok(site)
+    }
+
+    async fn victim_of(&self, action: &Action, not: u8) -> Result<u8, Failure> {
+        match action {
+            // It has its time: nothing may delay it.
+            Action::Load(_) => Ok(0),
+            action if !action.hits_a_site() => self.steady().await.map(|_| 0),
+            _ => self.victim(not).await,
+        }
+    }
+
     /// A site that leads something, other than `not`.
-    async fn victim(&mut self, not: u8) -> Result<u8, Failure> {
+    async fn victim(&self, not: u8) -> Result<u8, Failure> {
         let leaders = self.steady().await?;
         let mut leading = leaders.clone();
         leading.sort_unstable();
@@ -122,7 +224,7 @@ impl<'a> Script<'a> {
     }
 
     /// Who leads, once every shard is led and that stays so for a moment.
-    async fn steady(&self) -> Result<Vec<u8>, Failure> {
+    pub(super) async fn steady(&self) -> Result<Vec<u8>, Failure> {
         let started = Instant::now();
         let mut before = Vec::new();
         while started.elapsed() < RECOVERY_MAX {
@@ -137,15 +239,22 @@ impl<'a> Script<'a> {
     }
 
     /// Who leads at this moment. Steady leaders were waited for before.
-    async fn begin(&self, site: u8, what: String) -> Fault {
+    pub(super) async fn begin(&self, site: u8, what: impl Into<String>) -> Fault {
+        let what = what.into();
         self.stage.session.note(what.clone());
         let leaders = self.stage.deployment.leaders().await;
         let now = Instant::now();
         Fault { what, site, leaders, at: now, healed: now, level: None }
     }
 
+    /// What hit no site in particular is over.
+    pub(super) fn over(&self, fault: &mut Fault, what: &str) {
+        fault.healed = Instant::now();
+        self.stage.session.note(what.to_owned());
+    }
+
     /// Waits until a healed site has everything, and leads something again.
-    async fn recover(&self, fault: &mut Fault) -> Result<(), Failure> {
+    pub(super) async fn recover(&self, fault: &mut Fault) -> Result<(), Failure> {
         fault.healed = Instant::now();
         let site = fault.site;
         self.stage.session.note(format!("site {site} is back"));
@@ -162,7 +271,7 @@ impl<'a> Script<'a> {
     }
 
     /// Waits until a site leads something, for a while.
-    async fn returned(&self, site: u8) {
+    pub(super) async fn returned(&self, site: u8) {
         let started = Instant::now();
         while started.elapsed() < RECOVERY_MAX / 2 {
             if self.stage.deployment.leaders().await.contains(&site) {
@@ -171,88 +280,71 @@ impl<'a> Script<'a> {
             tokio::time::sleep(POLL).await;
         }
     }
+}
 
-    async fn kill(&self, site: u8, hold: Duration) -> Result<Fault, Failure> {
-        let mut fault = self.begin(site, format!("kill -9 of site {site}")).await;
-        self.stage.kill(site).await;
-        tokio::time::sleep(hold).await;
-        self.stage.start(site).await?;
-        self.recover(&mut fault).await?;
-        Ok(fault)
+/// All of them at the same time, on this task; their results in order.
+async fn join_all<T>(futures: Vec<impl Future<Output = T>>) -> Vec<T> {
+    enum Slot<F, T> {
+        Running(F),
+        Done(T),
     }
-
-    async fn pause(&self, site: u8, hold: Duration) -> Result<Fault, Failure> {
-        let mut fault = self.begin(site, format!("site {site} stands still")).await;
-        self.stage.freeze(site, true).await?;
-        tokio::time::sleep(hold).await;
-        self.stage.freeze(site, false).await?;
-        self.recover(&mut fault).await?;
-        self.returned(site).await;
-        Ok(fault)
-    }
-
-    async fn drain(&self, site: u8, hold: Duration) -> Result<Fault, Failure> {
-        let mut fault = self.begin(site, format!("drain of site {site}")).await;
-        let number = site.to_string();
-        let deployment = &self.stage.deployment;
-        deployment.operate(site, &["drain", &number]).await?;
-        tokio::time::sleep(hold).await;
-        if deployment.leaders().await.contains(&site) {
-            let text = format_args!("site {site} still leads after its drain");
-            return Err(Failure::new(Exit::Missed, text));
+    let mut slots: Vec<_> =
+        futures.into_iter().map(|future| Slot::Running(Box::pin(future))).collect();
+    poll_fn(|context| {
+        let mut all = true;
+        for slot in &mut slots {
+            let Slot::Running(future) = slot else { continue };
+            match future.as_mut().poll(context) {
+                Poll::Ready(done) => *slot = Slot::Done(done),
+                Poll::Pending => all = false,
+            }
         }
-        deployment.operate(site, &["undrain", &number]).await?;
-        self.recover(&mut fault).await?;
-        self.returned(site).await;
-        Ok(fault)
+        if all { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    let done = |slot| match slot {
+        Slot::Done(done) => Some(done),
+        Slot::Running(_) => None,
+    };
+    slots.into_iter().filter_map(done).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_are_the_seeds_and_spread() {
+        let duration = Duration::from_secs(6);
+        let lead = |repetition| Timing::new(7, repetition, duration).lead;
+        assert_eq!(lead(3), Timing::new(7, 3, duration).lead);
+        let bound = LEAD + Duration::from_millis(LEAD_SPREAD_MS);
+        assert!((0..100).map(lead).all(|lead| (LEAD..bound).contains(&lead)));
+        assert!((1..100).any(|repetition| lead(repetition) != lead(0)));
+        assert_eq!(Timing::new(7, 0, duration).hold, Duration::from_millis(2_100));
     }
 
-    async fn roll(&self) -> Result<Vec<Fault>, Failure> {
-        let mut faults = Vec::new();
-        for site in self.stage.deployment.sites() {
-            self.steady().await?;
-            let mut fault = self.begin(site, format!("restart of site {site}")).await;
-            self.stage.stop(site).await?;
-            self.stage.start(site).await?;
-            self.recover(&mut fault).await?;
-            self.returned(site).await;
-            faults.push(fault);
-        }
-        Ok(faults)
+    #[test]
+    fn an_overload_is_planned_for_the_time_of_its_fault() {
+        let timing = Timing { lead: Duration::from_secs(2), hold: Duration::from_secs(3) };
+        let arrival = timing.arrival(&Course::One(Action::Load(6.0))).ok().unwrap();
+        let expected = |seconds| arrival.expected(100.0, Duration::from_secs(seconds));
+        assert_eq!((expected(2), expected(5), expected(6)), (200.0, 2_000.0, 2_100.0));
+        assert_eq!(timing.arrival(&Course::Twice(Action::Kill)).ok(), Some(Arrival::Poisson));
     }
 
-    async fn cut(&self, site: u8, way: String, hold: Duration) -> Result<Fault, Failure> {
-        let mut fault = self.begin(site, format!("cut {way}")).await;
-        self.stage.relay(&format!("cut {way}")).await?;
-        tokio::time::sleep(hold).await;
-        self.stage.relay("heal").await?;
-        self.recover(&mut fault).await?;
-        self.returned(site).await;
-        Ok(fault)
-    }
-
-    async fn delay(&self, hold: Duration) -> Result<Fault, Failure> {
-        let mut fault = self.begin(0, format!("{WAN_DELAY_MS} ms each way")).await;
-        self.stage.relay(&format!("set *-* delay={WAN_DELAY_MS}ms")).await?;
-        tokio::time::sleep(hold.max(Duration::from_secs(2))).await;
-        self.stage.relay("heal").await?;
-        fault.healed = Instant::now();
-        self.stage.session.note("the sites are near again".to_owned());
-        Ok(fault)
-    }
-
-    async fn slow_disk(&self, site: u8, hold: Duration) -> Result<Fault, Failure> {
-        let mut disk = SlowDisk::prepare(&self.stage.deployment.data(site))?;
-        let process = self
-            .stage
-            .process_id(site)
-            .ok_or_else(|| Failure::environment(format_args!("site {site} does not run")))?;
-        let mut fault = self.begin(site, format!("slow disk of site {site}")).await;
-        disk.begin(process)?;
-        tokio::time::sleep(hold).await;
-        disk.end()?;
-        self.recover(&mut fault).await?;
-        self.returned(site).await;
-        Ok(fault)
+    #[tokio::test]
+    async fn faults_that_overlap_run_at_the_same_time() {
+        // The first ends only if the second runs beside it.
+        let met = tokio::sync::Notify::new();
+        let told = &met;
+        let one = |number: u32| async move {
+            match number {
+                1 => told.notified().await,
+                _ => told.notify_one(),
+            }
+            number
+        };
+        assert_eq!(join_all(vec![one(1), one(2), one(3)]).await, [1, 2, 3]);
     }
 }

@@ -92,6 +92,14 @@ pub(crate) fn write(result: &impl Serialize, path: &Path) -> Result<(), Failure>
     Ok(())
 }
 
+/// Writes the page that sums up drills that were just played, and tells where.
+pub(crate) fn write_summary(drills: &[impl Serialize], path: &Path) -> Result<(), Failure> {
+    let views = drills.iter().map(view_of).collect::<Result<Vec<_>, _>>()?;
+    save(&summary(&views)?, path)?;
+    println!("report    {}", path.display());
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -32,7 +32,7 @@ use crate::measure::{Latency, Measure, Second};
 use crate::pace::Pacing;
 use crate::plan::{Op, Params};
 use crate::series::Columns;
-pub(crate) use make::{ReportArgs, run, write as write_page};
+pub(crate) use make::{ReportArgs, run, write as write_page, write_summary};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -56,6 +56,11 @@ pub(crate) struct Percentiles {
 }
 
 impl Percentiles {
+    /// 99th percentile, microseconds; `None`: not even that share was answered.
+    pub(crate) fn p99_us(&self) -> Option<u64> {
+        self.p99
+    }
+
     /// Of a distribution.
     pub(crate) fn of(latency: &Latency) -> Self {
         let us = |ns: Option<u64>| ns.map(|ns| ns / 1_000);

@@ -1,5 +1,6 @@
 //! On traces made by hand.
 
+use super::super::catalogue::Drill;
 use super::*;
 use crate::measure::Measure;
 use crate::plan::Op;
@@ -53,7 +54,8 @@ fn audit(violations: u64) -> Audit {
 
 fn report(drill: Drill, repetitions: Vec<Repetition>, violations: u64) -> Report {
     let args = DrillArgs {
-        name: drill.name().to_owned(),
+        name: Some(drill.name().to_owned()),
+        plan: None,
         story: crate::stage::StoryArgs { payswitch: None, dir: None, seed: 1 },
         sites: 3,
         rate: 1_000.0,
@@ -64,7 +66,7 @@ fn report(drill: Drill, repetitions: Vec<Repetition>, violations: u64) -> Report
         report: None,
         hlog: None,
     };
-    let mut report = Report::new(drill, &args, args.rate);
+    let mut report = Report::new(&drill.case(args.rate, 3), &args, 3, args.rate);
     for repetition in repetitions {
         report.add(1, repetition, audit(violations));
     }

@@ -1,9 +1,9 @@
 /* Faults of the machine under one real process, by LD_PRELOAD: a disk that
- * fills or fails, a wall clock that steps. The test writes the plan below into
- * a file, which is mapped here: a change counts from the next call on.
+ * fills or fails, a wall clock that steps. A drill or a test writes the plan below
+ * into a file, which is mapped here: a change counts from the next call on.
  *
  * Only files under PAYSWITCH_FAULT_DIR are touched. A process that was started
- * with this library and cannot read its plan ends at once: a fault test must
+ * with this library and cannot read its plan ends at once: a drill must
  * never run without its faults. */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -21,7 +21,7 @@
 #include <time.h>
 #include <unistd.h>
 
-/* Words of the plan, as tests/src/faults.rs writes them. */
+/* Words of the plan, as src/cluster/shim.rs and tests/src/faults.rs write them. */
 struct plan {
     int64_t clock_offset_ns; /* added to CLOCK_REALTIME */
     int64_t capacity;        /* bytes of the directory's file system; 0: the real one */

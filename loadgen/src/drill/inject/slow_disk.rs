@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 const WRITES_PER_SECOND: u32 = 20;
 
 /// A control group that throttles.
-pub(super) struct SlowDisk {
+pub(in crate::drill) struct SlowDisk {
     group: PathBuf,
     root: PathBuf,
     process: Option<u32>,
@@ -21,7 +21,7 @@ pub(super) struct SlowDisk {
 
 impl SlowDisk {
     /// A group for the device under `data`, without a process in it.
-    pub(super) fn prepare(data: &Path) -> Result<Self, Failure> {
+    pub(in crate::drill) fn prepare(data: &Path) -> Result<Self, Failure> {
         let failed = |what: &Path, error: std::io::Error| {
             let what = what.display();
             Failure::environment(format_args!(

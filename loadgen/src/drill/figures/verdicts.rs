@@ -1,0 +1,79 @@
+//! Holds what was measured against what was asked.
+
+use super::{Repetition, Report, Spread, Verdict};
+use crate::measure::Latency;
+
+impl Report {
+    pub(super) fn verdicts(&self, [before, during, _]: &[Latency; 3]) -> Vec<Verdict> {
+        let wanted = &self.wanted;
+        let mut verdicts = Vec::new();
+        let mut at_most = |what: &str, unit: &str, bound: Option<f64>, value: Option<f64>| {
+            let Some(bound) = bound else { return };
+            verdicts.push(Verdict {
+                target: format!("{what} <= {bound}{unit}"),
+                met: value.is_some_and(|value| value <= bound),
+                measured: value.map_or_else(|| "no data".to_owned(), |v| format!("{v:.1}{unit}")),
+            });
+        };
+        let gaps = self.unavailability;
+        at_most("unavailable p50", " ms", wanted.p50_ms, gaps.map(|gaps| gaps.p50));
+        at_most("unavailable p99", " ms", wanted.p99_ms, gaps.map(|gaps| gaps.p99));
+        at_most("unavailable max", " ms", wanted.max_ms, gaps.map(|gaps| gaps.max));
+        let any = !self.repetitions.is_empty();
+        let none = |wanted: bool| wanted.then_some(0.0);
+        let failed = any.then(|| self.errors_by_code.values().sum::<u64>() as f64);
+        at_most("failed requests", "", none(wanted.no_failure), failed);
+        let elsewhere = any.then_some(self.errors_elsewhere as f64);
+        at_most("failed elsewhere", "", none(wanted.no_failure_elsewhere), elsewhere);
+        let p50 = |latency: &Latency| latency.quantile(0.5).map(|ns| ns as f64 / 1e6);
+        let added = p50(during).zip(p50(before)).map(|(during, before)| during - before);
+        at_most("added to p50", " ms", wanted.added_p50_ms, added);
+        let levels = self.repetitions.iter().flat_map(|one| &one.level_ms);
+        let slowest = Spread::of(levels.map(|ms| ms.map(|ms| ms as f64))).map(|all| all.max);
+        at_most("level again", " ms", wanted.level_ms, slowest);
+        let unsettled = self.repetitions.iter().map(|one| one.unsettled as f64);
+        at_most("without final answer", "", Some(0.0), unsettled.reduce(f64::max));
+        let times = self.repetitions.iter().map(|one| {
+            let [before, during] = one.admitted_p99_ms;
+            before.zip(during).map(|(before, during)| during / before)
+        });
+        let worst = Spread::of(times).map(|all| all.max);
+        at_most("p99 of admitted", "x", wanted.admitted_p99, worst);
+        let share = |of: fn(&Repetition) -> f64| {
+            let shares = self.repetitions.iter().map(|one| of(one) / one.answered_before);
+            shares.reduce(f64::min).filter(|share| share.is_finite())
+        };
+        let during =
+            wanted.throughput.map(|bound| ("throughput", bound, share(|one| one.answered_during)));
+        let end =
+            wanted.recovered.map(|bound| ("at the end", bound, share(|one| one.answered_at_end)));
+        verdicts.extend(during.into_iter().chain(end).map(|(what, bound, share)| {
+            Verdict {
+                target: format!("{what} >= {:.0} %", bound * 100.0),
+                met: share.is_some_and(|share| share >= bound),
+                measured: share.map_or_else(
+                    || "no data".to_owned(),
+                    |share| format!("{:.1} %", share * 100.0),
+                ),
+            }
+        }));
+        verdicts.extend(wanted.only.as_ref().filter(|_| any).map(|codes| self.only(codes)));
+        verdicts
+    }
+
+    /// Whether requests failed with these codes only.
+    fn only(&self, codes: &[String]) -> Verdict {
+        let other = |(code, _): &(&&str, &u64)| codes.iter().all(|allowed| allowed != **code);
+        let others: Vec<String> = self
+            .errors_by_code
+            .iter()
+            .filter(other)
+            .map(|(code, count)| format!("{count} {code}"))
+            .collect();
+        Verdict {
+            target: format!("only {}", codes.join(" or ")),
+            met: others.is_empty(),
+            measured: if others.is_empty() { "nothing else".to_owned() } else { others.join(", ") },
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! What is done to a site's process and its network.
+
+use super::super::script::{Fault, Script};
+use crate::exit::{Exit, Failure};
+use std::time::Duration;
+
+/// How often a site is killed while it recovers.
+const KILLS_IN_RECOVERY: u32 = 3;
+/// And how long after its start at most: it is ready after about as long.
+const RECOVERS_FOR_MS: u64 = 300;
+
+impl Script<'_> {
+    pub(super) async fn kill(&self, site: u8, hold: Duration) -> Result<Fault, Failure> {
+        let mut fault = self.begin(site, format!("kill -9 of site {site}")).await;
+        self.stage.kill(site).await;
+        tokio::time::sleep(hold).await;
+        self.stage.start(site).await?;
+        self.recover(&mut fault).await?;
+        self.returned(site).await;
+        Ok(fault)
+    }
+
+    pub(super) async fn kill_in_recovery(
+        &self,
+        site: u8,
+        hold: Duration,
+    ) -> Result<Fault, Failure> {
+        let what = format!("kill -9 of site {site}, {KILLS_IN_RECOVERY} times more in recovery");
+        let mut fault = self.begin(site, what).await;
+        self.stage.kill(site).await;
+        tokio::time::sleep(hold / 2).await;
+        for _ in 0..KILLS_IN_RECOVERY {
+            self.stage.start_only(site)?;
+            let moment = Duration::from_millis(self.draw(RECOVERS_FOR_MS));
+            tokio::time::sleep(moment).await;
+            self.stage.kill(site).await;
+        }
+        self.stage.start(site).await?;
+        self.recover(&mut fault).await?;
+        self.returned(site).await;
+        Ok(fault)
+    }
+
+    pub(super) async fn pause(&self, site: u8, hold: Duration) -> Result<Fault, Failure> {
+        let mut fault = self.begin(site, format!("site {site} stands still")).await;
+        self.stage.freeze(site, true).await?;
+        tokio::time::sleep(hold).await;
+        self.stage.freeze(site, false).await?;
+        self.recover(&mut fault).await?;
+        self.returned(site).await;
+        Ok(fault)
+    }
+
+    pub(super) async fn drain(&self, site: u8, hold: Duration) -> Result<Fault, Failure> {
+        let mut fault = self.begin(site, format!("drain of site {site}")).await;
+        let number = site.to_string();
+        let deployment = &self.stage.deployment;
+        deployment.operate(site, &["drain", &number]).await?;
+        tokio::time::sleep(hold).await;
+        if deployment.leaders().await.contains(&site) {
+            let text = format_args!("site {site} still leads after its drain");
+            return Err(Failure::new(Exit::Missed, text));
+        }
+        deployment.operate(site, &["undrain", &number]).await?;
+        self.recover(&mut fault).await?;
+        self.returned(site).await;
+        Ok(fault)
+    }
+
+    pub(super) async fn restart(&self, site: u8) -> Result<Fault, Failure> {
+        let mut fault = self.begin(site, format!("restart of site {site}")).await;
+        self.stage.stop(site).await?;
+        self.stage.start(site).await?;
+        self.recover(&mut fault).await?;
+        self.returned(site).await;
+        Ok(fault)
+    }
+
+    pub(super) async fn cut(
+        &self,
+        site: u8,
+        way: String,
+        hold: Duration,
+    ) -> Result<Fault, Failure> {
+        let mut fault = self.begin(site, format!("cut {way}")).await;
+        self.stage.relay(&format!("cut {way}")).await?;
+        tokio::time::sleep(hold).await;
+        self.stage.relay("heal").await?;
+        self.recover(&mut fault).await?;
+        self.returned(site).await;
+        Ok(fault)
+    }
+
+    /// `line` is what the relay does to every packet, such as `delay=5ms loss=1%`.
+    pub(super) async fn distance(&self, line: &str, hold: Duration) -> Result<Fault, Failure> {
+        let mut fault = self.begin(0, format!("between the sites: {line}")).await;
+        self.stage.relay(&format!("set *-* {line}")).await?;
+        tokio::time::sleep(hold.max(Duration::from_secs(2))).await;
+        self.stage.relay("heal").await?;
+        self.over(&mut fault, "the sites are near again");
+        Ok(fault)
+    }
+}
