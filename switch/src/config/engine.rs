@@ -40,9 +40,9 @@ impl Config {
 
     fn channel(&self, section: &ChannelSection) -> ChannelConfig {
         // A leader that was replaced without knowing may send for so long, and a
-        // request may wait for its leader's lease.
-        let several = self.sites.len() > 1;
-        let own_us = if several { Timing::default().lease_us() + HOLD_US } else { 0 };
+        // request may wait on its way to the link.
+        let lease_us = if self.sites.len() > 1 { Timing::default().lease_us() } else { 0 };
+        let own_us = lease_us + HOLD_US;
         let life_us = section.max_msg_life_ms * MS;
         ChannelConfig {
             number: section.number,

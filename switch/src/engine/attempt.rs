@@ -28,6 +28,9 @@ pub(super) struct Facts {
     /// No request sent before can be acted on any more, and no answer given
     /// before that is still under way.
     pub(super) lifetime_over: bool,
+    /// The channel has said that it has the charge: a later "no such number" was
+    /// given earlier, or contradicts it.
+    pub(super) known: bool,
     /// The channel refused the reversal so often that a success stands.
     pub(super) reversal_refused: bool,
     /// A reversal was started in the attempt's life.
@@ -104,7 +107,8 @@ fn open(state: AttemptState, asked: Asked, class: Class, facts: &Facts) -> Step 
 
 /// "No such number" is no proof while a request may still be under way.
 fn not_found(state: AttemptState, facts: &Facts) -> Option<Step> {
-    if facts.lifetime_over && !facts.wanted {
+    let is_proof = facts.lifetime_over && !facts.known;
+    if is_proof && !facts.wanted {
         return Some(Step::To(AttemptState::Void));
     }
     if state == AttemptState::Awaiting {
@@ -113,7 +117,7 @@ fn not_found(state: AttemptState, facts: &Facts) -> Option<Step> {
     if facts.idempotent_pay && facts.wanted {
         return Some(Step::Resend);
     }
-    if facts.lifetime_over {
+    if is_proof {
         return Some(Step::To(AttemptState::Void));
     }
     facts.reversible.then_some(Step::Fence)

@@ -158,6 +158,9 @@ impl Engine {
         now: Now,
         out: &mut Outputs,
     ) {
+        if statement.class == Class::Pending {
+            self.case_known(self.orders[sequence].live.case);
+        }
         let order = &self.orders[sequence];
         let state = self.state_with_proposals(order);
         let facts = self.facts(order, now);
@@ -213,13 +216,15 @@ impl Engine {
 
     fn facts(&self, order: &Order, now: Now) -> Facts {
         let Some(channel) = self.channel(order.attempt.channel) else { return Facts::default() };
-        let (lifetime_over, reversal_refused) = self.case_facts(order.live.case, channel, now);
+        let case = order.live.case;
+        let (lifetime_over, reversal_refused) = self.case_facts(case, channel, now);
         Facts {
             idempotent_pay: channel.idempotent_pay,
             reversible: channel.reversible,
             fences: channel.fence_on_cancel,
             wanted: !order.cancel_wish().is_cancel() && !order.expired(now.wall_us),
             lifetime_over,
+            known: self.case_is_known(case),
             reversal_refused,
             reversal_started: order.attempt.reversal_started,
             void_by_reversal: false,
@@ -448,6 +453,9 @@ impl Engine {
         };
         out.sends.push(Send {
             channel,
+            // Said of all that an input brought about, at its end.
+            term: 0,
+            since_us: 0,
             operation: OperationId { shard: self.config.shard, sequence, operation, ordinal },
             request: ChannelRequest {
                 kind,

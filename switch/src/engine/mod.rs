@@ -168,6 +168,17 @@ impl Engine {
         now: Now,
         out: &mut Outputs,
     ) -> Result<(), ApplyError> {
+        let before = out.sends.len();
+        let taken = self.take(input, now, out);
+        if let Some(term) = self.term {
+            for send in out.sends.iter_mut().skip(before) {
+                (send.term, send.since_us) = (term, now.mono_us);
+            }
+        }
+        taken
+    }
+
+    fn take(&mut self, input: Input<'_>, now: Now, out: &mut Outputs) -> Result<(), ApplyError> {
         match input {
             Input::Pay(pay) => self.pay(&pay, now, out),
             Input::Query(query) => self.query(&query, now, out),

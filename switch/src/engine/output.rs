@@ -102,6 +102,11 @@ pub struct Send {
     pub channel: u16,
     /// Correlation.
     pub operation: OperationId,
+    /// The term of the leader that asks.
+    pub term: u64,
+    /// When it was let go, by the monotonic clock, microseconds: its life is
+    /// counted from then.
+    pub since_us: u64,
     /// What is asked.
     pub request: ChannelRequest,
 }

@@ -217,6 +217,9 @@ impl Engine {
         let kind = if operation == Operation::Refund { kind::REFUND } else { kind::QUERY_REFUND };
         out.sends.push(Send {
             channel,
+            // Said of all that an input brought about, at its end.
+            term: 0,
+            since_us: 0,
             operation: OperationId {
                 shard: self.config.shard,
                 sequence: refund.sequence,

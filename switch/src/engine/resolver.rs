@@ -40,6 +40,8 @@ pub(super) struct Case {
     last_send_us: u64,
     /// Place in the query plan.
     step: u16,
+    /// The channel has said that it has the charge.
+    known: bool,
     /// Reversals refused.
     refused: u8,
     /// The next operation is the charge or refund itself.
@@ -111,6 +113,7 @@ impl Engine {
             asked: None,
             last_send_us: now.mono_us,
             step: 0,
+            known: false,
             refused: 0,
             resend: false,
             ask_charge: false,
@@ -164,6 +167,17 @@ impl Engine {
         let over =
             life > 0 && now.mono_us > open.last_send_us.saturating_add(life.saturating_mul(2));
         (over, open.refused >= REFUSALS_MAX)
+    }
+
+    /// The channel has said that it has the charge.
+    pub(super) fn case_known(&mut self, case: u32) {
+        if let Some(open) = self.resolver.cases.get_mut(case) {
+            open.known = true;
+        }
+    }
+
+    pub(super) fn case_is_known(&self, case: u32) -> bool {
+        self.resolver.cases.get(case).is_some_and(|open| open.known)
     }
 
     /// The attempt is in doubt from now on; first question after `first_us`.

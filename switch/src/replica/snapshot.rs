@@ -32,6 +32,11 @@ impl Replica {
         self.node.mut_store().offer(base);
     }
 
+    /// That checkpoint cannot be read: what is sent next is another one.
+    pub fn withdraw(&mut self, sending: &Sending) {
+        self.node.mut_store().withdraw(sending.base.index);
+    }
+
     /// Whether a follower needs a newer checkpoint than there is: one that knows
     /// the follower as a member.
     pub fn wants_checkpoint(&self) -> bool {

@@ -115,6 +115,14 @@ impl Store {
         }
     }
 
+    /// That checkpoint cannot be read: another one is needed.
+    pub fn withdraw(&mut self, index: u64) {
+        if self.offer.is_some_and(|offer| offer.index == index) {
+            self.offer = None;
+            self.wants_offer.set(true);
+        }
+    }
+
     /// Whether a follower waits for a newer checkpoint.
     pub fn wants_offer(&self) -> bool {
         self.wants_offer.get()

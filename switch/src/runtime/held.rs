@@ -1,18 +1,19 @@
 //! Requests to channels that wait until their leader may send again.
 //!
 //! On a machine that is short of time a lease ends for a moment although nobody
-//! else leads. What the worker has let go then waits here, in order, instead of
+//! else leads. What the engine has let go then waits here, in order, instead of
 //! failing payments. It goes when the lease is there again, is forgotten when
 //! the term is over (whoever leads then asks the channel first), and counts as
-//! not sent after [`HOLD_US`].
+//! not sent [`HOLD_US`] after it was let go, wherever it has waited: what the
+//! engine concludes from silence counts from then.
 
 use std::collections::VecDeque;
 
 use super::mesh::Mesh;
 use crate::engine::output::Send;
 
-/// Longest wait, microseconds: a request must not wander for longer than
-/// the channel is said to let it, to which this is added.
+/// Longest wait, microseconds. It is added to the time for which a request may
+/// wander on its way to the channel.
 pub const HOLD_US: u64 = 500_000;
 
 /// What becomes of a request.
@@ -22,19 +23,14 @@ pub enum Fate {
     Sent,
     /// It never leaves, and this site still leads.
     TooLate,
-}
-
-struct Waiting {
-    send: Send,
-    /// The term in which it was let go.
-    term: u64,
-    since_us: u64,
+    /// It never leaves, and is another term's affair.
+    Forgotten,
 }
 
 /// See the module. Bounded by what the engines leave unanswered per channel.
 #[derive(Default)]
 pub struct Held {
-    queue: VecDeque<Waiting>,
+    queue: VecDeque<Send>,
     /// Shards whose requests wait on, while looking.
     waits: Vec<u16>,
 }
@@ -46,9 +42,8 @@ impl Held {
     }
 
     /// Takes a request in, behind those that wait.
-    pub fn push(&mut self, send: &Send, mesh: &Mesh, now_us: u64) {
-        let (term, _) = mesh.leader_of(send.operation.shard);
-        self.queue.push_back(Waiting { send: *send, term, since_us: now_us });
+    pub fn push(&mut self, send: &Send) {
+        self.queue.push_back(*send);
     }
 
     /// Says what becomes of those that need not wait on. Requests of a shard
@@ -56,24 +51,35 @@ impl Held {
     pub fn settle(&mut self, mesh: &Mesh, now_us: u64, mut each: impl FnMut(&Send, Fate)) {
         let waits = &mut self.waits;
         waits.clear();
-        self.queue.retain(|waiting| {
-            let shard = waiting.send.operation.shard;
+        self.queue.retain(|send| {
+            let shard = send.operation.shard;
             if waits.contains(&shard) {
                 return true;
             }
-            if mesh.leader_of(shard) != (waiting.term, mesh.site()) {
-                return false;
+            match fate(send, mesh, now_us) {
+                Some(Fate::Forgotten) => false,
+                Some(fate) => {
+                    each(send, fate);
+                    false
+                }
+                None => {
+                    waits.push(shard);
+                    true
+                }
             }
-            if mesh.may_send(shard, now_us) {
-                each(&waiting.send, Fate::Sent);
-            } else if now_us.saturating_sub(waiting.since_us) > HOLD_US {
-                each(&waiting.send, Fate::TooLate);
-            } else {
-                waits.push(shard);
-                return true;
-            }
-            false
         });
+    }
+}
+
+/// What becomes of a request now; `None`: it waits.
+pub fn fate(send: &Send, mesh: &Mesh, now_us: u64) -> Option<Fate> {
+    let shard = send.operation.shard;
+    if mesh.leader_of(shard) != (send.term, mesh.site()) {
+        Some(Fate::Forgotten)
+    } else if now_us.saturating_sub(send.since_us) > HOLD_US {
+        Some(Fate::TooLate)
+    } else {
+        mesh.may_send(shard, now_us).then_some(Fate::Sent)
     }
 }
 
@@ -85,7 +91,7 @@ mod tests {
     use super::*;
     use crate::engine::input::{Operation, OperationId};
 
-    fn send(shard: u16, sequence: u64) -> Send {
+    fn send(shard: u16, sequence: u64, since_us: u64) -> Send {
         let operation = OperationId { shard, sequence, operation: Operation::Charge, ordinal: 1 };
         let request = ChannelRequest {
             kind: kind::CHARGE,
@@ -95,7 +101,7 @@ mod tests {
             currency: Currency::new(*b"CNY").unwrap(),
             time_expire_ms: 0,
         };
-        Send { channel: 1, operation, request }
+        Send { channel: 1, operation, term: 5, since_us, request }
     }
 
     fn settled(held: &mut Held, mesh: &Mesh, now_us: u64) -> Vec<(u64, Fate)> {
@@ -111,7 +117,7 @@ mod tests {
         mesh.publish_leader(1, 5, 1);
         let mut held = Held::default();
         for (shard, sequence) in [(0, 1), (1, 2), (0, 3)] {
-            held.push(&send(shard, sequence), &mesh, 1_000);
+            held.push(&send(shard, sequence, 1_000));
         }
         assert_eq!(settled(&mut held, &mesh, 1_000), []);
         mesh.publish_lease(1, 5_000);
@@ -127,7 +133,7 @@ mod tests {
         let mut held = Held::default();
         for shard in 0..3 {
             mesh.publish_leader(shard, 5, 1);
-            held.push(&send(shard, u64::from(shard)), &mesh, 0);
+            held.push(&send(shard, u64::from(shard), 0));
         }
         // Elsewhere; here again, but in another term; still here.
         mesh.publish_leader(0, 6, 2);
@@ -136,5 +142,9 @@ mod tests {
         assert_eq!(settled(&mut held, &mesh, HOLD_US), []);
         assert_eq!(settled(&mut held, &mesh, HOLD_US + 1), [(2, Fate::TooLate)]);
         assert!(held.is_empty());
+        // However long it was under way before it came here.
+        mesh.publish_lease(2, u64::MAX);
+        assert_eq!(fate(&send(2, 9, 0), &mesh, HOLD_US + 1), Some(Fate::TooLate));
+        assert_eq!(fate(&send(2, 9, 1), &mesh, HOLD_US + 1), Some(Fate::Sent));
     }
 }

@@ -20,7 +20,7 @@ use super::control::NodeControl;
 use super::directory::Directory;
 use super::forward::Forwarder;
 use super::gateway::Connection;
-use super::held::{Fate, Held};
+use super::held::{self, Fate, Held};
 use super::inbox::{Batch, Exchange, Item, OutBatch};
 use super::link::Link;
 use super::standing::Standing;
@@ -283,16 +283,16 @@ impl Net {
             if let Some(forward) = &self.forward {
                 taken |= forward.arrivals(&self, &mut dirty);
             }
-            if !taken && self.held.borrow().is_empty() {
-                self.behind.set(false);
-                wake.notified().await;
-                continue;
-            }
             if !taken {
+                self.behind.set(false);
+                if self.held.borrow().is_empty() {
+                    wake.notified().await;
+                    continue;
+                }
                 // A timer only wakes us: what is found then counts.
                 drop(tokio::time::timeout(HELD_PAUSE, wake.notified()).await);
-                self.settle_held();
             }
+            self.settle_held();
             for connection in dirty.drain(..) {
                 connection.wake_streams();
             }
@@ -337,6 +337,7 @@ impl Net {
         held.settle(self.control.mesh(), clock::mono_us(), |send, fate| match fate {
             Fate::Sent => self.hand_over(send),
             Fate::TooLate => self.handed_over(send, false),
+            Fate::Forgotten => {}
         });
     }
 
@@ -351,10 +352,11 @@ impl Net {
         // Sends first: the channel works while we encode answers.
         let (mesh, now_us) = (self.control.mesh(), clock::mono_us());
         for send in &out.sends {
-            if self.held.borrow().is_empty() && mesh.may_send(send.operation.shard, now_us) {
+            let at_once = self.held.borrow().is_empty();
+            if at_once && held::fate(send, mesh, now_us) == Some(Fate::Sent) {
                 self.hand_over(send);
             } else {
-                self.held.borrow_mut().push(send, mesh, now_us);
+                self.held.borrow_mut().push(send);
             }
         }
         self.settle_held();

@@ -46,7 +46,7 @@ fn the_table_of_an_idempotent_fencing_channel() {
 
 #[test]
 fn definitive_states_are_never_left_whatever_the_facts() {
-    for bits in 0..256_u32 {
+    for bits in 0..512_u32 {
         let bit = |at: u32| bits >> at & 1 == 1;
         let facts = Facts {
             idempotent_pay: bit(0),
@@ -55,6 +55,7 @@ fn definitive_states_are_never_left_whatever_the_facts() {
             wanted: bit(3),
             lifetime_over: bit(4),
             reversal_refused: bit(5),
+            known: bit(8),
             reversal_started: bit(6),
             void_by_reversal: bit(7),
         };
@@ -96,4 +97,5 @@ fn not_found_resends_fences_or_waits_by_contract() {
     assert_eq!(ask(&Facts { reversible: true, ..base }), Step::Fence);
     assert_eq!(ask(&Facts { idempotent_pay: true, wanted: false, ..base }), Step::Wait);
     assert_eq!(ask(&Facts { lifetime_over: true, ..base }), Step::To(AttemptState::Void));
+    assert_eq!(ask(&Facts { lifetime_over: true, known: true, ..base }), Step::Wait);
 }

@@ -350,7 +350,7 @@ impl<D: Disk> Worker<D> {
         taken += self.drain_inbox(now);
         self.run_timers(now)?;
         let written = self.write(now)?;
-        self.release(now);
+        self.release();
         let log = (self.writer.appended_bytes(), self.log.space());
         let shards = &mut self.shards;
         let more = self.checkpoints.as_mut().is_some_and(|all| all.run(shards, log, now));
@@ -667,7 +667,7 @@ impl<D: Disk> Worker<D> {
     }
 
     /// Collects what the engines let go and hands it to the network thread.
-    fn release(&mut self, now: Now) {
+    fn release(&mut self) {
         for shard in &mut self.shards {
             let until = shard.may_send_until();
             self.shared.mesh.publish_lease(shard.replica.shard(), until);
@@ -683,12 +683,7 @@ impl<D: Disk> Worker<D> {
                 );
             }
             self.out.replies.append(&mut out.replies);
-            if !shard.replica.leads() {
-                // Whoever leads now asks the channel about them.
-                out.sends.clear();
-            } else if now.mono_us < until {
-                self.out.sends.append(&mut out.sends);
-            }
+            self.out.sends.append(&mut out.sends);
             self.out.events.append(&mut out.events);
             self.out.merchants.append(&mut out.merchants);
             self.out.admin.append(&mut out.admin);
@@ -766,6 +761,9 @@ impl<D: Disk> Worker<D> {
         let Ok(mut report) = self.shared.report.lock() else { return };
         report.log = Some(self.log.stats());
         report.drained = self.shards.first().map_or(0, |shard| shard.engine.drained());
+        for shard in &mut self.shards {
+            shard.look_at_lease(now.mono_us);
+        }
         report.shards.clear();
         let checkpoints = &self.checkpoints;
         report.shards.extend(self.shards.iter_mut().enumerate().map(|(at, shard)| ShardReport {

@@ -17,6 +17,9 @@ use crate::runtime::inbox::Item;
 /// shorten the wait of those that just missed one.
 const BARRIERS_MAX: usize = 4;
 
+/// Without a lease for this long an operator should know, microseconds.
+const NO_LEASE_US: u64 = 1_000_000;
+
 /// A shard.
 pub(super) struct Shard {
     pub(super) engine: Engine,
@@ -33,6 +36,8 @@ pub(super) struct Shard {
     /// Sites that need blocks which the log no longer holds, as last said.
     beyond_log: u64,
     reads: Reads,
+    /// Since when it leads without a lease, and whether that was said.
+    no_lease: Option<(u64, bool)>,
     /// Blocks applied, for the checker: index, term, bytes.
     #[cfg(test)]
     pub(super) tap: Vec<(u64, u64, bytes::Bytes)>,
@@ -58,6 +63,7 @@ impl Shard {
             grown: 0,
             beyond_log: 0,
             reads: Reads::default(),
+            no_lease: None,
             #[cfg(test)]
             tap: Vec::new(),
         }
@@ -95,6 +101,23 @@ impl Shard {
         match self.engine.weakened(Weakness::SendWithoutLease) {
             true => u64::MAX,
             false => self.replica.may_act_until(),
+        }
+    }
+
+    /// Says when the shard leads and may not send for long: round trips to a
+    /// majority that take longer than a lease, or a machine without time.
+    pub(super) fn look_at_lease(&mut self, now_us: u64) {
+        if !self.replica.leads() || now_us < self.may_send_until() {
+            self.no_lease = None;
+            return;
+        }
+        let (since, said) = self.no_lease.get_or_insert((now_us, false));
+        if !*said && now_us.saturating_sub(*since) > NO_LEASE_US {
+            *said = true;
+            eprintln!(
+                "shard {}: leads, but no majority answers in time: nothing goes to channels",
+                self.replica.shard()
+            );
         }
     }
 

@@ -11,6 +11,7 @@ use crate::engine::config::ChannelConfig;
 use crate::engine::merchant::{Limits, Merchant, MerchantStatus};
 use crate::engine::weakness::Weakness;
 use crate::replica::Timing;
+use crate::runtime::HOLD_US;
 use crate::runtime::worker::WorkerSettings;
 
 pub(super) const MS: u64 = 1_000;
@@ -25,6 +26,11 @@ pub(super) const WANDER_US: u64 = 1_400 * MS;
 /// How long a leader that was replaced may still send.
 pub(super) fn lease_us() -> u64 {
     Timing::default().lease_us()
+}
+
+/// How long a request may be under way because of us.
+pub(super) fn own_us() -> u64 {
+    lease_us() + HOLD_US
 }
 
 /// Pays of the limited merchant: so many at once, then one per interval.
@@ -204,7 +210,7 @@ fn channel(number: u16, patient: bool, random: &mut Random) -> ChannelConfig {
         queryable: random.percent(90) || !reversible,
         reversible,
         fence_on_cancel: random.percent(80),
-        max_msg_life_us: WANDER_US + lease_us(),
+        max_msg_life_us: WANDER_US + own_us(),
         reply_timeout_us: 300 * MS,
         first_query_after_us: 100 * MS,
         query_plan_us: vec![100 * MS, 200 * MS, 400 * MS],

@@ -15,6 +15,7 @@ use super::setup::{Flaw, MS, SECOND, START_WALL, Setup};
 use crate::engine::Now;
 use crate::metrics::Metrics;
 use crate::replica::HardState;
+use crate::runtime::held::Held;
 use crate::runtime::inbox::{Exchange, Item};
 use crate::runtime::mesh::Mesh;
 use crate::runtime::worker::checkpoint::Checkpointer;
@@ -35,6 +36,8 @@ pub(super) struct Process {
     pub(super) listens: bool,
     /// It does not run before.
     pub(super) paused_until_us: u64,
+    /// Requests to channels that wait for a lease.
+    pub(super) held: Held,
     /// Per shard: how far the checker has followed.
     pub(super) followed: Vec<u64>,
     /// Work beside the log is planned.
@@ -152,6 +155,7 @@ impl Site {
             next_turn: (u64::MAX, 0),
             listens: true,
             paused_until_us: 0,
+            held: Held::default(),
             followed: vec![0; usize::from(setup.shards)],
             works: false,
         });

@@ -179,7 +179,7 @@ impl<F: Files> Transfers<F> {
                 self.install(arrived, shards, checkpoints, now)?;
             }
         }
-        self.receiver.run(&mut self.clerk, now.mono_us);
+        self.receiver.run(shards, space, &mut self.clerk, now.mono_us);
         let last = |at| checkpoints.last(at);
         self.sender.run(shards, last, &mut self.clerk, now.mono_us);
         checkpoints.hold(self.sender.held(now.mono_us));
@@ -199,7 +199,7 @@ impl<F: Files> Transfers<F> {
                     self.receiver.slice(which, shard, (number, bytes), clerk, now_us);
                 }
                 Body::Taken { slices } => self.sender.taken(which, slices, now_us),
-                Body::Refused => self.sender.refused(which, shards, clerk),
+                Body::Refused => self.sender.refused(which, shards, clerk, now_us),
             }
         }
     }

@@ -6,6 +6,7 @@
 //! nobody goes on with or that does not check out is dropped.
 
 use bytes::Bytes;
+use storage::Space;
 use storage::disk::Files;
 
 use super::Clerk;
@@ -73,11 +74,23 @@ impl Receiver {
         self.lane(which.site)?.active.as_mut().filter(|coming| coming.id == which.id)
     }
 
-    /// Drops what nobody goes on with.
-    pub(super) fn run<F: Files>(&mut self, clerk: &mut Clerk<F>, now_us: u64) {
+    /// Drops what nobody goes on with, what another leader will send again, and
+    /// everything when the disk has no room but for the log.
+    pub(super) fn run<F: Files>(
+        &mut self,
+        shards: &[Shard],
+        space: Space,
+        clerk: &mut Clerk<F>,
+        now_us: u64,
+    ) {
         for (site, lane) in (1..).zip(&mut self.lanes) {
-            let stale = |coming: &mut Incoming| now_us.saturating_sub(coming.heard_us) > STALE_US;
-            if let Some(coming) = lane.active.take_if(stale) {
+            let over = |coming: &mut Incoming| {
+                let shard = shards.get(coming.at);
+                now_us.saturating_sub(coming.heard_us) > STALE_US
+                    || space != Space::Ok
+                    || shard.is_some_and(|shard| shard.replica.term() > coming.term)
+            };
+            if let Some(coming) = lane.active.take_if(over) {
                 clerk.must(Order::Drop { from: Which { site, id: coming.id } });
             }
         }

@@ -23,6 +23,8 @@ const WINDOW: u32 = 4;
 const RESEND_US: u64 = 300_000;
 /// After this long without a sign the transfer is given up, microseconds.
 const STALE_US: u64 = 5_000_000;
+/// Wait after a refusal, microseconds.
+const REFUSED_US: u64 = 1_000_000;
 /// A checkpoint on its way is not replaced, nor the log behind it given up,
 /// for this long at most, microseconds.
 const HOLD_MAX_US: u64 = 600_000_000;
@@ -56,6 +58,8 @@ struct Outgoing {
 struct Lane {
     active: Option<Outgoing>,
     waiting: VecDeque<(usize, Sending)>,
+    /// After a refusal: the reason, a full disk say, may last.
+    rests_until_us: u64,
 }
 
 /// See the module.
@@ -108,7 +112,7 @@ impl Sender {
                     self.end(site, shards, clerk, "nothing is heard of it");
                 }
             }
-            while self.lanes[at].active.is_none() {
+            while self.lanes[at].active.is_none() && now_us >= self.lanes[at].rests_until_us {
                 let Some((place, sending)) = self.lanes[at].waiting.pop_front() else { break };
                 self.begin(site, place, sending, shards, &last, clerk, now_us);
             }
@@ -194,7 +198,8 @@ impl Sender {
         let number = out.read;
         out.read += 1;
         out.whole = chunk.is_empty();
-        out.sent_us = now_us;
+        // While our own disk was read nothing could be heard.
+        (out.sent_us, out.heard_us) = (now_us, now_us);
         clerk.post(to.site, &out.slice(number, chunk.clone()));
         out.kept.push_back((number, chunk));
     }
@@ -207,9 +212,13 @@ impl Sender {
         shards: &mut [Shard],
         clerk: &mut Clerk<F>,
     ) {
-        if self.active(to).is_some() {
-            self.end(to.site, shards, clerk, why);
+        let Some(out) = self.active(to) else { return };
+        if let Some(shard) = shards.get_mut(out.at) {
+            shard.replica.withdraw(&out.sending);
+            // A quiet shard writes another one too.
+            shard.grown = shard.grown.max(1);
         }
+        self.end(to.site, shards, clerk, why);
     }
 
     /// The other side has taken so many slices.
@@ -234,9 +243,13 @@ impl Sender {
         to: Which,
         shards: &mut [Shard],
         clerk: &mut Clerk<F>,
+        now_us: u64,
     ) {
         if self.active(to).is_some() {
             self.end(to.site, shards, clerk, "it is refused there");
+        }
+        if let Some(lane) = self.lane(to.site) {
+            lane.rests_until_us = now_us + REFUSED_US;
         }
     }
 }
@@ -294,6 +307,7 @@ impl Outgoing {
     /// It is there, or not needed any more, or lost.
     fn is_over(&self, shards: &[Shard], now_us: u64) -> bool {
         let awaited = shards.get(self.at).is_some_and(|it| it.replica.awaits(&self.sending));
-        !awaited || now_us.saturating_sub(self.heard_us) > STALE_US
+        let reads = self.asked > self.read && !self.whole;
+        !awaited || !reads && now_us.saturating_sub(self.heard_us) > STALE_US
     }
 }

@@ -4,11 +4,12 @@ use protocol::code::RefundState;
 use protocol::id::{OutRefundNo, ShortText};
 
 use super::super::client::{Ask, CONNECTION, Next, REFUNDS};
-use super::super::setup::{MS, SECOND, START_WALL, WANDER_US, lease_us};
+use super::super::setup::{MS, SECOND, START_WALL, WANDER_US, own_us};
 use super::{Cluster, Event};
 use crate::engine::input::{AdminCommand, AdminInput, Evidence, Operation};
 use crate::engine::order::AttemptState;
 use crate::engine::output::{ReplyBody, Send};
+use crate::runtime::held::Fate;
 use crate::runtime::inbox::{Item, OutBatch};
 
 impl Cluster {
@@ -118,13 +119,8 @@ impl Cluster {
                 self.plan(after, Event::Answer { site, correlation, body });
             }
         }
-        for send in out.sends.drain(..) {
-            let shard = send.operation.shard;
-            let process = self.sites[usize::from(site) - 1].process.as_ref().expect("it sends");
-            let term = process.worker.shards[usize::from(shard)].replica.term();
-            self.checker.sends(shard, term, self.clock.get());
-            self.transmit(site, life, send);
-        }
+        self.let_go(site, &out.sends);
+        out.sends.clear();
         for (waiter, event) in out.events.drain(..) {
             let key = self.setup.keys.iter().position(|key| {
                 (key.mch_id, key.out_trade_no) == (event.mch_id, event.out_trade_no)
@@ -138,6 +134,30 @@ impl Cluster {
         }
         out.merchants.clear();
         out.admin.clear();
+    }
+
+    /// What the network thread does with requests: they leave under the lease.
+    pub(super) fn let_go(&mut self, site: u8, sends: &[Send]) {
+        let now_us = self.now();
+        let at = &mut self.sites[usize::from(site) - 1];
+        let (life, Some(process)) = (at.life, &mut at.process) else { return };
+        for send in sends {
+            process.held.push(send);
+        }
+        let mono_us = process.clocks(now_us).mono_us;
+        let mut settled = Vec::new();
+        let mesh = &process.shared.mesh;
+        process.held.settle(mesh, mono_us, |send, fate| settled.push((*send, fate)));
+        for (send, fate) in settled {
+            let operation = send.operation;
+            if fate == Fate::Sent {
+                self.checker.sends(operation.shard, send.term, now_us);
+                self.transmit(site, life, send);
+            } else {
+                let evidence = Box::new(Evidence::NotSent);
+                self.plan(MS, Event::Evidence { site, life, operation, evidence });
+            }
+        }
     }
 
     pub(super) fn transmit(&mut self, site: u8, life: u32, send: Send) {
@@ -216,7 +236,7 @@ impl Cluster {
             }
             let now = self.now();
             let since = *self.manual_since.entry(key).or_insert(now);
-            if now - since <= WANDER_US + lease_us() + 20 * MS {
+            if now - since <= WANDER_US + own_us() + 20 * MS {
                 continue;
             }
             if let Some(attempt) = view.attempts.last()

@@ -125,6 +125,7 @@ impl Cluster {
         if doomed == Some(Moment::Posted) {
             return self.doom(number);
         }
+        self.let_go(number, &[]);
         while let Some(mut out) = shared.exchange.pop_out() {
             self.take_outputs(number, &mut out);
             shared.exchange.recycle_out(out);
