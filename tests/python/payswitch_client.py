@@ -288,7 +288,7 @@ def decode_hello(raw):
 
 def decode_leaders(raw):
     b = Body(raw)
-    (count,) = b.take("H")
+    count = b.take("H")
     return [dict(zip(("shard", "site", "term"), b.take("HBQ"))) for _ in range(count)]
 
 
