@@ -314,7 +314,7 @@ impl Mesh {
 
     /// Peer thread: the process of a site has ended, for example because the
     /// kernel closed its liveness connection. Only a hint: it may start an
-    /// election sooner, and weakens nothing.
+    /// election sooner, while the old leader's lease runs out.
     pub fn report_gone(&self, site: u8) {
         if (1..=self.sites()).contains(&site) && site != self.site {
             self.gone.fetch_or(1 << site, Ordering::AcqRel);

@@ -95,8 +95,8 @@ impl Shard {
         sites
     }
 
-    /// Until when requests may leave for channels. A leader that may have been
-    /// replaced keeps them back: a moment later it knows.
+    /// Until when requests may leave for channels; the network thread keeps them
+    /// back later than that (`runtime/held`).
     pub(super) fn may_send_until(&self) -> u64 {
         match self.engine.weakened(Weakness::SendWithoutLease) {
             true => u64::MAX,
