@@ -352,11 +352,11 @@ pub struct Metrics {
     pub in_flight: Gauge,
     /// From reception to the worker's hand.
     pub queue_delay: Histogram,
-    /// From the worker's hand to a durable BEGIN.
+    /// From the decision to admit a pay to its durable BEGIN, one payment in 16.
     pub begin_durable: Histogram,
     /// From a request's send to the channel's answer.
     pub channel_round_trip: Histogram,
-    /// From the channel's answer to a durable END.
+    /// From the deciding evidence to its durable outcome, one payment in 16.
     pub end_durable: Histogram,
     /// From reception to the reply, pays that waited for their outcome.
     pub total: Histogram,

@@ -12,7 +12,7 @@ use super::admit::{new_attempt, order_of};
 use super::evidence::Statement;
 use super::input::Now;
 use super::order::{AttemptState, CancelCause, Class, EarlierAttempt, Refund, RefundKind};
-use super::output::Outputs;
+use super::output::{Outputs, Stage};
 use super::record::{
     Begin, CancelStart, Decision, DecodeError, NextAttempt, Outcome, Record, Records,
     RefundOutcome, RefundStart, Sequences, Stamped,
@@ -74,6 +74,16 @@ pub enum ApplyError {
 const WARM_FAR: usize = 12;
 /// As [`WARM_FAR`], for what the order leads to.
 const WARM_NEAR: usize = 6;
+
+/// One payment in so many is timed.
+const TIMED: u64 = 16;
+
+/// Notes how long ago the record that is durable now was proposed.
+fn time_stage(stage: Stage, sequence: u64, at: At, now: Now, out: &mut Outputs) {
+    if sequence.is_multiple_of(TIMED) {
+        out.stages.push((stage, now.wall_us.saturating_sub(at.us)));
+    }
+}
 
 /// Where a record is applied.
 #[derive(Clone, Copy)]
@@ -182,12 +192,15 @@ impl Engine {
         if sequence != expected {
             return Err(ApplyError::SequenceGap { expected, found: sequence });
         }
-        let merchant = self.merchants.find(&begin.mch_id).ok_or(ApplyError::UnknownMerchant)?;
+        let merchant;
         if let Some(proposed) = self.orders.get(sequence) {
             if proposed.digest != begin.digest || proposed.fingerprint != begin.fingerprint {
                 return Err(ApplyError::KeyMismatch { sequence });
             }
+            // The digest covers the merchant: no need to look it up again.
+            merchant = proposed.merchant;
         } else {
+            merchant = self.merchants.find(&begin.mch_id).ok_or(ApplyError::UnknownMerchant)?;
             if self.orders.find(&begin.digest, merchant, &begin.out_trade_no).is_some() {
                 return Err(ApplyError::KeyMismatch { sequence });
             }
@@ -203,6 +216,7 @@ impl Engine {
             entry.applied.take_pay(at.us, begin.amount.minor(), &limits);
         }
         if at.leads {
+            time_stage(Stage::Begin, sequence, at, now, out);
             if std::mem::take(&mut self.orders[sequence].live.overdue) {
                 self.answer_overdue(Owner::Order(sequence), out);
             }
@@ -302,6 +316,7 @@ impl Engine {
         }
         self.set_order_state(sequence, outcome.order_state, outcome.reason, at);
         if at.leads {
+            time_stage(Stage::End, sequence, at, now, out);
             self.orders[sequence].live.ending = false;
             self.follow_outcome(sequence, now, out);
         }

@@ -42,7 +42,7 @@ mod evidence;
 mod index;
 mod limit;
 mod outbox;
-mod prefetch;
+pub(crate) mod prefetch;
 mod refund;
 mod resolver;
 mod slab;

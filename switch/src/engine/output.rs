@@ -32,6 +32,17 @@ pub struct Outputs {
     pub admin: Vec<(u64, Result<String, String>)>,
     /// Alarms for the operator: in-doubt too long, integrity, orphan success.
     pub alarms: Vec<Alarm>,
+    /// How long records of some payments took to become durable, microseconds.
+    pub stages: Vec<(Stage, u64)>,
+}
+
+/// A stage of a payment that ends with a durable record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// From the decision to admit a pay to its durable BEGIN.
+    Begin,
+    /// From the evidence that settles an attempt to its durable outcome.
+    End,
 }
 
 /// An answer to a gateway.

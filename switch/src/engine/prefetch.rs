@@ -13,7 +13,7 @@ const LINE: usize = 64;
 
 /// Asks for every cache line of `place`, without waiting for any.
 #[inline(always)]
-pub(super) fn prefetch<T>(place: &T) {
+pub(crate) fn prefetch<T>(place: &T) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};

@@ -180,11 +180,11 @@ impl Metrics {
     fn stages(&self, page: &mut Page<'_>) {
         let help = "From reception to the worker's hand.";
         page.time("queue_delay_seconds", help, &self.queue_delay);
-        let help = "From the worker's hand to a durable BEGIN.";
+        let help = "From the decision to admit a pay to its durable BEGIN, one payment in 16.";
         page.time("begin_durable_seconds", help, &self.begin_durable);
         let help = "From the send to the channel's answer.";
         page.time("channel_round_trip_seconds", help, &self.channel_round_trip);
-        let help = "From the channel's answer to a durable END.";
+        let help = "From the deciding evidence to its durable outcome, one payment in 16.";
         page.time("end_durable_seconds", help, &self.end_durable);
         let help = "From reception to the reply of a pay that waited for its outcome.";
         page.time("total_seconds", help, &self.total);

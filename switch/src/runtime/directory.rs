@@ -13,6 +13,7 @@ use protocol::sign::MerchantKey;
 
 use crate::engine::FoldHasher;
 use crate::engine::merchant::{AddressRange, KeyKind, Merchant};
+use crate::engine::prefetch::prefetch;
 use crate::secret::Kek;
 
 struct Entry {
@@ -81,6 +82,15 @@ impl Directory {
         };
         self.entries.insert(merchant.mch_id, entry);
         left_out
+    }
+
+    /// Asks for what [`Self::authorise`] will read of a merchant, so that it
+    /// arrives while the canonical form is written.
+    pub fn warm(&self, mch_id: &MchId) {
+        let Some(entry) = self.entries.get(mch_id) else { return };
+        entry.keys.first().into_iter().for_each(prefetch);
+        entry.gateways.first().into_iter().for_each(prefetch);
+        entry.addresses.first().into_iter().for_each(prefetch);
     }
 
     /// Judges a request: gateway, address, timestamp, signature over

@@ -94,6 +94,7 @@ impl Context<'_> {
         let shard = self.shard(&pay.mch_id)?;
         let second = CANONICAL.with_borrow_mut(|(canonical, _)| {
             canonical.clear();
+            self.net.directory.borrow().warm(&pay.mch_id);
             pay.canonical(canonical);
             self.authorise(&pay.mch_id, &pay.auth, canonical)?;
             if pay.second.key_id == 0 {
@@ -210,6 +211,7 @@ impl Context<'_> {
     ) -> Result<(), Code> {
         CANONICAL.with_borrow_mut(|(canonical, _)| {
             canonical.clear();
+            self.net.directory.borrow().warm(mch_id);
             canonical_form(canonical);
             self.authorise(mch_id, auth, canonical)
         })

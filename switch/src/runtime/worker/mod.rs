@@ -47,7 +47,7 @@ use super::inbox::{Batch, Exchange, Item, OutBatch};
 use super::mesh::Mesh;
 use super::standing::Standing;
 use crate::engine::input::{PayInput, Waiter};
-use crate::engine::output::Reply;
+use crate::engine::output::{Reply, Stage};
 use crate::engine::record;
 use crate::engine::weakness::Weakness;
 use crate::engine::{EngineConfig, Input, Now};
@@ -681,6 +681,13 @@ impl<D: Disk> Worker<D> {
                     alarm.sequence,
                     alarm.ordinal
                 );
+            }
+            for (stage, took_us) in out.stages.drain(..) {
+                let metrics = &self.shared.metrics;
+                match stage {
+                    Stage::Begin => metrics.begin_durable.record(took_us),
+                    Stage::End => metrics.end_durable.record(took_us),
+                }
             }
             self.out.replies.append(&mut out.replies);
             self.out.sends.append(&mut out.sends);
