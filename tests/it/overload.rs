@@ -117,6 +117,10 @@ fn what_is_too_much_is_refused_with_a_code_and_nothing_admitted_is_lost() {
             deployment.labelled_metric("refusals_total", &format!("code=\"{}\"", code.name()));
         assert_eq!(shown, *count, "{code:?}");
     }
+    for stage in ["queue_delay", "begin_durable", "channel_round_trip", "end_durable", "total"] {
+        let timed = deployment.metric(&format!("{stage}_seconds_count"));
+        assert!(timed > 0, "{stage} is shown and never timed");
+    }
 
     run(async {
         let mut gateway = Gateway::open(&deployment).await;

@@ -94,6 +94,18 @@ pub(super) fn no(text: &str) -> OutTradeNo {
     OutTradeNo::parse(text.as_bytes()).expect("valid")
 }
 
+/// What a channel says that charged `amount`.
+pub(super) fn success(send: &Send, amount: i64) -> Evidence {
+    Evidence::Answered {
+        status: ChannelStatus::Success,
+        detail: 0,
+        charge_no: send.request.charge_no,
+        amount,
+        currency: cny(),
+        channel_ref: ShortText::EMPTY,
+    }
+}
+
 pub(super) struct World {
     pub(super) config: EngineConfig,
     pub(super) engine: Engine,

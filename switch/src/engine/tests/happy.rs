@@ -1,7 +1,9 @@
 //! The straight ways: pay, refund, query, close, events.
 
 use super::driver::*;
+use crate::engine::Engine;
 use crate::engine::input::{Input, Operation, Waiter};
+use crate::engine::output::{Outputs, Stage};
 use protocol::channel::ChannelStatus;
 use protocol::code::{Code, OrderState, Reason, RefundState};
 
@@ -13,14 +15,7 @@ fn a_payment_sends_after_begin_and_answers_after_end() {
     world.commit();
     let send = world.sent(Operation::Charge);
     assert_eq!(send.request.charge_no, charge_no("a", 1));
-    let reply = crate::engine::input::Evidence::Answered {
-        status: ChannelStatus::Success,
-        detail: 0,
-        charge_no: send.request.charge_no,
-        amount: 500,
-        currency: cny(),
-        channel_ref: Default::default(),
-    };
+    let reply = success(&send, 500);
     world.give(Input::Evidence { operation: send.operation, evidence: reply });
     assert!(world.order_reply(asked).is_none(), "END is not durable yet");
     world.commit();
@@ -99,4 +94,26 @@ fn a_subscriber_gets_its_events_whoever_led_when_it_came() {
     world.give(Input::ConnectionClosed { connection: 9 });
     world.paid("b", 500);
     assert!(world.out.events.is_empty());
+}
+
+#[test]
+fn the_leader_times_one_payment_in_sixteen() {
+    let mut world = World::new();
+    for number in 0..16 {
+        world.pay(&number.to_string(), 500);
+        world.jump(world.now.mono_us + 700);
+        world.commit();
+        let send = world.sent(Operation::Charge);
+        world.give(Input::Evidence { operation: send.operation, evidence: success(&send, 500) });
+        world.jump(world.now.mono_us + 900);
+        world.commit();
+    }
+    assert_eq!(world.out.stages, [(Stage::Begin, 700), (Stage::End, 900)]);
+    let mut follower = Engine::new(world.config.clone());
+    let mut out = Outputs::default();
+    for (index, block) in (1..).zip(&world.log) {
+        let input = Input::Committed { index, term: world.term, block };
+        follower.handle(input, world.now, &mut out).expect("a sound block");
+    }
+    assert!(out.stages.is_empty());
 }

@@ -28,17 +28,6 @@ fn in_doubt(world: &mut World, number: &str) -> (u64, Send) {
     (asked, send)
 }
 
-fn success(send: &Send, amount: i64) -> Evidence {
-    Evidence::Answered {
-        status: ChannelStatus::Success,
-        detail: 0,
-        charge_no: send.request.charge_no,
-        amount,
-        currency: cny(),
-        channel_ref: ShortText::EMPTY,
-    }
-}
-
 fn has_alarm(world: &World, kind: AlarmKind) -> bool {
     world.out.alarms.iter().any(|alarm| alarm.kind == kind)
 }

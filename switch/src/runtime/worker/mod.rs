@@ -10,6 +10,9 @@
 //!
 //! | file | what |
 //! |---|---|
+//! | `feed` | from the inbox to the engines |
+//! | `output` | from the engines to consensus, the log and the network thread |
+//! | `report` | what the admin interface shows |
 //! | `shard` | one shard: engine, replica, queries that wait for a read barrier |
 //! | `writer` | frames for the log, in order and paced |
 //! | `post` | messages for other sites, gathered into packets |
@@ -25,9 +28,12 @@
 mod catchup;
 mod checkpoint;
 mod desk;
+mod feed;
+mod output;
 mod post;
 mod recover;
 mod release;
+mod report;
 mod restore;
 mod shard;
 #[cfg(test)]
@@ -38,44 +44,28 @@ mod writer;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use protocol::code::Code;
 use storage::disk::Disk;
-use storage::{FileDisk, Log, LogError, LogStats, Lsn, Space};
+use storage::{FileDisk, Log, LogError, Lsn};
 
 use super::clock;
-use super::inbox::{Batch, Exchange, Item, OutBatch};
+use super::inbox::{Exchange, OutBatch};
 use super::mesh::Mesh;
 use super::standing::Standing;
-use crate::engine::input::{PayInput, Waiter};
-use crate::engine::output::{Reply, Stage};
-use crate::engine::record;
-use crate::engine::weakness::Weakness;
 use crate::engine::{EngineConfig, Input, Now};
 use crate::metrics::Metrics;
 use crate::replica::{self, ReplayError, ReplicaConfig, Timing, message};
 use catchup::CatchUp;
 use checkpoint::Checkpointer;
-pub use checkpoint::Last;
 use post::Post;
 pub use recover::Recovering;
 use release::Releaser;
+pub use report::Report;
 use shard::Shard;
 use transfer::{Transfers, is_parcel};
 use writer::{Pace, Writer};
 
-/// Batches taken from the inbox between two looks at the log.
-const BATCHES_PER_TURN: usize = 64;
 /// Packets of other sites taken per turn.
 const PACKETS_PER_TURN: usize = 256;
-/// Room below which no part of a block is worth a write: any record fits.
-const PART_BYTES_MIN: usize = 16 << 10;
-/// Wait advised when the disk is full: the free space is looked at four times a
-/// second, and nobody frees some in less, milliseconds.
-const STORAGE_RETRY_MS: u32 = 1_000;
-
-/// Items whose memory is asked for at once, ahead of their turn: few enough that
-/// what was fetched is still in the cache when it is needed.
-const WARM_ITEMS: usize = 16;
 
 /// Applied entries kept in memory per shard for sites that are a little behind.
 pub(super) const TAIL_BYTES_MAX: usize = 8 << 20;
@@ -165,46 +155,6 @@ pub struct Shared {
     pub storage_full: AtomicBool,
     /// Per shard figures, refreshed by the worker.
     pub report: std::sync::Mutex<Report>,
-}
-
-/// What the admin interface shows of a worker.
-#[derive(Clone, Debug, Default)]
-pub struct Report {
-    /// Per shard.
-    pub shards: Vec<ShardReport>,
-    /// Sites that shall not lead, a bit per site number.
-    pub drained: u64,
-    /// Log figures.
-    pub log: Option<LogStats>,
-}
-
-/// One shard.
-#[derive(Clone, Debug, Default)]
-pub struct ShardReport {
-    /// Shard.
-    pub shard: u16,
-    /// Whether this site leads it.
-    pub leads: bool,
-    /// Whether this site stands for election.
-    pub candidate: bool,
-    /// The site that leads; 0: none known.
-    pub leader: u16,
-    /// Term.
-    pub term: u64,
-    /// Who holds it.
-    pub members: replica::Members,
-    /// Highest committed index.
-    pub committed: u64,
-    /// Highest applied index.
-    pub applied: u64,
-    /// Elections and hand-overs.
-    pub counters: replica::Counters,
-    /// Engine figures.
-    pub engine: crate::engine::Stats,
-    /// The last checkpoint.
-    pub checkpoint: Last,
-    /// Sites that need blocks which the log no longer holds, while leading.
-    pub beyond_log: u64,
 }
 
 /// A worker before its thread starts.
@@ -466,92 +416,6 @@ impl<D: Disk> Worker<D> {
         Ok(())
     }
 
-    /// Feeds waiting batches to the engines; returns how many it took.
-    fn drain_inbox(&mut self, now: Now) -> usize {
-        let exchange = Arc::clone(&self.shared.exchange);
-        let mut taken = 0;
-        // What cannot be proposed now must not hold up what can.
-        let free = self.shards.iter().filter(|shard| !shard.is_held());
-        let open: usize = free.map(|shard| shard.out.block.len()).sum();
-        let room = open < self.settings.blocks_bytes_max / 2;
-        while room && taken < BATCHES_PER_TURN {
-            let Some(batch) = exchange.pop() else {
-                if taken == 0 {
-                    exchange
-                        .overloaded
-                        .store(self.standing.refuses(0, now.mono_us), Ordering::Relaxed);
-                }
-                break;
-            };
-            self.feed(&batch, now);
-            exchange.recycle(batch);
-            taken += 1;
-        }
-        taken
-    }
-
-    fn feed(&mut self, batch: &Batch, now: Now) {
-        let delay_us = now.mono_us.saturating_sub(batch.queued_us);
-        self.shared.metrics.queue_delay.record_n(delay_us, batch.items.len() as u64);
-        let (block_max, retry_ms) = (self.settings.blocks_bytes_max / 2, self.retry_after_ms());
-        let late = self.standing.refuses(delay_us, now.mono_us);
-        self.shared.exchange.overloaded.store(late, Ordering::Relaxed);
-        let full = self.shared.storage_full.load(Ordering::Relaxed);
-        for (at, (shard, item)) in batch.items.iter().enumerate() {
-            if at % WARM_ITEMS == 0 {
-                self.warm(&batch.items[at..]);
-            }
-            let full = full && !self.is_known(*shard, item);
-            if let Some((waiter, code)) = shed(item, late, full) {
-                let retry_ms = match code {
-                    Code::StorageFull => STORAGE_RETRY_MS,
-                    _ => retry_ms,
-                };
-                self.out.replies.push(Reply::refusal(waiter, code, retry_ms));
-                continue;
-            }
-            match item {
-                Item::Subscribe(..)
-                | Item::ConnectionClosed(_)
-                | Item::ChannelUp(..)
-                | Item::LinkLost(_) => {
-                    for shard in &mut self.shards {
-                        handle(shard, item, &batch.arena, now);
-                    }
-                }
-                _ => match (self.shards.get_mut(usize::from(*shard)), item.waiter()) {
-                    (Some(shard), Some(waiter)) if shard.is_blocked(block_max) => {
-                        shard.out.replies.push(Reply::refusal(waiter, Code::Overloaded, retry_ms));
-                    }
-                    (Some(shard), _) => route(shard, item, &batch.arena, self.alone, now),
-                    (None, _) => debug_assert!(false, "the front knows the number of shards"),
-                },
-            }
-        }
-    }
-
-    /// Whether an item is a pay sent again: its answer needs no room.
-    fn is_known(&self, shard: u16, item: &Item) -> bool {
-        let Item::Pay(pay, _) = item else { return false };
-        self.shards.get(usize::from(shard)).is_some_and(|shard| shard.engine.knows(pay))
-    }
-
-    /// Touches what the next items will need, so that their cache misses overlap.
-    fn warm(&self, items: &[(u16, Item)]) {
-        for (shard, item) in items.iter().take(WARM_ITEMS) {
-            let Some(shard) = self.shards.get(usize::from(*shard)) else { continue };
-            match item {
-                Item::Pay(pay, _) => shard.engine.warm_key(&pay.digest),
-                Item::Evidence(operation, _) => shard.engine.warm_order(operation.sequence),
-                _ => {}
-            }
-        }
-    }
-
-    fn retry_after_ms(&self) -> u32 {
-        (self.settings.queue_delay_max_us / 1000).max(1) as u32 * 4
-    }
-
     fn run_timers(&mut self, now: Now) -> Result<(), WorkerError> {
         for shard in &mut self.shards {
             shard.due_us = shard.engine.next_due();
@@ -561,151 +425,6 @@ impl<D: Disk> Worker<D> {
             }
         }
         Ok(())
-    }
-
-    /// Proposes the open blocks, hands frames to the log and messages to the
-    /// links. Alone, a block is proposed when the log can write it; with other
-    /// sites it travels to them while the own disk still works on the one before.
-    fn write(&mut self, now: Now) -> Result<bool, WorkerError> {
-        for shard in &mut self.shards {
-            shard.start_reads();
-        }
-        let ready = !self.log.in_flight() && !self.log.unsubmitted();
-        let blocks = self.proposable_bytes();
-        let propose = blocks > 0
-            && match self.alone {
-                true => ready && !self.writer.pace.holds(now, blocks),
-                false => {
-                    self.writer.queued_bytes() < self.settings.blocks_bytes_max
-                        && !self.proposals.holds(now, blocks)
-                }
-            };
-        if propose {
-            self.propose();
-        }
-        // Barriers and proposals leave for the other sites before the disk works.
-        self.advance(now)?;
-        self.post.send(&mut self.shards);
-        if self.log.in_flight() {
-            return Ok(propose);
-        }
-        if self.log.unsubmitted() {
-            // Handed over when no segment was ready: nothing may follow before it.
-            return self.submit(now);
-        }
-        if self.writer.is_empty() {
-            if blocks == 0 {
-                self.log.idle(now.mono_us)?;
-            }
-            return Ok(propose);
-        }
-        if !self.alone && self.writer.holds(now) {
-            return Ok(propose);
-        }
-        let taken = self.writer.append(&mut self.shards, &mut self.log)?;
-        if !self.alone {
-            self.writer.append_commits(&mut self.shards, &mut self.log)?;
-        }
-        self.shared.metrics.batch_bytes.record(taken as u64);
-        self.shared.metrics.log_written_bytes.add(taken as u64);
-        let full = self.log.space() == Space::Reserve;
-        self.shared.storage_full.store(full, Ordering::Relaxed);
-        let written = self.submit(now)?;
-        if !written && !self.log.unsubmitted() {
-            // No frames: what stood behind earlier writes may leave already.
-            self.advance(now)?;
-            self.post.send(&mut self.shards);
-        }
-        Ok(written)
-    }
-
-    /// Bytes of open blocks that consensus would take now.
-    fn proposable_bytes(&self) -> usize {
-        let open = self.shards.iter().filter(|shard| !shard.out.block.is_empty());
-        open.filter(|shard| shard.replica.may_propose()).map(|shard| shard.out.block.len()).sum()
-    }
-
-    fn submit(&mut self, now: Now) -> Result<bool, WorkerError> {
-        self.writer.submitted_us = now.mono_us;
-        Ok(self.log.submit()?)
-    }
-
-    /// Hands the open blocks to consensus, as much as one log write carries.
-    fn propose(&mut self) {
-        let mut left = self.settings.blocks_bytes_max;
-        let mut records = 0;
-        for shard in &mut self.shards {
-            let out = &mut shard.out;
-            let whole = out.block.len() <= left;
-            let skip = out.block.is_empty() || !whole && left < PART_BYTES_MIN;
-            if skip || !shard.replica.may_propose() {
-                continue;
-            }
-            let mut rest = shard.replica.spare();
-            let mut taken = out.block_records;
-            if !whole {
-                taken = record::split_off(&mut out.block, left, &mut rest);
-            }
-            left = left.saturating_sub(out.block.len());
-            let block = std::mem::replace(&mut out.block, rest);
-            match shard.replica.propose(block) {
-                Ok(()) => {
-                    shard.refused = false;
-                    out.block_records -= taken;
-                    records += u64::from(taken);
-                }
-                Err(mut block) => {
-                    shard.refused = true;
-                    block.extend_from_slice(&out.block);
-                    let rest = std::mem::replace(&mut out.block, block);
-                    shard.replica.recycle(rest);
-                }
-            }
-        }
-        self.shared.metrics.records.add(records);
-        self.shared.metrics.batch_records.record(records);
-    }
-
-    /// Collects what the engines let go and hands it to the network thread.
-    fn release(&mut self) {
-        for shard in &mut self.shards {
-            let until = shard.may_send_until();
-            self.shared.mesh.publish_lease(shard.replica.shard(), until);
-            let out = &mut shard.out;
-            for alarm in out.alarms.drain(..) {
-                self.shared.metrics.alarm(alarm.kind).add(1);
-                eprintln!(
-                    "alarm kind={:?} shard={} sequence={} ordinal={}",
-                    alarm.kind,
-                    shard.engine.shard(),
-                    alarm.sequence,
-                    alarm.ordinal
-                );
-            }
-            for (stage, took_us) in out.stages.drain(..) {
-                let metrics = &self.shared.metrics;
-                match stage {
-                    Stage::Begin => metrics.begin_durable.record(took_us),
-                    Stage::End => metrics.end_durable.record(took_us),
-                }
-            }
-            self.out.replies.append(&mut out.replies);
-            self.out.sends.append(&mut out.sends);
-            self.out.events.append(&mut out.events);
-            self.out.merchants.append(&mut out.merchants);
-            self.out.admin.append(&mut out.admin);
-        }
-        if self.out.is_empty() {
-            return;
-        }
-        let next = self.shared.exchange.out_batch();
-        let mut full = std::mem::replace(&mut self.out, next);
-        full.ready_us = clock::mono_us();
-        if let Err(back) = self.shared.exchange.push_out(full) {
-            // The network thread is behind: keep collecting, offer again next turn.
-            let empty = std::mem::replace(&mut self.out, back);
-            self.shared.exchange.recycle_out(empty);
-        }
     }
 
     fn idle(&self) -> bool {
@@ -757,122 +476,8 @@ impl<D: Disk> Worker<D> {
         }
         (timeout, listen)
     }
-
-    fn refresh_report(&mut self, now: Now) {
-        if now.mono_us < self.report_due_us {
-            return;
-        }
-        self.report_due_us = now.mono_us + 200_000;
-        let full = self.log.space() == Space::Reserve;
-        self.shared.storage_full.store(full, Ordering::Relaxed);
-        let Ok(mut report) = self.shared.report.lock() else { return };
-        report.log = Some(self.log.stats());
-        report.drained = self.shards.first().map_or(0, |shard| shard.engine.drained());
-        for shard in &mut self.shards {
-            shard.look_at_lease(now.mono_us);
-        }
-        report.shards.clear();
-        let checkpoints = &self.checkpoints;
-        report.shards.extend(self.shards.iter_mut().enumerate().map(|(at, shard)| ShardReport {
-            shard: shard.engine.shard(),
-            leads: shard.replica.leads(),
-            candidate: shard.replica.is_candidate(),
-            leader: shard.replica.leader() as u16,
-            counters: shard.replica.counters(),
-            term: shard.replica.term(),
-            members: shard.replica.members(),
-            committed: shard.replica.committed(),
-            applied: shard.engine.applied(),
-            engine: shard.engine.stats(),
-            checkpoint: checkpoints.as_ref().map_or_else(Last::default, |all| all.last(at)),
-            beyond_log: shard.look_beyond(),
-        }));
-    }
 }
 
 fn apply(error: crate::engine::ApplyError) -> WorkerError {
     WorkerError::Apply(error.to_string())
-}
-
-/// Whether an item is turned away before it reaches its engine, and with what.
-/// Evidence, events and operators' commands are never shed.
-fn shed(item: &Item, late: bool, full: bool) -> Option<(Waiter, Code)> {
-    let origin = match item {
-        Item::Pay(pay, _) if full => return Some((pay.origin.waiter, Code::StorageFull)),
-        Item::Refund(refund) if full => return Some((refund.origin.waiter, Code::StorageFull)),
-        _ if !late => return None,
-        Item::Pay(pay, _) => &pay.origin,
-        Item::Query(order) | Item::Close(order) | Item::Reverse(order) => &order.origin,
-        Item::Refund(refund) => &refund.origin,
-        Item::QueryRefund(query) => &query.origin,
-        _ => return None,
-    };
-    Some((origin.waiter, Code::Overloaded))
-}
-
-/// Gives an item to its engine: requests only where it leads, and queries only
-/// once it is certain that it still does.
-fn route(shard: &mut Shard, item: &Item, arena: &[u8], alone: bool, now: Now) {
-    match item.waiter() {
-        Some(waiter) if !shard.replica.leads() => return shard.refuse(waiter),
-        _ if alone || shard.engine.weakened(Weakness::ReadWithoutBarrier) => {}
-        _ => match item {
-            Item::Query(query) => return shard.read_later(Item::Query(*query)),
-            Item::QueryRefund(query) => return shard.read_later(Item::QueryRefund(*query)),
-            _ => {}
-        },
-    }
-    handle(shard, item, arena, now);
-}
-
-fn transfer(shard: &mut Shard, ticket: u64, site: u16) {
-    let answer = if !shard.replica.leads() {
-        Err("this site does not lead the shard".to_owned())
-    } else if shard.replica.transfer(u64::from(site)) {
-        Ok(format!("shard {} goes to site {site}", shard.replica.shard()))
-    } else {
-        Err(format!("site {site} cannot take the shard now"))
-    };
-    shard.out.admin.push((ticket, answer));
-}
-
-fn handle(shard: &mut Shard, item: &Item, arena: &[u8], now: Now) {
-    let input = match item {
-        Item::Pay(pay, content) => {
-            let content = arena.get(content.start as usize..content.end as usize).unwrap_or(&[]);
-            Input::Pay(PayInput { content, ..*pay })
-        }
-        Item::Query(order) => Input::Query(*order),
-        Item::Close(order) => Input::Close(*order),
-        Item::Reverse(order) => Input::Reverse(*order),
-        Item::Refund(refund) => Input::Refund(*refund),
-        Item::QueryRefund(query) => Input::QueryRefund(*query),
-        Item::Evidence(operation, evidence) => {
-            Input::Evidence { operation: *operation, evidence: *evidence }
-        }
-        Item::Subscribe(waiter, gateway) => Input::Subscribe { waiter: *waiter, gateway: *gateway },
-        Item::EventAck(event_id, waiter) => {
-            Input::EventAck { event_id: *event_id, waiter: *waiter }
-        }
-        Item::ConnectionClosed(connection) => Input::ConnectionClosed { connection: *connection },
-        Item::ChannelUp(channel, up) => Input::ChannelUp { channel: *channel, up: *up },
-        Item::LinkLost(channel) => Input::LinkLost { channel: *channel },
-        Item::Admin(admin) => Input::Admin((**admin).clone()),
-        Item::Transfer(ticket, site) => return transfer(shard, *ticket, *site),
-        Item::Reach(reach) => {
-            if let Some(reach) = reach.take() {
-                reach(&mut shard.replica);
-            }
-            return;
-        }
-        Item::Inspect(look) => {
-            if let Some(look) = look.take() {
-                look(&shard.engine);
-            }
-            return;
-        }
-    };
-    // Only a committed block can fail to apply.
-    let handled = shard.engine.handle(input, now, &mut shard.out);
-    debug_assert!(handled.is_ok());
 }
