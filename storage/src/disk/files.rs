@@ -9,7 +9,11 @@ use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
-use super::{DiskError, DiskOp};
+use super::{DiskError, DiskOp, sys};
+
+/// Bytes after which the kernel is asked to begin writing them out. Left alone it
+/// collects a whole file and writes it at the sync, and the log waits behind it.
+const WRITE_OUT_BYTES: u64 = 1 << 20;
 
 /// The files of a log's directory.
 pub trait Files: Clone + Send {
@@ -44,12 +48,14 @@ pub trait Files: Clone + Send {
 pub struct DirFiles {
     dir: PathBuf,
     writing: Option<File>,
+    /// Bytes of the file being written, and how many of them are being written out.
+    written: (u64, u64),
     reading: Option<(String, File)>,
 }
 
 impl DirFiles {
     pub(crate) fn new(dir: PathBuf) -> DirFiles {
-        DirFiles { dir, writing: None, reading: None }
+        DirFiles { dir, writing: None, written: (0, 0), reading: None }
     }
 
     fn started(&mut self) -> io::Result<&mut File> {
@@ -87,12 +93,22 @@ impl Files for DirFiles {
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(true);
         let file = options.open(self.dir.join(name)).map_err(failed(DiskOp::Open))?;
-        self.writing = Some(file);
+        (self.writing, self.written) = (Some(file), (0, 0));
         Ok(())
     }
 
     fn append(&mut self, bytes: &[u8]) -> Result<(), DiskError> {
-        self.started().and_then(|file| file.write_all(bytes)).map_err(failed(DiskOp::Write))
+        self.started().and_then(|file| file.write_all(bytes)).map_err(failed(DiskOp::Write))?;
+        let (written, out) = (self.written.0 + bytes.len() as u64, self.written.1);
+        self.written = (written, out);
+        if written - out >= WRITE_OUT_BYTES
+            && let Some(file) = &self.writing
+        {
+            // A favour: what goes wrong with the writing is told by the sync.
+            sys::write_out(file, out, written - out);
+            self.written.1 = written;
+        }
+        Ok(())
     }
 
     fn sync(&mut self) -> Result<(), DiskError> {

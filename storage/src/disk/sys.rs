@@ -1,5 +1,5 @@
 //! System calls without a safe wrapper in the standard library.
-#![allow(unsafe_code)] // Reason: eventfd, ppoll, statvfs, fallocate and scheduling are C calls.
+#![allow(unsafe_code)] // Reason: eventfd, ppoll, statvfs, fallocate, writing out and scheduling are C calls.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -76,4 +76,13 @@ pub(crate) fn become_realtime() -> io::Result<()> {
 pub(crate) fn become_background() {
     // SAFETY: plain integers; a failure leaves the priority as it was.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 10) };
+}
+
+/// Has the kernel begin to write part of a file out, without waiting for it.
+pub(crate) fn write_out(file: &File, offset: u64, bytes: u64) {
+    let (offset, bytes) = (offset as libc::off64_t, bytes as libc::off64_t);
+    // SAFETY: no pointers; the descriptor is borrowed for the call.
+    unsafe {
+        libc::sync_file_range(file.as_raw_fd(), offset, bytes, libc::SYNC_FILE_RANGE_WRITE);
+    }
 }

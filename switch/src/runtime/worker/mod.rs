@@ -303,10 +303,12 @@ impl<D: Disk> Worker<D> {
         self.release();
         let log = (self.writer.appended_bytes(), self.log.space());
         let shards = &mut self.shards;
-        let more = self.checkpoints.as_mut().is_some_and(|all| all.run(shards, log, now));
+        if let Some(checkpoints) = &mut self.checkpoints {
+            checkpoints.run(shards, log, now);
+        }
         self.release_log(now)?;
         self.refresh_report(now);
-        Ok(taken > 0 || written || more)
+        Ok(taken > 0 || written)
     }
 
     /// Tells the replicas what became durable.
@@ -448,6 +450,9 @@ impl<D: Disk> Worker<D> {
         let mut timeout = due.map_or(50_000, |due| due.saturating_sub(now.mono_us)).min(50_000);
         if !self.alone {
             timeout = timeout.min(self.next_tick_us.saturating_sub(now.mono_us));
+        }
+        if let Some(due) = self.checkpoints.as_ref().and_then(Checkpointer::due_us) {
+            timeout = timeout.min(due.saturating_sub(now.mono_us));
         }
         // Other sites are not kept waiting for our next write.
         let mut listen = true;

@@ -77,6 +77,23 @@ fn shards_are_written_one_after_the_other_the_most_grown_first() {
 }
 
 #[test]
+fn slices_leave_the_payments_their_time() {
+    let mut scene = Scene::new(1);
+    let base = scene.shards[0].replica.base().unwrap();
+    let waiting = VecDeque::new();
+    let active = Active { at: 0, shard: 0, base, begun_us: 0, waiting, whole: false };
+    scene.checkpointer.active = Some(active);
+    let mut run = |mono_us| {
+        let now = Now { mono_us, ..scene.now };
+        scene.checkpointer.run(&mut scene.shards, (0, Space::Ok), now);
+        (scene.metrics.checkpoint_slice.count(), scene.checkpointer.due_us())
+    };
+    assert_eq!(run(5_000), (1, Some(6_000)));
+    assert_eq!(run(5_999), (1, Some(6_000)), "asked for, and too early");
+    assert_eq!(run(6_300), (2, Some(7_300)));
+}
+
+#[test]
 fn a_failure_is_counted_and_tried_again_later() {
     let mut scene = Scene::new(1);
     let (dir, elsewhere) = (scene.dir.path().to_owned(), scene.dir.path().with_extension("away"));
