@@ -1,9 +1,8 @@
 //! Drives the load: connections to the sites, a table of requests in flight,
 //! and the loop that sends what is due and takes what is answered.
 //!
-//! One thread does it all (a current-thread runtime); the pacer's thread only
-//! wakes it. `state` decides, `link` moves bytes, `slots` remembers. Never
-//! judges the figures. Tested against in-process servers over loopback.
+//! One thread does it all (a current-thread runtime); the pacer wakes it. `state`
+//! decides, `link` moves bytes, `slots` remembers. Never judges the figures. Tested against in-process servers over loopback.
 
 mod answer;
 #[cfg(test)]
@@ -35,7 +34,6 @@ use link::Link;
 use state::State;
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
@@ -64,7 +62,8 @@ pub(crate) struct Options {
 impl Options {
     /// How a phase is paced.
     pub(crate) fn pacing(&self, phase: &Phase) -> Pacing {
-        Pacing { pace: self.pace, tick: self.tick, watch_from: phase.warmup }
+        let (watch_from, watch_until) = (phase.warmup, phase.duration);
+        Pacing { pace: self.pace, tick: self.tick, watch_from, watch_until }
     }
 }
 
@@ -142,7 +141,6 @@ pub(crate) struct Session {
     state: Rc<RefCell<State>>,
     endpoint: quinn::Endpoint,
     options: Options,
-    wake: Arc<Notify>,
     seed: u64,
 }
 
@@ -174,7 +172,7 @@ impl Session {
         for link in state.borrow().links() {
             link.keep_up(&state, &endpoint, &client);
         }
-        let session = Self { state, endpoint, options, wake: Arc::new(Notify::new()), seed };
+        let session = Self { state, endpoint, options, seed };
         interrupt::unless_told("start-up", session.wait_connected()).await?;
         Ok(session)
     }
@@ -221,16 +219,13 @@ impl Session {
         let cpu_before = cpu_seconds();
         let start = Instant::now();
         let schedule = Schedule::new(phase.arrival.clone(), phase.rate, phase.duration, self.seed);
-        self.state.borrow_mut().begin(phase, schedule.clone(), start);
         let pacer = match phase.closed {
             Some(_) => None,
             None => Some(
-                Pacer::start(schedule, start, self.options.pacing(phase), Arc::clone(&self.wake))
-                    .map_err(|error| {
-                    Failure::environment(format_args!("cannot start a thread: {error}"))
-                })?,
+                Pacer::start(&schedule, start, self.options.pacing(phase)).map_err(cannot_pace)?,
             ),
         };
+        self.state.borrow_mut().begin(phase, schedule, start);
         let mut ended = self.state.borrow_mut().pump();
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
         housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -240,7 +235,7 @@ impl Session {
         while ended.is_ok() {
             tokio::select! {
                 biased;
-                () = self.wake.notified() => ended = self.state.borrow_mut().pump(),
+                () = due(pacer.as_ref()) => ended = self.pump(pacer.as_ref()),
                 () = stop.notified() => {
                     self.state.borrow_mut().stop();
                     // Told again: what is still open stays so.
@@ -284,6 +279,13 @@ impl Session {
         let cpu_s = cpu_seconds() - cpu_before;
         let outcome = Outcome { measure, trace, timeline, start, cpu_s, host, interrupted };
         Ok((outcome, ended.and(flushed)))
+    }
+
+    /// Sends what is due and has the pacer wait for the next.
+    fn pump(&self, pacer: Option<&Pacer>) -> Result<(), Failure> {
+        let mut state = self.state.borrow_mut();
+        state.pump()?;
+        pacer.map_or(Ok(()), |pacer| pacer.wait_for(state.next_due()).map_err(cannot_pace))
     }
 
     /// Shows what is being done to the system, in the view of a load that runs.
@@ -340,6 +342,18 @@ impl Session {
         // Gives the close frames a moment to leave; nothing depends on it.
         drop(tokio::time::timeout(Duration::from_millis(200), self.endpoint.wait_idle()).await);
     }
+}
+
+/// A closed loop waits for answers only.
+async fn due(pacer: Option<&Pacer>) {
+    match pacer {
+        Some(pacer) => pacer.due().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn cannot_pace(error: std::io::Error) -> Failure {
+    Failure::environment(format_args!("cannot pace: {error}"))
 }
 
 /// What to look at when nobody can be connected to.

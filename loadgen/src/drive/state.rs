@@ -228,6 +228,11 @@ impl State {
         self.flush()
     }
 
+    /// When the next request is due, as an offset into the phase.
+    pub(super) fn next_due(&self) -> Option<u64> {
+        self.schedule.as_ref().and_then(Schedule::peek)
+    }
+
     fn pull_due(&mut self, now_ns: u64) {
         let elapsed_ns = now_ns.saturating_sub(self.phase_ns);
         let due = |schedule: &mut Schedule| {

@@ -13,6 +13,7 @@ use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::mpsc;
 
