@@ -7,6 +7,7 @@
 mod answer;
 #[cfg(test)]
 mod cluster_tests;
+mod events;
 mod link;
 mod multi;
 mod sites;
@@ -30,6 +31,7 @@ use crate::series::Timeline;
 use crate::socket;
 use crate::tls::{self, ALPN_GATEWAY, Credentials};
 use crate::trace::Done;
+pub(crate) use events::EventCounts;
 use link::Link;
 use state::State;
 use std::cell::RefCell;
@@ -57,6 +59,8 @@ pub(crate) struct Options {
     pub(crate) tick: Duration,
     /// Which of the plan's requests are sent here.
     pub(crate) part: Part,
+    /// Subscribe to outcome events, at every site.
+    pub(crate) events: bool,
 }
 
 impl Options {
@@ -169,7 +173,9 @@ impl Session {
             .collect();
         let state = State::new(plan, encoder, acks, links, gateway.shards, options);
         let state = Rc::new(RefCell::new(state));
-        for link in state.borrow().links() {
+        for (number, link) in state.borrow().links().iter().enumerate() {
+            // One to each site is enough: subscriptions share the events.
+            link.listens.set(options.events && number < sites.len());
             link.keep_up(&state, &endpoint, &client);
         }
         let session = Self { state, endpoint, options, seed };
@@ -322,17 +328,27 @@ impl Session {
     }
 
     /// Asks for every payment without a final answer until it has one, at most
-    /// for `bound`; returns how many are left.
+    /// for `bound`, and waits as long for the events of those that have one; returns
+    /// how many payments are left.
     pub(crate) async fn settle(&self, bound: Duration, stop: &Notify) -> Result<usize, Failure> {
         let (started, watch) = (Instant::now(), interrupt::Watch::new());
         loop {
             let open = self.payments(|known| known == Known::Open);
-            if open.is_empty() || started.elapsed() > bound || !watch.quiet() {
+            let missing = self.events().map_or(0, |events| events.missing);
+            let done = open.is_empty() && missing == 0;
+            if done || started.elapsed() > bound || !watch.quiet() {
                 return Ok(open.len());
             }
-            self.query(&open, stop).await?;
+            if !open.is_empty() {
+                self.query(&open, stop).await?;
+            }
             tokio::time::sleep(SETTLE_PAUSE).await;
         }
+    }
+
+    /// Counts of the events, when they are subscribed to.
+    pub(crate) fn events(&self) -> Option<EventCounts> {
+        self.state.borrow().event_counts()
     }
 
     /// Closes the connections.
