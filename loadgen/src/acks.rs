@@ -50,6 +50,13 @@ pub(crate) mod flag {
     pub(crate) const REQUERY: u8 = 2;
     /// No answer by the deadline: the outcome is unknown.
     pub(crate) const UNKNOWN: u8 = 4;
+    /// No answer but an outcome event: `n` is the payment, or the refund's request;
+    /// `refunded` holds the event's id and `code` its sequence.
+    pub(crate) const EVENT: u8 = 8;
+    /// The event is about a refund; about one of our own when `n` is a payment.
+    pub(crate) const REFUND: u8 = 16;
+    /// Merchant, currency or refund number of the event are not the plan's.
+    pub(crate) const ODD: u8 = 32;
 }
 
 impl Ack {

@@ -13,6 +13,9 @@ use protocol::sign::SigningKey;
 /// How long the switch may take before it answers PROCESSING: its own bound.
 const WAIT_MS: u32 = 0;
 
+/// Target of outcome events, when they are wanted: this gateway's subscription.
+const NOTIFY: &[u8] = b"subscription";
+
 /// Writes requests.
 pub(crate) struct Encoder {
     merchants: Vec<Merchant>,
@@ -124,7 +127,7 @@ fn pay<'a>(
         device_id: &[],
         client_ip: [0; 16],
         time_expire_ms: plan.params().expire_ms,
-        notify: &[],
+        notify: if plan.params().notify { NOTIFY } else { &[] },
         wait_ms: WAIT_MS,
         tags: Tags::default(),
         auth,

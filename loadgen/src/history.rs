@@ -91,6 +91,7 @@ pub(crate) fn write(args: &HistoryArgs, out: impl Write) -> Result<(), Failure> 
         conflicts_ppm: 5_000,
         bad_signatures_ppm: 0,
         hot_ppm: 0,
+        notify: false,
         zipf: 0.5,
         lag: LAG,
         merchants: (1..=args.merchants).map(|number| format!("M{number:06}")).collect(),

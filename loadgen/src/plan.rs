@@ -47,6 +47,9 @@ pub(crate) struct Params {
     /// get their shares.
     #[serde(default)]
     pub(crate) hot_ppm: u32,
+    /// Every payment asks for its outcome's event.
+    #[serde(default)]
+    pub(crate) notify: bool,
     /// Exponent of the merchants' shares.
     pub(crate) zipf: f64,
     /// Queries and refunds name payments at least this many requests back.
@@ -341,6 +344,19 @@ impl Plan {
         OutTradeNo::parse(&self.number(k)).expect("hex digits are allowed")
     }
 
+    /// The request whose number this is; `None` for another run's.
+    pub(crate) fn request_of(&self, number: &[u8]) -> Option<u64> {
+        let digits = number.strip_prefix(&self.run)?;
+        let value = |byte: &u8| match byte {
+            b'0'..=b'9' => Some(u64::from(byte - b'0')),
+            b'a'..=b'f' => Some(u64::from(byte - b'a') + 10),
+            _ => None,
+        };
+        let fits = digits.len() == NUMBER_LEN - RUN_LEN;
+        fits.then_some(())?;
+        digits.iter().try_fold(0, |n, byte| Some(n << 4 | value(byte)?))
+    }
+
     fn number(&self, n: u64) -> [u8; NUMBER_LEN] {
         let mut text = [0; NUMBER_LEN];
         text[..RUN_LEN].copy_from_slice(&self.run);
@@ -389,6 +405,7 @@ pub(crate) mod tests {
             conflicts_ppm: 10_000,
             bad_signatures_ppm: 0,
             hot_ppm: 0,
+            notify: false,
             zipf: 0.9,
             lag: 500,
             merchants: (1..=100).map(|number| format!("M{number:06}")).collect(),
@@ -399,6 +416,22 @@ pub(crate) mod tests {
     pub(crate) fn all_kinds() -> Params {
         let mix = Mix { close: 4, reverse: 2, ..params().mix };
         Params { mix, bad_signatures_ppm: 5_000, hot_ppm: 200_000, ..params() }
+    }
+
+    #[test]
+    fn a_number_leads_back_to_its_request_and_another_run_s_does_not() {
+        let plan = plan();
+        for n in [0, 1, 77_777, REQUESTS_MAX - 1] {
+            assert_eq!(plan.request_of(plan.out_trade_no(n).as_bytes()), Some(n));
+        }
+        let other = Plan::new(Params { run_id: 7, ..params() }).unwrap();
+        let number = plan.out_trade_no(5);
+        assert_eq!(other.request_of(number.as_bytes()), None);
+        for text in
+            [&number.as_bytes()[1..], &number.as_bytes()[..19], b"", b"123456789ab00000000G"]
+        {
+            assert_eq!(plan.request_of(text), None);
+        }
     }
 
     fn counts(plan: &Plan) -> [u32; 8] {

@@ -2,7 +2,7 @@
 
 use crate::acks::AckWriter;
 use crate::config::{GatewayFile, Merchant};
-use crate::drive::{DURATION_MAX, IN_FLIGHT_LIMIT, Options, Part, Phase, Session};
+use crate::drive::{DURATION_MAX, EventCounts, IN_FLIGHT_LIMIT, Options, Part, Phase, Session};
 use crate::encode::Encoder;
 use crate::exit::{self, Failure};
 use crate::goal::{Goal, parse_percent};
@@ -19,6 +19,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::Notify;
 
 const DAY_MS: u64 = 86_400_000;
+/// Longest wait for the last events: longer than the switch waits before it repeats one.
+const EVENTS_MAX: Duration = Duration::from_secs(15);
 
 /// What makes the requests; shared by the commands that send any.
 #[derive(Args, Clone, Debug)]
@@ -76,6 +78,10 @@ pub(crate) struct LoadArgs {
     /// Write every acknowledgement to a log in this directory, for the audit.
     #[arg(long)]
     pub(crate) acks: Option<PathBuf>,
+    /// Ask for the event of every outcome, subscribe to them at every site and write
+    /// those that come beside the acknowledgements; the end waits for them.
+    #[arg(long, requires = "acks")]
+    pub(crate) events: bool,
 }
 
 /// Arguments of `loadgen run`.
@@ -148,6 +154,7 @@ impl LoadArgs {
             conflicts_ppm: ppm(self.conflicts),
             bad_signatures_ppm: ppm(self.bad_signatures),
             hot_ppm: ppm(self.hot),
+            notify: self.events,
             zipf: self.zipf,
             lag: (rate / 2.0).ceil().max(1.0) as u64,
             merchants: merchants.iter().map(|merchant| merchant.id.as_str().to_owned()).collect(),
@@ -177,6 +184,7 @@ impl LoadArgs {
             pace: self.pace,
             tick: Duration::from_micros(self.tick_us),
             part: Part::ALL,
+            events: self.events,
         })
     }
 
@@ -233,6 +241,10 @@ pub(crate) async fn run(args: &RunArgs, stop: &Notify) -> Result<Report, Failure
         exit::writable(path)?;
     }
     let (phase, options) = (args.phase()?, args.load.options()?);
+    if options.events && args.workers > 1 {
+        // Subscriptions of one gateway share the events, whoever sent the payment.
+        return Err(Failure::usage("--events: with one worker only"));
+    }
     let (plan, encoder) = args.load.plan(&gateway, args.lag_rate())?;
     let acks = args.load.ack_writer(plan.params())?;
     println!(
@@ -250,11 +262,16 @@ pub(crate) async fn run(args: &RunArgs, stop: &Notify) -> Result<Report, Failure
     let origin = Origin::now();
     let started_unix = origin.started_unix;
     let pacing = phase.closed.is_none().then(|| options.pacing(&phase));
+    let mut events = None;
     let (outcome, ended) = match args.workers {
         1 => {
             let session =
                 Session::connect(&gateway, Rc::clone(&plan), encoder, acks, options).await?;
             let driven = session.drive(&phase, stop).await?;
+            if session.events().is_some() && driven.1.is_ok() {
+                session.settle(EVENTS_MAX, stop).await?;
+            }
+            events = session.events();
             session.close().await;
             driven
         }
@@ -263,6 +280,12 @@ pub(crate) async fn run(args: &RunArgs, stop: &Notify) -> Result<Report, Failure
     let report = Report::new(plan.params(), &phase, &outcome, &args.goals).paced(pacing);
     let report = report.with_story(&outcome, origin, Events::default());
     report.print();
+    if let Some(EventCounts { received, others, malformed, missing }) = events {
+        println!(
+            "events    {received} received, {missing} told outcomes without one, {others} of other runs, \
+             {malformed} malformed"
+        );
+    }
     // What cannot be written does not keep the rest from being.
     let json = args.json.as_ref().map_or(Ok(()), |path| report.write(path));
     let page = args.report.as_ref().map_or(Ok(()), |path| report::write_page(&report, path));

@@ -1,8 +1,10 @@
 //! `loadgen search`: the highest rate that keeps the goals.
 //!
 //! The search is a pure state machine: it asks for a rate, is told whether the
-//! goals were kept, and ends with the highest confirmed rate. Runs and
-//! connections are outside of it. Tested against made-up switches.
+//! goals were kept, and ends with the highest confirmed rate. A run in which the
+//! generator was the bottleneck says nothing about the switch: it is repeated once,
+//! and when it is so again the search ends without a result. Runs and connections
+//! are outside of it. Tested against made-up switches.
 
 use crate::config::GatewayFile;
 use crate::drive::{Phase, Session};
@@ -66,6 +68,25 @@ pub(crate) enum Want {
     Found(f64),
     /// Not even the slowest rate keeps the goals, or the tries are used up.
     NotFound,
+    /// At this rate the generator was the bottleneck, twice: what the switch can do
+    /// is not known.
+    Limited {
+        /// The rate.
+        rate: f64,
+        /// The highest one that kept the goals, unconfirmed.
+        good: Option<f64>,
+    },
+}
+
+/// What a run says about its rate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// The goals were kept.
+    Kept,
+    /// They were not.
+    Missed,
+    /// The generator was the bottleneck.
+    Generator,
 }
 
 /// The search.
@@ -77,6 +98,8 @@ pub(crate) struct Search {
     trying: f64,
     confirming: u32,
     tries: u32,
+    /// The last run said nothing: this one repeats it.
+    again: bool,
     ended: Option<Want>,
 }
 
@@ -84,7 +107,8 @@ impl Search {
     /// Starts at a rate, never above `max`.
     pub(crate) fn new(start: f64, max: f64) -> Self {
         let trying = start.clamp(RATE_MIN, max);
-        Self { good: None, bad: None, max, trying, confirming: 0, tries: 0, ended: None }
+        let (confirming, tries, again) = (0, 0, false);
+        Self { good: None, bad: None, max, trying, confirming, tries, again, ended: None }
     }
 
     /// What to do next.
@@ -98,8 +122,16 @@ impl Search {
     }
 
     /// Takes the result of the rate that was wanted.
-    pub(crate) fn tell(&mut self, kept: bool) {
+    pub(crate) fn tell(&mut self, verdict: Verdict) {
         self.tries += 1;
+        let kept = verdict == Verdict::Kept;
+        if verdict == Verdict::Generator {
+            if std::mem::replace(&mut self.again, true) {
+                self.ended = Some(Want::Limited { rate: self.trying, good: self.good });
+            }
+            return;
+        }
+        self.again = false;
         if self.confirming > 0 {
             self.tell_confirmation(kept);
         } else {
@@ -147,7 +179,7 @@ impl Search {
     }
 }
 
-/// Why a step was missed through no fault of the switch.
+/// What is said of a run in which the switch was not the bottleneck.
 const GENERATOR: &str = "generator";
 
 /// One step of the table.
@@ -170,6 +202,8 @@ struct Findings {
     goals: Vec<String>,
     /// Highest confirmed rate; `null` when there is none.
     rate: Option<f64>,
+    /// The generator was the bottleneck, so that there is none.
+    generator_limited: bool,
     steps: Vec<Step>,
 }
 
@@ -244,8 +278,7 @@ pub(crate) async fn run(args: &SearchArgs, stop: &Notify) -> Result<(), Failure>
     let found = loop {
         let rate = match search.want() {
             Want::Try(rate) => rate,
-            Want::Found(rate) => break Some(rate),
-            Want::NotFound => break None,
+            end => break end,
         };
         let phase = Phase {
             arrival: Arrival::Constant,
@@ -260,58 +293,72 @@ pub(crate) async fn run(args: &SearchArgs, stop: &Notify) -> Result<(), Failure>
         if driven.is_err() || outcome.interrupted {
             // The rates tried so far are worth telling.
             ended = driven.and(Err(Failure::new(Exit::Invalid, "stopped before the end")));
-            break None;
+            break Want::NotFound;
         }
         let report = Report::new(plan.params(), &phase, &outcome, &args.goals);
-        let (kept, reason) = judge(&report);
-        let confirmation = search.confirming();
-        print_step(&report, kept, confirmation, &reason);
+        let (verdict, reason) = judge(&report);
+        let (kept, confirmation) = (verdict == Verdict::Kept, search.confirming());
+        print_step(&report, verdict, confirmation, &reason);
         steps.push(Step { rate, kept, confirmation, reason, report });
-        search.tell(kept);
+        search.tell(verdict);
     };
     session.close().await;
     let goals: Vec<String> = args.goals.iter().map(ToString::to_string).collect();
     let (version, seed) = (env!("CARGO_PKG_VERSION"), args.load.seed);
-    let result = Findings { origin, version, seed, goals, rate: found, steps };
+    let rate = if let Want::Found(rate) = found { Some(rate) } else { None };
+    let generator_limited = matches!(found, Want::Limited { .. });
+    let result = Findings { origin, version, seed, goals, rate, generator_limited, steps };
     result.print_curve();
     let json = args.json.as_ref().map_or(Ok(()), |path| result.write(path));
     let page = args.report.as_ref().map_or(Ok(()), |path| report::write_page(&result, path));
     ended.and(json).and(page)?;
-    let own = result.steps.iter().filter(|step| step.reason == GENERATOR).count();
-    if own > 0 {
-        println!(
-            "\nThe generator was the bottleneck in {own} of {} runs: they bound the rate from above, the \
-             switch did not.",
-            result.steps.len()
-        );
-    }
     let goals = result.goals.join(", ");
+    if let Want::Found(rate) = found {
+        println!("\n{rate:.0} requests/s keep {goals} ({CONFIRMATIONS} confirmations)");
+    }
+    conclusion(found, &goals)
+}
+
+/// How the search ends.
+fn conclusion(found: Want, goals: &str) -> Result<(), Failure> {
     match found {
-        Some(rate) => {
-            println!("\n{rate:.0} requests/s keep {goals} ({CONFIRMATIONS} confirmations)");
-            Ok(())
+        Want::Found(_) => Ok(()),
+        Want::NotFound | Want::Try(_) => {
+            Err(Failure::new(Exit::Missed, format_args!("no rate keeps {goals}")))
         }
-        None => Err(Failure::new(Exit::Missed, format_args!("no rate keeps {goals}"))),
+        Want::Limited { rate, good } => {
+            let known = good.map_or_else(
+                || "no lower rate was tried".to_owned(),
+                |good| format!("{good:.0}/s kept {goals}"),
+            );
+            let text = format_args!(
+                "the generator is the limit: at {rate:.0}/s it was the bottleneck twice, not the switch; \
+                 {known}. Give it CPUs of its own, or search below with --max"
+            );
+            Err(Failure::new(Exit::Invalid, text))
+        }
     }
 }
 
-fn judge(report: &Report) -> (bool, String) {
+fn judge(report: &Report) -> (Verdict, String) {
     let (ok, refused, unanswered, not_sent) = report.counts();
     let bad = refused + unanswered + not_sent;
-    if !report.is_valid() {
-        (false, GENERATOR.to_owned())
+    if ok == 0 {
+        (Verdict::Missed, "nothing answered as asked".to_owned())
+    } else if !report.is_valid() {
+        (Verdict::Generator, GENERATOR.to_owned())
     } else if report.rate_share() < RATE_SHARE_MIN {
-        (false, format!("rate {:.1} %", report.rate_share() * 100.0))
+        (Verdict::Missed, format!("rate {:.1} %", report.rate_share() * 100.0))
     } else if bad as f64 > (ok + bad) as f64 * (1.0 - RATE_SHARE_MIN) {
-        (false, format!("{bad} errors"))
+        (Verdict::Missed, format!("{bad} errors"))
     } else if report.goals_met() {
-        (true, String::new())
+        (Verdict::Kept, String::new())
     } else {
-        (false, "goal".to_owned())
+        (Verdict::Missed, "goal".to_owned())
     }
 }
 
-fn print_step(report: &Report, kept: bool, confirmation: bool, reason: &str) {
+fn print_step(report: &Report, verdict: Verdict, confirmation: bool, reason: &str) {
     let (p50, p99) = report.p50_p99_us();
     let (_, refused, _, not_sent) = report.counts();
     println!(
@@ -320,8 +367,12 @@ fn print_step(report: &Report, kept: bool, confirmation: bool, reason: &str) {
         report.achieved_rate,
         ms(p50),
         ms(p99),
-        if kept { "kept" } else { "missed: " },
-        if kept && confirmation { " (confirmation)" } else { reason },
+        match verdict {
+            Verdict::Kept => "kept",
+            Verdict::Missed => "missed: ",
+            Verdict::Generator => "says nothing, the bottleneck was the ",
+        },
+        if verdict == Verdict::Kept && confirmation { " (confirmation)" } else { reason },
     );
 }
 
@@ -336,7 +387,8 @@ mod tests {
             match search.want() {
                 Want::Try(rate) => {
                     assert!((RATE_MIN..=1e6).contains(&rate), "{rate}");
-                    search.tell(keeps(rate, tries));
+                    let kept = keeps(rate, tries);
+                    search.tell(if kept { Verdict::Kept } else { Verdict::Missed });
                 }
                 end => return (end, tries),
             }
@@ -379,5 +431,40 @@ mod tests {
     fn a_noisy_switch_does_not_keep_the_search_for_ever() {
         let (end, tries) = search(5_000.0, |_, tries| tries % 2 == 0);
         assert!(tries <= TRIES_MAX, "{end:?}");
+    }
+
+    /// Searches an endless switch with a generator that is the bottleneck as `limited` says.
+    fn generator(start: f64, mut limited: impl FnMut(f64, u32) -> bool) -> (Want, Vec<f64>) {
+        let (mut search, mut rates) = (Search::new(start, 1e6), Vec::new());
+        while let Want::Try(rate) = search.want() {
+            rates.push(rate);
+            let own = limited(rate, rates.len() as u32);
+            search.tell(if own { Verdict::Generator } else { Verdict::Kept });
+            assert!(rates.len() <= TRIES_MAX as usize);
+        }
+        (search.want(), rates)
+    }
+
+    #[test]
+    fn a_rate_at_which_the_generator_was_the_bottleneck_is_tried_once_more() {
+        let (end, rates) = generator(500_000.0, |_, run| run == 2 || run == 4);
+        assert_eq!(end, Want::Found(1e6));
+        // 750,000 and 1,000,000 twice, and the confirmations.
+        assert_eq!((rates[1], rates[3]), (rates[2], rates[4]));
+        assert_eq!(rates.len(), 5 + CONFIRMATIONS as usize);
+    }
+
+    #[test]
+    fn a_generator_that_is_the_limit_ends_the_search_and_says_so() {
+        let (end, rates) = generator(500_000.0, |rate, _| rate > 600_000.0);
+        assert_eq!(end, Want::Limited { rate: 750_000.0, good: Some(500_000.0) });
+        assert_eq!(rates.len(), 3);
+        let failure = conclusion(end, "p99=10ms").unwrap_err();
+        assert_eq!(failure.exit, Exit::Invalid);
+        assert!(failure.message.starts_with("the generator is the limit"), "{}", failure.message);
+        let (end, _) = generator(5_000.0, |_, _| true);
+        assert_eq!(end, Want::Limited { rate: 5_000.0, good: None });
+        assert_eq!(conclusion(Want::NotFound, "").unwrap_err().exit, Exit::Missed);
+        assert_eq!(conclusion(Want::Found(1.0), ""), Ok(()));
     }
 }

@@ -594,4 +594,124 @@ mod tests {
         timeline.until(250 * MS);
         assert_eq!(timeline.columns().sent.len(), 3);
     }
+
+    /// A worker's timeline: answers by (planned, answered) in milliseconds.
+    fn timeline(answers: &[(u64, u64)]) -> Timeline {
+        let mut series = Series::new(START);
+        for (planned, answered) in answers {
+            series.pulled(at(*planned), at(*planned));
+            series.sent(at(*planned));
+            series.ok(at(*planned), at(*answered), 1);
+        }
+        series.finish()
+    }
+
+    #[test]
+    fn workers_add_up_interval_by_interval_at_its_boundaries() {
+        // The last and the first moment of an interval, in one worker each.
+        let mut all = timeline(&[(99, 100), (200, 299)]);
+        all.add(timeline(&[(100, 199), (299, 300), (450, 460)]));
+        let columns = all.columns();
+        assert_eq!(columns.interval_ms, 100);
+        assert_eq!(columns.planned, [1, 1, 2, 0, 1]);
+        assert_eq!(columns.ok, [0, 2, 1, 1, 1]);
+        // A percentile is that of both together.
+        let (p50, max) = (columns.p50_us[2].unwrap(), columns.max_us[2].unwrap());
+        assert!((1_000..=1_010).contains(&p50), "{p50}");
+        assert!((99_000..=99_999).contains(&max), "{max}");
+        assert_eq!((columns.p50_us[3], columns.planned.iter().sum::<u32>()), (None, 5));
+    }
+
+    #[test]
+    fn the_sum_does_not_depend_on_the_order_of_workers_or_answers() {
+        let (one, other) = ([(10, 250), (20, 30), (240, 260)], [(5, 6), (110, 390), (330, 340)]);
+        let (mut forth, mut back) = (timeline(&one), timeline(&other));
+        forth.add(timeline(&other));
+        back.add(timeline(&one));
+        let mut answers = [one, other].concat();
+        // As answers come: by no order of the plan.
+        answers.sort_unstable_by_key(|(planned, answered)| (planned % 7, *answered));
+        let together = timeline(&answers);
+        for sum in [forth, back] {
+            let (sum, whole) = (sum.columns(), together.columns());
+            assert_eq!(
+                (&sum.planned, &sum.sent, &sum.ok),
+                (&whole.planned, &whole.sent, &whole.ok)
+            );
+            assert_eq!((&sum.p50_us, &sum.max_us), (&whole.p50_us, &whole.max_us));
+            assert_eq!(sum.by_site, whole.by_site);
+        }
+    }
+
+    #[test]
+    fn a_worker_without_answers_leaves_the_figures_and_counts_its_failures() {
+        let answers = [(10, 20), (310, 320)];
+        let mut all = timeline(&answers);
+        let before = all.columns();
+        // Nothing at all, not even an interval.
+        all.add(Timeline::default());
+        all.add(Series::new(START).finish());
+        assert_eq!((all.columns().ok, all.columns().max_us), (before.ok, before.max_us));
+        let mut empty = Timeline::default();
+        empty.add(timeline(&answers));
+        assert_eq!(empty.columns().ok, all.columns().ok);
+        // Everything failed over the whole time and longer.
+        let mut gap = Series::new(START);
+        for ms in (0..500).step_by(50) {
+            gap.pulled(at(ms), at(ms));
+            gap.failed(at(ms), "UNANSWERED");
+            gap.never(at(ms));
+        }
+        gap.look(at(10), 4, 2);
+        all.add(gap.finish());
+        let columns = all.columns();
+        assert_eq!(columns.planned, [3, 2, 2, 3, 2]);
+        assert_eq!((columns.ok, columns.never), (vec![1, 0, 0, 1, 0], vec![2; 5]));
+        assert_eq!(columns.failed["UNANSWERED"], [2; 5]);
+        // The only answer is the first of three, the median is none.
+        assert_eq!((columns.p50_us, columns.max_us), (vec![None; 5], vec![None; 5]));
+        assert_eq!((columns.in_flight[0], columns.waiting[0]), (4, 2));
+    }
+
+    #[test]
+    fn workers_of_different_intervals_meet_at_the_longer_one() {
+        let long = || {
+            let mut series = Series::new(START);
+            // Beyond the points of the shortest interval: doubled once.
+            series.ok(at(50), at(60), 2);
+            series.ok(at(POINTS_MAX as u64 * 100 + 50), at(POINTS_MAX as u64 * 100 + 60), 2);
+            series.finish()
+        };
+        let short = || timeline(&[(10, 20), (110, 120), (210, 220)]);
+        let (mut forth, mut back) = (long(), short());
+        forth.add(short());
+        back.add(long());
+        for sum in [forth, back] {
+            assert_eq!(sum.interval_ns(), 2 * INTERVAL_NS);
+            let columns = sum.columns();
+            assert_eq!((columns.ok[0], columns.ok[1]), (3, 1));
+            assert_eq!(columns.ok.iter().sum::<u32>(), 5);
+            assert_eq!((columns.by_site["1"][0], columns.by_site["2"][0]), (2, 1));
+        }
+    }
+
+    #[test]
+    fn names_of_workers_are_matched_and_too_many_are_taken_together() {
+        let of = |sites: std::ops::Range<u8>, cause| {
+            let mut series = Series::new(START);
+            sites.for_each(|site| series.ok(at(1), at(2), site));
+            series.failed(at(1), cause);
+            series.finish()
+        };
+        let mut all = of(1..4, "NO_LEADER");
+        all.add(of(3..5, "OVERLOADED"));
+        let columns = all.columns();
+        assert_eq!((columns.by_site["3"][0], columns.by_site["4"][0]), (2, 1));
+        assert_eq!((columns.failed["NO_LEADER"][0], columns.failed["OVERLOADED"][0]), (1, 1));
+        all.add(of(10..30, "NO_LEADER"));
+        let columns = all.columns();
+        assert_eq!(columns.by_site.len(), KINDS_MAX);
+        assert_eq!(columns.by_site.values().flatten().sum::<u32>(), 25);
+        assert_eq!(columns.failed["NO_LEADER"], [2]);
+    }
 }

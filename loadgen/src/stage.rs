@@ -151,6 +151,7 @@ impl Stage {
             pace: Pace::Tick,
             tick: TICK,
             part: Part::ALL,
+            events: true,
         };
         let encoder = Encoder::new(merchants);
         let session =
@@ -406,6 +407,7 @@ fn params(seed: u64, rate: f64, merchants: Vec<String>) -> Params {
         conflicts_ppm: 10_000,
         bad_signatures_ppm: 0,
         hot_ppm: 0,
+        notify: true,
         zipf: 0.5,
         lag: (rate / 2.0).ceil() as u64,
         merchants,

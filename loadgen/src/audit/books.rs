@@ -6,6 +6,7 @@
 //! log first, then the ledger, then the acknowledgements (`told`), then `finish`.
 //! Tested with doctored histories for every rule, and clean ones.
 
+use super::events::Noticed;
 use super::limits::Merchants;
 use super::log::{Ending, Fact, Line};
 use super::table::{ATTEMPTS_MAX, Attempt, Charge, Payment, State, Table};
@@ -17,7 +18,7 @@ use protocol::id::{MchId, OutTradeNo};
 use std::collections::HashMap;
 
 /// Ordinals from here on are refunds of our own.
-const REVERSAL_ORDINAL: u8 = 100;
+pub(super) const REVERSAL_ORDINAL: u8 = 100;
 /// Ordinals above this are refunds of orphan charges.
 const ORPHAN_ORDINAL: u8 = 110;
 /// Clocks of log and channel may differ by this.
@@ -64,6 +65,8 @@ pub(crate) struct Checked {
     pub(crate) ledger_entries: u64,
     /// Acknowledgements.
     pub(crate) acks: u64,
+    /// Outcome events that gateways got, repeated ones included.
+    pub(crate) events: u64,
     /// Requests whose answer never came.
     pub(crate) unknown: u64,
     /// Refunds in the log.
@@ -105,6 +108,8 @@ pub(crate) struct Books {
     /// Refunds of a run, by the merchant's number.
     pub(super) refund_requests: HashMap<Vec<u8>, (u32, u8)>,
     pub(super) totals: HashMap<u32, Totals>,
+    /// Events that gateways got.
+    pub(super) events: Vec<Noticed>,
     merchants: Merchants,
     last: HashMap<u16, Place>,
     pub(super) checked: Checked,
@@ -120,6 +125,7 @@ impl Books {
             refunds: HashMap::new(),
             refund_requests: HashMap::new(),
             totals: HashMap::new(),
+            events: Vec::new(),
             merchants: Merchants::default(),
             last: HashMap::new(),
             checked: Checked::default(),
@@ -556,6 +562,7 @@ impl Books {
                 open.push((9, *at, detail));
             }
         }
+        self.finish_events(settled);
         open.sort();
         for (invariant, at, detail) in open {
             self.about(invariant, at, detail);

@@ -8,6 +8,7 @@ mod ahead;
 mod books;
 #[cfg(test)]
 mod books_tests;
+mod events;
 mod limits;
 mod log;
 mod merge;
@@ -130,13 +131,14 @@ impl Audit {
         let checked = &self.checked;
         println!(
             "audit     {} payments, {} refunds, {} log records, {} channel bookings, {} \
-             acknowledgements ({} unknown): {}",
+             acknowledgements ({} unknown), {} events: {}",
             checked.payments,
             checked.refunds,
             checked.records,
             checked.ledger_entries,
             checked.acks,
             checked.unknown,
+            checked.events,
             match self.violation_count {
                 0 => "clean".to_owned(),
                 count => format!("{count} VIOLATIONS"),
@@ -383,7 +385,9 @@ async fn requery(config: &Path, dir: &Path, stop: &Notify) -> Result<(), Failure
         let mut payments: Vec<u64> = Vec::new();
         log.each(|ack| {
             let k = run.plan.target(ack.n);
-            if ack.flags & acks::flag::REQUERY == 0 && run.plan.op(k) == Op::Pay {
+            if ack.flags & (acks::flag::REQUERY | acks::flag::EVENT) == 0
+                && run.plan.op(k) == Op::Pay
+            {
                 payments.push(k);
             }
         })?;
@@ -398,6 +402,7 @@ async fn requery(config: &Path, dir: &Path, stop: &Notify) -> Result<(), Failure
             pace: Pace::Tick,
             tick: TICK,
             part: Part::ALL,
+            events: false,
         };
         let (plan, encoder) = (Rc::new(run.plan), Encoder::new(merchants));
         let session = Session::connect(&gateway, plan, encoder, Some(writer), options).await?;

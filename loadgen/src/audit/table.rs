@@ -107,6 +107,8 @@ pub(super) struct Payment {
     pub(super) cancelled: bool,
     /// The last attempt ended and another was announced.
     pub(super) goes_on: bool,
+    /// It asked for its outcome's event, and the gateway listened.
+    pub(super) event_wanted: bool,
 }
 
 impl Payment {

@@ -86,9 +86,14 @@ fn from_acks(
         let start_us = run.plan.params().run_id * 1_000;
         log.each(|ack| {
             let requery = ack.flags & acks::flag::REQUERY != 0;
+            let event = ack.flags & acks::flag::EVENT != 0;
             let k = if requery { ack.n } else { run.plan.target(ack.n) };
             if let Some(lines) = wanted.get_mut(&run.digest(k)) {
-                let op = if requery { "requery" } else { run.plan.op(ack.n).name() };
+                let op = match (event, requery) {
+                    (true, _) => "event",
+                    (_, true) => "requery",
+                    _ => run.plan.op(ack.n).name(),
+                };
                 lines.push((start_us + ack.at_us, format!("gateway  {op} {ack:?}")));
             }
         })?;

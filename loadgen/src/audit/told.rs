@@ -40,9 +40,9 @@ impl Run {
 
 /// An acknowledgement, and what it is about.
 pub(super) struct Told {
-    ack: Ack,
+    pub(super) ack: Ack,
     op: Op,
-    k: u64,
+    pub(super) k: u64,
     /// Of the payment.
     pub(super) digest: [u8; 16],
 }
@@ -68,12 +68,16 @@ impl Books {
 
     /// As [`Self::ack`], of an acknowledgement whose payment was looked up.
     pub(super) fn told(&mut self, run: &Run, told: &Told) {
+        if told.ack.flags & flag::EVENT != 0 {
+            return self.event(run, told);
+        }
         let Told { ack, op, k, digest } = told;
         let (op, k, digest) = (*op, *k, *digest);
         self.checked.acks += 1;
         let found = self.table.find(&digest);
         if let Some(at) = found.filter(|_| !matches!(op, Op::Conflict | Op::BadSignature)) {
             self.judge_content(at, run, k);
+            self.table.get_mut(at).event_wanted |= run.plan.params().notify;
         }
         if ack.flags & flag::UNKNOWN != 0 {
             self.checked.unknown += 1;

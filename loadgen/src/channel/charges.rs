@@ -1,12 +1,12 @@
 //! Where the charges are kept: rows in the order they came, and a table that
 //! leads to them.
 //!
-//! Made for millions: a look-up of a new number touches eight bytes, not a
-//! row, rows never move, and growing stops the channel for microseconds only.
-//! Never knows what a charge means. Tested beside the code.
+//! Made for millions: a new number is looked up and put in its place on one line
+//! of memory, which is asked for ahead; rows never move, and growing stops the
+//! channel for microseconds only. Never knows what a charge means. Tested beside
+//! the code.
 
 use super::number::Number;
-use hashbrown::HashTable;
 use protocol::channel::ChannelStatus;
 
 /// What became of a charge number.
@@ -27,27 +27,75 @@ pub(super) struct Charge {
 }
 
 /// Half of a number's hash and the row.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct Place {
     tag: u32,
+    /// From 1; 0: nothing is here.
     row: u32,
+}
+
+/// Places by tag, open addressing in steps of one: the next place is mostly on the
+/// same line of memory.
+#[derive(Default)]
+struct Places {
+    /// None, or a power of two, at most two thirds taken.
+    places: Vec<Place>,
+    taken: usize,
+}
+
+impl Places {
+    /// The row with this tag that `is_it`, from 0.
+    fn find(&self, tag: u32, is_it: impl Fn(usize) -> bool) -> Option<usize> {
+        let mask = self.places.len().checked_sub(1)?;
+        let mut at = home(tag) & mask;
+        loop {
+            let place = self.places[at];
+            let row = (place.row as usize).checked_sub(1)?;
+            if place.tag == tag && is_it(row) {
+                return Some(row);
+            }
+            at = (at + 1) & mask;
+        }
+    }
+
+    fn insert(&mut self, tag: u32, row: u32) {
+        if self.places.len() * 2 < (self.taken + 1) * 3 {
+            let wider = vec![Place::default(); (self.places.len() * 2).max(PLACES_MIN)];
+            let places = std::mem::replace(&mut self.places, wider);
+            places.into_iter().filter(|place| place.row > 0).for_each(|place| self.put(place));
+        }
+        self.taken += 1;
+        self.put(Place { tag, row: row + 1 });
+    }
+
+    /// There is room.
+    fn put(&mut self, place: Place) {
+        let mask = self.places.len() - 1;
+        let mut at = home(place.tag) & mask;
+        while self.places[at].row > 0 {
+            at = (at + 1) & mask;
+        }
+        self.places[at] = place;
+    }
 }
 
 /// Tables are split so that growing one never stops the channel noticeably, and
 /// few enough that their heads stay in the cache.
 const TABLES: usize = 256;
 const ROWS: usize = 1 << 14;
+/// Smallest table.
+const PLACES_MIN: usize = 16;
 
 /// All charges by number.
 pub(super) struct Charges {
-    tables: Vec<HashTable<Place>>,
+    tables: Vec<Places>,
     rows: Vec<Vec<(Number, Charge)>>,
 }
 
 impl Charges {
     /// None.
     pub(super) fn new() -> Self {
-        Self { tables: (0..TABLES).map(|_| HashTable::new()).collect(), rows: Vec::new() }
+        Self { tables: (0..TABLES).map(|_| Places::default()).collect(), rows: Vec::new() }
     }
 
     /// How many.
@@ -74,25 +122,18 @@ impl Charges {
         if let Some(last) = self.rows.last_mut() {
             last.push((number, charge));
         }
-        let tag = number.tag();
-        let table = &mut self.tables[number.spread() as usize % TABLES];
-        table.insert_unique(spread(tag), Place { tag, row }, |place| spread(place.tag));
+        self.tables[number.spread() as usize % TABLES].insert(number.tag(), row);
     }
 
     fn row(&self, number: &Number) -> Option<usize> {
-        let tag = number.tag();
         let table = &self.tables[number.spread() as usize % TABLES];
-        let is_it = |place: &Place| {
-            let row = place.row as usize;
-            place.tag == tag && self.rows[row / ROWS][row % ROWS].0 == *number
-        };
-        table.find(spread(tag), is_it).map(|place| place.row as usize)
+        table.find(number.tag(), |row| self.rows[row / ROWS][row % ROWS].0 == *number)
     }
 }
 
-/// A tag over all 64 bits: the table uses the highest and the lowest.
-fn spread(tag: u32) -> u64 {
-    u64::from(tag).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+/// Where the search for a tag begins, before it is cut to the table's size.
+fn home(tag: u32) -> usize {
+    (u64::from(tag).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize
 }
 
 #[cfg(test)]

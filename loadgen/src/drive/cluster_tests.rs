@@ -11,6 +11,7 @@ use protocol::id::ShortText;
 use protocol::message::{GoAway, Hello, Leader, Leaders, OrderReply, Pay, kind};
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 

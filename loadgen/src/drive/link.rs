@@ -3,6 +3,7 @@
 //!
 //! Moves bytes only; what is sent again after a loss is the state's decision.
 
+use super::events;
 use super::state::State;
 use crate::config::SiteEntry;
 use crate::tls;
@@ -41,6 +42,8 @@ pub(super) struct Link {
     address: SocketAddr,
     server_name: String,
     up: Cell<bool>,
+    /// Whether outcome events are subscribed to here.
+    pub(super) listens: Cell<bool>,
     /// Whether nothing is heard of it at present, though it was asked.
     pub(super) quiet: Cell<bool>,
     /// Most requests in flight, as the HELLO says.
@@ -68,6 +71,7 @@ impl Link {
             address: site.address,
             server_name: site.server_name.clone(),
             up: Cell::new(false),
+            listens: Cell::new(false),
             quiet: Cell::new(false),
             window: Cell::new(0),
             in_flight: Cell::new(0),
@@ -180,6 +184,9 @@ impl Link {
             tokio::task::spawn_local(async move { link.write(stream, send, &connection).await });
             let (link, state, quic) = (Rc::clone(self), state.clone(), quic.clone());
             tokio::task::spawn_local(async move { link.read(&state, recv, &quic).await });
+        }
+        if self.listens.get() {
+            tokio::task::spawn_local(events::listen(state.clone(), quic.clone()));
         }
         *self.quic.borrow_mut() = Some(quic.clone());
         self.up.set(true);

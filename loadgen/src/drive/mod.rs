@@ -1,13 +1,13 @@
 //! Drives the load: connections to the sites, a table of requests in flight,
 //! and the loop that sends what is due and takes what is answered.
 //!
-//! One thread does it all (a current-thread runtime); the pacer's thread only
-//! wakes it. `state` decides, `link` moves bytes, `slots` remembers. Never
-//! judges the figures. Tested against in-process servers over loopback.
+//! One thread does it all (a current-thread runtime); the pacer wakes it. `state`
+//! decides, `link` moves bytes, `slots` remembers. Never judges the figures. Tested against in-process servers over loopback.
 
 mod answer;
 #[cfg(test)]
 mod cluster_tests;
+mod events;
 mod link;
 mod multi;
 mod sites;
@@ -31,11 +31,11 @@ use crate::series::Timeline;
 use crate::socket;
 use crate::tls::{self, ALPN_GATEWAY, Credentials};
 use crate::trace::Done;
+pub(crate) use events::EventCounts;
 use link::Link;
 use state::State;
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
@@ -59,12 +59,15 @@ pub(crate) struct Options {
     pub(crate) tick: Duration,
     /// Which of the plan's requests are sent here.
     pub(crate) part: Part,
+    /// Subscribe to outcome events, at every site.
+    pub(crate) events: bool,
 }
 
 impl Options {
     /// How a phase is paced.
     pub(crate) fn pacing(&self, phase: &Phase) -> Pacing {
-        Pacing { pace: self.pace, tick: self.tick, watch_from: phase.warmup }
+        let (watch_from, watch_until) = (phase.warmup, phase.duration);
+        Pacing { pace: self.pace, tick: self.tick, watch_from, watch_until }
     }
 }
 
@@ -142,7 +145,6 @@ pub(crate) struct Session {
     state: Rc<RefCell<State>>,
     endpoint: quinn::Endpoint,
     options: Options,
-    wake: Arc<Notify>,
     seed: u64,
 }
 
@@ -171,10 +173,12 @@ impl Session {
             .collect();
         let state = State::new(plan, encoder, acks, links, gateway.shards, options);
         let state = Rc::new(RefCell::new(state));
-        for link in state.borrow().links() {
+        for (number, link) in state.borrow().links().iter().enumerate() {
+            // One to each site is enough: subscriptions share the events.
+            link.listens.set(options.events && number < sites.len());
             link.keep_up(&state, &endpoint, &client);
         }
-        let session = Self { state, endpoint, options, wake: Arc::new(Notify::new()), seed };
+        let session = Self { state, endpoint, options, seed };
         interrupt::unless_told("start-up", session.wait_connected()).await?;
         Ok(session)
     }
@@ -221,16 +225,13 @@ impl Session {
         let cpu_before = cpu_seconds();
         let start = Instant::now();
         let schedule = Schedule::new(phase.arrival.clone(), phase.rate, phase.duration, self.seed);
-        self.state.borrow_mut().begin(phase, schedule.clone(), start);
         let pacer = match phase.closed {
             Some(_) => None,
             None => Some(
-                Pacer::start(schedule, start, self.options.pacing(phase), Arc::clone(&self.wake))
-                    .map_err(|error| {
-                    Failure::environment(format_args!("cannot start a thread: {error}"))
-                })?,
+                Pacer::start(&schedule, start, self.options.pacing(phase)).map_err(cannot_pace)?,
             ),
         };
+        self.state.borrow_mut().begin(phase, schedule, start);
         let mut ended = self.state.borrow_mut().pump();
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
         housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -240,7 +241,7 @@ impl Session {
         while ended.is_ok() {
             tokio::select! {
                 biased;
-                () = self.wake.notified() => ended = self.state.borrow_mut().pump(),
+                () = due(pacer.as_ref()) => ended = self.pump(pacer.as_ref()),
                 () = stop.notified() => {
                     self.state.borrow_mut().stop();
                     // Told again: what is still open stays so.
@@ -286,6 +287,13 @@ impl Session {
         Ok((outcome, ended.and(flushed)))
     }
 
+    /// Sends what is due and has the pacer wait for the next.
+    fn pump(&self, pacer: Option<&Pacer>) -> Result<(), Failure> {
+        let mut state = self.state.borrow_mut();
+        state.pump()?;
+        pacer.map_or(Ok(()), |pacer| pacer.wait_for(state.next_due()).map_err(cannot_pace))
+    }
+
     /// Shows what is being done to the system, in the view of a load that runs.
     pub(crate) fn note(&self, text: String) {
         self.state.borrow_mut().note(text);
@@ -320,17 +328,27 @@ impl Session {
     }
 
     /// Asks for every payment without a final answer until it has one, at most
-    /// for `bound`; returns how many are left.
+    /// for `bound`, and waits as long for the events of those that have one; returns
+    /// how many payments are left.
     pub(crate) async fn settle(&self, bound: Duration, stop: &Notify) -> Result<usize, Failure> {
         let (started, watch) = (Instant::now(), interrupt::Watch::new());
         loop {
             let open = self.payments(|known| known == Known::Open);
-            if open.is_empty() || started.elapsed() > bound || !watch.quiet() {
+            let missing = self.events().map_or(0, |events| events.missing);
+            let done = open.is_empty() && missing == 0;
+            if done || started.elapsed() > bound || !watch.quiet() {
                 return Ok(open.len());
             }
-            self.query(&open, stop).await?;
+            if !open.is_empty() {
+                self.query(&open, stop).await?;
+            }
             tokio::time::sleep(SETTLE_PAUSE).await;
         }
+    }
+
+    /// Counts of the events, when they are subscribed to.
+    pub(crate) fn events(&self) -> Option<EventCounts> {
+        self.state.borrow().event_counts()
     }
 
     /// Closes the connections.
@@ -340,6 +358,18 @@ impl Session {
         // Gives the close frames a moment to leave; nothing depends on it.
         drop(tokio::time::timeout(Duration::from_millis(200), self.endpoint.wait_idle()).await);
     }
+}
+
+/// A closed loop waits for answers only.
+async fn due(pacer: Option<&Pacer>) {
+    match pacer {
+        Some(pacer) => pacer.due().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn cannot_pace(error: std::io::Error) -> Failure {
+    Failure::environment(format_args!("cannot pace: {error}"))
 }
 
 /// What to look at when nobody can be connected to.

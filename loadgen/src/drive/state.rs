@@ -5,6 +5,7 @@
 //! beyond it a planned request is shed and counted, never queued.
 
 use super::answer::{Answer, Arrived, decode};
+use super::events::Events;
 use super::link::Link;
 use super::sites::Sites;
 use super::slots::{NO_LINK, Slot, Slots, correlation, uncorrelate};
@@ -48,9 +49,11 @@ pub(crate) enum Known {
 
 /// The driver's state.
 pub(super) struct State {
-    plan: Rc<Plan>,
-    encoder: Encoder,
-    acks: Option<AckWriter>,
+    pub(super) plan: Rc<Plan>,
+    pub(super) encoder: Encoder,
+    pub(super) acks: Option<AckWriter>,
+    /// Outcome events, when they are wanted.
+    pub(super) events: Option<Events>,
     pub(super) links: Vec<Rc<Link>>,
     /// What is known beyond the requests when links lead to several sites; with
     /// one there is nothing to choose.
@@ -62,7 +65,7 @@ pub(super) struct State {
     base_ms: u64,
     pub(super) slots: Slots,
     known: Vec<Known>,
-    next_n: u64,
+    pub(super) next_n: u64,
     schedule: Option<Schedule>,
     phase_ns: u64,
     closed: Option<usize>,
@@ -100,6 +103,7 @@ impl State {
             plan,
             encoder,
             acks,
+            events: options.events.then(Events::default),
             sites: several
                 .then(|| Box::new(Sites::new(shards, options.in_flight_max, links.len()))),
             links,
@@ -226,6 +230,11 @@ impl State {
         self.send_queries(now_ns);
         self.wake_streams();
         self.flush()
+    }
+
+    /// When the next request is due, as an offset into the phase.
+    pub(super) fn next_due(&self) -> Option<u64> {
+        self.schedule.as_ref().and_then(Schedule::peek)
     }
 
     fn pull_due(&mut self, now_ns: u64) {
@@ -460,6 +469,14 @@ impl State {
         self.failure.take().map_or(Ok(()), Err)
     }
 
+    /// Writes them ahead of their time; false: that failed, and ends the phase.
+    pub(super) fn written(&mut self) -> bool {
+        let flushed = self.flush();
+        let written = flushed.is_ok();
+        self.keep(|_| flushed);
+        written
+    }
+
     /// Takes one answer in; it counts at the next [`State::count_answers`].
     pub(super) fn take(&mut self, header: Header, body: &[u8]) {
         let (index, n) = uncorrelate(header.correlation);
@@ -512,12 +529,22 @@ impl State {
         self.record(n, answer, now_ns, flags);
         if slot.own && slot.op != Op::BadSignature {
             self.learn(n, answer, requery);
+            self.expect_event(n, answer);
         }
         let told = (answer.code, answer.state);
         self.measure.answered(slot.sample(), told, link.site, now_ns);
         let end = End::Answered(answer.code);
         self.trace(slot.op, self.payment(&slot), slot.planned_ns, end, now_ns);
         self.slots.remove(index);
+    }
+
+    /// An outcome that was told has its event.
+    fn expect_event(&mut self, k: u64, answer: &Answer) {
+        let Some(events) = &mut self.events else { return };
+        if matches!((answer.code, answer.state), (Code::Ok, Business::Order(state)) if state.is_final())
+        {
+            events.due(k);
+        }
     }
 
     fn learn(&mut self, k: u64, answer: &Answer, requery: bool) {

@@ -1,18 +1,23 @@
 //! The driver against in-process servers over loopback.
 
 use super::*;
+use crate::acks;
 use crate::config::Merchant;
 use crate::null;
 use crate::pace::TICK;
+use crate::plan::Op;
 use crate::plan::Params;
 use crate::plan::tests::params;
-use protocol::frame::Splitter;
-use protocol::id::MchId;
+use protocol::code::{OrderState, Reason, RefundState};
+use protocol::frame::{Header, Splitter};
+use protocol::id::{MchId, ShortText, TransactionId};
+use protocol::message::{self, Event, Pay, kind};
 use protocol::sign::SigningKey;
 use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::mpsc;
 
@@ -100,7 +105,19 @@ pub(super) fn drive_to(
     deadline: Duration,
     acks: Option<AckWriter>,
 ) -> Outcome {
-    let params = Params { mix: crate::plan::Mix::of(1, 0, 0), ..params() };
+    let (plan, encoder, options) = pays(deadline, false);
+    crate::cli::on_runtime(async {
+        let session = Session::connect(&gateway, plan, encoder, acks, options).await?;
+        let outcome = session.run(phase, &Notify::new()).await?;
+        session.close().await;
+        Ok(outcome)
+    })
+    .unwrap()
+}
+
+/// What drives pays, perhaps with their events.
+fn pays(deadline: Duration, events: bool) -> (Rc<Plan>, Encoder, Options) {
+    let params = Params { mix: crate::plan::Mix::of(1, 0, 0), notify: events, ..params() };
     let params = Params { duplicates_ppm: 0, conflicts_ppm: 0, ..params };
     let merchant = |id: &String| Merchant {
         id: MchId::parse(id.as_bytes()).unwrap(),
@@ -118,14 +135,9 @@ pub(super) fn drive_to(
         pace,
         tick: TICK,
         part: Part::ALL,
+        events,
     };
-    crate::cli::on_runtime(async {
-        let session = Session::connect(&gateway, plan, encoder, acks, options).await?;
-        let outcome = session.run(phase, &Notify::new()).await?;
-        session.close().await;
-        Ok(outcome)
-    })
-    .unwrap()
+    (plan, encoder, options)
 }
 
 pub(super) fn phase(rate: f64, duration: Duration) -> Phase {
@@ -267,4 +279,122 @@ fn cpu_time_is_read_from_the_kernels_line() {
     assert_eq!(cpu_of_stat(line), Some(2.0));
     assert!(cpu_of_stat("12 (x").is_none());
     assert!(cpu_seconds() >= 0.0);
+}
+
+/// Pays that were answered and whose event is not acknowledged.
+type Unheard = Arc<Mutex<HashMap<u64, Event>>>;
+
+/// Answers pays; repeats the events of all that are not acknowledged on the stream
+/// that subscribes.
+async fn with_events(
+    mut send: quinn::SendStream,
+    mut recv: quinn::RecvStream,
+    unheard: Unheard,
+) -> Option<()> {
+    let (mut splitter, mut listens) = (Splitter::new(), None);
+    loop {
+        let mut out = Vec::new();
+        let mut take = |header: Header, body: &[u8]| match header.kind {
+            kind::SUBSCRIBE => {
+                listens = Some(header.correlation);
+                message::Subscribe::reply_frame(header.correlation, &mut out);
+            }
+            kind::ACK => {
+                unheard.lock().unwrap().remove(&message::Ack::decode(body).unwrap().event_id);
+            }
+            _ => {
+                let pay = Pay::decode(body).unwrap();
+                assert!(!pay.notify.is_empty());
+                let mut unheard = unheard.lock().unwrap();
+                let event = event(&pay, unheard.len() as u64);
+                unheard.insert(header.correlation, Event { event_id: header.correlation, ..event });
+                null::reply(header, body, &mut out);
+            }
+        };
+        let next = tokio::time::timeout(Duration::from_millis(20), recv.read_chunk(4_096, true));
+        if let Ok(chunk) = next.await {
+            splitter.push(&chunk.ok()??.bytes, &mut take).unwrap();
+        }
+        if let Some(correlation) = listens {
+            let unheard = unheard.lock().unwrap();
+            unheard.values().for_each(|event| event.encode_frame(correlation, &mut out));
+        }
+        send.write_all(&out).await.ok()?;
+    }
+}
+
+fn event(pay: &Pay<'_>, n: u64) -> Event {
+    Event {
+        event_id: n,
+        sequence: 1,
+        mch_id: pay.mch_id,
+        out_trade_no: pay.out_trade_no,
+        transaction_id: TransactionId::new(1, n + 1),
+        state: OrderState::Paid,
+        reason: Reason::None,
+        out_refund_no: ShortText::EMPTY,
+        refund_state: RefundState::None,
+        amount: pay.amount.minor(),
+        currency: pay.currency,
+        at_ms: 1,
+    }
+}
+
+#[test]
+fn events_are_written_down_and_acknowledged_and_the_end_waits_for_them() {
+    let dir = tempfile::tempdir().unwrap();
+    certificates(dir.path());
+    let unheard = Unheard::default();
+    let events = Arc::clone(&unheard);
+    let address = server(dir.path(), move |quic, _| {
+        let events = Arc::clone(&events);
+        async move {
+            null::greet(&quic, SHARDS, 1_000).await;
+            while let Ok((send, recv)) = quic.accept_bi().await {
+                tokio::task::spawn_local(with_events(send, recv, Arc::clone(&events)));
+            }
+        }
+    });
+    let (plan, encoder, options) = pays(Duration::from_secs(10), true);
+    // Of another run: acknowledged, or it would come again for ever, and not written.
+    let other = Plan::new(Params { run_id: 99, ..plan.params().clone() }).unwrap();
+    let mut frame = Vec::new();
+    pays(Duration::from_secs(1), true).1.request(&other, (1, Op::Pay, 1), 7, 1, &mut frame);
+    let foreign = event(&Pay::decode(&frame[16..]).unwrap(), 0);
+    let foreign = Event { event_id: u64::MAX, ..foreign };
+    unheard.lock().unwrap().insert(u64::MAX, foreign);
+    let acks = AckWriter::create(dir.path(), plan.params()).ok().unwrap();
+    let gateway = gateway_of(dir.path(), &[address]);
+    let counts = crate::cli::on_runtime(async {
+        let session =
+            Session::connect(&gateway, Rc::clone(&plan), encoder, Some(acks), options).await?;
+        session.run(&phase(200.0, Duration::from_secs(1)), &Notify::new()).await?;
+        assert_eq!(session.settle(Duration::from_secs(20), &Notify::new()).await?, 0);
+        let counts = session.events();
+        while !unheard.lock().unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        session.close().await;
+        Ok(counts)
+    })
+    .unwrap()
+    .unwrap();
+    assert_eq!((counts.missing, counts.malformed), (0, 0));
+    assert!(counts.others >= 1 && counts.received >= 200, "{counts:?}");
+    let log = acks::AckLog::open(&acks::logs_of(dir.path()).ok().unwrap()[0]).ok().unwrap();
+    let (mut heard, mut plain) = (std::collections::BTreeSet::new(), 0);
+    log.each(|ack| {
+        if ack.flags == acks::flag::EVENT {
+            assert_eq!((ack.code, ack.state), (1, OrderState::Paid.wire()));
+            assert_eq!(ack.amount, plan.amount(ack.n).minor());
+            heard.insert(ack.n);
+        } else {
+            assert_eq!(ack.flags, 0);
+            plain += 1;
+        }
+    })
+    .ok()
+    .unwrap();
+    assert!(heard.into_iter().eq(0..200));
+    assert_eq!(plain, 200);
 }

@@ -47,6 +47,10 @@ fn badge(search: &Search) -> Badge {
             let detail = format!("{} more runs confirmed it", confirmations(search));
             (format!("{} requests/s", scale::grouped(rate)), detail)
         }
+        None if search.generator_limited => {
+            let detail = "the generator was the bottleneck twice, not the switch";
+            ("not known".to_owned(), detail.to_owned())
+        }
         None => ("none found".to_owned(), format!("{} rates tried", search.steps.len())),
     };
     let grade = Grade::of(search.rate.is_some());

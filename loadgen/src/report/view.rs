@@ -358,6 +358,8 @@ pub(super) struct Search {
     pub(super) origin: Origin,
     pub(super) goals: Vec<String>,
     pub(super) rate: Option<f64>,
+    /// The generator was the bottleneck, so that there is none.
+    pub(super) generator_limited: bool,
     pub(super) steps: Vec<Step>,
 }
 
