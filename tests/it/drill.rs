@@ -31,6 +31,45 @@ fn the_example_of_a_plan_is_played_and_audited() {
     assert!(targets.iter().any(|goal| goal["target"] == "unavailable p99 <= 250 ms"));
 }
 
+/// Plays a drill with these arguments; what it printed, and its JSON, which is clean.
+fn played(args: &[&str]) -> (String, Value) {
+    let dir = tempfile::tempdir().unwrap();
+    let json = dir.path().join("drill.json");
+    let mut all = args.to_vec();
+    all.extend(["--json", json.to_str().unwrap()]);
+    let output = drill(&all);
+    let printed = tests::text(&output);
+    assert!(matches!(output.status.code(), Some(0 | 1)), "{printed}");
+    let result: Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    assert_eq!(result["drill"], args[0]);
+    assert_eq!(result["audit"]["violation_count"], 0, "{printed}");
+    assert!(result["ended"].is_null(), "{printed}");
+    (printed, result)
+}
+
+#[test]
+fn a_second_site_is_killed_when_the_first_is_level_on_top_of_a_history() {
+    let args = ["second-kill", "--quick", "--history", "3000", "--duration", "3"];
+    let (printed, result) = played(&args);
+    assert!(result["history"]["payments"].as_u64().unwrap() >= 3_000, "{printed}");
+    let audited = result["audit"]["checked"]["payments"].as_u64().unwrap();
+    assert!(audited > result["history"]["payments"].as_u64().unwrap());
+    let repetition = &result["repetitions"][0];
+    let [first, second] = &repetition["victims"].as_array().unwrap()[..] else {
+        panic!("{printed}")
+    };
+    assert_ne!(first, second);
+    let levels = repetition["level_ms"].as_array().unwrap();
+    assert!(levels.len() == 2 && levels.iter().all(Value::is_u64), "{printed}");
+    let by_fault = result["unavailability_by_fault"].as_array().unwrap();
+    assert!(by_fault.len() == 2 && by_fault.iter().all(|gaps| gaps["count"].is_u64()));
+    for fault in ["fault 1: ", "fault 2: "] {
+        let targets = result["targets"].as_array().unwrap();
+        let of = targets.iter().filter(|one| one["target"].as_str().unwrap().starts_with(fault));
+        assert_eq!(of.count(), 2, "{targets:?}");
+    }
+}
+
 #[test]
 fn mistakes_are_told_before_anything_starts() {
     let dir = tempfile::tempdir().unwrap();
@@ -55,6 +94,6 @@ fn the_list_explains_every_drill() {
     for name in ["kill-site", "fsync-error", "damaged-middle", "channel-outage", "overload"] {
         assert!(printed.lines().any(|line| line.starts_with(name)), "{name}: {printed}");
     }
-    assert_eq!(printed.matches("measures  ").count(), 27);
-    assert_eq!(printed.matches("passes    ").count(), 27);
+    assert_eq!(printed.matches("measures  ").count(), 28);
+    assert_eq!(printed.matches("passes    ").count(), 28);
 }

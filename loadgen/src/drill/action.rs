@@ -164,6 +164,8 @@ pub(super) enum Course {
     One(Action),
     /// A fault, and the same at another site as soon as the first is level.
     Twice(Action),
+    /// A kill, and a kill of another site at the moment in which the first is level.
+    Second,
     /// A fault at one site after the other.
     Each(Action),
     /// Faults with their times, and the load's length and shape.
@@ -184,6 +186,7 @@ impl Course {
             Self::One(action) | Self::Twice(action) | Self::Each(action) => {
                 usize::from(*action == Action::DamagedMiddle)
             }
+            Self::Second => 0,
             Self::Planned { faults, .. } => {
                 faults.iter().filter(|fault| fault.action == Action::DamagedMiddle).count()
             }
@@ -194,6 +197,7 @@ impl Course {
     pub(super) fn needs(&self) -> Needs {
         match self {
             Self::One(action) | Self::Twice(action) | Self::Each(action) => action.needs(),
+            Self::Second => Action::Kill.needs(),
             Self::Planned { faults, .. } => {
                 let all = faults.iter().map(|fault| fault.action.needs());
                 all.fold(Needs::default(), Needs::and)

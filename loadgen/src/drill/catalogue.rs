@@ -2,6 +2,7 @@
 //!
 //! Pure. Tested for completeness.
 
+use super::DrillArgs;
 use super::action::{Action, Course, Needs};
 use super::targets::Targets;
 use crate::exit::Failure;
@@ -21,6 +22,16 @@ const HALF: f64 = 0.5;
 /// Share of the requests that wait for the channel.
 const CHARGING: f64 = 0.85;
 
+/// Payments that are there before a drill that asks for a history.
+const HISTORY: u64 = 1_000_000;
+const QUICK_HISTORY: u64 = 5_000;
+/// Payments that a start can read from the log, all of them, and be level in time: it
+/// takes some 2 s for a million, and the log also holds what the drill adds.
+const READ_AGAIN_MAX: u64 = 500_000;
+/// A start reads less than this of the log when there are checkpoints, MiB: about as much
+/// as that number of payments takes.
+const CHECKPOINT_MIB: u32 = 128;
+
 /// A drill, ready to be played.
 #[derive(Clone, Debug)]
 pub(super) struct Case {
@@ -38,6 +49,8 @@ pub(super) struct Case {
     pub(super) share: f64,
     /// What is asked.
     pub(super) targets: Targets,
+    /// Payments that are there before.
+    pub(super) history: u64,
 }
 
 /// The drills.
@@ -49,6 +62,7 @@ pub(super) enum Drill {
     DrainSite,
     RollingRestart,
     DoubleFailure,
+    SecondKill,
     TransferStorm,
     PartitionSite,
     PartitionOneway,
@@ -77,13 +91,14 @@ type Entry = (&'static str, &'static str, &'static str);
 
 impl Drill {
     /// All of them.
-    pub(super) const ALL: [Self; 27] = [
+    pub(super) const ALL: [Self; 28] = [
         Self::KillSite,
         Self::KillInRecovery,
         Self::PauseSite,
         Self::DrainSite,
         Self::RollingRestart,
         Self::DoubleFailure,
+        Self::SecondKill,
         Self::TransferStorm,
         Self::PartitionSite,
         Self::PartitionOneway,
@@ -116,6 +131,7 @@ impl Drill {
             Self::DrainSite => ("drain-site", "an operator drains a site and takes it back", "the hand-over"),
             Self::RollingRestart => ("rolling-restart", "every site is stopped (SIGTERM) and started, one by one", "the hand-overs"),
             Self::DoubleFailure => ("double-failure", "a site is killed, is level again, and the next is killed", "both takeovers; the time until level"),
+            Self::SecondKill => ("second-kill", "with a long history (--history): a site is killed, and another at the moment in which it is level", "each takeover by itself; the time from the start until level"),
             Self::TransferStorm => ("transfer-storm", "an operator hands shards around, ten a second", "hand-overs under load"),
             Self::PartitionSite => ("partition-site", "a site reaches no other and none reaches it; gateways do", "takeover and return"),
             Self::PartitionOneway => ("partition-oneway", "a site hears the others or is heard by them, not both", "takeover and return"),
@@ -166,6 +182,7 @@ impl Drill {
             Self::DrainSite => Course::One(Action::Drain),
             Self::RollingRestart => Course::Each(Action::Restart),
             Self::DoubleFailure => Course::Twice(Action::Kill),
+            Self::SecondKill => Course::Second,
             Self::TransferStorm => Course::One(Action::Transfers),
             Self::PartitionSite => Course::One(Action::Isolate),
             Self::PartitionOneway => Course::One(Action::OneWay),
@@ -205,6 +222,9 @@ impl Drill {
             // The machine is busy with starts meanwhile.
             Self::KillInRecovery => takeover(150.0, 300.0),
             Self::DoubleFailure => Targets { level_ms: Some(5_000.0), ..takeover(100.0, 250.0) },
+            Self::SecondKill => {
+                Targets { level_ms: Some(5_000.0), each_fault: true, ..takeover(100.0, 250.0) }
+            }
             Self::PauseSite | Self::PartitionSite | Self::PartitionOneway => takeover(150.0, 300.0),
             // The library that fails writes makes all of them slower.
             Self::FsyncError => takeover(250.0, 500.0),
@@ -264,7 +284,23 @@ impl Drill {
         }
         let (name, about) = (self.name().to_owned(), self.about().to_owned());
         let share = if self == Self::Overload { 1.0 } else { HALF };
-        Case { name, about, course, needs, channel, share, targets: self.targets() }
+        let history = if self == Self::SecondKill { HISTORY } else { 0 };
+        Case { name, about, course, needs, channel, share, targets: self.targets(), history }
+    }
+
+    /// The drill with what was asked for on the command line.
+    pub(super) fn asked(self, args: &DrillArgs) -> Case {
+        let mut case = self.case(args.full_rate(), args.sites);
+        if case.history > 0 {
+            let usual = if args.quick { QUICK_HISTORY } else { case.history };
+            case.history = args.history.unwrap_or(usual);
+        }
+        if case.history > READ_AGAIN_MAX {
+            let line = "# checkpoint_mib = 0".to_owned();
+            case.needs.settings.push((line, format!("checkpoint_mib = {CHECKPOINT_MIB}")));
+            case.about += &format!("; log.checkpoint_mib = {CHECKPOINT_MIB}, to be level in time");
+        }
+        case
     }
 
     /// The drill of this name.

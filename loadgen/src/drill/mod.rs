@@ -6,6 +6,7 @@
 
 mod action;
 mod all;
+mod before;
 mod catalogue;
 mod figures;
 mod inject;
@@ -56,6 +57,9 @@ pub(crate) struct DrillArgs {
     /// How often.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     repeat: u32,
+    /// Payments that are there before (second-kill). Default: 1000000, few with --quick.
+    #[arg(long, value_name = "PAYMENTS", conflicts_with = "plan", value_parser = clap::value_parser!(u64).range(1..=20_000_000))]
+    history: Option<u64>,
     /// Little load, for a first look and for busy machines.
     #[arg(long, conflicts_with = "rate")]
     quick: bool,
@@ -114,8 +118,10 @@ pub(crate) async fn run(args: &DrillArgs, stop: &Notify) -> Result<(), Failure> 
         name => {
             let drill = Drill::parse(name)?;
             args.check()?;
-            let rate = args.full_rate();
-            let case = drill.case(rate, args.sites);
+            let (case, rate) = (drill.asked(args), args.full_rate());
+            if args.history.is_some() && case.history == 0 {
+                return Err(Failure::usage(format_args!("--history: {name} has none")));
+            }
             single(&Setting { case: &case, sites: args.sites, rate, args }, stop).await
         }
     }
@@ -172,6 +178,9 @@ async fn told(setting: &Setting<'_>, report: &mut Report, stop: &Notify) -> Resu
         () = stop.notified() => return Err(stopped()),
     };
     report.of_switch(stage.version());
+    if case.history > 0 {
+        report.with_history(before::history(&stage, case.history, stop).await?);
+    }
     repeat(&stage, &case.course, args, report, stop).await?;
     report.end(stage.end(stop).await?);
     Ok(())

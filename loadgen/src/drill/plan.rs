@@ -87,7 +87,7 @@ impl PlanFile {
             return Err(vec!["damaged-middle: at most once, the site stays out".to_owned()]);
         }
         let needs = course.needs();
-        let case = Case { name, about, course, needs, channel, share: 1.0, targets };
+        let case = Case { name, about, course, needs, channel, share: 1.0, targets, history: 0 };
         Ok(Self { case, sites, rate })
     }
 }
@@ -366,6 +366,7 @@ fn goals_of(table: Table, mistakes: &mut Vec<String>) -> Targets {
         p50_ms,
         p99_ms,
         max_ms,
+        each_fault: goals.flag("each_fault").unwrap_or(false),
         no_failure: goals.flag("no_failure").unwrap_or(false),
         no_failure_elsewhere: goals.flag("no_failure_elsewhere").unwrap_or(false),
         only: goals.words("only"),

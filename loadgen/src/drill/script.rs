@@ -80,7 +80,9 @@ impl Timing {
                 format!("poisson+spike:{lead:.3}+{hold:.3}={times}")
             }
             Course::Planned { shape, .. } => shape.clone(),
-            Course::One(_) | Course::Twice(_) | Course::Each(_) => return Ok(Arrival::Poisson),
+            Course::One(_) | Course::Twice(_) | Course::Second | Course::Each(_) => {
+                return Ok(Arrival::Poisson);
+            }
         };
         Arrival::parse(&shape).map_err(Failure::usage)
     }
@@ -136,6 +138,16 @@ impl<'a> Script<'a> {
                 faults.extend(self.act(action, second, hold).await?);
                 faults
             }
+            Course::Second => {
+                tokio::time::sleep(lead).await;
+                let first = self.victim(0).await?;
+                let mut faults = vec![self.kill_until_level(first, hold).await?];
+                // Now: whether shards go home at this moment is a part of it.
+                let leaders = self.stage.deployment.leaders().await;
+                let second = self.pick(&leaders, first)?;
+                faults.extend(self.act(&Action::Kill, second, hold).await?);
+                faults
+            }
             Course::Each(action) => {
                 tokio::time::sleep(lead).await;
                 let mut faults = Vec::new();
@@ -148,7 +160,7 @@ impl<'a> Script<'a> {
         };
         let length = match course {
             Course::Planned { length, .. } => *length,
-            Course::One(_) | Course::Twice(_) | Course::Each(_) => self.duration,
+            Course::One(_) | Course::Twice(_) | Course::Second | Course::Each(_) => self.duration,
         };
         let rest = length.saturating_sub(started.elapsed());
         let healed = faults.iter().map(|fault| fault.healed + fault.level.unwrap_or_default());
@@ -213,7 +225,12 @@ impl<'a> Script<'a> {
     /// A site that leads something, other than `not`.
     async fn victim(&self, not: u8) -> Result<u8, Failure> {
         let leaders = self.steady().await?;
-        let mut leading = leaders.clone();
+        self.pick(&leaders, not)
+    }
+
+    /// One of those that lead, other than `not`.
+    fn pick(&self, leaders: &[u8], not: u8) -> Result<u8, Failure> {
+        let mut leading = leaders.to_vec();
         leading.sort_unstable();
         leading.dedup();
         leading.retain(|site| *site != not && *site != 0);
@@ -253,9 +270,14 @@ impl<'a> Script<'a> {
         self.stage.session.note(what.to_owned());
     }
 
-    /// Waits until a healed site has everything, and leads something again.
+    /// A site is healed now: waits until it has everything.
     pub(super) async fn recover(&self, fault: &mut Fault) -> Result<(), Failure> {
         fault.healed = Instant::now();
+        self.level(fault).await
+    }
+
+    /// As [`Self::recover`], of a site that was healed a while ago.
+    pub(super) async fn level(&self, fault: &mut Fault) -> Result<(), Failure> {
         let site = fault.site;
         self.stage.session.note(format!("site {site} is back"));
         while !self.stage.is_level(site).await {

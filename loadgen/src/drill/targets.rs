@@ -12,6 +12,8 @@ pub(super) struct Targets {
     pub(super) p99_ms: Option<f64>,
     /// Its maximum.
     pub(super) max_ms: Option<f64>,
+    /// Those three hold for each fault of a repetition by itself.
+    pub(super) each_fault: bool,
     /// No request of any shard fails.
     pub(super) no_failure: bool,
     /// No request of a shard that is led elsewhere fails.
@@ -34,8 +36,9 @@ pub(super) struct Targets {
 impl fmt::Display for Targets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut parts = Vec::new();
+        let each = if self.each_fault { ", each fault by itself" } else { "" };
         for (name, bound) in [("p50", self.p50_ms), ("p99", self.p99_ms), ("max", self.max_ms)] {
-            parts.extend(bound.map(|ms| format!("unavailable {name} <= {ms} ms")));
+            parts.extend(bound.map(|ms| format!("unavailable {name} <= {ms} ms{each}")));
         }
         parts.extend(self.no_failure.then(|| "no failed request".to_owned()));
         let elsewhere = "no failed request of shards led elsewhere";

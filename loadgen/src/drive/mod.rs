@@ -291,6 +291,11 @@ impl Session {
         self.state.borrow_mut().note(text);
     }
 
+    /// Requests of the session that were planned so far.
+    pub(crate) fn planned(&self) -> u64 {
+        self.state.borrow().planned()
+    }
+
     /// Payments of the session in this state of knowledge.
     pub(crate) fn payments(&self, wanted: impl Fn(Known) -> bool) -> Vec<u64> {
         self.state.borrow().payments(wanted)

@@ -178,6 +178,11 @@ impl State {
         }
     }
 
+    /// Requests of the session that were planned so far.
+    pub(super) fn planned(&self) -> u64 {
+        self.next_n
+    }
+
     /// Payments of the session in this state of knowledge.
     pub(super) fn payments(&self, wanted: impl Fn(Known) -> bool) -> Vec<u64> {
         let known = self.known.iter().enumerate();

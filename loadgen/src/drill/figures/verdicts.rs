@@ -15,10 +15,19 @@ impl Report {
                 measured: value.map_or_else(|| "no data".to_owned(), |v| format!("{v:.1}{unit}")),
             });
         };
-        let gaps = self.unavailability;
-        at_most("unavailable p50", " ms", wanted.p50_ms, gaps.map(|gaps| gaps.p50));
-        at_most("unavailable p99", " ms", wanted.p99_ms, gaps.map(|gaps| gaps.p99));
-        at_most("unavailable max", " ms", wanted.max_ms, gaps.map(|gaps| gaps.max));
+        let spreads = match wanted.each_fault {
+            false => vec![(String::new(), self.unavailability)],
+            true => (1..)
+                .zip(&self.unavailability_by_fault)
+                .map(|(number, gaps)| (format!("fault {number}: "), *gaps))
+                .collect(),
+        };
+        for (of, gaps) in spreads {
+            let unavailable = |name| format!("{of}unavailable {name}");
+            at_most(&unavailable("p50"), " ms", wanted.p50_ms, gaps.map(|gaps| gaps.p50));
+            at_most(&unavailable("p99"), " ms", wanted.p99_ms, gaps.map(|gaps| gaps.p99));
+            at_most(&unavailable("max"), " ms", wanted.max_ms, gaps.map(|gaps| gaps.max));
+        }
         let any = !self.repetitions.is_empty();
         let none = |wanted: bool| wanted.then_some(0.0);
         let failed = any.then(|| self.errors_by_code.values().sum::<u64>() as f64);
