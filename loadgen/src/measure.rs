@@ -201,6 +201,8 @@ pub(crate) struct Measure {
     pub(crate) differing_answers: u64,
     /// Times that a link was found silent.
     pub(crate) silences: u64,
+    /// Notices that named another leader of a shard than the one before.
+    pub(crate) leader_changes: u64,
     retried: Vec<(Code, u64)>,
     /// Per second.
     pub(crate) seconds: Vec<Second>,
@@ -241,6 +243,7 @@ impl Measure {
             second_answers: 0,
             differing_answers: 0,
             silences: 0,
+            leader_changes: 0,
             retried: Vec::new(),
             seconds: Vec::new(),
             series: None,
@@ -283,6 +286,7 @@ impl Measure {
             (&mut self.second_answers, other.second_answers),
             (&mut self.differing_answers, other.differing_answers),
             (&mut self.silences, other.silences),
+            (&mut self.leader_changes, other.leader_changes),
             (&mut self.all_sent, other.all_sent),
             (&mut self.all_ok, other.all_ok),
             (&mut self.all_refused, other.all_refused),

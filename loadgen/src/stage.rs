@@ -25,6 +25,8 @@ use tokio::sync::Notify;
 const DAY_MS: u64 = 86_400_000;
 /// Merchants of a story.
 pub(crate) const MERCHANTS: u32 = 200;
+/// What a story's requests do, unless it says something else.
+pub(crate) const MIX: Mix = Mix::of(80, 15, 5);
 /// The channel's plan of faults.
 const CHANNEL_PLAN: &str = "channel.plan";
 /// Longest wait for a process to say that it did what a signal asked for.
@@ -58,6 +60,8 @@ pub(crate) struct Cast<'a> {
     pub(crate) relay: bool,
     /// Requests per second.
     pub(crate) rate: f64,
+    /// What the requests do.
+    pub(crate) mix: Mix,
     /// Faults of the channel, as its arguments.
     pub(crate) faults: &'a [&'a str],
     /// What else there is.
@@ -138,7 +142,7 @@ impl Stage {
         let gateway = &deployment.gateway;
         let merchants = gateway.load_merchants()?;
         let ids = merchants.iter().map(|merchant| merchant.id.as_str().to_owned()).collect();
-        let params = params(args.seed, cast.rate, ids);
+        let params = params(args.seed, cast, ids);
         let acks = deployment.file("acks");
         let writer = AckWriter::create(&acks, &params)?;
         let plan = Plan::new(params).ok_or_else(|| Failure::usage("impossible parameters"))?;
@@ -394,20 +398,20 @@ fn write_plan(deployment: &Deployment, faults: &[String]) -> Result<(), Failure>
     })
 }
 
-fn params(seed: u64, rate: f64, merchants: Vec<String>) -> Params {
+fn params(seed: u64, cast: &Cast<'_>, merchants: Vec<String>) -> Params {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let now_ms = now.as_millis() as u64;
     Params {
         seed,
         run_id: now_ms % RUN_ID_MAX,
         expire_ms: (now_ms / DAY_MS + 3) * DAY_MS,
-        mix: Mix::of(80, 15, 5),
+        mix: cast.mix,
         duplicates_ppm: 20_000,
         conflicts_ppm: 10_000,
         bad_signatures_ppm: 0,
         hot_ppm: 0,
         zipf: 0.5,
-        lag: (rate / 2.0).ceil() as u64,
+        lag: (cast.rate / 2.0).ceil() as u64,
         merchants,
     }
 }

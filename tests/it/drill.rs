@@ -71,6 +71,22 @@ fn a_second_site_is_killed_when_the_first_is_level_on_top_of_a_history() {
 }
 
 #[test]
+fn nothing_happens_for_a_while_and_that_is_counted() {
+    let (printed, result) = played(&["steady", "--quick", "--minutes", "0.06"]);
+    let repetition = &result["repetitions"][0];
+    for count in ["campaigns", "elections", "transfers", "terms", "noticed"] {
+        assert!(repetition["changes"][count].is_u64(), "{count}: {printed}");
+    }
+    assert!(repetition["sizes"]["site_mib"].as_u64().unwrap() > 0, "{printed}");
+    // Without a trace: from the figures of the whole stretch.
+    assert!(result["latency_us"]["during"]["count"].as_u64().unwrap() > 2_000, "{printed}");
+    let checked = &result["audit"]["checked"];
+    let (payments, acks) =
+        (checked["payments"].as_u64().unwrap(), checked["acks"].as_u64().unwrap());
+    assert!(payments * 5 < acks, "most requests are queries: {payments} of {acks}");
+}
+
+#[test]
 fn mistakes_are_told_before_anything_starts() {
     let dir = tempfile::tempdir().unwrap();
     let plan = dir.path().join("bad.toml");
@@ -80,6 +96,15 @@ fn mistakes_are_told_before_anything_starts() {
     assert_eq!(output.status.code(), Some(2), "{printed}");
     for line in ["bad.toml: rate: a number", "bad.toml: colour: no such key"] {
         assert!(printed.contains(line), "{printed}");
+    }
+    for (args, about) in [
+        (&["kill-site", "--history", "5"][..], "--history: kill-site has none"),
+        (&["kill-site", "--minutes", "5"], "--minutes: kill-site has its own time"),
+        (&["steady", "--minutes", "0"], "--minutes: 0.05 to"),
+    ] {
+        let output = drill(args);
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+        assert!(tests::text(&output).contains(about), "{}", tests::text(&output));
     }
     let output = drill(&["sabotage"]);
     assert_eq!(output.status.code(), Some(2));
@@ -94,6 +119,6 @@ fn the_list_explains_every_drill() {
     for name in ["kill-site", "fsync-error", "damaged-middle", "channel-outage", "overload"] {
         assert!(printed.lines().any(|line| line.starts_with(name)), "{name}: {printed}");
     }
-    assert_eq!(printed.matches("measures  ").count(), 28);
-    assert_eq!(printed.matches("passes    ").count(), 28);
+    assert_eq!(printed.matches("measures  ").count(), 29);
+    assert_eq!(printed.matches("passes    ").count(), 29);
 }

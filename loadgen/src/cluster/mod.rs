@@ -263,6 +263,11 @@ impl Deployment {
         admin::status(self.admin(site)).await
     }
 
+    /// A site's metrics as text; `None` when it does not answer.
+    pub(crate) async fn metrics(&self, site: u8) -> Option<String> {
+        admin::metrics(self.admin(site)).await
+    }
+
     /// The site that leads each shard, 0 for none, by those that call themselves
     /// leaders.
     pub(crate) async fn leaders(&self) -> Vec<u8> {

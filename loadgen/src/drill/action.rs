@@ -166,6 +166,8 @@ pub(super) enum Course {
     Twice(Action),
     /// A kill, and a kill of another site at the moment in which the first is level.
     Second,
+    /// No fault, for so long.
+    Steady(Duration),
     /// A fault at one site after the other.
     Each(Action),
     /// Faults with their times, and the load's length and shape.
@@ -186,7 +188,7 @@ impl Course {
             Self::One(action) | Self::Twice(action) | Self::Each(action) => {
                 usize::from(*action == Action::DamagedMiddle)
             }
-            Self::Second => 0,
+            Self::Second | Self::Steady(_) => 0,
             Self::Planned { faults, .. } => {
                 faults.iter().filter(|fault| fault.action == Action::DamagedMiddle).count()
             }
@@ -198,6 +200,7 @@ impl Course {
         match self {
             Self::One(action) | Self::Twice(action) | Self::Each(action) => action.needs(),
             Self::Second => Action::Kill.needs(),
+            Self::Steady(_) => Needs::default(),
             Self::Planned { faults, .. } => {
                 let all = faults.iter().map(|fault| fault.action.needs());
                 all.fold(Needs::default(), Needs::and)

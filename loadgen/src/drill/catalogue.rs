@@ -6,6 +6,9 @@ use super::DrillArgs;
 use super::action::{Action, Course, Needs};
 use super::targets::Targets;
 use crate::exit::Failure;
+use crate::plan::Mix;
+use crate::stage::MIX;
+use std::time::Duration;
 
 /// One-way delay of the slow WAN.
 const WAN_DELAY_MS: u64 = 5;
@@ -22,6 +25,12 @@ const HALF: f64 = 0.5;
 /// Share of the requests that wait for the channel.
 const CHARGING: f64 = 0.85;
 
+/// How long nothing happens; when all of the catalogue is played; with little load.
+const STEADY: Duration = Duration::from_secs(30 * 60);
+const STEADY_OF_ALL: Duration = Duration::from_secs(60);
+const STEADY_QUICK: Duration = Duration::from_secs(6);
+/// What requests do meanwhile: sites keep every payment in memory, and so do the files.
+const STEADY_MIX: Mix = Mix::of(10, 88, 2);
 /// Payments that are there before a drill that asks for a history.
 const HISTORY: u64 = 1_000_000;
 const QUICK_HISTORY: u64 = 5_000;
@@ -51,6 +60,8 @@ pub(super) struct Case {
     pub(super) targets: Targets,
     /// Payments that are there before.
     pub(super) history: u64,
+    /// What the requests do.
+    pub(super) mix: Mix,
 }
 
 /// The drills.
@@ -63,6 +74,7 @@ pub(super) enum Drill {
     RollingRestart,
     DoubleFailure,
     SecondKill,
+    Steady,
     TransferStorm,
     PartitionSite,
     PartitionOneway,
@@ -91,7 +103,7 @@ type Entry = (&'static str, &'static str, &'static str);
 
 impl Drill {
     /// All of them.
-    pub(super) const ALL: [Self; 28] = [
+    pub(super) const ALL: [Self; 29] = [
         Self::KillSite,
         Self::KillInRecovery,
         Self::PauseSite,
@@ -99,6 +111,7 @@ impl Drill {
         Self::RollingRestart,
         Self::DoubleFailure,
         Self::SecondKill,
+        Self::Steady,
         Self::TransferStorm,
         Self::PartitionSite,
         Self::PartitionOneway,
@@ -132,6 +145,7 @@ impl Drill {
             Self::RollingRestart => ("rolling-restart", "every site is stopped (SIGTERM) and started, one by one", "the hand-overs"),
             Self::DoubleFailure => ("double-failure", "a site is killed, is level again, and the next is killed", "both takeovers; the time until level"),
             Self::SecondKill => ("second-kill", "with a long history (--history): a site is killed, and another at the moment in which it is level", "each takeover by itself; the time from the start until level"),
+            Self::Steady => ("steady", "nothing is broken, for --minutes (30; in `all` 1)", "leader changes, by the sites' metrics and by the clients' notices; latency; memory and files"),
             Self::TransferStorm => ("transfer-storm", "an operator hands shards around, ten a second", "hand-overs under load"),
             Self::PartitionSite => ("partition-site", "a site reaches no other and none reaches it; gateways do", "takeover and return"),
             Self::PartitionOneway => ("partition-oneway", "a site hears the others or is heard by them, not both", "takeover and return"),
@@ -183,6 +197,7 @@ impl Drill {
             Self::RollingRestart => Course::Each(Action::Restart),
             Self::DoubleFailure => Course::Twice(Action::Kill),
             Self::SecondKill => Course::Second,
+            Self::Steady => Course::Steady(STEADY),
             Self::TransferStorm => Course::One(Action::Transfers),
             Self::PartitionSite => Course::One(Action::Isolate),
             Self::PartitionOneway => Course::One(Action::OneWay),
@@ -229,6 +244,7 @@ impl Drill {
             // The library that fails writes makes all of them slower.
             Self::FsyncError => takeover(250.0, 500.0),
             Self::DrainSite => Targets { max_ms: Some(20.0), ..no_failure },
+            Self::Steady => Targets { leader_changes: Some(0.0), ..no_failure },
             Self::RollingRestart
             | Self::TransferStorm
             | Self::CertificateRotation
@@ -285,7 +301,8 @@ impl Drill {
         let (name, about) = (self.name().to_owned(), self.about().to_owned());
         let share = if self == Self::Overload { 1.0 } else { HALF };
         let history = if self == Self::SecondKill { HISTORY } else { 0 };
-        Case { name, about, course, needs, channel, share, targets: self.targets(), history }
+        let mix = if self == Self::Steady { STEADY_MIX } else { MIX };
+        Case { name, about, course, needs, channel, share, targets: self.targets(), history, mix }
     }
 
     /// The drill with what was asked for on the command line.
@@ -294,6 +311,15 @@ impl Drill {
         if case.history > 0 {
             let usual = if args.quick { QUICK_HISTORY } else { case.history };
             case.history = args.history.unwrap_or(usual);
+        }
+        case.mix = args.mix.unwrap_or(case.mix);
+        if let Course::Steady(length) = &mut case.course {
+            let usual = match (args.quick, args.is_all()) {
+                (true, _) => STEADY_QUICK,
+                (false, true) => STEADY_OF_ALL,
+                (false, false) => *length,
+            };
+            *length = args.minutes.map_or(usual, |minutes| Duration::from_secs_f64(minutes * 60.0));
         }
         if case.history > READ_AGAIN_MAX {
             let line = "# checkpoint_mib = 0".to_owned();

@@ -12,12 +12,14 @@ mod figures;
 mod inject;
 mod plan;
 mod script;
+mod steady;
 mod targets;
 
 use crate::cluster::SITES_MAX;
 use crate::drive::{Outcome, Phase};
 use crate::exit::{Exit, Failure};
 use crate::live::Progress;
+use crate::plan::Mix;
 use crate::report::{self, Events};
 use crate::stage::{Cast, Gear, Stage, StoryArgs};
 use action::{Action, Course};
@@ -33,6 +35,8 @@ use tokio::sync::Notify;
 /// Load that lasts longer than this says that the script hangs.
 const LOAD_MAX: Duration = Duration::from_secs(600);
 const QUICK_RATE: f64 = 4_000.0;
+/// Longest stretch without a fault: a day.
+const MINUTES_MAX: f64 = 1_440.0;
 
 /// Arguments of `loadgen drill`.
 #[derive(Args, Clone, Debug)]
@@ -60,6 +64,13 @@ pub(crate) struct DrillArgs {
     /// Payments that are there before (second-kill). Default: 1000000, few with --quick.
     #[arg(long, value_name = "PAYMENTS", conflicts_with = "plan", value_parser = clap::value_parser!(u64).range(1..=20_000_000))]
     history: Option<u64>,
+    /// Minutes without a fault (steady). Default: 30, a tenth of one with --quick.
+    #[arg(long, conflicts_with = "plan")]
+    minutes: Option<f64>,
+    /// Shares of the operations. Default: pay=80,query=15,refund=5; of steady
+    /// pay=10,query=88,refund=2.
+    #[arg(long, conflicts_with = "plan", value_parser = Mix::parse, value_name = "pay=W,query=W,refund=W")]
+    mix: Option<Mix>,
     /// Little load, for a first look and for busy machines.
     #[arg(long, conflicts_with = "rate")]
     quick: bool,
@@ -82,7 +93,15 @@ impl DrillArgs {
         if !(100.0..=400_000.0).contains(&self.rate) {
             return Err(Failure::usage("--rate: 100 to 400000"));
         }
+        if self.minutes.is_some_and(|minutes| !(0.05..=MINUTES_MAX).contains(&minutes)) {
+            return Err(Failure::usage(format_args!("--minutes: 0.05 to {MINUTES_MAX}")));
+        }
         Ok(())
+    }
+
+    /// Whether the whole catalogue is played.
+    fn is_all(&self) -> bool {
+        self.name.as_deref() == Some("all")
     }
 
     /// The full load.
@@ -119,6 +138,9 @@ pub(crate) async fn run(args: &DrillArgs, stop: &Notify) -> Result<(), Failure> 
             let drill = Drill::parse(name)?;
             args.check()?;
             let (case, rate) = (drill.asked(args), args.full_rate());
+            if args.minutes.is_some() && !matches!(case.course, Course::Steady(_)) {
+                return Err(Failure::usage(format_args!("--minutes: {name} has its own time")));
+            }
             if args.history.is_some() && case.history == 0 {
                 return Err(Failure::usage(format_args!("--history: {name} has none")));
             }
@@ -172,7 +194,8 @@ async fn told(setting: &Setting<'_>, report: &mut Report, stop: &Notify) -> Resu
     let faults: Vec<&str> = case.channel.iter().map(String::as_str).collect();
     let needs = &case.needs;
     let gear = Gear { shim: needs.shim, authority: needs.authority, settings: &needs.settings };
-    let cast = Cast { sites, relay: needs.relay, rate: rate * case.share, faults: &faults, gear };
+    let (relay, rate, mix) = (needs.relay, rate * case.share, case.mix);
+    let cast = Cast { sites, relay, rate, mix, faults: &faults, gear };
     let stage = tokio::select! {
         stage = Stage::build(&args.story, &cast) => stage?,
         () = stop.notified() => return Err(stopped()),
@@ -229,7 +252,13 @@ async fn play(
 ) -> Result<Played, Failure> {
     let halt = Notify::new();
     let arrival = script.timing().arrival(course)?;
-    let phase = Phase { arrival, traced: true, live, ..stage.phase(LOAD_MAX) };
+    let phase = match course {
+        // So long that no request can be kept.
+        Course::Steady(length) => {
+            Phase { arrival, warmup: script.timing().lead, live, ..stage.phase(LOAD_MAX + *length) }
+        }
+        _ => Phase { arrival, traced: true, live, ..stage.phase(LOAD_MAX) },
+    };
     let load = stage.session.run(&phase, &halt);
     let fault = async {
         let told = tokio::select! {
@@ -241,12 +270,18 @@ async fn play(
         told.map(|told| (told, ended))
     };
     let (outcome, told) = tokio::join!(load, fault);
-    let (mut outcome, (told, ended)) = (outcome?, told?);
+    let (mut outcome, (mut told, ended)) = (outcome?, told?);
     // Its end was ours.
     outcome.interrupted = false;
     let unsettled = stage.settle(stop).await?;
     let shards = stage.deployment.gateway.shards;
-    let repetition = Repetition::new(&outcome, &told, ended, shards, unsettled);
+    if !phase.traced {
+        told.found.sizes = Some(steady::sizes(stage));
+    }
+    let mut repetition = Repetition::new(&outcome, &told, ended, shards, unsettled);
+    if !phase.traced {
+        repetition.of_measure(&outcome.measure);
+    }
     let phase = Phase { duration: ended.saturating_duration_since(outcome.start), ..phase };
     Ok(Played { outcome, phase, repetition, unsettled })
 }

@@ -10,6 +10,7 @@ use super::targets::Targets;
 use crate::channel::FaultArgs;
 use crate::cluster::SITES_MAX;
 use crate::exit::Failure;
+use crate::stage::MIX;
 use std::path::Path;
 use std::time::Duration;
 use toml::{Table, Value};
@@ -87,7 +88,8 @@ impl PlanFile {
             return Err(vec!["damaged-middle: at most once, the site stays out".to_owned()]);
         }
         let needs = course.needs();
-        let case = Case { name, about, course, needs, channel, share: 1.0, targets, history: 0 };
+        let case =
+            Case { name, about, course, needs, channel, share: 1.0, targets, history: 0, mix: MIX };
         Ok(Self { case, sites, rate })
     }
 }
@@ -366,6 +368,7 @@ fn goals_of(table: Table, mistakes: &mut Vec<String>) -> Targets {
         p50_ms,
         p99_ms,
         max_ms,
+        leader_changes: None,
         each_fault: goals.flag("each_fault").unwrap_or(false),
         no_failure: goals.flag("no_failure").unwrap_or(false),
         no_failure_elsewhere: goals.flag("no_failure_elsewhere").unwrap_or(false),

@@ -14,6 +14,8 @@ pub(super) struct Targets {
     pub(super) max_ms: Option<f64>,
     /// Those three hold for each fault of a repetition by itself.
     pub(super) each_fault: bool,
+    /// How often a shard may come to another leader.
+    pub(super) leader_changes: Option<f64>,
     /// No request of any shard fails.
     pub(super) no_failure: bool,
     /// No request of a shard that is led elsewhere fails.
@@ -40,6 +42,8 @@ impl fmt::Display for Targets {
         for (name, bound) in [("p50", self.p50_ms), ("p99", self.p99_ms), ("max", self.max_ms)] {
             parts.extend(bound.map(|ms| format!("unavailable {name} <= {ms} ms{each}")));
         }
+        let changes = |most: f64| format!("at most {most} leader changes");
+        parts.extend(self.leader_changes.map(changes));
         parts.extend(self.no_failure.then(|| "no failed request".to_owned()));
         let elsewhere = "no failed request of shards led elsewhere";
         parts.extend(self.no_failure_elsewhere.then(|| elsewhere.to_owned()));

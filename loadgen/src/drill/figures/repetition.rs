@@ -2,14 +2,15 @@
 //!
 //! Pure.
 
-use super::super::script::{Fault, Told};
+use super::super::script::{Fault, Found, Told};
 use super::{Counts, Spread};
 use crate::drive::Outcome;
 use crate::host::Host;
-use crate::measure::Latency;
+use crate::measure::{Latency, Measure};
 use crate::report::{Events, Mark, Window};
 use crate::series::Columns;
 use crate::trace::{Availability, Done, failures, longest_gaps};
+use protocol::code::Code;
 use serde::Serialize;
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -60,6 +61,8 @@ pub(in crate::drill) struct Repetition {
     pub(super) answered_at_end: f64,
     /// 99th percentile of what was answered as asked, before and during.
     pub(super) admitted_p99_ms: [Option<f64>; 2],
+    #[serde(flatten)]
+    pub(super) found: Found,
     /// Payments that have no final answer.
     pub(super) unsettled: usize,
     pub(super) resent: u64,
@@ -133,6 +136,7 @@ impl Repetition {
             answered_during: answered(&trace, (begun_ns, healed_ns)),
             answered_at_end: answered(&trace, (end_ns.saturating_sub(END_NS), end_ns)),
             admitted_p99_ms: [calm, (begun_ns, healed_ns)].map(|span| admitted_p99(&trace, span)),
+            found: told.found.clone(),
             unsettled,
             resent: measure.resent,
             retried_by_code: measure.retried_by_code(),
@@ -150,6 +154,27 @@ impl Repetition {
             latency: [calm, (begun_ns, healed_ns), (healed_ns, end_ns)]
                 .map(|span| latency(&trace, span)),
         }
+    }
+
+    /// Takes from the figures what there is no trace for.
+    pub(in crate::drill) fn of_measure(&mut self, measure: &Measure) {
+        // A conflict that was refused is as asked.
+        let as_asked = [Code::Ok.name(), Code::IdempotencyConflict.name()];
+        let named = measure.by_code().into_iter();
+        self.failed_by_code = named.filter(|(code, _)| !as_asked.contains(code)).collect();
+        let others = measure.refused.saturating_sub(self.failed());
+        for (name, count) in
+            [("OTHER", others), ("UNANSWERED", measure.unanswered), ("NOT_SENT", measure.not_sent)]
+        {
+            if count > 0 {
+                self.failed_by_code.insert(name, count);
+            }
+        }
+        let span_s = measure.span_ns() as f64 / 1e9;
+        self.answered_during = if span_s > 0.0 { measure.ok_in_span as f64 / span_s } else { 0.0 };
+        let (mut all, _) = measure.overall();
+        (0..measure.refused + measure.not_sent).for_each(|_| all.record_infinite());
+        self.latency = [Latency::new(), all, Latency::new()];
     }
 
     /// What a page of a run shows of it.
@@ -190,10 +215,18 @@ impl fmt::Display for Repetition {
             let began = began.map_or(f64::NAN, |began| began.p50);
             write!(f, "; their shards unavailable {gaps} from {began:+.0} ms on")?;
         }
+        if let Some(calm) = self.calm_gap_ms {
+            write!(f, "; calm {calm:.1} ms")?;
+        }
+        if let Some(changes) = &self.found.changes {
+            write!(f, "; {changes}")?;
+        }
+        if let Some(sizes) = &self.found.sizes {
+            write!(f, "; {sizes}")?;
+        }
         write!(
             f,
-            "; calm {:.1} ms; failed {}, elsewhere {}; sent again {}",
-            self.calm_gap_ms.unwrap_or(f64::INFINITY),
+            "; failed {}, elsewhere {}; sent again {}",
             self.failed(),
             self.failed_elsewhere,
             self.resent,

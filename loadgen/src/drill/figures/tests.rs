@@ -1,7 +1,7 @@
 //! On traces made by hand.
 
 use super::super::catalogue::Drill;
-use super::super::script::{Fault, Told};
+use super::super::script::{Fault, Found, Told};
 use super::*;
 use crate::drive::Outcome;
 use crate::host::Host;
@@ -45,7 +45,7 @@ fn of_kills(victims: &[(u8, u64)], trace: Vec<Done>, unsettled: usize) -> Repeti
         level: Some(Duration::from_millis(20)),
     };
     let faults = victims.iter().map(|(site, ms)| kill(*site, *ms)).collect();
-    let told = Told { faults, leaders: vec![1, 2] };
+    let told = Told { faults, leaders: vec![1, 2], found: Found::default() };
     Repetition::new(&outcome, &told, at(4_000), 2, unsettled)
 }
 
@@ -71,6 +71,8 @@ fn report(drill: Drill, repetitions: Vec<Repetition>, violations: u64) -> Report
         duration: 4.0,
         repeat: 1,
         history: None,
+        minutes: None,
+        mix: None,
         quick: false,
         json: None,
         report: None,

@@ -34,6 +34,10 @@ impl Report {
         at_most("failed requests", "", none(wanted.no_failure), failed);
         let elsewhere = any.then_some(self.errors_elsewhere as f64);
         at_most("failed elsewhere", "", none(wanted.no_failure_elsewhere), elsewhere);
+        let changes =
+            self.repetitions.iter().map(|one| one.found.changes.map(|all| all.worst() as f64));
+        let worst = Spread::of(changes).map(|all| all.max);
+        at_most("leader changes", "", wanted.leader_changes, worst);
         let p50 = |latency: &Latency| latency.quantile(0.5).map(|ns| ns as f64 / 1e6);
         let added = p50(during).zip(p50(before)).map(|(during, before)| during - before);
         at_most("added to p50", " ms", wanted.added_p50_ms, added);
