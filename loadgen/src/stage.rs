@@ -335,6 +335,19 @@ impl Stage {
         }
     }
 
+    /// The process of the relay, where there is one.
+    pub(crate) fn relay_process(&self) -> Option<u32> {
+        self.relay.as_ref().map(Relay::id)
+    }
+
+    /// Packets that the relay had no room for.
+    pub(crate) async fn relay_dropped(&self) -> Result<u64, Failure> {
+        match &self.relay {
+            Some(relay) => relay.dropped().await,
+            None => Ok(0),
+        }
+    }
+
     /// Whether a site has applied everything that the others had a moment ago.
     pub(crate) async fn is_level(&self, site: u8) -> bool {
         let mut wanted = vec![0; self.deployment.gateway.shards.into()];

@@ -86,6 +86,41 @@ fn nothing_happens_for_a_while_and_that_is_counted() {
     assert!(payments * 5 < acks, "most requests are queries: {payments} of {acks}");
 }
 
+/// The targets whose text begins like this.
+fn targets<'a>(result: &'a Value, begins: &'a str) -> Vec<&'a Value> {
+    let targets = result["targets"].as_array().unwrap().iter();
+    targets.filter(|one| one["target"].as_str().unwrap().starts_with(begins)).collect()
+}
+
+#[test]
+fn an_overload_is_one_of_the_maximum_that_was_found_before() {
+    let (printed, result) = played(&["overload", "--quick", "--duration", "3"]);
+    let maximum = result["maximum"]["answered"].as_f64().unwrap();
+    assert!(maximum > 0.0 && result["maximum"]["steps"].as_array().unwrap().len() > 3);
+    assert_eq!(result["load_rate"].as_f64(), Some(maximum), "{printed}");
+    let hints = &result["repetitions"][0]["hints"];
+    assert!(hints[0].as_u64().unwrap() > 100, "it was none: {printed}");
+    assert_eq!(hints[1], 0, "every refusal says when to try again: {printed}");
+    for begins in ["throughput of the maximum >= 90 %", "p99 of admitted", "refusals without"] {
+        assert_eq!(targets(&result, begins).len(), 1, "{begins}: {printed}");
+    }
+    assert_eq!(targets(&result, "only OVERLOADED or RATE_LIMITED")[0]["met"], true, "{printed}");
+}
+
+#[test]
+fn the_maximum_is_found_without_and_with_distance() {
+    let (printed, result) = played(&["wan-delay", "--quick", "--duration", "3"]);
+    let distance = &result["distance"];
+    let most = |way: &str| distance[way]["answered"].as_f64().unwrap();
+    assert!(most("near") > 0.0 && most("far") > 0.0, "{printed}");
+    // Two ways of 5 ms are there, whatever else the machine does.
+    let p50 = |way: &str| distance[way]["steps"][0]["p50_ms"].as_f64();
+    assert!(p50("far").is_none_or(|ms| ms > 10.0), "{printed}");
+    assert!(distance["relay_dropped"].is_u64() && distance["udp_buffer_errors"].is_u64());
+    assert!(distance["far"]["steps"][0]["relay_cores"].is_f64(), "{printed}");
+    assert_eq!(targets(&result, "maximum with the distance >= 80 %").len(), 1, "{printed}");
+}
+
 #[test]
 fn mistakes_are_told_before_anything_starts() {
     let dir = tempfile::tempdir().unwrap();

@@ -14,7 +14,7 @@ use crate::config::GatewayFile;
 use crate::exit::{Exit, Failure};
 use crate::interrupt::apart;
 use crate::under;
-use crate::wan::Link;
+use crate::wan::{Link, STATS};
 pub(crate) use admin::Status;
 pub(crate) use process::Process;
 use process::{POLL, READY_MAX};
@@ -176,7 +176,7 @@ impl Deployment {
             command.arg("--link").arg(link.to_string());
         });
         let process = self.printing_ready("loadgen wan", command, "wan.out").await?;
-        Ok(Relay { _process: process, control })
+        Ok(Relay { process, control })
     }
 
     /// One port per pair that dials, towards the peer port that `init` gave.
@@ -364,7 +364,7 @@ impl Drop for Deployment {
 
 /// The relay between the sites.
 pub(crate) struct Relay {
-    _process: Process,
+    process: Process,
     control: SocketAddr,
 }
 
@@ -378,6 +378,21 @@ impl Relay {
             Ok(answer) => Err(Failure::environment(format_args!("the relay: {}", answer.trim()))),
             Err(error) => Err(Failure::environment(format_args!("the relay: {error}"))),
         }
+    }
+
+    /// Its process.
+    pub(crate) fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Packets that found no room in it so far.
+    pub(crate) async fn dropped(&self) -> Result<u64, Failure> {
+        let asked = tokio::time::timeout(Duration::from_secs(5), self.ask(STATS)).await;
+        let answer = asked.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
+        let answer =
+            answer.map_err(|error| Failure::environment(format_args!("the relay: {error}")))?;
+        let dropped = answer.trim().rsplit_once("dropped=").and_then(|(_, n)| n.parse().ok());
+        dropped.ok_or_else(|| Failure::environment(format_args!("the relay: {}", answer.trim())))
     }
 
     async fn ask(&self, line: &str) -> std::io::Result<String> {

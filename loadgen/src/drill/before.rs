@@ -1,7 +1,9 @@
-//! What comes before a drill's own load: a history.
+//! What comes before a drill's own load: a history, or a look at what the sites take.
 //!
-//! Closed loops: so many requests are always in flight, and the sites set the pace.
+//! A history is made in a closed loop: so many requests are always in flight, and the
+//! sites set the pace.
 
+use super::maximum::{self, Distance, Maximum};
 use super::stopped;
 use crate::drive::{Known, Phase};
 use crate::exit::{Exit, Failure};
@@ -20,7 +22,60 @@ const HISTORY_MAX: Duration = Duration::from_secs(1_800);
 const TOLD_EVERY: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(20);
 
-/// What was done before.
+/// What is done before a drill's own load.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) enum Before {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// So many payments.
+    History(u64),
+    /// The maximum is found; the load is that.
+    Maximum,
+    /// The maximum is found without and with this between the sites.
+    Distance(String),
+}
+
+/// What came of it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub(super) struct Prepared {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) history: Option<History>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) maximum: Option<Maximum>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) distance: Option<Distance>,
+}
+
+impl Before {
+    /// Does it. `rate` is where a search begins, `length` that of its steps.
+    pub(super) async fn prepare(
+        &self,
+        stage: &Stage,
+        (rate, length): (f64, Duration),
+        stop: &Notify,
+    ) -> Result<Prepared, Failure> {
+        let mut prepared = Prepared::default();
+        match self {
+            Self::Nothing => {}
+            Self::History(payments) => {
+                prepared.history = Some(history(stage, *payments, stop).await?);
+            }
+            Self::Maximum => {
+                let found = maximum::maximum(stage, rate, length, stop).await?;
+                println!("maximum     {:.0} requests/s", found.answered);
+                prepared.maximum = Some(found);
+            }
+            Self::Distance(line) => {
+                let found = maximum::distance(stage, line, (rate, length), stop).await?;
+                prepared.distance = Some(found);
+            }
+        }
+        Ok(prepared)
+    }
+}
+
+/// Payments that are there before.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(super) struct History {
     /// Payments that were acknowledged as paid.
@@ -33,11 +88,7 @@ pub(super) struct History {
 
 /// Makes at least so many payments, as fast as the sites take them with a bounded
 /// number in flight.
-pub(super) async fn history(
-    stage: &Stage,
-    payments: u64,
-    stop: &Notify,
-) -> Result<History, Failure> {
+async fn history(stage: &Stage, payments: u64, stop: &Notify) -> Result<History, Failure> {
     println!(
         "history     {payments} payments, {HISTORY_IN_FLIGHT} requests always in flight: as fast as \
          the sites take them"

@@ -4,6 +4,7 @@
 
 use super::DrillArgs;
 use super::action::{Action, Course, Needs};
+use super::before::Before;
 use super::targets::Targets;
 use crate::exit::Failure;
 use crate::plan::Mix;
@@ -21,7 +22,7 @@ const OVERLOAD_LATENCY_MS: u64 = 50;
 /// Times the full load.
 const OVERLOAD: f64 = 3.0;
 /// Share of the full load that other drills drive.
-const HALF: f64 = 0.5;
+pub(super) const HALF: f64 = 0.5;
 /// Share of the requests that wait for the channel.
 const CHARGING: f64 = 0.85;
 
@@ -58,8 +59,8 @@ pub(super) struct Case {
     pub(super) share: f64,
     /// What is asked.
     pub(super) targets: Targets,
-    /// Payments that are there before.
-    pub(super) history: u64,
+    /// What is done before.
+    pub(super) before: Before,
     /// What the requests do.
     pub(super) mix: Mix,
 }
@@ -96,6 +97,10 @@ pub(super) enum Drill {
     ChannelWrongAmount,
     ReconnectStorm,
     Overload,
+}
+
+fn wan_delay() -> String {
+    format!("delay={WAN_DELAY_MS}ms")
 }
 
 /// Name; what is injected; what is measured beside what every drill measures.
@@ -149,7 +154,7 @@ impl Drill {
             Self::TransferStorm => ("transfer-storm", "an operator hands shards around, ten a second", "hand-overs under load"),
             Self::PartitionSite => ("partition-site", "a site reaches no other and none reaches it; gateways do", "takeover and return"),
             Self::PartitionOneway => ("partition-oneway", "a site hears the others or is heard by them, not both", "takeover and return"),
-            Self::WanDelay => ("wan-delay", "5 ms each way between all sites", "throughput and added latency"),
+            Self::WanDelay => ("wan-delay", "5 ms each way between all sites", "the maximum with and without, found before; latency at half load"),
             Self::SlowDisk => ("slow-disk", "a site's disk takes 20 writes a second (root, block controller)", "takeover and return"),
             Self::FsyncError => ("fsync-error", "a write of a site's log fails with EIO: it must end at once, and returns (C compiler)", "that it says so and ends; takeover and return"),
             Self::FullDisk => ("full-disk", "the disk under a site's log is full for a while (C compiler)", "what is refused meanwhile; that service returns by itself"),
@@ -166,7 +171,7 @@ impl Drill {
             Self::ChannelLost => ("channel-lost", "a fifth of the channel's replies and a twentieth of the requests is lost", "requests in doubt"),
             Self::ChannelWrongAmount => ("channel-wrong-amount", "one in 200 of the channel's replies to charges names another amount; two operators decide those", "that none is believed"),
             Self::ReconnectStorm => ("reconnect-storm", "gateways connect and go, as fast as sixteen at a time can", "what the others' requests feel of it"),
-            Self::Overload => ("overload", "three times what the sites take", "goodput; latency of what is admitted; that every refusal says so"),
+            Self::Overload => ("overload", "three times what the sites take, which is found before", "goodput, held against that maximum; latency of what is admitted; that every refusal says so"),
         }
     }
 
@@ -201,7 +206,7 @@ impl Drill {
             Self::TransferStorm => Course::One(Action::Transfers),
             Self::PartitionSite => Course::One(Action::Isolate),
             Self::PartitionOneway => Course::One(Action::OneWay),
-            Self::WanDelay => Course::One(Action::Wan(format!("delay={WAN_DELAY_MS}ms"))),
+            Self::WanDelay => Course::One(Action::Wan(wan_delay())),
             Self::SlowDisk => Course::One(Action::SlowDisk),
             Self::FsyncError => Course::One(Action::SyncError),
             Self::FullDisk => Course::One(Action::FullDisk),
@@ -251,6 +256,7 @@ impl Drill {
             | Self::CertificateExpiry => no_failure,
             Self::WanDelay => Targets {
                 throughput: Some(0.8),
+                far_maximum: Some(0.8),
                 // Two round trips, and what their scheduling costs.
                 added_p50_ms: Some(4.0 * WAN_DELAY_MS as f64 + 10.0),
                 ..no_failure
@@ -276,10 +282,11 @@ impl Drill {
                 Targets { added_p50_ms: Some(20.0), recovered, ..no_failure }
             }
             Self::Overload => Targets {
-                // Of the maximum, which is what is driven before.
+                // Of the maximum that was found; what is driven before is just that.
                 throughput: Some(0.9),
                 admitted_p99: Some(2.0),
-                only: only(&["OVERLOADED"]),
+                only: only(&["OVERLOADED", "RATE_LIMITED"]),
+                hinted: true,
                 recovered,
                 ..Targets::default()
             },
@@ -300,17 +307,22 @@ impl Drill {
         }
         let (name, about) = (self.name().to_owned(), self.about().to_owned());
         let share = if self == Self::Overload { 1.0 } else { HALF };
-        let history = if self == Self::SecondKill { HISTORY } else { 0 };
+        let before = match self {
+            Self::SecondKill => Before::History(HISTORY),
+            Self::WanDelay => Before::Distance(wan_delay()),
+            Self::Overload => Before::Maximum,
+            _ => Before::Nothing,
+        };
         let mix = if self == Self::Steady { STEADY_MIX } else { MIX };
-        Case { name, about, course, needs, channel, share, targets: self.targets(), history, mix }
+        Case { name, about, course, needs, channel, share, targets: self.targets(), before, mix }
     }
 
     /// The drill with what was asked for on the command line.
     pub(super) fn asked(self, args: &DrillArgs) -> Case {
         let mut case = self.case(args.full_rate(), args.sites);
-        if case.history > 0 {
-            let usual = if args.quick { QUICK_HISTORY } else { case.history };
-            case.history = args.history.unwrap_or(usual);
+        if let Before::History(payments) = &mut case.before {
+            let usual = if args.quick { QUICK_HISTORY } else { *payments };
+            *payments = args.history.unwrap_or(usual);
         }
         case.mix = args.mix.unwrap_or(case.mix);
         if let Course::Steady(length) = &mut case.course {
@@ -321,7 +333,7 @@ impl Drill {
             };
             *length = args.minutes.map_or(usual, |minutes| Duration::from_secs_f64(minutes * 60.0));
         }
-        if case.history > READ_AGAIN_MAX {
+        if matches!(case.before, Before::History(payments) if payments > READ_AGAIN_MAX) {
             let line = "# checkpoint_mib = 0".to_owned();
             case.needs.settings.push((line, format!("checkpoint_mib = {CHECKPOINT_MIB}")));
             case.about += &format!("; log.checkpoint_mib = {CHECKPOINT_MIB}, to be level in time");

@@ -11,7 +11,7 @@ mod tests;
 mod verdicts;
 
 use super::DrillArgs;
-use super::before::History;
+use super::before::Prepared;
 use super::catalogue::Case;
 use super::targets::Targets;
 use crate::audit::Audit;
@@ -89,9 +89,9 @@ pub(super) struct Report {
     /// Of the first fault of every repetition, of the second, and so on.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     unavailability_by_fault: Vec<Option<Spread>>,
-    /// What was there before the first repetition.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    history: Option<History>,
+    /// What was done before the first repetition.
+    #[serde(flatten)]
+    prepared: Prepared,
     errors_by_code: Counts,
     errors_elsewhere: u64,
     latency_us: Option<Latencies>,
@@ -122,7 +122,7 @@ impl Report {
             unavailability_ms: BTreeMap::new(),
             unavailability: None,
             unavailability_by_fault: Vec::new(),
-            history: None,
+            prepared: Prepared::default(),
             errors_by_code: Counts::new(),
             errors_elsewhere: 0,
             latency_us: None,
@@ -234,9 +234,17 @@ impl Report {
         (1..=faults.max(1)).map(|fault| Spread::of(of(fault))).collect()
     }
 
-    /// Takes what was there before.
-    pub(super) fn with_history(&mut self, history: History) {
-        self.history = Some(history);
+    /// Takes what was done before.
+    pub(super) fn with(&mut self, prepared: Prepared) {
+        if let Some(maximum) = &prepared.maximum {
+            self.load_rate = maximum.answered;
+        }
+        self.prepared = prepared;
+    }
+
+    /// Requests per second that are driven.
+    pub(super) fn load_rate(&self) -> f64 {
+        self.load_rate
     }
 
     /// Prints the summary.

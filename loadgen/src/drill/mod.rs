@@ -10,6 +10,7 @@ mod before;
 mod catalogue;
 mod figures;
 mod inject;
+mod maximum;
 mod plan;
 mod script;
 mod steady;
@@ -23,7 +24,8 @@ use crate::plan::Mix;
 use crate::report::{self, Events};
 use crate::stage::{Cast, Gear, Stage, StoryArgs};
 use action::{Action, Course};
-use catalogue::{Case, Drill};
+use before::Before;
+use catalogue::{Case, Drill, HALF};
 use clap::Args;
 use figures::{Repetition, Report};
 use plan::PlanFile;
@@ -35,6 +37,9 @@ use tokio::sync::Notify;
 /// Load that lasts longer than this says that the script hangs.
 const LOAD_MAX: Duration = Duration::from_secs(600);
 const QUICK_RATE: f64 = 4_000.0;
+/// Length of a step of the search for the maximum.
+const STEP: Duration = Duration::from_secs(2);
+const QUICK_STEP: Duration = Duration::from_millis(1_000);
 /// Longest stretch without a fault: a day.
 const MINUTES_MAX: f64 = 1_440.0;
 
@@ -141,7 +146,7 @@ pub(crate) async fn run(args: &DrillArgs, stop: &Notify) -> Result<(), Failure> 
             if args.minutes.is_some() && !matches!(case.course, Course::Steady(_)) {
                 return Err(Failure::usage(format_args!("--minutes: {name} has its own time")));
             }
-            if args.history.is_some() && case.history == 0 {
+            if args.history.is_some() && !matches!(case.before, Before::History(_)) {
                 return Err(Failure::usage(format_args!("--history: {name} has none")));
             }
             single(&Setting { case: &case, sites: args.sites, rate, args }, stop).await
@@ -201,9 +206,9 @@ async fn told(setting: &Setting<'_>, report: &mut Report, stop: &Notify) -> Resu
         () = stop.notified() => return Err(stopped()),
     };
     report.of_switch(stage.version());
-    if case.history > 0 {
-        report.with_history(before::history(&stage, case.history, stop).await?);
-    }
+    let length = if args.quick { QUICK_STEP } else { STEP };
+    let first = rate * HALF;
+    report.with(case.before.prepare(&stage, (first, length), stop).await?);
     repeat(&stage, &case.course, args, report, stop).await?;
     report.end(stage.end(stop).await?);
     Ok(())
@@ -223,7 +228,8 @@ async fn repeat(
     let duration = Duration::from_secs_f64(args.duration);
     for number in 0..args.repeat {
         let script = Script::new(stage, args.story.seed, number.into(), duration);
-        let played = play(stage, course, script, Progress::Terminal, stop).await?;
+        let load = (report.load_rate(), Progress::Terminal);
+        let played = play(stage, course, script, load, stop).await?;
         let audit = stage.audit()?;
         report.add(number + 1, played.repetition, audit);
         if report.has_violations() {
@@ -247,17 +253,21 @@ async fn play(
     stage: &Stage,
     course: &Course,
     script: Script<'_>,
-    live: Progress,
+    (rate, live): (f64, Progress),
     stop: &Notify,
 ) -> Result<Played, Failure> {
     let halt = Notify::new();
     let arrival = script.timing().arrival(course)?;
     let phase = match course {
         // So long that no request can be kept.
-        Course::Steady(length) => {
-            Phase { arrival, warmup: script.timing().lead, live, ..stage.phase(LOAD_MAX + *length) }
-        }
-        _ => Phase { arrival, traced: true, live, ..stage.phase(LOAD_MAX) },
+        Course::Steady(length) => Phase {
+            arrival,
+            rate,
+            warmup: script.timing().lead,
+            live,
+            ..stage.phase(LOAD_MAX + *length)
+        },
+        _ => Phase { arrival, rate, traced: true, live, ..stage.phase(LOAD_MAX) },
     };
     let load = stage.session.run(&phase, &halt);
     let fault = async {
@@ -307,7 +317,8 @@ pub(crate) async fn story(
     stop: &Notify,
 ) -> Result<Told, Failure> {
     let script = Script::new(stage, seed, 0, span);
-    let played = play(stage, &Course::One(Action::Kill), script, Progress::Always, stop).await?;
+    let load = (stage.phase(span).rate, Progress::Always);
+    let played = play(stage, &Course::One(Action::Kill), script, load, stop).await?;
     println!("   {}", played.repetition);
     Ok(Told {
         events: played.repetition.events(),

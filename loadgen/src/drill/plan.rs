@@ -4,6 +4,7 @@
 //! Pure but for reading. Tested on the example that ships, and on mistakes.
 
 use super::action::{Action, Course, Planned, Target};
+use super::before::Before;
 use super::catalogue::Case;
 use super::script::LEAD;
 use super::targets::Targets;
@@ -88,8 +89,17 @@ impl PlanFile {
             return Err(vec!["damaged-middle: at most once, the site stays out".to_owned()]);
         }
         let needs = course.needs();
-        let case =
-            Case { name, about, course, needs, channel, share: 1.0, targets, history: 0, mix: MIX };
+        let case = Case {
+            name,
+            about,
+            course,
+            needs,
+            channel,
+            share: 1.0,
+            targets,
+            before: Before::Nothing,
+            mix: MIX,
+        };
         Ok(Self { case, sites, rate })
     }
 }
@@ -369,6 +379,8 @@ fn goals_of(table: Table, mistakes: &mut Vec<String>) -> Targets {
         p99_ms,
         max_ms,
         leader_changes: None,
+        far_maximum: None,
+        hinted: goals.flag("retry_after").unwrap_or(false),
         each_fault: goals.flag("each_fault").unwrap_or(false),
         no_failure: goals.flag("no_failure").unwrap_or(false),
         no_failure_elsewhere: goals.flag("no_failure_elsewhere").unwrap_or(false),

@@ -24,6 +24,10 @@ pub(super) struct Targets {
     pub(super) only: Option<Vec<String>>,
     /// Share of the answers per second before that are left during the fault.
     pub(super) throughput: Option<f64>,
+    /// Share of the sites' maximum that is left when they are apart.
+    pub(super) far_maximum: Option<f64>,
+    /// Every refusal for lack of capacity says when to try again.
+    pub(super) hinted: bool,
     /// Share of them that is there again at the end.
     pub(super) recovered: Option<f64>,
     /// What the fault may add to the median latency, milliseconds.
@@ -49,6 +53,9 @@ impl fmt::Display for Targets {
         parts.extend(self.no_failure_elsewhere.then(|| elsewhere.to_owned()));
         parts.extend(self.only.as_ref().map(|codes| format!("only {}", codes.join(" or "))));
         parts.extend(self.throughput.map(|share| format!("throughput >= {:.0} %", share * 100.0)));
+        let far = |share: f64| format!("maximum >= {:.0} % of that without", share * 100.0);
+        parts.extend(self.far_maximum.map(far));
+        parts.extend(self.hinted.then(|| "every refusal says when to try again".to_owned()));
         let again = |share: f64| format!("throughput >= {:.0} % at the end", share * 100.0);
         parts.extend(self.recovered.map(again));
         parts.extend(self.added_p50_ms.map(|ms| format!("at most {ms} ms added to p50")));

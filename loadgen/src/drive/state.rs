@@ -518,6 +518,7 @@ impl State {
         if slot.own && slot.op != Op::BadSignature {
             self.learn(n, answer, requery);
         }
+        self.measure.hint(answer.code, answer.retry_after_ms);
         let told = (answer.code, answer.state);
         self.measure.answered(slot.sample(), told, link.site, now_ns);
         let end = End::Answered(answer.code);

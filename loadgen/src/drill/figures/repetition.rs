@@ -63,6 +63,8 @@ pub(in crate::drill) struct Repetition {
     pub(super) admitted_p99_ms: [Option<f64>; 2],
     #[serde(flatten)]
     pub(super) found: Found,
+    /// Refusals for lack of capacity that say when to try again, and those that do not.
+    pub(super) hints: [u64; 2],
     /// Payments that have no final answer.
     pub(super) unsettled: usize,
     pub(super) resent: u64,
@@ -137,6 +139,7 @@ impl Repetition {
             answered_at_end: answered(&trace, (end_ns.saturating_sub(END_NS), end_ns)),
             admitted_p99_ms: [calm, (begun_ns, healed_ns)].map(|span| admitted_p99(&trace, span)),
             found: told.found.clone(),
+            hints: measure.hints,
             unsettled,
             resent: measure.resent,
             retried_by_code: measure.retried_by_code(),

@@ -1,6 +1,8 @@
 //! On traces made by hand.
 
+use super::super::before::Prepared;
 use super::super::catalogue::Drill;
+use super::super::maximum::{Distance, Maximum};
 use super::super::script::{Fault, Found, Told};
 use super::*;
 use crate::drive::Outcome;
@@ -161,10 +163,52 @@ fn throughput_and_added_latency_are_compared_with_before() {
     for done in slow.iter_mut().filter(|done| (2_000 * MS..3_000 * MS).contains(&done.planned_ns)) {
         done.done_ns += 50 * MS;
     }
-    let report = report(Drill::WanDelay, vec![repetition(slow, 0)], 0);
+    let mut report = report(Drill::WanDelay, vec![repetition(slow, 0)], 0);
+    report.with(Prepared { distance: Some(distance(80.0)), ..Prepared::default() });
+    report.judge();
     let missed: Vec<_> = report.targets.iter().filter(|target| !target.met).collect();
     assert_eq!(missed.len(), 1, "{missed:?}");
     assert!(missed[0].target.starts_with("added to p50"));
+}
+
+fn maximum(answered: f64) -> Maximum {
+    Maximum { answered, steps: Vec::new() }
+}
+
+fn distance(far: f64) -> Distance {
+    let (near, far) = (maximum(100.0), maximum(far));
+    Distance { line: String::new(), near, far, relay_dropped: 0, udp_buffer_errors: 0 }
+}
+
+#[test]
+fn what_is_left_of_the_maximum_over_distance_is_judged() {
+    let mut report = report(Drill::WanDelay, vec![repetition(trace(0), 0)], 0);
+    assert_eq!(exit(&report), Some(Exit::Invalid), "without a maximum it says nothing");
+    for (far, met) in [(79.9, false), (80.0, true), (120.0, true)] {
+        report.with(Prepared { distance: Some(distance(far)), ..Prepared::default() });
+        report.judge();
+        assert_eq!(report.passed, met, "{far}: {:?}", report.targets);
+    }
+}
+
+#[test]
+fn an_overload_is_held_against_the_maximum_and_without_refusals_there_was_none() {
+    let overload = |hints, most| {
+        let one = Repetition { hints, ..repetition(trace(0), 0) };
+        let mut report = report(Drill::Overload, vec![one], 0);
+        report.with(Prepared { maximum: Some(maximum(most)), ..Prepared::default() });
+        report.judge();
+        report
+    };
+    assert!(overload([5, 0], 1_000.0).passed);
+    assert_eq!(exit(&overload([0, 0], 1_000.0)), Some(Exit::Invalid));
+    assert_eq!(exit(&overload([5, 1], 1_000.0)), Some(Exit::Missed));
+    // As much as before the fault, and less than the maximum.
+    let less = overload([5, 0], 1_200.0);
+    let missed: Vec<_> = less.targets.iter().filter(|target| !target.met).collect();
+    assert_eq!(missed.len(), 1, "{missed:?}");
+    assert_eq!(missed[0].target, "throughput of the maximum >= 90 %");
+    assert!((less.load_rate() - 1_200.0).abs() < 1e-9);
 }
 
 #[test]
