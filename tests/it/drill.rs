@@ -86,6 +86,21 @@ fn nothing_happens_for_a_while_and_that_is_counted() {
     assert!(payments * 5 < acks, "most requests are queries: {payments} of {acks}");
 }
 
+#[test]
+fn a_site_with_a_damaged_log_is_replaced_under_load() {
+    let (printed, result) = played(&["damaged-middle", "--quick", "--duration", "3"]);
+    let repetition = &result["repetitions"][0];
+    let mark = repetition["marks"][0]["text"].as_str().unwrap();
+    assert!(mark.ends_with("damaged log; site 4 takes its place"), "{mark}: {printed}");
+    assert!(repetition["level_ms"][0].is_u64(), "{printed}");
+    // A site that has only just joined may not know the merchants, but must not say that
+    // there are none.
+    assert!(result["errors_by_code"]["UNKNOWN_MERCHANT"].is_null(), "{printed}");
+    let (lost, leaders) = (&repetition["victims"][0], &repetition["leaders_after"]);
+    assert!(!leaders.as_array().unwrap().contains(lost), "{printed}");
+    assert_eq!(result["audit"]["checked"]["sites"], 3, "the new one's log is evidence: {printed}");
+}
+
 /// The targets whose text begins like this.
 fn targets<'a>(result: &'a Value, begins: &'a str) -> Vec<&'a Value> {
     let targets = result["targets"].as_array().unwrap().iter();

@@ -159,7 +159,7 @@ impl Drill {
             Self::FsyncError => ("fsync-error", "a write of a site's log fails with EIO: it must end at once, and returns (C compiler)", "that it says so and ends; takeover and return"),
             Self::FullDisk => ("full-disk", "the disk under a site's log is full for a while (C compiler)", "what is refused meanwhile; that service returns by itself"),
             Self::TornTail => ("torn-tail", "kill -9 of a site whose last write is torn; it is cut at the start, and said", "takeover and return"),
-            Self::DamagedMiddle => ("damaged-middle", "kill -9 of a site and a flipped bit in the middle of its log: the start is refused with the place, the site stays out", "that it is refused; takeover; that the others go on"),
+            Self::DamagedMiddle => ("damaged-middle", "kill -9 of a site and a flipped bit in the middle of its log: the start is refused with the place, and another site takes over from it under a fresh number", "that it is refused; takeover; the time until the new site is level"),
             Self::ClockStep => ("clock-step", "a site's wall clock jumps ahead by an hour, and back (C compiler)", "that nobody notices"),
             Self::CertificateRotation => ("certificate-rotation", "every site gets a new certificate of another authority and SIGHUP, one by one", "that new connections get it and standing ones live on"),
             Self::CertificateExpiry => ("certificate-expiry", "a site's certificate runs out, and is renewed with SIGHUP", "that new connections are refused until then and standing ones live on"),

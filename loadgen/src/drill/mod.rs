@@ -193,12 +193,14 @@ async fn told(setting: &Setting<'_>, report: &mut Report, stop: &Notify) -> Resu
     let Setting { case, sites, rate, args } = *setting;
     case.needs.check()?;
     if args.repeat > 1 && case.course.left_out() > 0 {
-        let text = "--repeat: a site whose log is damaged stays out, this can be played only once";
+        let text = "--repeat: a site whose log is damaged is replaced for good, by the only spare: \
+                    this can be played only once";
         return Err(Failure::usage(text));
     }
     let faults: Vec<&str> = case.channel.iter().map(String::as_str).collect();
     let needs = &case.needs;
-    let gear = Gear { shim: needs.shim, authority: needs.authority, settings: &needs.settings };
+    let (shim, spare) = (needs.shim, needs.spare);
+    let gear = Gear { shim, spare, authority: needs.authority, settings: &needs.settings };
     let (relay, rate, mix) = (needs.relay, rate * case.share, case.mix);
     let cast = Cast { sites, relay, rate, mix, faults: &faults, gear };
     let stage = tokio::select! {

@@ -86,7 +86,7 @@ impl PlanFile {
         let length = Duration::from_secs_f64(length);
         let course = Course::Planned { faults, length, shape };
         if course.left_out() > 1 {
-            return Err(vec!["damaged-middle: at most once, the site stays out".to_owned()]);
+            return Err(vec!["damaged-middle: at most once, there is one spare site".to_owned()]);
         }
         let needs = course.needs();
         let case = Case {

@@ -299,7 +299,11 @@ impl<'a> Script<'a> {
 
     /// As [`Self::recover`], of a site that was healed a while ago.
     pub(super) async fn level(&self, fault: &mut Fault) -> Result<(), Failure> {
-        let site = fault.site;
+        self.level_of(fault.site, fault).await
+    }
+
+    /// As [`Self::level`], of the site that takes another's place.
+    pub(super) async fn level_of(&self, site: u8, fault: &mut Fault) -> Result<(), Failure> {
         self.stage.session.note(format!("site {site} is back"));
         while !self.stage.is_level(site).await {
             if fault.healed.elapsed() > RECOVERY_MAX {
