@@ -96,6 +96,8 @@ pub(super) struct Report {
     errors_elsewhere: u64,
     latency_us: Option<Latencies>,
     audit: Option<Audit>,
+    /// Repetitions that were there at the last audit.
+    audited: u32,
     targets: Vec<Verdict>,
     passed: bool,
     /// How it ended when it did not come to its end.
@@ -127,6 +129,7 @@ impl Report {
             errors_elsewhere: 0,
             latency_us: None,
             audit: None,
+            audited: 0,
             targets: Vec::new(),
             passed: false,
             repetitions: Vec::new(),
@@ -137,12 +140,16 @@ impl Report {
         }
     }
 
-    /// Takes a repetition and the audit behind it, and prints its line.
-    pub(super) fn add(&mut self, number: u32, repetition: Repetition, audit: Audit) {
-        println!(
-            "{number:>4}  {repetition}; payments {}, violations {}",
-            audit.checked.payments, audit.violation_count,
+    /// Takes a repetition and the audit behind it, if there is one, and prints its line.
+    pub(super) fn add(&mut self, number: u32, repetition: Repetition, audit: Option<Audit>) {
+        let audited = audit.as_ref().map_or_else(
+            || "audited later".to_owned(),
+            |audit| {
+                let (payments, violations) = (audit.checked.payments, audit.violation_count);
+                format!("payments {payments}, violations {violations}")
+            },
         );
+        println!("{number:>4}  {repetition}; {audited}");
         for shard in &repetition.unavailability_ms {
             self.unavailability_ms.entry(shard.shard).or_default().push(shard.ms);
         }
@@ -152,7 +159,10 @@ impl Report {
         self.errors_elsewhere += repetition.failed_elsewhere;
         self.repetitions.push(repetition);
         self.keep_worst();
-        self.audit = Some(audit);
+        if let Some(audit) = audit {
+            self.audit = Some(audit);
+            self.audited = number;
+        }
     }
 
     /// Figures over time are large: those of the mildest repetition go when there are
@@ -197,6 +207,7 @@ impl Report {
     /// Takes the last audit.
     pub(super) fn end(&mut self, audit: Audit) {
         self.audit = Some(audit);
+        self.audited = self.repetitions.len() as u32;
     }
 
     /// Whether the audit found anything.

@@ -37,6 +37,9 @@ use tokio::sync::Notify;
 /// Load that lasts longer than this says that the script hangs.
 const LOAD_MAX: Duration = Duration::from_secs(600);
 const QUICK_RATE: f64 = 4_000.0;
+/// An audit comes when there are so many times the repetitions of the one before: all of
+/// them together read at most two and a half times what the last one does.
+const AUDIT_FACTOR: u32 = 3;
 /// Length of a step of the search for the maximum.
 const STEP: Duration = Duration::from_secs(2);
 const QUICK_STEP: Duration = Duration::from_millis(1_000);
@@ -76,6 +79,10 @@ pub(crate) struct DrillArgs {
     /// pay=10,query=88,refund=2.
     #[arg(long, conflicts_with = "plan", value_parser = Mix::parse, value_name = "pay=W,query=W,refund=W")]
     mix: Option<Mix>,
+    /// Audit after every repetition, not only after the first, the third, the ninth and so
+    /// on, and the last.
+    #[arg(long)]
+    audit_each: bool,
     /// Little load, for a first look and for busy machines.
     #[arg(long, conflicts_with = "rate")]
     quick: bool,
@@ -228,18 +235,35 @@ async fn repeat(
     stop: &Notify,
 ) -> Result<(), Failure> {
     let duration = Duration::from_secs_f64(args.duration);
-    for number in 0..args.repeat {
-        let script = Script::new(stage, args.story.seed, number.into(), duration);
+    let mut audited = 0;
+    for number in 1..=args.repeat {
+        let script = Script::new(stage, args.story.seed, (number - 1).into(), duration);
         let load = (report.load_rate(), Progress::Terminal);
         let played = play(stage, course, script, load, stop).await?;
-        let audit = stage.audit()?;
-        report.add(number + 1, played.repetition, audit);
+        let due =
+            args.audit_each || played.unsettled > 0 || audit_is_due(number, audited, args.repeat);
+        let audit = if due { Some(stage.audit()?) } else { None };
+        if due {
+            audited = number;
+        }
+        report.add(number, played.repetition, audit);
         if report.has_violations() {
             // More load would only hide it.
             break;
         }
     }
     Ok(())
+}
+
+/// Whether an audit comes after this repetition, when the last came after `audited`.
+///
+/// Each reads everything from the first payment on, so that all of them together would
+/// take longer than the drill. Nothing that one reads ever shrinks: acknowledgements,
+/// ledger and logs are only added to. So the next one judges what was left out before it
+/// by the same rules, beside the running sites like every other, and the one at the end
+/// once more.
+fn audit_is_due(number: u32, audited: u32, of: u32) -> bool {
+    number == of || number >= audited.saturating_mul(AUDIT_FACTOR)
 }
 
 /// A script that was played under load.
@@ -328,4 +352,31 @@ pub(crate) async fn story(
         phase: played.phase,
         unsettled: played.unsettled,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn audits(of: u32) -> Vec<u32> {
+        let mut audited = Vec::new();
+        for number in 1..=of {
+            if audit_is_due(number, audited.last().copied().unwrap_or(0), of) {
+                audited.push(number);
+            }
+        }
+        audited
+    }
+
+    #[test]
+    fn the_first_and_the_last_repetition_are_always_audited_and_few_between() {
+        assert_eq!((audits(1), audits(2), audits(3)), (vec![1], vec![1, 2], vec![1, 3]));
+        assert_eq!(audits(20), [1, 3, 9, 20]);
+        for of in 1..=1_000 {
+            let audited = audits(of);
+            assert_eq!((audited[0], audited.last().copied()), (1, Some(of)));
+            let read: u32 = audited.iter().sum();
+            assert!(read <= of * 5 / 2, "{read} of {of}");
+        }
+    }
 }

@@ -75,6 +75,7 @@ fn report(drill: Drill, repetitions: Vec<Repetition>, violations: u64) -> Report
         history: None,
         minutes: None,
         mix: None,
+        audit_each: false,
         quick: false,
         json: None,
         report: None,
@@ -82,7 +83,7 @@ fn report(drill: Drill, repetitions: Vec<Repetition>, violations: u64) -> Report
     };
     let mut report = Report::new(&drill.case(args.rate, 3), &args, 3, args.rate);
     for repetition in repetitions {
-        report.add(1, repetition, audit(violations));
+        report.add(1, repetition, Some(audit(violations)));
     }
     report.judge();
     report
