@@ -201,6 +201,10 @@ pub(crate) struct Measure {
     pub(crate) differing_answers: u64,
     /// Times that a link was found silent.
     pub(crate) silences: u64,
+    /// Notices that named another leader of a shard than the one before.
+    pub(crate) leader_changes: u64,
+    /// Refusals for lack of capacity that say when to try again, and those that do not.
+    pub(crate) hints: [u64; 2],
     retried: Vec<(Code, u64)>,
     /// Per second.
     pub(crate) seconds: Vec<Second>,
@@ -241,6 +245,8 @@ impl Measure {
             second_answers: 0,
             differing_answers: 0,
             silences: 0,
+            leader_changes: 0,
+            hints: [0; 2],
             retried: Vec::new(),
             seconds: Vec::new(),
             series: None,
@@ -268,6 +274,9 @@ impl Measure {
         other.states.iter().for_each(|(state, more)| count(&mut self.states, *state, *more));
         other.retried.iter().for_each(|(code, more)| count(&mut self.retried, *code, *more));
         self.seconds.clear();
+        for (all, one) in self.hints.iter_mut().zip(other.hints) {
+            *all += one;
+        }
         for (all, one) in [
             (&mut self.sent, other.sent),
             (&mut self.answered, other.answered),
@@ -283,6 +292,7 @@ impl Measure {
             (&mut self.second_answers, other.second_answers),
             (&mut self.differing_answers, other.differing_answers),
             (&mut self.silences, other.silences),
+            (&mut self.leader_changes, other.leader_changes),
             (&mut self.all_sent, other.all_sent),
             (&mut self.all_ok, other.all_ok),
             (&mut self.all_refused, other.all_refused),
@@ -388,6 +398,14 @@ impl Measure {
         figures.ok += 1;
         figures.planned.record(latency);
         figures.raw.record(now_ns.saturating_sub(sample.sent_ns));
+    }
+
+    /// An answer that ends its request: one that refuses for lack of capacity has to say
+    /// when to try again.
+    pub(crate) fn hint(&mut self, code: Code, retry_after_ms: u32) {
+        if matches!(code, Code::Overloaded | Code::RateLimited) {
+            self.hints[usize::from(retry_after_ms == 0)] += 1;
+        }
     }
 
     /// An answer told to try elsewhere or later, which is done.

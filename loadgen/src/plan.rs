@@ -58,6 +58,16 @@ pub(crate) struct Params {
     pub(crate) merchants: Vec<String>,
 }
 
+impl Params {
+    /// How many requests have about so many new payments among them.
+    pub(crate) fn requests_for(&self, payments: u64) -> u64 {
+        let others = u64::from(self.duplicates_ppm + self.conflicts_ppm + self.bad_signatures_ppm);
+        let pays = u64::from(self.mix.pay) * 1_000_000_u64.saturating_sub(others);
+        let all = (u64::from(self.mix.pay) + self.mix.others()) * 1_000_000;
+        (u128::from(payments) * u128::from(all)).div_ceil(u128::from(pays.max(1))) as u64
+    }
+}
+
 /// Weights of the operations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Mix {

@@ -13,7 +13,7 @@ use crate::exit::{self, Exit, Failure};
 use crate::live::Progress;
 use crate::report::{self, Events, Mark, Origin, Report};
 use crate::rng::Stream;
-use crate::stage::{Cast, Gear, MERCHANTS, Stage, StoryArgs};
+use crate::stage::{Cast, Gear, MERCHANTS, MIX, Stage, StoryArgs};
 use clap::Args;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -87,6 +87,7 @@ pub(crate) async fn demo(args: &DemoArgs, stop: &Notify) -> Result<(), Failure> 
         sites: args.sites,
         relay: false,
         rate: args.rate,
+        mix: MIX,
         faults: &faults,
         gear: Gear::default(),
     };
@@ -163,6 +164,7 @@ pub(crate) async fn soak(args: &SoakArgs, stop: &Notify) -> Result<(), Failure> 
         sites: args.sites,
         relay: false,
         rate: args.rate,
+        mix: MIX,
         faults: &faults,
         gear: Gear::default(),
     };

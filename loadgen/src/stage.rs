@@ -25,6 +25,8 @@ use tokio::sync::Notify;
 const DAY_MS: u64 = 86_400_000;
 /// Merchants of a story.
 pub(crate) const MERCHANTS: u32 = 200;
+/// What a story's requests do, unless it says something else.
+pub(crate) const MIX: Mix = Mix::of(80, 15, 5);
 /// The channel's plan of faults.
 const CHANNEL_PLAN: &str = "channel.plan";
 /// Longest wait for a process to say that it did what a signal asked for.
@@ -32,6 +34,9 @@ const TOLD_IN: Duration = Duration::from_secs(5);
 const TOLD_POLL: Duration = Duration::from_millis(5);
 /// Longest wait for a site to end by itself.
 const ENDS_IN: Duration = Duration::from_secs(15);
+/// How often a change of members is tried, and the pause between.
+const MEMBER_TRIES: u32 = 4;
+const MEMBER_PAUSE: Duration = Duration::from_millis(500);
 /// Longest wait for every payment's end.
 const SETTLE_MAX: Duration = Duration::from_secs(20);
 
@@ -58,6 +63,8 @@ pub(crate) struct Cast<'a> {
     pub(crate) relay: bool,
     /// Requests per second.
     pub(crate) rate: f64,
+    /// What the requests do.
+    pub(crate) mix: Mix,
     /// Faults of the channel, as its arguments.
     pub(crate) faults: &'a [&'a str],
     /// What else there is.
@@ -69,6 +76,8 @@ pub(crate) struct Cast<'a> {
 pub(crate) struct Gear<'a> {
     /// The fault library under every site.
     pub(crate) shim: bool,
+    /// One more site, which may take another's place.
+    pub(crate) spare: bool,
     /// An authority of the drill's own, which everybody trusts beside the first.
     pub(crate) authority: bool,
     /// Lines of the sites' configurations, and what takes their place.
@@ -93,6 +102,8 @@ pub(crate) struct Stage {
     usual: Vec<String>,
     /// A site whose log is damaged: it is out, and says nothing any more.
     out: Cell<u8>,
+    /// Whether the spare is a member.
+    joined: Cell<bool>,
     /// By site; empty where none runs.
     switches: RefCell<Vec<Option<Process>>>,
     rate: f64,
@@ -109,7 +120,8 @@ impl Stage {
             return Err(Failure::usage("--rate: 1 to 1000000"));
         }
         let payswitch = args.payswitch.clone().map_or_else(audit::payswitch_beside, Ok)?;
-        let mut deployment = Deployment::init(payswitch, args.dir.clone(), MERCHANTS, cast.sites)?;
+        let (dir, spare) = (args.dir.clone(), cast.gear.spare);
+        let mut deployment = Deployment::init(payswitch, dir, MERCHANTS, cast.sites, spare)?;
         for (from, to) in cast.gear.settings {
             deployment.configure(from, to)?;
         }
@@ -138,7 +150,7 @@ impl Stage {
         let gateway = &deployment.gateway;
         let merchants = gateway.load_merchants()?;
         let ids = merchants.iter().map(|merchant| merchant.id.as_str().to_owned()).collect();
-        let params = params(args.seed, cast.rate, ids);
+        let params = params(args.seed, cast, ids);
         let acks = deployment.file("acks");
         let writer = AckWriter::create(&acks, &params)?;
         let plan = Plan::new(params).ok_or_else(|| Failure::usage("impossible parameters"))?;
@@ -160,9 +172,10 @@ impl Stage {
             payswitch: deployment.payswitch.clone(),
             data: deployment.data(site),
         };
-        let logs = deployment.sites().map(dump).collect();
+        let logs = deployment.places().map(dump).collect();
         let ledger = gateway.channel_ledger_dir.clone();
-        let switches = RefCell::new(switches.into_iter().map(Some).collect());
+        let absent = deployment.spare().map(|_| None);
+        let switches = RefCell::new(switches.into_iter().map(Some).chain(absent).collect());
         let evidence = Evidence { acks, ledger, logs };
         Ok(Self {
             deployment,
@@ -174,6 +187,7 @@ impl Stage {
             channel,
             usual,
             out: Cell::new(0),
+            joined: Cell::new(false),
             switches,
             rate: cast.rate,
         })
@@ -302,10 +316,49 @@ impl Stage {
 
     /// What the audit reads now.
     fn evidence(&self) -> Evidence {
-        let out = self.deployment.data(self.out.get());
+        let members: Vec<PathBuf> = self.members().map(|site| self.deployment.data(site)).collect();
         let mut evidence = self.evidence.clone();
-        evidence.logs.retain(|log| !matches!(log, Source::Dump { data, .. } if *data == out));
         evidence
+            .logs
+            .retain(|log| matches!(log, Source::Dump { data, .. } if members.contains(data)));
+        evidence
+    }
+
+    /// The sites whose logs count.
+    fn members(&self) -> impl Iterator<Item = u8> + use<> {
+        let (out, joined, founders) =
+            (self.out.get(), self.joined.get(), self.deployment.sites().count() as u8);
+        self.deployment.places().filter(move |site| *site != out && (*site <= founders || joined))
+    }
+
+    /// The spare takes the place of a site that is out for good: under its own number, with
+    /// nothing on its disk. Operators would do the same.
+    pub(crate) async fn replace(&self, lost: u8) -> Result<u8, Failure> {
+        let spare = self.deployment.spare();
+        let spare = spare.ok_or_else(|| Failure::usage("this story has no spare site"))?;
+        let other = self.deployment.sites().find(|site| *site != lost).unwrap_or(1);
+        let mut process = self.deployment.start(spare)?;
+        for (verb, site) in [("add", spare), ("remove", lost)] {
+            self.change_members(other, verb, site).await?;
+        }
+        self.deployment.ready(spare, &mut process).await?;
+        self.deployment.linked(spare, &mut process).await?;
+        self.put(spare, process);
+        self.joined.set(true);
+        Ok(spare)
+    }
+
+    /// `admin member`, which is repeated when it fails: a hand-over may be in its way.
+    async fn change_members(&self, at: u8, verb: &str, site: u8) -> Result<(), Failure> {
+        let number = site.to_string();
+        let words = ["member", verb, &number];
+        for _ in 1..MEMBER_TRIES {
+            if self.deployment.operate(at, &words).await.is_ok() {
+                return Ok(());
+            }
+            tokio::time::sleep(MEMBER_PAUSE).await;
+        }
+        self.deployment.operate(at, &words).await
     }
 
     /// The process of a site that runs.
@@ -332,10 +385,23 @@ impl Stage {
         }
     }
 
+    /// The process of the relay, where there is one.
+    pub(crate) fn relay_process(&self) -> Option<u32> {
+        self.relay.as_ref().map(Relay::id)
+    }
+
+    /// Packets that the relay had no room for.
+    pub(crate) async fn relay_dropped(&self) -> Result<u64, Failure> {
+        match &self.relay {
+            Some(relay) => relay.dropped().await,
+            None => Ok(0),
+        }
+    }
+
     /// Whether a site has applied everything that the others had a moment ago.
     pub(crate) async fn is_level(&self, site: u8) -> bool {
         let mut wanted = vec![0; self.deployment.gateway.shards.into()];
-        for other in self.deployment.sites().filter(|other| *other != site) {
+        for other in self.deployment.places().filter(|other| *other != site) {
             let Some(status) = self.deployment.status(other).await else { continue };
             for shard in &status.shards {
                 if let Some(wanted) = wanted.get_mut(usize::from(shard.shard)) {
@@ -366,7 +432,7 @@ impl Stage {
 
     /// Asks for everything once more, stops the sites, checks their logs and audits.
     pub(crate) async fn end(self, stop: &Notify) -> Result<Audit, Failure> {
-        let evidence = self.evidence();
+        let (evidence, mut members) = (self.evidence(), self.members());
         let all = self.session.payments(|known| known != Known::Nothing);
         let answers = self.session.query(&all, stop).await?;
         println!("   {} payments asked for once more, {} answered.", all.len(), answers.answered);
@@ -380,8 +446,7 @@ impl Stage {
             let ended = stopped.await;
             ended.map_err(|_| Failure::environment("a site's end was not seen"))??;
         }
-        let mut sound = self.deployment.sites().filter(|site| *site != self.out.get());
-        sound.try_for_each(|site| self.deployment.verify_log(site))?;
+        members.try_for_each(|site| self.deployment.verify_log(site))?;
         audit::audit(&evidence, Moment { settled: true, at_rest: true })
     }
 }
@@ -395,21 +460,21 @@ fn write_plan(deployment: &Deployment, faults: &[String]) -> Result<(), Failure>
     })
 }
 
-fn params(seed: u64, rate: f64, merchants: Vec<String>) -> Params {
+fn params(seed: u64, cast: &Cast<'_>, merchants: Vec<String>) -> Params {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let now_ms = now.as_millis() as u64;
     Params {
         seed,
         run_id: now_ms % RUN_ID_MAX,
         expire_ms: (now_ms / DAY_MS + 3) * DAY_MS,
-        mix: Mix::of(80, 15, 5),
+        mix: cast.mix,
         duplicates_ppm: 20_000,
         conflicts_ppm: 10_000,
         bad_signatures_ppm: 0,
         hot_ppm: 0,
         notify: true,
         zipf: 0.5,
-        lag: (rate / 2.0).ceil() as u64,
+        lag: (cast.rate / 2.0).ceil() as u64,
         merchants,
     }
 }

@@ -75,6 +75,13 @@ pub(super) async fn status(admin: SocketAddr) -> Option<Status> {
     serde_json::from_str(&body).ok()
 }
 
+/// The site's metrics as text; `None` without an answer.
+pub(super) async fn metrics(admin: SocketAddr) -> Option<String> {
+    let asked = tokio::time::timeout(ANSWER_IN, get(admin, "/metrics")).await;
+    let (status, body) = asked.ok()?.ok()?;
+    (status == 200).then_some(body)
+}
+
 /// The least of HTTP: status and body of one GET over a new connection.
 async fn get(address: SocketAddr, path: &str) -> std::io::Result<(u16, String)> {
     let mut stream = TcpStream::connect(address).await?;

@@ -14,7 +14,7 @@ use crate::config::GatewayFile;
 use crate::exit::{Exit, Failure};
 use crate::interrupt::apart;
 use crate::under;
-use crate::wan::Link;
+use crate::wan::{Link, STATS};
 pub(crate) use admin::Status;
 pub(crate) use process::Process;
 use process::{POLL, READY_MAX};
@@ -30,16 +30,18 @@ use tokio::net::TcpStream;
 pub(crate) const STATUS_AGE: Duration = Duration::from_millis(300);
 /// Most sites of a deployment: the ports of the relay's pairs are counted.
 pub(crate) const SITES_MAX: u8 = 5;
+/// With the one that may take another's place.
+const PLACES_MAX: u8 = SITES_MAX + 1;
 /// Places of ports from the base on: what `init` uses of each site, of the channel,
 /// and ours.
 const SITE_PORTS: [u16; 4] = [0, 1, 2, 3];
 const SITE_STEP: u16 = 10;
-const RELAY_FIRST: u16 = 50;
-const RELAY_PORTS: u16 = (SITES_MAX as u16) * (SITES_MAX as u16 - 1);
+const RELAY_FIRST: u16 = 60;
+const RELAY_PORTS: u16 = (PLACES_MAX as u16) * (PLACES_MAX as u16 - 1);
 const CHANNEL_PORT: u16 = 90;
 const CONTROL_PORT: u16 = 91;
 
-const _: () = assert!((SITES_MAX as u16) * SITE_STEP <= RELAY_FIRST);
+const _: () = assert!((PLACES_MAX as u16) * SITE_STEP <= RELAY_FIRST);
 const _: () = assert!(RELAY_FIRST + RELAY_PORTS <= CHANNEL_PORT);
 
 /// The folder of a deployment and the binaries that run it.
@@ -51,19 +53,24 @@ pub(crate) struct Deployment {
     /// Remove the folder at the end.
     temporary: bool,
     base: u16,
+    /// Sites that the cluster is made of; one behind them is a spare.
+    founders: u8,
     /// Its gateway's configuration.
     pub(crate) gateway: GatewayFile,
     shim: Option<Shim>,
 }
 
 impl Deployment {
-    /// `payswitch init` of some sites on free ports, in `dir` or a temporary folder.
+    /// `payswitch init` of some sites on free ports, in `dir` or a temporary folder. With
+    /// a spare there is one more that everybody knows and that is no member.
     pub(crate) fn init(
         payswitch: PathBuf,
         dir: Option<PathBuf>,
         merchants: u32,
-        sites: u8,
+        founders: u8,
+        spare: bool,
     ) -> Result<Self, Failure> {
+        let sites = founders + u8::from(spare);
         let temporary = dir.is_none();
         let dir = dir.unwrap_or_else(|| {
             std::env::temp_dir().join(format!("payswitch-demo-{}", std::process::id()))
@@ -85,7 +92,12 @@ impl Deployment {
             return Err(Failure::usage(reason.trim()));
         }
         let gateway = GatewayFile::load(&dir.join("gateway.toml"))?;
-        Ok(Self { dir, payswitch, temporary, base, gateway, shim: None })
+        let deployment = Self { dir, payswitch, temporary, base, founders, gateway, shim: None };
+        if spare {
+            let entry = format!("id = {sites}\n");
+            deployment.configure(&entry, &format!("{entry}voter = false\n"))?;
+        }
+        Ok(deployment)
     }
 
     /// A file of the deployment.
@@ -93,9 +105,19 @@ impl Deployment {
         self.dir.join(name)
     }
 
-    /// Numbers of the sites, from 1.
+    /// Numbers of the sites that the cluster is made of, from 1.
     pub(crate) fn sites(&self) -> impl Iterator<Item = u8> + use<> {
+        1..=self.founders
+    }
+
+    /// Those and the spare.
+    pub(crate) fn places(&self) -> impl Iterator<Item = u8> + use<> {
         1..=self.gateway.sites.len() as u8
+    }
+
+    /// The site that may take another's place.
+    pub(crate) fn spare(&self) -> Option<u8> {
+        self.places().find(|site| *site > self.founders)
     }
 
     /// A site's configuration.
@@ -116,7 +138,7 @@ impl Deployment {
     /// Changes a line of every site's configuration, which must be there. For sites that
     /// do not run yet.
     pub(crate) fn configure(&self, from: &str, to: &str) -> Result<(), Failure> {
-        for site in self.sites() {
+        for site in self.places() {
             let path = self.site_file(site);
             let failed = |what: &dyn std::fmt::Display| {
                 Failure::environment(format_args!("cannot change {}: {what}", path.display()))
@@ -159,7 +181,7 @@ impl Deployment {
     /// name its ports in place of each other's.
     pub(crate) async fn relay(&self, seed: u64) -> Result<Relay, Failure> {
         let links = self.relay_links();
-        for site in self.sites() {
+        for site in self.places() {
             let path = self.site_file(site);
             let failed = |error: std::io::Error| {
                 Failure::environment(format_args!("{}: {error}", path.display()))
@@ -176,14 +198,14 @@ impl Deployment {
             command.arg("--link").arg(link.to_string());
         });
         let process = self.printing_ready("loadgen wan", command, "wan.out").await?;
-        Ok(Relay { _process: process, control })
+        Ok(Relay { process, control })
     }
 
     /// One port per pair that dials, towards the peer port that `init` gave.
     fn relay_links(&self) -> Vec<Link> {
         let pairs = self
-            .sites()
-            .flat_map(|from| self.sites().filter(move |to| *to != from).map(move |to| (from, to)));
+            .places()
+            .flat_map(|from| self.places().filter(move |to| *to != from).map(move |to| (from, to)));
         let link = |(at, (from, to)): (usize, (u8, u8))| {
             let listen = loopback(self.base + RELAY_FIRST + at as u16);
             let target = loopback(self.base + u16::from(to - 1) * SITE_STEP + 1);
@@ -263,11 +285,16 @@ impl Deployment {
         admin::status(self.admin(site)).await
     }
 
+    /// A site's metrics as text; `None` when it does not answer.
+    pub(crate) async fn metrics(&self, site: u8) -> Option<String> {
+        admin::metrics(self.admin(site)).await
+    }
+
     /// The site that leads each shard, 0 for none, by those that call themselves
     /// leaders.
     pub(crate) async fn leaders(&self) -> Vec<u8> {
         let mut leaders = vec![0; self.gateway.shards.into()];
-        for site in self.sites() {
+        for site in self.places() {
             let Some(status) = self.status(site).await else { continue };
             for shard in status.shards.iter().filter(|shard| shard.leads()) {
                 if let Some(leader) = leaders.get_mut(usize::from(shard.shard)) {
@@ -321,7 +348,7 @@ impl Deployment {
     /// Payments that leaders call open; `None` while a shard has none to ask.
     async fn open_payments(&self) -> Option<u64> {
         let mut open = vec![None; self.gateway.shards.into()];
-        for site in self.sites() {
+        for site in self.places() {
             let Some(status) = self.status(site).await else { continue };
             for shard in status.shards.iter().filter(|shard| shard.leads()) {
                 *open.get_mut(usize::from(shard.shard))? = Some(shard.open);
@@ -359,7 +386,7 @@ impl Drop for Deployment {
 
 /// The relay between the sites.
 pub(crate) struct Relay {
-    _process: Process,
+    process: Process,
     control: SocketAddr,
 }
 
@@ -373,6 +400,21 @@ impl Relay {
             Ok(answer) => Err(Failure::environment(format_args!("the relay: {}", answer.trim()))),
             Err(error) => Err(Failure::environment(format_args!("the relay: {error}"))),
         }
+    }
+
+    /// Its process.
+    pub(crate) fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Packets that found no room in it so far.
+    pub(crate) async fn dropped(&self) -> Result<u64, Failure> {
+        let asked = tokio::time::timeout(Duration::from_secs(5), self.ask(STATS)).await;
+        let answer = asked.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
+        let answer =
+            answer.map_err(|error| Failure::environment(format_args!("the relay: {error}")))?;
+        let dropped = answer.trim().rsplit_once("dropped=").and_then(|(_, n)| n.parse().ok());
+        dropped.ok_or_else(|| Failure::environment(format_args!("the relay: {}", answer.trim())))
     }
 
     async fn ask(&self, line: &str) -> std::io::Result<String> {

@@ -47,7 +47,8 @@ fn deployment(dir: &Path, admins: &[SocketAddr]) -> Deployment {
         sites: admins.iter().enumerate().map(site).collect(),
     };
     let (dir, payswitch) = (dir.to_owned(), PathBuf::new());
-    Deployment { dir, payswitch, temporary: false, base: 20_000, gateway, shim: None }
+    let founders = admins.len() as u8;
+    Deployment { dir, payswitch, temporary: false, base: 20_000, founders, gateway, shim: None }
 }
 
 #[test]
@@ -105,6 +106,17 @@ fn a_configuration_is_redirected_for_one_site_only() {
 }
 
 #[test]
+fn a_spare_is_known_and_no_member() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut deployment = deployment(dir.path(), &[loopback(1), loopback(2), loopback(3)]);
+    assert_eq!(deployment.spare(), None);
+    deployment.founders = 2;
+    assert_eq!(deployment.spare(), Some(3));
+    assert!(deployment.sites().eq(1..=2) && deployment.places().eq(1..=3));
+    assert_eq!(deployment.relay_links().len(), 6, "it is reached as the others are");
+}
+
+#[test]
 fn every_pair_of_sites_has_a_port_of_its_own() {
     let dir = tempfile::tempdir().unwrap();
     let links = deployment(dir.path(), &[loopback(1), loopback(2), loopback(3)]).relay_links();
@@ -113,7 +125,7 @@ fn every_pair_of_sites_has_a_port_of_its_own() {
     assert!(to_3.clone().all(|link| link.target == loopback(20_021)) && to_3.count() == 2);
     let mut ports: Vec<u16> = links.iter().map(|link| link.listen.port()).collect();
     ports.dedup();
-    assert_eq!(ports, [20_050, 20_051, 20_052, 20_053, 20_054, 20_055]);
+    assert_eq!(ports, [20_060, 20_061, 20_062, 20_063, 20_064, 20_065]);
 }
 
 fn sleeper(dir: &Path) -> Process {

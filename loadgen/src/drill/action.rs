@@ -36,7 +36,7 @@ pub(super) enum Action {
     ClockStep(i64),
     /// kill -9, and a torn write at the end of the log.
     TornTail,
-    /// kill -9, and a flipped bit in the middle of the log: the site stays out.
+    /// kill -9, and a flipped bit in the middle of the log: another site takes its place.
     DamagedMiddle,
     /// Certificates of all sites are replaced.
     Rotate,
@@ -63,6 +63,8 @@ pub(super) struct Needs {
     pub(super) relay: bool,
     /// The fault library.
     pub(super) shim: bool,
+    /// One more site, which takes another's place.
+    pub(super) spare: bool,
     /// The drill's own authority.
     pub(super) authority: bool,
     /// The kernel's block throttle.
@@ -93,6 +95,7 @@ impl Action {
         match self {
             Self::Isolate | Self::OneWay | Self::Wan(_) => needs.relay = true,
             Self::SlowDisk => needs.throttle = true,
+            Self::DamagedMiddle => needs.spare = true,
             Self::SyncError | Self::ClockStep(_) => needs.shim = true,
             Self::FullDisk => {
                 needs.shim = true;
@@ -118,6 +121,7 @@ impl Needs {
     pub(super) fn and(mut self, other: Self) -> Self {
         self.relay |= other.relay;
         self.shim |= other.shim;
+        self.spare |= other.spare;
         self.authority |= other.authority;
         self.throttle |= other.throttle;
         let new = other.settings.into_iter().filter(|line| !self.settings.contains(line));
@@ -164,6 +168,10 @@ pub(super) enum Course {
     One(Action),
     /// A fault, and the same at another site as soon as the first is level.
     Twice(Action),
+    /// A kill, and a kill of another site at the moment in which the first is level.
+    Second,
+    /// No fault, for so long.
+    Steady(Duration),
     /// A fault at one site after the other.
     Each(Action),
     /// Faults with their times, and the load's length and shape.
@@ -178,12 +186,13 @@ pub(super) enum Course {
 }
 
 impl Course {
-    /// How many sites stay out in the end.
+    /// How many sites are out for good in the end.
     pub(super) fn left_out(&self) -> usize {
         match self {
             Self::One(action) | Self::Twice(action) | Self::Each(action) => {
                 usize::from(*action == Action::DamagedMiddle)
             }
+            Self::Second | Self::Steady(_) => 0,
             Self::Planned { faults, .. } => {
                 faults.iter().filter(|fault| fault.action == Action::DamagedMiddle).count()
             }
@@ -194,6 +203,8 @@ impl Course {
     pub(super) fn needs(&self) -> Needs {
         match self {
             Self::One(action) | Self::Twice(action) | Self::Each(action) => action.needs(),
+            Self::Second => Action::Kill.needs(),
+            Self::Steady(_) => Needs::default(),
             Self::Planned { faults, .. } => {
                 let all = faults.iter().map(|fault| fault.action.needs());
                 all.fold(Needs::default(), Needs::and)

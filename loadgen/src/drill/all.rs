@@ -83,7 +83,7 @@ async fn play(
             return;
         }
         println!("\n[{}/{}]", number + 1, Drill::ALL.len());
-        let case = one.case(summary.rate, args.sites);
+        let case = one.asked(args);
         if let Err(failure) = case.needs.check() {
             println!("{}: SKIPPED: {}", one.name(), failure.message);
             summary.skipped.push(Skipped { drill: one.name(), reason: failure.message });

@@ -4,308 +4,36 @@
 //! Pure but for printing and writing. No data is never a pass. Tested on traces
 //! made by hand.
 
+mod repetition;
 mod row;
 #[cfg(test)]
 mod tests;
 mod verdicts;
 
 use super::DrillArgs;
+use super::before::Prepared;
 use super::catalogue::Case;
-use super::script::{Fault, Told};
 use super::targets::Targets;
 use crate::audit::Audit;
-use crate::drive::Outcome;
 use crate::exit::{Exit, Failure};
 use crate::hlog;
-use crate::host::Host;
 use crate::measure::Latency;
-use crate::report::{Curve, Events, Mark, Origin, Percentiles, Window, curve};
-use crate::series::{Columns, Timeline};
-use crate::trace::{Availability, Done, failures, longest_gaps};
+use crate::report::{Curve, Origin, Percentiles, curve};
+use crate::series::Timeline;
+pub(super) use repetition::Repetition;
 pub(super) use row::Row;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Names of the stretches of a drill.
 const PHASES: [&str; 3] = ["before", "during", "after"];
-/// The very end of the load is left out: what was due then was not sent any more.
-const END_SLACK: Duration = Duration::from_millis(100);
-/// The beginning is not a measure of calm: leaders are being learned.
-const WARM_UP_NS: u64 = 500_000_000;
-
-/// And it ends before the fault, whose gaps begin with requests of just before.
-const CALM_END_NS: u64 = 100_000_000;
-
-/// The end, of which the answers are counted.
-const END_NS: u64 = 1_000_000_000;
-
-/// Shorter stretches without an answer are no picture of their own.
-const WINDOW_NS: u64 = 20_000_000;
-/// Nor are those about as long as the longest before the fault.
-const CALM_FACTOR: f64 = 1.2;
-/// And more of one shard neither.
-const WINDOWS_MAX: usize = 12;
 /// Repetitions whose figures over time are kept: the worst.
 const TIMELINES_MAX: usize = 20;
 
 type Counts = BTreeMap<&'static str, u64>;
-
-/// A stretch of a phase, nanoseconds since it began.
-type Span = (u64, u64);
-
-/// One repetition.
-#[derive(Serialize)]
-pub(super) struct Repetition {
-    /// Sites that were hit, in order; 0 for none in particular.
-    victims: Vec<u8>,
-    /// When, milliseconds since the load began.
-    at_ms: Vec<u64>,
-    /// Until they were level again, milliseconds after they were healed.
-    level_ms: Vec<Option<u64>>,
-    leaders_before: Vec<u8>,
-    leaders_after: Vec<u8>,
-    /// Longest stretch without an answer of each affected shard.
-    unavailability_ms: Vec<Affected>,
-    /// The same of all shards before the first fault: what is normal at this load.
-    calm_gap_ms: Option<f64>,
-    /// Requests that failed, by what they ended with.
-    failed_by_code: Counts,
-    /// Those of them that were about shards led elsewhere.
-    failed_elsewhere: u64,
-    /// Answers per second.
-    answered_before: f64,
-    answered_during: f64,
-    answered_at_end: f64,
-    /// 99th percentile of what was answered as asked, before and during.
-    admitted_p99_ms: [Option<f64>; 2],
-    /// Payments that have no final answer.
-    unsettled: usize,
-    resent: u64,
-    retried_by_code: Counts,
-    second_answers: u64,
-    differing_answers: u64,
-    silences: u64,
-    generator_late_ms_p99: f64,
-    host: Host,
-    /// What was done, and when it was undone.
-    marks: Vec<Mark>,
-    /// Every long stretch without an answer, of all shards.
-    windows: Vec<Window>,
-    /// Figures over time, of the worst repetitions.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    timeline: Option<Columns>,
-    #[serde(skip)]
-    latency: [Latency; 3],
-}
-
-/// One affected shard.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-struct Affected {
-    shard: u16,
-    /// From the fault on; `null` when it was never answered at all.
-    ms: Option<f64>,
-    /// When that began, milliseconds after the fault: the takeover, or the return.
-    began_ms: Option<f64>,
-}
-
-impl Repetition {
-    /// Reads the trace of a load that was stopped at `ended`.
-    pub(super) fn new(
-        outcome: &Outcome,
-        told: &Told,
-        ended: Instant,
-        shards: u16,
-        unsettled: usize,
-    ) -> Self {
-        let at =
-            |instant: Instant| instant.saturating_duration_since(outcome.start).as_nanos() as u64;
-        let end_ns = at(ended).saturating_sub(END_SLACK.as_nanos() as u64);
-        let (first, last) = (told.faults.first(), told.faults.last());
-        let begun_ns = first.map_or(end_ns, |fault| at(fault.at));
-        let healed_ns = last.map_or(end_ns, |fault| at(fault.healed));
-        let trace: Vec<Done> =
-            outcome.trace.iter().filter(|done| done.planned_ns < end_ns).copied().collect();
-        let shards: Vec<Availability> =
-            (0..shards).map(|shard| Availability::new(&trace, shard, end_ns)).collect();
-        let affected = |shard: u16| told.faults.iter().any(|fault| fault.affects(shard));
-        let elsewhere = trace.iter().filter(|done| !affected(done.shard));
-        let calm_until_ns = begun_ns.saturating_sub(CALM_END_NS);
-        let calm = (WARM_UP_NS.min(calm_until_ns), calm_until_ns);
-        let calm_gap_ms = shards.iter().filter_map(|of| gap_ms(of, calm)).reduce(f64::max);
-        let measure = &outcome.measure;
-        let mut timeline = outcome.timeline.clone();
-        timeline.until(end_ns);
-        Self {
-            victims: told.faults.iter().map(|fault| fault.site).collect(),
-            at_ms: told.faults.iter().map(|fault| at(fault.at) / 1_000_000).collect(),
-            level_ms: told.faults.iter().map(|fault| fault.level.map(millis)).collect(),
-            leaders_before: first.map_or_else(Vec::new, |fault| fault.leaders.clone()),
-            leaders_after: told.leaders.clone(),
-            unavailability_ms: unavailability(&shards, &told.faults, at, end_ns),
-            calm_gap_ms,
-            failed_by_code: failures(trace.iter(), (0, end_ns)),
-            failed_elsewhere: failures(elsewhere, (begun_ns, end_ns)).values().sum(),
-            answered_before: answered(&trace, calm),
-            answered_during: answered(&trace, (begun_ns, healed_ns)),
-            answered_at_end: answered(&trace, (end_ns.saturating_sub(END_NS), end_ns)),
-            admitted_p99_ms: [calm, (begun_ns, healed_ns)].map(|span| admitted_p99(&trace, span)),
-            unsettled,
-            resent: measure.resent,
-            retried_by_code: measure.retried_by_code(),
-            second_answers: measure.second_answers,
-            differing_answers: measure.differing_answers,
-            silences: measure.silences,
-            generator_late_ms_p99: measure
-                .own_lateness
-                .quantile(0.99)
-                .map_or(0.0, |ns| ns as f64 / 1e6),
-            host: outcome.host,
-            marks: marks(&told.faults, at),
-            windows: windows(&shards, calm_gap_ms.map_or(0, |ms| (ms * CALM_FACTOR * 1e6) as u64)),
-            timeline: Some(timeline.columns()),
-            latency: [calm, (begun_ns, healed_ns), (healed_ns, end_ns)]
-                .map(|span| latency(&trace, span)),
-        }
-    }
-
-    /// What a page of a run shows of it.
-    pub(super) fn events(&self) -> Events {
-        Events {
-            marks: self.marks.clone(),
-            windows: self.windows.clone(),
-            leaders_before: self.leaders_before.clone(),
-        }
-    }
-
-    /// The longest that a shard was unavailable; infinite when one was never answered.
-    fn worst_ms(&self) -> f64 {
-        let all = self.unavailability_ms.iter();
-        all.map(|shard| shard.ms.unwrap_or(f64::INFINITY)).fold(0.0, f64::max)
-    }
-
-    fn failed(&self) -> u64 {
-        self.failed_by_code.values().sum()
-    }
-}
-
-impl fmt::Display for Repetition {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let hit = self.victims.iter().any(|site| *site != 0);
-        match hit {
-            true => write!(f, "sites {:?} at {:?} ms", self.victims, self.at_ms)?,
-            false => write!(f, "at {:?} ms", self.at_ms)?,
-        }
-        let level: Vec<u64> = self.level_ms.iter().flatten().copied().collect();
-        if !level.is_empty() {
-            write!(f, ", level {level:?} ms after their return")?;
-        }
-        if hit {
-            let spread = Spread::of(self.unavailability_ms.iter().map(|shard| shard.ms));
-            let gaps = spread.map_or_else(|| "-".to_owned(), |spread| spread.to_string());
-            let began = Spread::of(self.unavailability_ms.iter().map(|shard| shard.began_ms));
-            let began = began.map_or(f64::NAN, |began| began.p50);
-            write!(f, "; their shards unavailable {gaps} from {began:+.0} ms on")?;
-        }
-        write!(
-            f,
-            "; calm {:.1} ms; failed {}, elsewhere {}; sent again {}",
-            self.calm_gap_ms.unwrap_or(f64::INFINITY),
-            self.failed(),
-            self.failed_elsewhere,
-            self.resent,
-        )
-    }
-}
-
-fn marks(faults: &[Fault], at: impl Fn(Instant) -> u64) -> Vec<Mark> {
-    let mark = |fault: &Fault| Mark {
-        at_ms: at(fault.at) / 1_000_000,
-        until_ms: (fault.healed > fault.at).then(|| at(fault.healed) / 1_000_000),
-        site: fault.site,
-        text: fault.what.clone(),
-    };
-    faults.iter().map(mark).collect()
-}
-
-/// The windows worth a picture, of every shard, once leaders are learned: longer than
-/// what is normal at this load.
-fn windows(shards: &[Availability], normal_ns: u64) -> Vec<Window> {
-    let mut windows = Vec::new();
-    for (shard, availability) in shards.iter().enumerate() {
-        let gaps = longest_gaps(availability, WINDOW_NS.max(normal_ns), WINDOWS_MAX);
-        windows.extend(gaps.iter().filter(|gap| gap.from_ns >= WARM_UP_NS).map(|gap| Window {
-            shard: shard as u16,
-            from_ms: gap.from_ns as f64 / 1e6,
-            until_ms: gap.until_ns as f64 / 1e6,
-        }));
-    }
-    windows
-}
-
-fn millis(duration: Duration) -> u64 {
-    duration.as_millis() as u64
-}
-
-fn gap_ms(availability: &Availability, span: Span) -> Option<f64> {
-    availability.longest_gap(span).map(|gap| gap.length_ns() as f64 / 1e6)
-}
-
-/// Of every fault and every shard that it affects: from the fault to the next one,
-/// the return of the site included.
-fn unavailability(
-    shards: &[Availability],
-    faults: &[Fault],
-    at: impl Fn(Instant) -> u64,
-    end_ns: u64,
-) -> Vec<Affected> {
-    let mut affected = Vec::new();
-    for (number, fault) in faults.iter().enumerate() {
-        let until_ns = faults.get(number + 1).map_or(end_ns, |next| at(next.at));
-        for (shard, availability) in shards.iter().enumerate() {
-            let shard = shard as u16;
-            if fault.affects(shard) {
-                let fault_ns = at(fault.at);
-                let gap = availability.longest_gap((fault_ns, until_ns));
-                let ms = gap.as_ref().map(|gap| gap.length_ns() as f64 / 1e6);
-                let began_ms = gap.map(|gap| (gap.from_ns as f64 - fault_ns as f64) / 1e6);
-                affected.push(Affected { shard, ms, began_ms });
-            }
-        }
-    }
-    affected
-}
-
-/// Answers per second within a span.
-fn answered(trace: &[Done], (from_ns, until_ns): Span) -> f64 {
-    let within = |done: &&Done| done.is_ok() && (from_ns..until_ns).contains(&done.done_ns);
-    let count = trace.iter().filter(within).count();
-    if until_ns > from_ns { count as f64 * 1e9 / (until_ns - from_ns) as f64 } else { 0.0 }
-}
-
-/// Latency of requests planned within a span; what failed never came.
-fn latency(trace: &[Done], (from_ns, until_ns): Span) -> Latency {
-    let mut latency = Latency::new();
-    for done in trace.iter().filter(|done| (from_ns..until_ns).contains(&done.planned_ns)) {
-        match done.is_ok() {
-            true => latency.record(done.done_ns.saturating_sub(done.planned_ns)),
-            false => latency.record_infinite(),
-        }
-    }
-    latency
-}
-
-/// 99th percentile of what was planned within a span and answered as asked.
-fn admitted_p99(trace: &[Done], (from_ns, until_ns): Span) -> Option<f64> {
-    let mut latency = Latency::new();
-    let within = |done: &&Done| done.is_ok() && (from_ns..until_ns).contains(&done.planned_ns);
-    for done in trace.iter().filter(within) {
-        latency.record(done.done_ns.saturating_sub(done.planned_ns));
-    }
-    latency.quantile(0.99).map(|ns| ns as f64 / 1e6)
-}
 
 /// Percentiles over shards and repetitions, milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -358,10 +86,18 @@ pub(super) struct Report {
     /// Per affected shard, every repetition.
     unavailability_ms: BTreeMap<u16, Vec<Option<f64>>>,
     unavailability: Option<Spread>,
+    /// Of the first fault of every repetition, of the second, and so on.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    unavailability_by_fault: Vec<Option<Spread>>,
+    /// What was done before the first repetition.
+    #[serde(flatten)]
+    prepared: Prepared,
     errors_by_code: Counts,
     errors_elsewhere: u64,
     latency_us: Option<Latencies>,
     audit: Option<Audit>,
+    /// Repetitions that were there at the last audit.
+    audited: u32,
     targets: Vec<Verdict>,
     passed: bool,
     /// How it ended when it did not come to its end.
@@ -387,10 +123,13 @@ impl Report {
             load_rate: rate * case.share,
             unavailability_ms: BTreeMap::new(),
             unavailability: None,
+            unavailability_by_fault: Vec::new(),
+            prepared: Prepared::default(),
             errors_by_code: Counts::new(),
             errors_elsewhere: 0,
             latency_us: None,
             audit: None,
+            audited: 0,
             targets: Vec::new(),
             passed: false,
             repetitions: Vec::new(),
@@ -401,12 +140,16 @@ impl Report {
         }
     }
 
-    /// Takes a repetition and the audit behind it, and prints its line.
-    pub(super) fn add(&mut self, number: u32, repetition: Repetition, audit: Audit) {
-        println!(
-            "{number:>4}  {repetition}; payments {}, violations {}",
-            audit.checked.payments, audit.violation_count,
+    /// Takes a repetition and the audit behind it, if there is one, and prints its line.
+    pub(super) fn add(&mut self, number: u32, repetition: Repetition, audit: Option<Audit>) {
+        let audited = audit.as_ref().map_or_else(
+            || "audited later".to_owned(),
+            |audit| {
+                let (payments, violations) = (audit.checked.payments, audit.violation_count);
+                format!("payments {payments}, violations {violations}")
+            },
         );
+        println!("{number:>4}  {repetition}; {audited}");
         for shard in &repetition.unavailability_ms {
             self.unavailability_ms.entry(shard.shard).or_default().push(shard.ms);
         }
@@ -416,7 +159,10 @@ impl Report {
         self.errors_elsewhere += repetition.failed_elsewhere;
         self.repetitions.push(repetition);
         self.keep_worst();
-        self.audit = Some(audit);
+        if let Some(audit) = audit {
+            self.audit = Some(audit);
+            self.audited = number;
+        }
     }
 
     /// Figures over time are large: those of the mildest repetition go when there are
@@ -461,6 +207,7 @@ impl Report {
     /// Takes the last audit.
     pub(super) fn end(&mut self, audit: Audit) {
         self.audit = Some(audit);
+        self.audited = self.repetitions.len() as u32;
     }
 
     /// Whether the audit found anything.
@@ -476,6 +223,7 @@ impl Report {
         }
         let all = self.repetitions.iter().flat_map(|one| &one.unavailability_ms);
         self.unavailability = Spread::of(all.map(|shard| shard.ms));
+        self.unavailability_by_fault = self.by_fault();
         self.targets = self.verdicts(&latencies);
         self.distribution = PHASES.into_iter().zip(latencies.iter().map(curve)).collect();
         let [before, during, after] = latencies.map(|latency| Percentiles::of(&latency));
@@ -486,10 +234,38 @@ impl Report {
             && self.audit.as_ref().is_some_and(|audit| audit.verdict().is_ok());
     }
 
+    /// One spread for each fault of the course; none where that is the same as one for all.
+    fn by_fault(&self) -> Vec<Option<Spread>> {
+        let faults = self.repetitions.iter().map(|one| one.victims.len()).max().unwrap_or(0);
+        if faults < 2 && !self.wanted.each_fault {
+            return Vec::new();
+        }
+        let all = || self.repetitions.iter().flat_map(|one| &one.unavailability_ms);
+        let of = |fault| all().filter(move |shard| shard.fault == fault).map(|shard| shard.ms);
+        (1..=faults.max(1)).map(|fault| Spread::of(of(fault))).collect()
+    }
+
+    /// Takes what was done before.
+    pub(super) fn with(&mut self, prepared: Prepared) {
+        if let Some(maximum) = &prepared.maximum {
+            self.load_rate = maximum.answered;
+        }
+        self.prepared = prepared;
+    }
+
+    /// Requests per second that are driven.
+    pub(super) fn load_rate(&self) -> f64 {
+        self.load_rate
+    }
+
     /// Prints the summary.
     pub(super) fn print(&self) {
         if let Some(spread) = self.unavailability {
             println!("unavailable {spread} over {} shards and repetitions", spread.count);
+        }
+        for (number, spread) in (1..).zip(&self.unavailability_by_fault) {
+            let gaps = spread.map_or_else(|| "nothing".to_owned(), |spread| spread.to_string());
+            println!("   fault {number}  {gaps}");
         }
         println!(
             "failed      {:?}, of shards led elsewhere {}",

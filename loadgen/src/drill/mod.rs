@@ -6,21 +6,26 @@
 
 mod action;
 mod all;
+mod before;
 mod catalogue;
 mod figures;
 mod inject;
+mod maximum;
 mod plan;
 mod script;
+mod steady;
 mod targets;
 
 use crate::cluster::SITES_MAX;
 use crate::drive::{Outcome, Phase};
 use crate::exit::{Exit, Failure};
 use crate::live::Progress;
+use crate::plan::Mix;
 use crate::report::{self, Events};
 use crate::stage::{Cast, Gear, Stage, StoryArgs};
 use action::{Action, Course};
-use catalogue::{Case, Drill};
+use before::Before;
+use catalogue::{Case, Drill, HALF};
 use clap::Args;
 use figures::{Repetition, Report};
 use plan::PlanFile;
@@ -32,6 +37,14 @@ use tokio::sync::Notify;
 /// Load that lasts longer than this says that the script hangs.
 const LOAD_MAX: Duration = Duration::from_secs(600);
 const QUICK_RATE: f64 = 4_000.0;
+/// An audit comes when there are so many times the repetitions of the one before: all of
+/// them together read at most two and a half times what the last one does.
+const AUDIT_FACTOR: u32 = 3;
+/// Length of a step of the search for the maximum.
+const STEP: Duration = Duration::from_secs(2);
+const QUICK_STEP: Duration = Duration::from_millis(1_000);
+/// Longest stretch without a fault: a day.
+const MINUTES_MAX: f64 = 1_440.0;
 
 /// Arguments of `loadgen drill`.
 #[derive(Args, Clone, Debug)]
@@ -56,6 +69,20 @@ pub(crate) struct DrillArgs {
     /// How often.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     repeat: u32,
+    /// Payments that are there before (second-kill). Default: 1000000, few with --quick.
+    #[arg(long, value_name = "PAYMENTS", conflicts_with = "plan", value_parser = clap::value_parser!(u64).range(1..=20_000_000))]
+    history: Option<u64>,
+    /// Minutes without a fault (steady). Default: 30, a tenth of one with --quick.
+    #[arg(long, conflicts_with = "plan")]
+    minutes: Option<f64>,
+    /// Shares of the operations. Default: pay=80,query=15,refund=5; of steady
+    /// pay=10,query=88,refund=2.
+    #[arg(long, conflicts_with = "plan", value_parser = Mix::parse, value_name = "pay=W,query=W,refund=W")]
+    mix: Option<Mix>,
+    /// Audit after every repetition, not only after the first, the third, the ninth and so
+    /// on, and the last.
+    #[arg(long)]
+    audit_each: bool,
     /// Little load, for a first look and for busy machines.
     #[arg(long, conflicts_with = "rate")]
     quick: bool,
@@ -78,7 +105,15 @@ impl DrillArgs {
         if !(100.0..=400_000.0).contains(&self.rate) {
             return Err(Failure::usage("--rate: 100 to 400000"));
         }
+        if self.minutes.is_some_and(|minutes| !(0.05..=MINUTES_MAX).contains(&minutes)) {
+            return Err(Failure::usage(format_args!("--minutes: 0.05 to {MINUTES_MAX}")));
+        }
         Ok(())
+    }
+
+    /// Whether the whole catalogue is played.
+    fn is_all(&self) -> bool {
+        self.name.as_deref() == Some("all")
     }
 
     /// The full load.
@@ -114,8 +149,13 @@ pub(crate) async fn run(args: &DrillArgs, stop: &Notify) -> Result<(), Failure> 
         name => {
             let drill = Drill::parse(name)?;
             args.check()?;
-            let rate = args.full_rate();
-            let case = drill.case(rate, args.sites);
+            let (case, rate) = (drill.asked(args), args.full_rate());
+            if args.minutes.is_some() && !matches!(case.course, Course::Steady(_)) {
+                return Err(Failure::usage(format_args!("--minutes: {name} has its own time")));
+            }
+            if args.history.is_some() && !matches!(case.before, Before::History(_)) {
+                return Err(Failure::usage(format_args!("--history: {name} has none")));
+            }
             single(&Setting { case: &case, sites: args.sites, rate, args }, stop).await
         }
     }
@@ -160,18 +200,24 @@ async fn told(setting: &Setting<'_>, report: &mut Report, stop: &Notify) -> Resu
     let Setting { case, sites, rate, args } = *setting;
     case.needs.check()?;
     if args.repeat > 1 && case.course.left_out() > 0 {
-        let text = "--repeat: a site whose log is damaged stays out, this can be played only once";
+        let text = "--repeat: a site whose log is damaged is replaced for good, by the only spare: \
+                    this can be played only once";
         return Err(Failure::usage(text));
     }
     let faults: Vec<&str> = case.channel.iter().map(String::as_str).collect();
     let needs = &case.needs;
-    let gear = Gear { shim: needs.shim, authority: needs.authority, settings: &needs.settings };
-    let cast = Cast { sites, relay: needs.relay, rate: rate * case.share, faults: &faults, gear };
+    let (shim, spare) = (needs.shim, needs.spare);
+    let gear = Gear { shim, spare, authority: needs.authority, settings: &needs.settings };
+    let (relay, rate, mix) = (needs.relay, rate * case.share, case.mix);
+    let cast = Cast { sites, relay, rate, mix, faults: &faults, gear };
     let stage = tokio::select! {
         stage = Stage::build(&args.story, &cast) => stage?,
         () = stop.notified() => return Err(stopped()),
     };
     report.of_switch(stage.version());
+    let length = if args.quick { QUICK_STEP } else { STEP };
+    let first = rate * HALF;
+    report.with(case.before.prepare(&stage, (first, length), stop).await?);
     repeat(&stage, &case.course, args, report, stop).await?;
     report.end(stage.end(stop).await?);
     Ok(())
@@ -189,17 +235,35 @@ async fn repeat(
     stop: &Notify,
 ) -> Result<(), Failure> {
     let duration = Duration::from_secs_f64(args.duration);
-    for number in 0..args.repeat {
-        let script = Script::new(stage, args.story.seed, number.into(), duration);
-        let played = play(stage, course, script, Progress::Terminal, stop).await?;
-        let audit = stage.audit()?;
-        report.add(number + 1, played.repetition, audit);
+    let mut audited = 0;
+    for number in 1..=args.repeat {
+        let script = Script::new(stage, args.story.seed, (number - 1).into(), duration);
+        let load = (report.load_rate(), Progress::Terminal);
+        let played = play(stage, course, script, load, stop).await?;
+        let due =
+            args.audit_each || played.unsettled > 0 || audit_is_due(number, audited, args.repeat);
+        let audit = if due { Some(stage.audit()?) } else { None };
+        if due {
+            audited = number;
+        }
+        report.add(number, played.repetition, audit);
         if report.has_violations() {
             // More load would only hide it.
             break;
         }
     }
     Ok(())
+}
+
+/// Whether an audit comes after this repetition, when the last came after `audited`.
+///
+/// Each reads everything from the first payment on, so that all of them together would
+/// take longer than the drill. Nothing that one reads ever shrinks: acknowledgements,
+/// ledger and logs are only added to. So the next one judges what was left out before it
+/// by the same rules, beside the running sites like every other, and the one at the end
+/// once more.
+fn audit_is_due(number: u32, audited: u32, of: u32) -> bool {
+    number == of || number >= audited.saturating_mul(AUDIT_FACTOR)
 }
 
 /// A script that was played under load.
@@ -215,12 +279,22 @@ async fn play(
     stage: &Stage,
     course: &Course,
     script: Script<'_>,
-    live: Progress,
+    (rate, live): (f64, Progress),
     stop: &Notify,
 ) -> Result<Played, Failure> {
     let halt = Notify::new();
     let arrival = script.timing().arrival(course)?;
-    let phase = Phase { arrival, traced: true, live, ..stage.phase(LOAD_MAX) };
+    let phase = match course {
+        // So long that no request can be kept.
+        Course::Steady(length) => Phase {
+            arrival,
+            rate,
+            warmup: script.timing().lead,
+            live,
+            ..stage.phase(LOAD_MAX + *length)
+        },
+        _ => Phase { arrival, rate, traced: true, live, ..stage.phase(LOAD_MAX) },
+    };
     let load = stage.session.run(&phase, &halt);
     let fault = async {
         let told = tokio::select! {
@@ -232,12 +306,18 @@ async fn play(
         told.map(|told| (told, ended))
     };
     let (outcome, told) = tokio::join!(load, fault);
-    let (mut outcome, (told, ended)) = (outcome?, told?);
+    let (mut outcome, (mut told, ended)) = (outcome?, told?);
     // Its end was ours.
     outcome.interrupted = false;
     let unsettled = stage.settle(stop).await?;
     let shards = stage.deployment.gateway.shards;
-    let repetition = Repetition::new(&outcome, &told, ended, shards, unsettled);
+    if !phase.traced {
+        told.found.sizes = Some(steady::sizes(stage));
+    }
+    let mut repetition = Repetition::new(&outcome, &told, ended, shards, unsettled);
+    if !phase.traced {
+        repetition.of_measure(&outcome.measure);
+    }
     let phase = Phase { duration: ended.saturating_duration_since(outcome.start), ..phase };
     Ok(Played { outcome, phase, repetition, unsettled })
 }
@@ -263,7 +343,8 @@ pub(crate) async fn story(
     stop: &Notify,
 ) -> Result<Told, Failure> {
     let script = Script::new(stage, seed, 0, span);
-    let played = play(stage, &Course::One(Action::Kill), script, Progress::Always, stop).await?;
+    let load = (stage.phase(span).rate, Progress::Always);
+    let played = play(stage, &Course::One(Action::Kill), script, load, stop).await?;
     println!("   {}", played.repetition);
     Ok(Told {
         events: played.repetition.events(),
@@ -271,4 +352,31 @@ pub(crate) async fn story(
         phase: played.phase,
         unsettled: played.unsettled,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn audits(of: u32) -> Vec<u32> {
+        let mut audited = Vec::new();
+        for number in 1..=of {
+            if audit_is_due(number, audited.last().copied().unwrap_or(0), of) {
+                audited.push(number);
+            }
+        }
+        audited
+    }
+
+    #[test]
+    fn the_first_and_the_last_repetition_are_always_audited_and_few_between() {
+        assert_eq!((audits(1), audits(2), audits(3)), (vec![1], vec![1, 2], vec![1, 3]));
+        assert_eq!(audits(20), [1, 3, 9, 20]);
+        for of in 1..=1_000 {
+            let audited = audits(of);
+            assert_eq!((audited[0], audited.last().copied()), (1, Some(of)));
+            let read: u32 = audited.iter().sum();
+            assert!(read <= of * 5 / 2, "{read} of {of}");
+        }
+    }
 }

@@ -4,12 +4,14 @@
 //! Pure but for reading. Tested on the example that ships, and on mistakes.
 
 use super::action::{Action, Course, Planned, Target};
+use super::before::Before;
 use super::catalogue::Case;
 use super::script::LEAD;
 use super::targets::Targets;
 use crate::channel::FaultArgs;
 use crate::cluster::SITES_MAX;
 use crate::exit::Failure;
+use crate::stage::MIX;
 use std::path::Path;
 use std::time::Duration;
 use toml::{Table, Value};
@@ -84,10 +86,20 @@ impl PlanFile {
         let length = Duration::from_secs_f64(length);
         let course = Course::Planned { faults, length, shape };
         if course.left_out() > 1 {
-            return Err(vec!["damaged-middle: at most once, the site stays out".to_owned()]);
+            return Err(vec!["damaged-middle: at most once, there is one spare site".to_owned()]);
         }
         let needs = course.needs();
-        let case = Case { name, about, course, needs, channel, share: 1.0, targets };
+        let case = Case {
+            name,
+            about,
+            course,
+            needs,
+            channel,
+            share: 1.0,
+            targets,
+            before: Before::Nothing,
+            mix: MIX,
+        };
         Ok(Self { case, sites, rate })
     }
 }
@@ -366,6 +378,10 @@ fn goals_of(table: Table, mistakes: &mut Vec<String>) -> Targets {
         p50_ms,
         p99_ms,
         max_ms,
+        leader_changes: None,
+        far_maximum: None,
+        hinted: goals.flag("retry_after").unwrap_or(false),
+        each_fault: goals.flag("each_fault").unwrap_or(false),
         no_failure: goals.flag("no_failure").unwrap_or(false),
         no_failure_elsewhere: goals.flag("no_failure_elsewhere").unwrap_or(false),
         only: goals.words("only"),

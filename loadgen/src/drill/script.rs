@@ -4,11 +4,13 @@
 //! error ends the story, and with it all processes. `inject` carries it out.
 
 use super::action::{Action, Course, Planned, Target};
+use super::steady::{Changes, Sizes};
 use crate::cluster::STATUS_AGE;
 use crate::exit::{Exit, Failure};
 use crate::rng::Stream;
 use crate::schedule::Arrival;
 use crate::stage::Stage;
+use serde::Serialize;
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::task::Poll;
@@ -54,6 +56,19 @@ pub(super) struct Told {
     pub(super) faults: Vec<Fault>,
     /// Who leads each shard at the end.
     pub(super) leaders: Vec<u8>,
+    /// What only some drills look at.
+    pub(super) found: Found,
+}
+
+/// What only some drills look at.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(super) struct Found {
+    /// How often leaders changed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) changes: Option<Changes>,
+    /// What files and processes take.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) sizes: Option<Sizes>,
 }
 
 /// When a drill's own faults begin, and how long they last.
@@ -80,7 +95,7 @@ impl Timing {
                 format!("poisson+spike:{lead:.3}+{hold:.3}={times}")
             }
             Course::Planned { shape, .. } => shape.clone(),
-            Course::One(_) | Course::Twice(_) | Course::Each(_) => return Ok(Arrival::Poisson),
+            _ => return Ok(Arrival::Poisson),
         };
         Arrival::parse(&shape).map_err(Failure::usage)
     }
@@ -120,6 +135,7 @@ impl<'a> Script<'a> {
     pub(super) async fn play(self, course: &Course) -> Result<Told, Failure> {
         let started = Instant::now();
         let Timing { lead, hold } = self.timing;
+        let mut found = Found::default();
         let faults = match course {
             Course::Planned { faults, .. } => self.planned(faults, started).await?,
             Course::One(action) => {
@@ -136,6 +152,23 @@ impl<'a> Script<'a> {
                 faults.extend(self.act(action, second, hold).await?);
                 faults
             }
+            Course::Second => {
+                tokio::time::sleep(lead).await;
+                let first = self.victim(0).await?;
+                let mut faults = vec![self.kill_until_level(first, hold).await?];
+                // Now: whether shards go home at this moment is a part of it.
+                let leaders = self.stage.deployment.leaders().await;
+                let second = self.pick(&leaders, first)?;
+                faults.extend(self.act(&Action::Kill, second, hold).await?);
+                faults
+            }
+            Course::Steady(length) => {
+                tokio::time::sleep(lead).await;
+                self.steady().await?;
+                let (stretch, changes) = self.watched(*length).await?;
+                found.changes = Some(changes);
+                vec![stretch]
+            }
             Course::Each(action) => {
                 tokio::time::sleep(lead).await;
                 let mut faults = Vec::new();
@@ -148,13 +181,13 @@ impl<'a> Script<'a> {
         };
         let length = match course {
             Course::Planned { length, .. } => *length,
-            Course::One(_) | Course::Twice(_) | Course::Each(_) => self.duration,
+            _ => self.duration,
         };
         let rest = length.saturating_sub(started.elapsed());
         let healed = faults.iter().map(|fault| fault.healed + fault.level.unwrap_or_default());
         let tail = healed.max().map_or(TAIL, |healed| TAIL.saturating_sub(healed.elapsed()));
         tokio::time::sleep(rest.max(tail)).await;
-        Ok(Told { faults, leaders: self.steady().await? })
+        Ok(Told { faults, leaders: self.steady().await?, found })
     }
 
     /// Faults with their own times, which may overlap.
@@ -213,7 +246,12 @@ impl<'a> Script<'a> {
     /// A site that leads something, other than `not`.
     async fn victim(&self, not: u8) -> Result<u8, Failure> {
         let leaders = self.steady().await?;
-        let mut leading = leaders.clone();
+        self.pick(&leaders, not)
+    }
+
+    /// One of those that lead, other than `not`.
+    fn pick(&self, leaders: &[u8], not: u8) -> Result<u8, Failure> {
+        let mut leading = leaders.to_vec();
         leading.sort_unstable();
         leading.dedup();
         leading.retain(|site| *site != not && *site != 0);
@@ -253,10 +291,19 @@ impl<'a> Script<'a> {
         self.stage.session.note(what.to_owned());
     }
 
-    /// Waits until a healed site has everything, and leads something again.
+    /// A site is healed now: waits until it has everything.
     pub(super) async fn recover(&self, fault: &mut Fault) -> Result<(), Failure> {
         fault.healed = Instant::now();
-        let site = fault.site;
+        self.level(fault).await
+    }
+
+    /// As [`Self::recover`], of a site that was healed a while ago.
+    pub(super) async fn level(&self, fault: &mut Fault) -> Result<(), Failure> {
+        self.level_of(fault.site, fault).await
+    }
+
+    /// As [`Self::level`], of the site that takes another's place.
+    pub(super) async fn level_of(&self, site: u8, fault: &mut Fault) -> Result<(), Failure> {
         self.stage.session.note(format!("site {site} is back"));
         while !self.stage.is_level(site).await {
             if fault.healed.elapsed() > RECOVERY_MAX {

@@ -31,6 +31,8 @@ pub(super) struct Answer {
     pub(super) refunded: i64,
     /// A stored answer.
     pub(super) replayed: bool,
+    /// When to try again, milliseconds; 0: nothing is said of that.
+    pub(super) retry_after_ms: u32,
     /// Site that leads the shard; 0: the one that answered, or unknown.
     pub(super) leader_hint: u8,
 }
@@ -45,6 +47,7 @@ impl Answer {
             amount: 0,
             refunded: 0,
             replayed: false,
+            retry_after_ms: 0,
             leader_hint: 0,
         }
     }
@@ -67,6 +70,7 @@ pub(super) fn decode(frame_kind: u8, body: &[u8]) -> Option<Answer> {
                 amount: reply.amount,
                 refunded: reply.refunded,
                 replayed: reply.replayed,
+                retry_after_ms: reply.retry_after_ms,
                 leader_hint: reply.leader_hint,
             })
         }
@@ -79,12 +83,13 @@ pub(super) fn decode(frame_kind: u8, body: &[u8]) -> Option<Answer> {
                 amount: reply.amount,
                 refunded: reply.refunded,
                 replayed: reply.replayed,
+                retry_after_ms: reply.retry_after_ms,
                 leader_hint: reply.leader_hint,
             })
         }
         kind::ERROR => {
             let error = ErrorFrame::decode(body).ok()?;
-            Some(Answer::bare(error.code))
+            Some(Answer { retry_after_ms: error.retry_after_ms, ..Answer::bare(error.code) })
         }
         _ => None,
     }

@@ -299,6 +299,16 @@ impl Session {
         self.state.borrow_mut().note(text);
     }
 
+    /// Requests of the session that were planned so far.
+    pub(crate) fn planned(&self) -> u64 {
+        self.state.borrow().planned()
+    }
+
+    /// Notices of this phase that named another leader of a shard than before.
+    pub(crate) fn leader_changes(&self) -> u64 {
+        self.state.borrow().measure.leader_changes
+    }
+
     /// Payments of the session in this state of knowledge.
     pub(crate) fn payments(&self, wanted: impl Fn(Known) -> bool) -> Vec<u64> {
         self.state.borrow().payments(wanted)

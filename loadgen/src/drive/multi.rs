@@ -50,6 +50,7 @@ impl State {
         let mut before = vec![None; usize::from(self.shards)];
         for leader in notice.iter() {
             if let Some(site) = sites.told(leader, now_ns) {
+                self.measure.leader_changes += u64::from(site != 0 && site != leader.site);
                 before[usize::from(leader.shard)] = Some(site);
             }
         }

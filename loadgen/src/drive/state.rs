@@ -182,6 +182,11 @@ impl State {
         }
     }
 
+    /// Requests of the session that were planned so far.
+    pub(super) fn planned(&self) -> u64 {
+        self.next_n
+    }
+
     /// Payments of the session in this state of knowledge.
     pub(super) fn payments(&self, wanted: impl Fn(Known) -> bool) -> Vec<u64> {
         let known = self.known.iter().enumerate();
@@ -531,6 +536,7 @@ impl State {
             self.learn(n, answer, requery);
             self.expect_event(n, answer);
         }
+        self.measure.hint(answer.code, answer.retry_after_ms);
         let told = (answer.code, answer.state);
         self.measure.answered(slot.sample(), told, link.site, now_ns);
         let end = End::Answered(answer.code);

@@ -8,6 +8,7 @@ use super::udp::{Packet, Port};
 use crate::exit::Failure;
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
+use std::sync::atomic::{AtomicU64, Ordering as Order};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -55,6 +56,8 @@ struct Queue {
 pub(super) struct Line {
     queue: Mutex<Queue>,
     changed: Condvar,
+    /// Packets that found no room, here or in the kernel.
+    dropped: AtomicU64,
 }
 
 impl Line {
@@ -74,11 +77,23 @@ impl Line {
         Ok(line)
     }
 
-    /// Holds a packet until it is due. False: the line is full, it is lost.
-    pub(super) fn hold(&self, due: Instant, port: &Arc<Port>, packet: Packet) -> bool {
+    /// Sends a packet now.
+    pub(super) fn send(&self, port: &Port, packet: &Packet) {
+        self.dropped.fetch_add(port.send(packet), Order::Relaxed);
+    }
+
+    /// Packets that found no room so far.
+    pub(super) fn dropped(&self) -> u64 {
+        self.dropped.load(Order::Relaxed)
+    }
+
+    /// Holds a packet until it is due. When the line is full it is lost, as in a network.
+    pub(super) fn hold(&self, due: Instant, port: &Arc<Port>, packet: Packet) {
         let mut queue = self.lock();
         if queue.bytes + packet.bytes.len() > BYTES_MAX {
-            return false;
+            drop(queue);
+            self.dropped.fetch_add(packet.count(), Order::Relaxed);
+            return;
         }
         queue.bytes += packet.bytes.len();
         queue.order += 1;
@@ -86,7 +101,6 @@ impl Line {
         queue.held.push(Held { due, order, port, packet });
         drop(queue);
         self.changed.notify_one();
-        true
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
@@ -108,6 +122,6 @@ impl Line {
         let Some(held) = queue.held.pop() else { return };
         queue.bytes -= held.packet.bytes.len();
         drop(queue);
-        held.port.send(&held.packet);
+        self.send(&held.port, &held.packet);
     }
 }

@@ -26,6 +26,8 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 
+/// The control line that changes nothing.
+pub(crate) const STATS: &str = "stats";
 /// Longest control line, bytes.
 const LINE_MAX: u64 = 1_024;
 
@@ -138,7 +140,11 @@ impl Relay {
     fn command(&self, line: &str) -> String {
         let answer = self.paths.borrow_mut().command(line);
         self.changed.notify_waiters();
-        answer.unwrap_or_else(|reason| format!("error: {reason}"))
+        match answer {
+            Ok(stats) if line == STATS => format!("{stats}; dropped={}", self.line.dropped()),
+            Ok(answer) => answer,
+            Err(reason) => format!("error: {reason}"),
+        }
     }
 }
 

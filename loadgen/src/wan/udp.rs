@@ -40,6 +40,13 @@ pub(super) struct Packet {
     ecn: Option<EcnCodepoint>,
 }
 
+impl Packet {
+    /// How many datagrams it is.
+    pub(super) fn count(&self) -> u64 {
+        self.bytes.len().div_ceil(self.stride.max(1)) as u64
+    }
+}
+
 impl Port {
     fn bind(address: SocketAddr) -> Result<Self> {
         let socket = std::net::UdpSocket::bind(address)?;
@@ -51,16 +58,19 @@ impl Port {
         Ok(Self { socket: UdpSocket::from_std(socket)?, state })
     }
 
-    /// Sends a packet, or loses it when the kernel has no room.
-    pub(super) fn send(&self, packet: &Packet) {
-        let stride = packet.stride.max(1);
+    /// Sends a packet, or loses it when the kernel has no room; how many were lost.
+    pub(super) fn send(&self, packet: &Packet) -> u64 {
+        let (stride, mut lost) = (packet.stride.max(1), 0);
         for part in packet.bytes.chunks(stride * self.state.max_gso_segments()) {
             let segment_size = (part.len() > stride).then_some(stride);
             let (destination, ecn) = (packet.to, packet.ecn);
             let transmit =
                 Transmit { destination, ecn, contents: part, segment_size, src_ip: None };
-            drop(self.state.try_send((&self.socket).into(), &transmit));
+            if self.state.try_send((&self.socket).into(), &transmit).is_err() {
+                lost += part.len().div_ceil(stride) as u64;
+            }
         }
+        lost
     }
 
     async fn receive(&self, buffer: &mut [u8]) -> Result<RecvMeta> {
@@ -183,9 +193,8 @@ impl Relay {
                 continue;
             };
             if due_ns <= now_ns {
-                port.send(&packet);
+                self.line.send(port, &packet);
             } else {
-                // Full: lost, as in a network.
                 self.line.hold(self.at(due_ns), port, packet);
             }
         }

@@ -220,7 +220,17 @@ impl Context<'_> {
     fn authorise(&self, mch_id: &MchId, auth: &Auth<'_>, canonical: &[u8]) -> Result<(), Code> {
         let directory = self.net.directory.borrow();
         let now_ms = self.now.wall_us / 1000;
-        directory.authorise(mch_id, &self.connection.peer, auth, now_ms, canonical)
+        match directory.authorise(mch_id, &self.connection.peer, auth, now_ms, canonical) {
+            Err(Code::UnknownMerchant) => Err(self.unknown(mch_id)),
+            judged => judged,
+        }
+    }
+
+    /// Only the leader of its shard can say that there is no such merchant: another site,
+    /// above all one that has just joined, may merely not have heard of it yet.
+    fn unknown(&self, mch_id: &MchId) -> Code {
+        let shard = mch_id.shard(self.net.settings.shards);
+        if self.net.control.leads(shard) { Code::UnknownMerchant } else { Code::NotLeader }
     }
 
     /// The merchant's shard, unless it is congested: then the request is shed

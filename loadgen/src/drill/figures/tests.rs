@@ -1,11 +1,17 @@
 //! On traces made by hand.
 
+use super::super::before::Prepared;
 use super::super::catalogue::Drill;
+use super::super::maximum::{Distance, Maximum};
+use super::super::script::{Fault, Found, Told};
 use super::*;
+use crate::drive::Outcome;
+use crate::host::Host;
 use crate::measure::Measure;
 use crate::plan::Op;
-use crate::trace::End;
+use crate::trace::{Done, End};
 use protocol::code::Code;
+use std::time::Instant;
 
 const MS: u64 = 1_000_000;
 
@@ -25,23 +31,28 @@ fn trace(back_ms: u64) -> Vec<Done> {
     trace
 }
 
-fn repetition(trace: Vec<Done>, unsettled: usize) -> Repetition {
+fn of_kills(victims: &[(u8, u64)], trace: Vec<Done>, unsettled: usize) -> Repetition {
     let start = Instant::now();
     let at = |ms| start + Duration::from_millis(ms);
     let measure = Measure::new(0, u64::MAX);
     let (host, interrupted) = (Host::default(), true);
     let timeline = crate::series::Timeline::default();
     let outcome = Outcome { measure, trace, timeline, start, cpu_s: 0.0, host, interrupted };
-    let fault = Fault {
-        what: "kill -9 of site 1".to_owned(),
-        site: 1,
+    let kill = |site, ms| Fault {
+        what: format!("kill -9 of site {site}"),
+        site,
         leaders: vec![1, 2],
-        at: at(2_000),
+        at: at(ms),
         healed: at(3_000),
         level: Some(Duration::from_millis(20)),
     };
-    let told = Told { faults: vec![fault], leaders: vec![1, 2] };
+    let faults = victims.iter().map(|(site, ms)| kill(*site, *ms)).collect();
+    let told = Told { faults, leaders: vec![1, 2], found: Found::default() };
     Repetition::new(&outcome, &told, at(4_000), 2, unsettled)
+}
+
+fn repetition(trace: Vec<Done>, unsettled: usize) -> Repetition {
+    of_kills(&[(1, 2_000)], trace, unsettled)
 }
 
 fn audit(violations: u64) -> Audit {
@@ -61,6 +72,10 @@ fn report(drill: Drill, repetitions: Vec<Repetition>, violations: u64) -> Report
         rate: 1_000.0,
         duration: 4.0,
         repeat: 1,
+        history: None,
+        minutes: None,
+        mix: None,
+        audit_each: false,
         quick: false,
         json: None,
         report: None,
@@ -68,7 +83,7 @@ fn report(drill: Drill, repetitions: Vec<Repetition>, violations: u64) -> Report
     };
     let mut report = Report::new(&drill.case(args.rate, 3), &args, 3, args.rate);
     for repetition in repetitions {
-        report.add(1, repetition, audit(violations));
+        report.add(1, repetition, Some(audit(violations)));
     }
     report.judge();
     report
@@ -149,10 +164,73 @@ fn throughput_and_added_latency_are_compared_with_before() {
     for done in slow.iter_mut().filter(|done| (2_000 * MS..3_000 * MS).contains(&done.planned_ns)) {
         done.done_ns += 50 * MS;
     }
-    let report = report(Drill::WanDelay, vec![repetition(slow, 0)], 0);
+    let mut report = report(Drill::WanDelay, vec![repetition(slow, 0)], 0);
+    report.with(Prepared { distance: Some(distance(80.0)), ..Prepared::default() });
+    report.judge();
     let missed: Vec<_> = report.targets.iter().filter(|target| !target.met).collect();
     assert_eq!(missed.len(), 1, "{missed:?}");
     assert!(missed[0].target.starts_with("added to p50"));
+}
+
+fn maximum(answered: f64) -> Maximum {
+    Maximum { answered, steps: Vec::new() }
+}
+
+fn distance(far: f64) -> Distance {
+    let (near, far) = (maximum(100.0), maximum(far));
+    Distance { line: String::new(), near, far, relay_dropped: 0, udp_buffer_errors: 0 }
+}
+
+#[test]
+fn what_is_left_of_the_maximum_over_distance_is_judged() {
+    let mut report = report(Drill::WanDelay, vec![repetition(trace(0), 0)], 0);
+    assert_eq!(exit(&report), Some(Exit::Invalid), "without a maximum it says nothing");
+    for (far, met) in [(79.9, false), (80.0, true), (120.0, true)] {
+        report.with(Prepared { distance: Some(distance(far)), ..Prepared::default() });
+        report.judge();
+        assert_eq!(report.passed, met, "{far}: {:?}", report.targets);
+    }
+}
+
+#[test]
+fn an_overload_is_held_against_the_maximum_and_without_refusals_there_was_none() {
+    let overload = |hints, most| {
+        let one = Repetition { hints, ..repetition(trace(0), 0) };
+        let mut report = report(Drill::Overload, vec![one], 0);
+        report.with(Prepared { maximum: Some(maximum(most)), ..Prepared::default() });
+        report.judge();
+        report
+    };
+    assert!(overload([5, 0], 1_000.0).passed);
+    assert_eq!(exit(&overload([0, 0], 1_000.0)), Some(Exit::Invalid));
+    assert_eq!(exit(&overload([5, 1], 1_000.0)), Some(Exit::Missed));
+    // As much as before the fault, and less than the maximum.
+    let less = overload([5, 0], 1_200.0);
+    let missed: Vec<_> = less.targets.iter().filter(|target| !target.met).collect();
+    assert_eq!(missed.len(), 1, "{missed:?}");
+    assert_eq!(missed[0].target, "throughput of the maximum >= 90 %");
+    assert!((less.load_rate() - 1_200.0).abs() < 1e-9);
+}
+
+#[test]
+fn two_kills_are_judged_each_by_itself() {
+    let kills = [(1, 2_000), (2, 2_500)];
+    let both = report(Drill::SecondKill, vec![of_kills(&kills, trace(80), 0)], 0);
+    let unavailable = |report: &Report| {
+        let all = report.targets.iter().filter(|target| target.target.contains("unavailable"));
+        all.map(|target| (target.target.clone(), target.met)).collect::<Vec<_>>()
+    };
+    assert_eq!((exit(&both), unavailable(&both).len()), (None, 4), "{:?}", both.targets);
+    // Ten good takeovers do not hide a bad one of the other kind.
+    let mut many: Vec<_> = (0..10).map(|_| of_kills(&kills, trace(10), 0)).collect();
+    let (mut slow, hit) = (trace(0), 2_600 * MS..2_900 * MS);
+    for done in slow.iter_mut().filter(|done| done.shard == 1 && hit.contains(&done.planned_ns)) {
+        done.done_ns = 2_900 * MS;
+    }
+    many.push(of_kills(&kills, slow, 0));
+    let slow = report(Drill::SecondKill, many, 0);
+    let missed: Vec<_> = unavailable(&slow).into_iter().filter(|(_, met)| !met).collect();
+    assert_eq!(missed, [("fault 2: unavailable p99 <= 250 ms".to_owned(), false)]);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Holds what was measured against what was asked.
 
+use super::super::maximum::Distance;
 use super::{Repetition, Report, Spread, Verdict};
 use crate::measure::Latency;
 
@@ -15,16 +16,35 @@ impl Report {
                 measured: value.map_or_else(|| "no data".to_owned(), |v| format!("{v:.1}{unit}")),
             });
         };
-        let gaps = self.unavailability;
-        at_most("unavailable p50", " ms", wanted.p50_ms, gaps.map(|gaps| gaps.p50));
-        at_most("unavailable p99", " ms", wanted.p99_ms, gaps.map(|gaps| gaps.p99));
-        at_most("unavailable max", " ms", wanted.max_ms, gaps.map(|gaps| gaps.max));
+        let spreads = match wanted.each_fault {
+            false => vec![(String::new(), self.unavailability)],
+            true => (1..)
+                .zip(&self.unavailability_by_fault)
+                .map(|(number, gaps)| (format!("fault {number}: "), *gaps))
+                .collect(),
+        };
+        for (of, gaps) in spreads {
+            let unavailable = |name| format!("{of}unavailable {name}");
+            at_most(&unavailable("p50"), " ms", wanted.p50_ms, gaps.map(|gaps| gaps.p50));
+            at_most(&unavailable("p99"), " ms", wanted.p99_ms, gaps.map(|gaps| gaps.p99));
+            at_most(&unavailable("max"), " ms", wanted.max_ms, gaps.map(|gaps| gaps.max));
+        }
         let any = !self.repetitions.is_empty();
         let none = |wanted: bool| wanted.then_some(0.0);
         let failed = any.then(|| self.errors_by_code.values().sum::<u64>() as f64);
         at_most("failed requests", "", none(wanted.no_failure), failed);
         let elsewhere = any.then_some(self.errors_elsewhere as f64);
         at_most("failed elsewhere", "", none(wanted.no_failure_elsewhere), elsewhere);
+        let hints = self.repetitions.iter().map(|one| one.hints);
+        let hints = hints.reduce(|all, one| [all[0] + one[0], all[1] + one[1]]);
+        // Without a refusal there was no overload.
+        let hints = hints.filter(|hints| hints.iter().sum::<u64>() > 0);
+        let silent = hints.map(|[_, silent]| silent as f64);
+        at_most("refusals without retry_after_ms", "", none(wanted.hinted), silent);
+        let changes =
+            self.repetitions.iter().map(|one| one.found.changes.map(|all| all.worst() as f64));
+        let worst = Spread::of(changes).map(|all| all.max);
+        at_most("leader changes", "", wanted.leader_changes, worst);
         let p50 = |latency: &Latency| latency.quantile(0.5).map(|ns| ns as f64 / 1e6);
         let added = p50(during).zip(p50(before)).map(|(during, before)| during - before);
         at_most("added to p50", " ms", wanted.added_p50_ms, added);
@@ -43,11 +63,21 @@ impl Report {
             let shares = self.repetitions.iter().map(|one| of(one) / one.answered_before);
             shares.reduce(f64::min).filter(|share| share.is_finite())
         };
-        let during =
-            wanted.throughput.map(|bound| ("throughput", bound, share(|one| one.answered_during)));
+        let of_maximum = self.prepared.maximum.as_ref().map(|maximum| {
+            let answered = self.repetitions.iter().map(|one| one.answered_during);
+            answered.reduce(f64::min).map(|answered| answered / maximum.answered)
+        });
+        let distance = self.prepared.distance.as_ref();
+        let far = wanted
+            .far_maximum
+            .map(|bound| ("maximum with the distance", bound, distance.map(Distance::share)));
+        let during = wanted.throughput.map(|bound| match of_maximum {
+            Some(share) => ("throughput of the maximum", bound, share),
+            None => ("throughput", bound, share(|one| one.answered_during)),
+        });
         let end =
             wanted.recovered.map(|bound| ("at the end", bound, share(|one| one.answered_at_end)));
-        verdicts.extend(during.into_iter().chain(end).map(|(what, bound, share)| {
+        verdicts.extend(during.into_iter().chain(far).chain(end).map(|(what, bound, share)| {
             Verdict {
                 target: format!("{what} >= {:.0} %", bound * 100.0),
                 met: share.is_some_and(|share| share >= bound),

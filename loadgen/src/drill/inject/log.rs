@@ -35,7 +35,8 @@ impl Script<'_> {
         Ok(fault)
     }
 
-    /// The site stays out: its log is for an operator.
+    /// The site is out for good, its log is for an operator: another takes its place under a
+    /// fresh number.
     pub(super) async fn damaged_middle(&self, site: u8, hold: Duration) -> Result<Fault, Failure> {
         let mut fault = self.begin(site, format!("kill -9 of site {site}, damaged log")).await;
         self.stage.kill(site).await;
@@ -50,9 +51,12 @@ impl Script<'_> {
             let text = format_args!("site {site} does not refuse its damaged log: {code:?}");
             return Err(Failure::new(Exit::Missed, text));
         }
-        self.stage.session.note(format!("site {site} refuses its log and stays out"));
+        self.stage.session.note(format!("site {site} refuses its log"));
         tokio::time::sleep(hold).await;
         fault.healed = Instant::now();
+        let spare = self.stage.replace(site).await?;
+        fault.what = format!("{}; site {spare} takes its place", fault.what);
+        self.level_of(spare, &mut fault).await?;
         Ok(fault)
     }
 

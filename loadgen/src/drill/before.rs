@@ -1,0 +1,163 @@
+//! What comes before a drill's own load: a history, or a look at what the sites take.
+//!
+//! A history is made in a closed loop: so many requests are always in flight, and the
+//! sites set the pace.
+
+use super::maximum::{self, Distance, Maximum};
+use super::stopped;
+use crate::drive::{Known, Phase};
+use crate::exit::{Exit, Failure};
+use crate::live::Progress;
+use crate::stage::Stage;
+use serde::Serialize;
+use std::time::{Duration, Instant};
+use tokio::sync::Notify;
+
+/// Requests in flight while a history is made: enough that every write of a site holds
+/// many, and far from what it would refuse.
+const HISTORY_IN_FLIGHT: usize = 512;
+/// Longest time for a history.
+const HISTORY_MAX: Duration = Duration::from_secs(1_800);
+/// How often it is told how far it is.
+const TOLD_EVERY: Duration = Duration::from_secs(5);
+const POLL: Duration = Duration::from_millis(20);
+
+/// What is done before a drill's own load.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) enum Before {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// So many payments.
+    History(u64),
+    /// The maximum is found; the load is that.
+    Maximum,
+    /// The maximum is found without and with this between the sites.
+    Distance(String),
+}
+
+/// What came of it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub(super) struct Prepared {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) history: Option<History>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) maximum: Option<Maximum>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) distance: Option<Distance>,
+}
+
+impl Before {
+    /// Does it. `rate` is where a search begins, `length` that of its steps.
+    pub(super) async fn prepare(
+        &self,
+        stage: &Stage,
+        (rate, length): (f64, Duration),
+        stop: &Notify,
+    ) -> Result<Prepared, Failure> {
+        let mut prepared = Prepared::default();
+        match self {
+            Self::Nothing => {}
+            Self::History(payments) => {
+                prepared.history = Some(history(stage, *payments, stop).await?);
+            }
+            Self::Maximum => {
+                let found = maximum::maximum(stage, rate, length, stop).await?;
+                println!("maximum     {:.0} requests/s", found.answered);
+                prepared.maximum = Some(found);
+            }
+            Self::Distance(line) => {
+                let found = maximum::distance(stage, line, (rate, length), stop).await?;
+                prepared.distance = Some(found);
+            }
+        }
+        Ok(prepared)
+    }
+}
+
+/// Payments that are there before.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub(super) struct History {
+    /// Payments that were acknowledged as paid.
+    pub(super) payments: u64,
+    /// How long that took.
+    pub(super) seconds: f64,
+    /// Requests per second, as many as the sites took.
+    pub(super) rate: f64,
+}
+
+/// Makes at least so many payments, as fast as the sites take them with a bounded
+/// number in flight.
+async fn history(stage: &Stage, payments: u64, stop: &Notify) -> Result<History, Failure> {
+    println!(
+        "history     {payments} payments, {HISTORY_IN_FLIGHT} requests always in flight: as fast as \
+         the sites take them"
+    );
+    let (started, mut sent) = (Instant::now(), 0);
+    while paid(stage) < payments {
+        let missing = payments - paid(stage);
+        let requests = stage.plan.params().requests_for(missing);
+        let before = sent;
+        sent += requests_in_a_loop(stage, requests, started, stop).await?;
+        if sent == before {
+            let text = format_args!("no history: the sites do not take requests, {sent} sent");
+            return Err(Failure::new(Exit::Invalid, text));
+        }
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    let history = History { payments: paid(stage), seconds, rate: sent as f64 / seconds };
+    println!(
+        "history     {} payments in {seconds:.1} s, {:.0} requests/s",
+        history.payments, history.rate
+    );
+    Ok(history)
+}
+
+fn paid(stage: &Stage) -> u64 {
+    stage.session.payments(|known| known == Known::Paid).len() as u64
+}
+
+/// Sends about so many requests; how many were planned.
+async fn requests_in_a_loop(
+    stage: &Stage,
+    requests: u64,
+    started: Instant,
+    stop: &Notify,
+) -> Result<u64, Failure> {
+    let (first, halt) = (stage.session.planned(), Notify::new());
+    let planned = || stage.session.planned() - first;
+    let phase = Phase {
+        closed: Some(HISTORY_IN_FLIGHT),
+        live: Progress::Terminal,
+        ..stage.phase(HISTORY_MAX)
+    };
+    let load = stage.session.run(&phase, &halt);
+    let watch = async {
+        let mut told = Instant::now();
+        while planned() < requests {
+            tokio::select! {
+                () = tokio::time::sleep(POLL) => {}
+                () = stop.notified() => {
+                    halt.notify_one();
+                    return Err(stopped());
+                }
+            }
+            if started.elapsed() > HISTORY_MAX {
+                halt.notify_one();
+                let bound = HISTORY_MAX.as_secs();
+                let text = format_args!("no history within {bound} s: ask for less (--history)");
+                return Err(Failure::new(Exit::Invalid, text));
+            }
+            if told.elapsed() > TOLD_EVERY {
+                told = Instant::now();
+                println!("history     {} of {requests} requests", planned());
+            }
+        }
+        halt.notify_one();
+        Ok(())
+    };
+    let (outcome, watched) = tokio::join!(load, watch);
+    outcome?;
+    watched?;
+    Ok(planned())
+}

@@ -1,0 +1,309 @@
+//! How much the sites take: a short search before a drill's own load.
+//!
+//! Open loops, each a step of a second or two at one offered rate. What counts is what
+//! was answered as asked, at whatever rate was offered: beyond the maximum sites refuse,
+//! and go on with the rest. The climb is pure and tested; steps are run here.
+
+use super::stopped;
+use crate::drive::{Phase, cpu_of_stat};
+use crate::exit::{Exit, Failure};
+use crate::live::Progress;
+use crate::schedule::Arrival;
+use crate::stage::Stage;
+use serde::Serialize;
+use std::fmt;
+use std::time::{Duration, Instant};
+use tokio::sync::Notify;
+
+/// Factor of the climb.
+const CLIMB: f64 = 1.6;
+/// A rate is kept when this share of it is answered as asked.
+const KEPT: f64 = 0.97;
+/// Steps between the last rate that was kept and the first that was not.
+const HALVINGS: u32 = 3;
+/// Rates that are tried at most.
+const STEPS_MAX: usize = 24;
+/// Share of a step that is not measured.
+const WARM_UP: f64 = 0.25;
+/// Of the rates that were offered without distance, the lowest is offered with it, and
+/// all from this share of the maximum on: what lies between says nothing.
+const WORTH_IT: f64 = 0.6;
+/// Shares of the maximum without distance that are offered with it, beside what was
+/// offered without: those that decide.
+const DECIDING: [f64; 3] = [0.8, 0.9, 1.0];
+
+/// One rate, and what came of it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub(super) struct Step {
+    /// Requests per second.
+    pub(super) offered: f64,
+    /// Answered as asked, per second.
+    pub(super) answered: f64,
+    /// From the planned time; `null` when not even that share was answered.
+    pub(super) p50_ms: Option<f64>,
+    pub(super) p99_ms: Option<f64>,
+    /// Cores that the relay between the sites used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) relay_cores: Option<f64>,
+}
+
+/// The most that was answered, and how that was found.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(super) struct Maximum {
+    /// Answers per second.
+    pub(super) answered: f64,
+    /// Every step.
+    pub(super) steps: Vec<Step>,
+}
+
+/// The same offered rates with and without distance between the sites.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(super) struct Distance {
+    /// As the relay was told.
+    pub(super) line: String,
+    pub(super) near: Maximum,
+    pub(super) far: Maximum,
+    /// Packets that the relay had no room for.
+    pub(super) relay_dropped: u64,
+    /// Datagrams that any process of this machine had no room for meanwhile.
+    pub(super) udp_buffer_errors: u64,
+}
+
+impl Maximum {
+    fn of(steps: Vec<Step>) -> Result<Self, Failure> {
+        let answered = steps.iter().map(|step| step.answered).fold(0.0, f64::max);
+        match answered > 0.0 {
+            true => Ok(Self { answered, steps }),
+            false => Err(Failure::new(Exit::Invalid, "no maximum: nothing was answered")),
+        }
+    }
+
+    /// Median at the lowest rate that was offered.
+    fn calm_p50_ms(&self) -> Option<f64> {
+        self.steps.iter().min_by(|a, b| a.offered.total_cmp(&b.offered))?.p50_ms
+    }
+
+    /// The most that the relay used in any step.
+    fn relay_cores(&self) -> Option<f64> {
+        self.steps.iter().filter_map(|step| step.relay_cores).reduce(f64::max)
+    }
+}
+
+impl Distance {
+    /// Share of the maximum that is left.
+    pub(super) fn share(&self) -> f64 {
+        self.far.answered / self.near.answered
+    }
+}
+
+impl fmt::Display for Distance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ms = |ms: Option<f64>| ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1}"));
+        let cores = self.far.relay_cores().or(self.near.relay_cores()).unwrap_or(f64::NAN);
+        write!(
+            f,
+            "{:.0}/s without and {:.0}/s with {}: {:.1} %; p50 at the lowest rate {} and {} ms; the \
+             relay used {cores:.2} of a core at most and dropped {} packets, {} datagrams found no \
+             room anywhere",
+            self.near.answered,
+            self.far.answered,
+            self.line,
+            self.share() * 100.0,
+            ms(self.near.calm_p50_ms()),
+            ms(self.far.calm_p50_ms()),
+            self.relay_dropped,
+            self.udp_buffer_errors,
+        )
+    }
+}
+
+/// Which rate comes next.
+#[derive(Clone, Copy, Debug)]
+struct Climb {
+    kept: f64,
+    missed: Option<f64>,
+    next: f64,
+    halvings: u32,
+}
+
+impl Climb {
+    fn new(first: f64) -> Self {
+        Self { kept: 0.0, missed: None, next: first, halvings: 0 }
+    }
+
+    /// Takes whether the rate was kept; false: that was the last.
+    fn tell(&mut self, kept: bool) -> bool {
+        match kept {
+            true => self.kept = self.next,
+            false => self.missed = Some(self.next),
+        }
+        match self.missed {
+            None => self.next *= CLIMB,
+            Some(missed) => {
+                self.halvings += 1;
+                self.next = (self.kept + missed) / 2.0;
+            }
+        }
+        self.halvings <= HALVINGS
+    }
+}
+
+/// Looks for the maximum from a rate on.
+pub(super) async fn maximum(
+    stage: &Stage,
+    first: f64,
+    length: Duration,
+    stop: &Notify,
+) -> Result<Maximum, Failure> {
+    let (mut climb, mut steps) = (Climb::new(first), Vec::new());
+    loop {
+        let step = run(stage, climb.next, length, stop).await?;
+        steps.push(step);
+        if !climb.tell(step.answered >= step.offered * KEPT) || steps.len() >= STEPS_MAX {
+            return Maximum::of(steps);
+        }
+    }
+}
+
+/// The maximum without distance, and what is answered of the same rates with it.
+pub(super) async fn distance(
+    stage: &Stage,
+    line: &str,
+    (first, length): (f64, Duration),
+    stop: &Notify,
+) -> Result<Distance, Failure> {
+    let (errors, dropped) = (udp_buffer_errors(), stage.relay_dropped().await?);
+    let near = maximum(stage, first, length, stop).await?;
+    let mut offered: Vec<f64> = near.steps.iter().map(|step| step.offered).collect();
+    let lowest = offered.iter().copied().fold(f64::INFINITY, f64::min);
+    offered.retain(|rate| *rate >= WORTH_IT * near.answered || *rate <= lowest);
+    offered.extend(DECIDING.map(|share| share * near.answered));
+    offered.sort_unstable_by(f64::total_cmp);
+    stage.relay(&format!("set *-* {line}")).await?;
+    let mut steps = Vec::new();
+    for rate in offered {
+        steps.push(run(stage, rate, length, stop).await?);
+    }
+    stage.relay("heal").await?;
+    let far = Maximum::of(steps)?;
+    let distance = Distance {
+        line: line.to_owned(),
+        near,
+        far,
+        relay_dropped: stage.relay_dropped().await?.saturating_sub(dropped),
+        udp_buffer_errors: udp_buffer_errors().saturating_sub(errors),
+    };
+    println!("distance    {distance}");
+    Ok(distance)
+}
+
+async fn run(
+    stage: &Stage,
+    offered: f64,
+    length: Duration,
+    stop: &Notify,
+) -> Result<Step, Failure> {
+    let phase = Phase {
+        // Evenly: chance has no part in whether a rate is kept.
+        arrival: Arrival::Constant,
+        rate: offered,
+        warmup: length.mul_f64(WARM_UP),
+        live: Progress::Terminal,
+        ..stage.phase(length)
+    };
+    let relay_before = relay_seconds(stage);
+    let started = Instant::now();
+    let outcome = stage.session.run(&phase, stop).await?;
+    let relay_cores = relay_before
+        .zip(relay_seconds(stage))
+        .map(|(before, after)| (after - before) / started.elapsed().as_secs_f64());
+    if outcome.interrupted {
+        return Err(stopped());
+    }
+    let measure = &outcome.measure;
+    let (latency, _) = measure.overall();
+    let ms = |share| latency.quantile(share).map(|ns| ns as f64 / 1e6);
+    let answered = measure.ok_in_span as f64 * 1e9 / measure.span_ns().max(1) as f64;
+    let step = Step { offered, answered, p50_ms: ms(0.5), p99_ms: ms(0.99), relay_cores };
+    let text = |ms: Option<f64>| ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1}"));
+    println!(
+        "maximum     offered {offered:>8.0}/s  answered {answered:>8.0}/s  p50 {} p99 {} ms",
+        text(step.p50_ms),
+        text(step.p99_ms)
+    );
+    Ok(step)
+}
+
+/// CPU seconds of the relay so far; `None` without one.
+fn relay_seconds(stage: &Stage) -> Option<f64> {
+    let id = stage.relay_process()?;
+    cpu_of_stat(&std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?)
+}
+
+/// Datagrams that found no room in any process's socket; 0 when the kernel does not say.
+fn udp_buffer_errors() -> u64 {
+    buffer_errors(&std::fs::read_to_string("/proc/net/snmp").unwrap_or_default())
+}
+
+fn buffer_errors(snmp: &str) -> u64 {
+    let mut lines = snmp.lines().filter_map(|line| line.strip_prefix("Udp: "));
+    let (Some(names), Some(values)) = (lines.next(), lines.next()) else { return 0 };
+    let columns = names.split(' ').zip(values.split(' '));
+    let errors = columns.filter(|(name, _)| matches!(*name, "RcvbufErrors" | "SndbufErrors"));
+    errors.filter_map(|(_, value)| value.parse::<u64>().ok()).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn step(offered: f64, answered: f64) -> Step {
+        Step { offered, answered, p50_ms: Some(offered), p99_ms: None, relay_cores: None }
+    }
+
+    #[test]
+    fn a_climb_ends_near_what_a_made_up_switch_takes() {
+        for (first, takes) in [(100.0, 1_234.0), (500.0, 90_000.0), (900.0, 1_000.0)] {
+            let (mut climb, mut best, mut tries) = (Climb::new(first), 0.0_f64, 0);
+            loop {
+                // Beyond its maximum it loses a tenth.
+                let answered = if climb.next > takes { takes * 0.9 } else { climb.next };
+                best = best.max(answered);
+                tries += 1;
+                if !climb.tell(answered >= climb.next * KEPT) {
+                    break;
+                }
+            }
+            assert!((takes * 0.93..=takes).contains(&best), "{best} of {takes}");
+            assert!(tries < STEPS_MAX, "{tries}");
+        }
+        // One that takes nothing is left soon.
+        let mut climb = Climb::new(100.0);
+        assert_eq!((0..10).take_while(|_| climb.tell(false)).count() as u32, HALVINGS);
+    }
+
+    #[test]
+    fn the_maximum_is_what_was_answered_at_any_rate() {
+        let maximum = Maximum::of(vec![step(100.0, 100.0), step(300.0, 180.0), step(50.0, 49.0)]);
+        let maximum = maximum.ok().unwrap();
+        assert_eq!((maximum.answered, maximum.calm_p50_ms()), (180.0, Some(50.0)));
+        assert_eq!(Maximum::of(vec![step(9.0, 0.0)]).err().unwrap().exit, Exit::Invalid);
+        let far = Maximum { answered: 90.0, steps: vec![step(70.0, 70.0)] };
+        let distance = Distance {
+            line: String::new(),
+            near: maximum,
+            far,
+            relay_dropped: 0,
+            udp_buffer_errors: 0,
+        };
+        assert_eq!((distance.share(), distance.far.calm_p50_ms()), (0.5, Some(70.0)));
+        assert!(distance.to_string().contains(": 50.0 %; p50 at the lowest rate 50.0 and 70.0 ms"));
+    }
+
+    #[test]
+    fn errors_of_buffers_are_found_by_their_names() {
+        let snmp = "Tcp: A B\nTcp: 1 2\nUdp: InDatagrams RcvbufErrors SndbufErrors InCsumErrors\n\
+                    Udp: 100 7 3 1\nUdpLite: RcvbufErrors\nUdpLite: 50\n";
+        assert_eq!((buffer_errors(snmp), buffer_errors("")), (10, 0));
+    }
+}
