@@ -170,7 +170,8 @@ pub struct LogConfig {
     pub reserve_mib: u32,
     /// Without traffic the last batch is sealed after this time.
     pub idle_seal_ms: u64,
-    /// Least time between two log writes on the average, microseconds; 0: none.
+    /// Least time between two log writes on the average, microseconds; 0: none. It is
+    /// longer while writes take longer than that.
     /// A few writes after a pause are not held back.
     pub commit_interval_us: u64,
     /// The shards' states are written down so often that about this much log is

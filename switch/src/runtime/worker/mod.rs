@@ -255,8 +255,8 @@ impl<D: Disk> Worker<D> {
             checkpoints: None,
             transfers: None,
             releaser: Releaser::new(settings.keep_bytes, settings.segment_bytes),
-            writer: Writer::new(settings.commit_interval_us),
-            proposals: Pace::new(settings.commit_interval_us),
+            writer: Writer::new(settings.commit_interval_us, settings.alone()),
+            proposals: Pace::new(settings.commit_interval_us, settings.alone()),
             standing: Standing::new(settings.queue_delay_max_us),
             post: Post::new(Arc::clone(&shared.mesh)),
             out: shared.exchange.out_batch(),
@@ -319,10 +319,8 @@ impl<D: Disk> Worker<D> {
         }
         let metrics = &self.shared.metrics;
         let took_us = now.mono_us.saturating_sub(self.writer.submitted_us);
-        if !self.alone {
-            self.writer.pace.took(took_us);
-            self.proposals.took(took_us);
-        }
+        self.writer.pace.took(took_us);
+        self.proposals.took(took_us);
         metrics.fsync.record(took_us);
         metrics.batches.add(1);
         Ok(())

@@ -14,10 +14,11 @@ use crate::replica::{self, Append};
 const WRITE_AT_ONCE_BYTES: usize = 64 * 1024;
 /// How many may follow each other without pause after a quiet time.
 const BURST: u64 = 4;
-/// With other sites every payment waits for several disks twice. A write that
-/// costs more than usual (a disk that is shared, say) is asked for less often:
-/// at most once per this many times what writes take.
-const WRITE_TIMES: u64 = 4;
+/// A write that costs more than usual (a disk that is shared, say) is asked for less
+/// often: at most once per this many halves of what writes take.
+const WRITE_HALVES: u64 = 3;
+/// With other sites every payment waits for several disks twice.
+const WRITE_HALVES_AMONG: u64 = 8;
 /// But never less often than this, microseconds.
 const INTERVAL_MAX_US: u64 = 2_500;
 
@@ -30,6 +31,8 @@ pub(super) struct Pace {
     least_us: u64,
     /// Moving average of what a write takes, microseconds.
     write_us: u64,
+    /// How many halves of it pass between two writes.
+    halves: u64,
     /// When the next small one is due.
     pub(super) due_us: u64,
     last_us: u64,
@@ -38,14 +41,25 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    pub(super) fn new(interval_us: u64) -> Self {
-        Self { interval_us, least_us: interval_us, write_us: 0, due_us: 0, last_us: 0, busy: false }
+    pub(super) fn new(interval_us: u64, alone: bool) -> Self {
+        Self {
+            interval_us,
+            least_us: interval_us,
+            write_us: 0,
+            halves: if alone { WRITE_HALVES } else { WRITE_HALVES_AMONG },
+            due_us: 0,
+            last_us: 0,
+            busy: false,
+        }
     }
 
-    /// A write took this long: adapts the interval.
+    /// A write took this long: adapts the interval, if there is to be one.
     pub(super) fn took(&mut self, write_us: u64) {
+        if self.least_us == 0 {
+            return;
+        }
         self.write_us = (self.write_us * 15 + write_us.min(INTERVAL_MAX_US)) / 16;
-        let wanted = (self.write_us * WRITE_TIMES).min(INTERVAL_MAX_US);
+        let wanted = (self.write_us * self.halves / 2).min(INTERVAL_MAX_US);
         self.interval_us = wanted.max(self.least_us);
     }
 
@@ -82,14 +96,14 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn new(interval_us: u64) -> Self {
+    pub(super) fn new(interval_us: u64, alone: bool) -> Self {
         Self {
             queue: VecDeque::new(),
             queued_bytes: 0,
             appended_bytes: 0,
             urgent: false,
             submitted_us: 0,
-            pace: Pace::new(interval_us),
+            pace: Pace::new(interval_us, alone),
         }
     }
 
@@ -231,4 +245,42 @@ fn put<D: Disk>(shard: &mut Shard, append: &Append, log: &mut Log<D>) -> Result<
         Append::Ticket(ticket) => shard.replica.appended(*ticket, log.appended().0),
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(mono_us: u64) -> Now {
+        Now { mono_us, ..Now::default() }
+    }
+
+    #[test]
+    fn without_an_interval_nothing_is_held_back() {
+        let mut pace = Pace::new(0, true);
+        (0..200).for_each(|_| pace.took(50_000));
+        assert!((0..100).all(|_| !pace.holds(at(1_000_000), 1)));
+    }
+
+    #[test]
+    fn dear_writes_are_asked_for_less_often_and_most_so_among_several_sites() {
+        for (alone, write_us, every_us) in [
+            (true, 100, 600),
+            (true, 800, 1_200),
+            (true, 50_000, INTERVAL_MAX_US),
+            (false, 100, 600),
+            (false, 300, 1_200),
+        ] {
+            let mut pace = Pace::new(600, alone);
+            // The average creeps: rounded down it stays a little below.
+            (0..200).for_each(|_| pace.took(write_us));
+            // A burst is spent first.
+            let start = 1_000_000;
+            assert!((0..=BURST).all(|_| !pace.holds(at(start), 1)));
+            let due = pace.due_us - start;
+            assert!(due <= every_us && due + 120 >= every_us, "{alone} {write_us}: {due}");
+            assert!(pace.holds(at(start + due - 1), 1) && !pace.holds(at(start + due), 1));
+            assert!(!pace.holds(at(start + due), WRITE_AT_ONCE_BYTES), "much never waits");
+        }
+    }
 }
