@@ -17,6 +17,7 @@ pub(super) fn check(config: &Config, problems: &mut Vec<Problem>) {
     check.gateway(config);
     check.admin(config);
     check.log_and_worker(config);
+    check.replication(config);
     check.engine(config);
     check.channels(config);
     check.routes(config);
@@ -217,6 +218,28 @@ impl Check<'_> {
         );
         if let Some(cpu) = worker.cpu {
             self.range("worker.cpu", cpu, 0, 1_023);
+        }
+    }
+
+    fn replication(&mut self, config: &Config) {
+        let super::ReplicationConfig { round_trip_ms, election_ms } = config.replication;
+        let before = self.problems.len();
+        self.range("replication.round_trip_ms", round_trip_ms, 1, 200);
+        if election_ms != 0 {
+            self.range("replication.election_ms", election_ms, 50, 10_000);
+        }
+        if self.problems.len() > before {
+            return;
+        }
+        let most_ms = config.timing().round_trip_max_us() / 1_000;
+        if round_trip_ms > most_ms {
+            let allowed = format_args!(
+                "0, or at least {}: with less, elections between sites {round_trip_ms} ms apart \
+                 (replication.round_trip_ms) do not end, and a leader's lease to send runs out \
+                 between two answers",
+                round_trip_ms * 6
+            );
+            self.refuse("replication.election_ms", election_ms, allowed);
         }
     }
 

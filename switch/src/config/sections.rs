@@ -197,6 +197,25 @@ impl Default for LogConfig {
     }
 }
 
+/// `[replication]`: how far apart the sites are. The same at every site: sites
+/// whose time-outs differ refuse each other.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ReplicationConfig {
+    /// Measured round trip between the two sites that are farthest apart, rounded
+    /// up. Heartbeats, election time-outs and the lease for sending follow from it.
+    pub round_trip_ms: u64,
+    /// A leader that was not heard of for this long is given up, at the earliest;
+    /// 0: eight round trips, at least 80.
+    pub election_ms: u64,
+}
+
+impl Default for ReplicationConfig {
+    fn default() -> Self {
+        Self { round_trip_ms: 10, election_ms: 0 }
+    }
+}
+
 /// `[worker]`
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]

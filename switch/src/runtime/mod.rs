@@ -266,7 +266,7 @@ fn spawn_worker(
         voters: config.first_voters(),
         witnesses: config.witnesses(),
         cluster: config.cluster,
-        timing: crate::replica::Timing::default(),
+        timing: config.timing(),
         tail_bytes_max: worker::TAIL_BYTES_MAX,
         checkpoint_bytes: u64::from(config.log.checkpoint_mib) << 20,
         keep_bytes: u64::from(config.log.keep_mib) << 20,

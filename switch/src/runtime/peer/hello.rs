@@ -12,15 +12,16 @@
 //! | 17 | traffic | u8 |
 //! | 18 | reserved, zero | u16 |
 //! | 20 | sites that the cluster was made of, a bit per number | u64 |
+//! | 28 | shortest election time-out, microseconds | u32 |
 //!
 //! All integers are little endian. Tested on arbitrary bytes.
 
 use crate::runtime::mesh::Traffic;
 
 /// Bytes of a greeting.
-pub const HELLO_LEN: usize = 28;
+pub const HELLO_LEN: usize = 32;
 const MAGIC: [u8; 4] = *b"PSPL";
-const VERSION: u16 = 3;
+const VERSION: u16 = 4;
 
 /// A greeting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +35,9 @@ pub struct Hello {
     /// The sites that voted when the cluster was made, a bit per number. Sites
     /// that disagree about it would disagree about what a majority is.
     pub voters: u64,
+    /// How long a leader is waited for, microseconds. A leader relies on the others
+    /// waiting no less than it believes, and they on its sending no longer.
+    pub election_us: u32,
 }
 
 /// Why a greeting is refused.
@@ -54,6 +58,12 @@ pub enum HelloError {
     /// Other first members.
     #[error("its [[sites]] say otherwise which of them the cluster was made of (voter)")]
     Voters,
+    /// Other time-outs.
+    #[error(
+        "its election time-out is {} ms: [replication] must say the same at every site",
+        .0 / 1_000
+    )]
+    Timing(u32),
     /// Its certificate is another site's.
     #[error("it claims to be site {0}, which its certificate does not say")]
     Site(u8),
@@ -71,7 +81,8 @@ impl Hello {
         bytes[6..8].copy_from_slice(&self.shards.to_le_bytes());
         bytes[8..16].copy_from_slice(&self.cluster.to_le_bytes());
         bytes[16..18].copy_from_slice(&[self.site, traffic as u8]);
-        bytes[20..].copy_from_slice(&self.voters.to_le_bytes());
+        bytes[20..28].copy_from_slice(&self.voters.to_le_bytes());
+        bytes[28..].copy_from_slice(&self.election_us.to_le_bytes());
         bytes
     }
 
@@ -90,6 +101,7 @@ impl Hello {
         }
         let u64_at = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
         let cluster = u64_at(8);
+        let election_us = u32::from_le_bytes(std::array::from_fn(|i| bytes[28 + i]));
         let (site, traffic, reserved) = (bytes[16], bytes[17], u16_at(18));
         if cluster != self.cluster {
             Err(HelloError::Cluster(cluster))
@@ -97,6 +109,8 @@ impl Hello {
             Err(HelloError::Shards(u16_at(6)))
         } else if u64_at(20) != self.voters {
             Err(HelloError::Voters)
+        } else if election_us != self.election_us {
+            Err(HelloError::Timing(election_us))
         } else if site != self.site {
             Err(HelloError::Site(site))
         } else {
@@ -111,7 +125,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const OURS: Hello = Hello { cluster: 7, shards: 12, site: 2, voters: 0b1110 };
+    const OURS: Hello =
+        Hello { cluster: 7, shards: 12, site: 2, voters: 0b1110, election_us: 80_000 };
 
     #[test]
     fn every_difference_is_named() {
@@ -124,6 +139,7 @@ mod tests {
             (Hello { shards: 24, ..OURS }, HelloError::Shards(24)),
             (Hello { site: 1, ..OURS }, HelloError::Site(1)),
             (Hello { voters: 0b11110, ..OURS }, HelloError::Voters),
+            (Hello { election_us: 240_000, ..OURS }, HelloError::Timing(240_000)),
         ];
         for (other, error) in table {
             assert_eq!(judge(other, Traffic::Urgent), Err(error));

@@ -134,6 +134,8 @@ impl Peers {
 /// What the thread needs of the configuration.
 struct Settings {
     hello: Hello,
+    /// Longest round trip with which the time-outs hold together.
+    round_trip_max_us: u64,
     sites: Vec<SiteConfig>,
 }
 
@@ -144,8 +146,11 @@ impl Settings {
             shards: config.shards,
             site: config.site as u8,
             voters: config.first_voters().iter().fold(0, |set, site| set | 1 << site),
+            // `check` bounds it far below.
+            election_us: config.timing().election_us() as u32,
         };
-        Self { hello, sites: config.sites.clone() }
+        let round_trip_max_us = config.timing().round_trip_max_us();
+        Self { hello, round_trip_max_us, sites: config.sites.clone() }
     }
 }
 
@@ -212,6 +217,8 @@ struct Peer {
     /// What was last said about our connection and about its own, so that a
     /// condition is told once.
     said: [RefCell<String>; 2],
+    /// That it is too far away was said.
+    said_far: Cell<bool>,
 }
 
 /// Who dialled a connection.

@@ -225,6 +225,7 @@ fn who_is_not_the_site_that_it_claims_is_refused_with_a_code() {
         ("site-2", all(Hello { cluster: 1, ..right }), wrong_site, "cluster 1"),
         ("site-2", all(Hello { shards: 5, ..right }), wrong_site, "5 shards"),
         ("site-2", all(Hello { voters: 0b1010, ..right }), wrong_site, "(voter)"),
+        ("site-2", all(Hello { election_us: 480_000, ..right }), wrong_site, "is 480 ms"),
         ("site-2", [Urgent, Urgent, Bulk, States].map(|kind| (right, kind)), wrong_site, "kind 1"),
         ("site-2", [Forwards, Bulk, Bulk, States].map(|kind| (right, kind)), wrong_site, "kind 2"),
         ("site-2", [Forwards, Answers, Bulk, States].map(|it| (right, it)), wrong_site, "kind 4"),
@@ -280,6 +281,11 @@ struct Relay {
 
 impl Relay {
     fn start(to: SocketAddr) -> Self {
+        Self::slow(to, Duration::ZERO)
+    }
+
+    /// Each datagram is held for so long.
+    fn slow(to: SocketAddr, hold: Duration) -> Self {
         let front = UdpSocket::bind("127.0.0.1:0").unwrap();
         let back = UdpSocket::bind("127.0.0.1:0").unwrap();
         back.connect(to).unwrap();
@@ -293,6 +299,7 @@ impl Relay {
             let mut buffer = [0; 65_536];
             while let Ok((length, from)) = front.recv_from(&mut buffer) {
                 *client.lock().unwrap() = Some(from);
+                thread::sleep(hold);
                 if open_2.load(Ordering::Relaxed) {
                     drop(back.send(&buffer[..length]));
                 }
@@ -303,6 +310,7 @@ impl Relay {
             loop {
                 // Refused while nobody listens there.
                 let Ok(length) = back_2.recv(&mut buffer) else { continue };
+                thread::sleep(hold);
                 let client = *client_2.lock().unwrap();
                 if let (Some(client), true) = (client, open_3.load(Ordering::Relaxed)) {
                     drop(front_2.send_to(&buffer[..length], client));
@@ -333,6 +341,21 @@ fn a_dead_path_is_given_up_alone_and_found_again() {
     nodes[0].linked();
     send(&nodes[0], 2, Urgency::Urgent, vec![2]);
     assert_eq!(received(&nodes[1]).bytes, [2][..]);
+}
+
+#[test]
+fn a_site_too_far_away_for_the_time_outs_is_said() {
+    let mut cluster = Cluster::new(2);
+    let relay = Relay::slow(cluster.config(1).sites[1].peer, Duration::from_millis(10));
+    cluster.configs[0].sites[1].peer = relay.address;
+    let (one, two) = (cluster.start(1), cluster.start(2));
+    one.linked();
+    let far = |node: &Node, of: u8| node.shared.metrics.peer(of).unwrap().far.value();
+    eventually("site 2 is too far away", || far(&one, 2) == 1);
+    eventually("its figures are there", || {
+        two.shared.metrics.peer(1).unwrap().round_trip_us.value() > 0
+    });
+    assert_eq!(far(&two, 1), 0, "its own link goes straight");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use protocol::message::{OrderReply, RefundReply};
 use storage::{CHAIN_START, chain_next};
 
 use super::channel::Channels;
-use super::setup::{LIMITED_BURST, LIMITED_INTERVAL_US, MS, SECOND, Setup, lease_us};
+use super::setup::{LIMITED_BURST, LIMITED_INTERVAL_US, MS, SECOND, Setup};
 use super::site::Process;
 use crate::engine::order::{AttemptState, RefundKind};
 use crate::engine::output::{Outputs, Send};
@@ -128,10 +128,10 @@ impl Checker {
     }
 
     /// Invariant 12: a leader that was replaced stops sending when its lease ends.
-    pub(super) fn sends(&self, shard: u16, term: u64, now_us: u64) {
+    pub(super) fn sends(&self, shard: u16, term: u64, now_us: u64, lease_us: u64) {
         let newer = self.leaders.range((shard, term + 1)..=(shard, u64::MAX)).next();
         if let Some((&(_, newer), &(leader, elected_us))) = newer {
-            let late = now_us.saturating_sub(elected_us + lease_us());
+            let late = now_us.saturating_sub(elected_us + lease_us);
             assert!(late == 0, "12: term {term} sends {late} us after {leader} leads in {newer}");
         }
     }

@@ -18,7 +18,7 @@ use super::check::Checker;
 use super::client::{Ask, Clients};
 use super::faults::{self, Fault, Moment};
 use super::random::{Random, Trace};
-use super::setup::{Flaw, HEAL_US, MS, SECOND, Setup};
+use super::setup::{HEAL_US, MS, SECOND, Setup, Shape};
 use super::site::Site;
 use crate::engine::Stats;
 use crate::engine::input::{Evidence, OperationId, Waiter};
@@ -147,6 +147,8 @@ pub(super) struct Cluster {
     faults: bool,
     verbose: bool,
     pub(super) crashes: u64,
+    /// Moments in which requests waited for a lease.
+    held_back: u64,
 }
 
 /// What a run was like.
@@ -161,12 +163,15 @@ pub(super) struct Summary {
     pub(super) answers: u64,
     /// States of other sites that a site went on from.
     pub(super) installed: u64,
+    /// Moments in which requests to channels waited for a lease.
+    pub(super) held_back: u64,
 }
 
 impl Cluster {
-    pub(super) fn new(seed: u64, sites: u8, flaw: Option<Flaw>, verbose: bool) -> Self {
+    pub(super) fn new(seed: u64, shape: Shape, verbose: bool) -> Self {
         let mut random = Random::new(seed);
-        let setup = Setup::new(sites, flaw, &mut random);
+        let setup = Setup::new(shape, &mut random);
+        let sites = shape.sites;
         let mut cluster = Self {
             clock: Rc::new(Cell::new(SECOND / 10)),
             agenda: BinaryHeap::new(),
@@ -182,9 +187,10 @@ impl Cluster {
             manual_since: BTreeMap::new(),
             checker: Checker::new(&setup, verbose),
             trace: Trace::new(),
-            faults: true,
+            faults: !shape.calm,
             verbose,
             crashes: 0,
+            held_back: 0,
             random,
             setup,
         };
@@ -256,6 +262,7 @@ impl Cluster {
             blocks: self.checker.blocks(),
             answers: self.clients.answers,
             installed: self.sites.iter().map(Site::installed).sum(),
+            held_back: self.held_back,
         }
     }
 

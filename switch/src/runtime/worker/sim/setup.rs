@@ -23,14 +23,35 @@ pub(super) const HEAL_US: u64 = 7 * SECOND;
 /// What the channels guarantee as the longest life of a message.
 pub(super) const WANDER_US: u64 = 1_400 * MS;
 
-/// How long a leader that was replaced may still send.
-pub(super) fn lease_us() -> u64 {
-    Timing::default().lease_us()
+/// What a run is like, apart from its seed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Shape {
+    pub(super) sites: u8,
+    /// What is broken on purpose.
+    pub(super) flaw: Option<Flaw>,
+    /// The sites are this far apart, one way, microseconds.
+    pub(super) far_us: u64,
+    /// For this their time-outs are made.
+    pub(super) timing: Timing,
+    /// Nothing goes wrong.
+    pub(super) calm: bool,
 }
 
-/// How long a request may be under way because of us.
-pub(super) fn own_us() -> u64 {
-    lease_us() + HOLD_US
+impl Shape {
+    /// Sites beside each other.
+    pub(super) fn of(sites: u8) -> Self {
+        Self { sites, flaw: None, far_us: 0, timing: Timing::default(), calm: false }
+    }
+
+    pub(super) fn with(self, flaw: Flaw) -> Self {
+        Self { flaw: Some(flaw), ..self }
+    }
+
+    /// Sites whose messages go and come in `round_trip_us`, and that know it.
+    pub(super) fn apart(self, round_trip_us: u64) -> Self {
+        let timing = Timing::of_round_trip(round_trip_us);
+        Self { far_us: round_trip_us / 2, timing, ..self }
+    }
 }
 
 /// Pays of the limited merchant: so many at once, then one per interval.
@@ -64,6 +85,8 @@ pub(super) struct Key {
 /// A run's constants.
 pub(super) struct Setup {
     pub(super) sites: u8,
+    pub(super) timing: Timing,
+    pub(super) far_us: u64,
     pub(super) shards: u16,
     pub(super) flaw: Option<Flaw>,
     pub(super) channels: Vec<ChannelConfig>,
@@ -86,14 +109,18 @@ pub(super) struct Setup {
 }
 
 impl Setup {
-    pub(super) fn new(sites: u8, flaw: Option<Flaw>, random: &mut Random) -> Self {
+    pub(super) fn new(shape: Shape, random: &mut Random) -> Self {
+        let Shape { sites, flaw, far_us, timing, .. } = shape;
         let shards = random.between(1, 3) as u16;
         let patient = random.percent(70);
+        let own_us = timing.lease_us() + HOLD_US;
         let mut setup = Self {
             sites,
+            timing,
+            far_us,
             shards,
             flaw,
-            channels: (1..=2).map(|number| channel(number, patient, random)).collect(),
+            channels: (1..=2).map(|number| channel(number, own_us, patient, random)).collect(),
             merchants: (0..shards).map(|shard| merchant(shard, shards, false)).collect(),
             keys: Vec::new(),
             patience_us: *random.pick(&[80 * MS, 500 * MS]),
@@ -121,6 +148,16 @@ impl Setup {
             setup.keys.push(setup.key(setup.limited(), 100 + number, 12_000));
         }
         setup
+    }
+
+    /// How long a leader that was replaced may still send.
+    pub(super) fn lease_us(&self) -> u64 {
+        self.timing.lease_us()
+    }
+
+    /// How long a request may be under way because of us.
+    pub(super) fn own_us(&self) -> u64 {
+        self.lease_us() + HOLD_US
     }
 
     pub(super) fn limited(&self) -> &Merchant {
@@ -178,7 +215,7 @@ impl Setup {
             voters: (1..=u64::from(self.sites)).collect(),
             witnesses: Vec::new(),
             cluster: 7,
-            timing: Timing::default(),
+            timing: self.timing,
             tail_bytes_max: self.tail_bytes_max,
             checkpoint_bytes: self.checkpoint_bytes,
             keep_bytes: self.keep_bytes,
@@ -201,7 +238,7 @@ pub(super) fn cny() -> Currency {
     Currency::new(*b"CNY").unwrap()
 }
 
-fn channel(number: u16, patient: bool, random: &mut Random) -> ChannelConfig {
+fn channel(number: u16, own_us: u64, patient: bool, random: &mut Random) -> ChannelConfig {
     let reversible = random.percent(70);
     ChannelConfig {
         number,
@@ -210,7 +247,7 @@ fn channel(number: u16, patient: bool, random: &mut Random) -> ChannelConfig {
         queryable: random.percent(90) || !reversible,
         reversible,
         fence_on_cancel: random.percent(80),
-        max_msg_life_us: WANDER_US + own_us(),
+        max_msg_life_us: WANDER_US + own_us,
         reply_timeout_us: 300 * MS,
         first_query_after_us: 100 * MS,
         query_plan_us: vec![100 * MS, 200 * MS, 400 * MS],

@@ -231,7 +231,7 @@ impl Cluster {
         for _ in 0..1 + u64::from(again) {
             let slow = self.random.below(100) < loss * 3;
             let most = if slow { 80 * MS } else { MS };
-            let after = self.random.between(150, most);
+            let after = self.setup.far_us + self.random.between(150, most);
             self.plan(after, Event::Packet { from, to, bytes: bytes.clone() });
         }
     }
