@@ -273,12 +273,17 @@ impl Check<'_> {
         self.server_name(format_args!("{at}.server_name"), &channel.server_name);
         self.range(format_args!("{at}.connections"), channel.connections, 1, 64);
         self.range(format_args!("{at}.in_flight_max"), channel.in_flight_max, 1, 1 << 22);
-        self.range_or_zero(
-            format_args!("{at}.max_msg_life_ms"),
-            channel.max_msg_life_ms,
-            1,
-            DAY_MS * 7,
-        );
+        let life_ms = channel.max_msg_life_ms;
+        let idle_ms = channel.link_idle_ms();
+        if life_ms != 0 && !(idle_ms..=DAY_MS * 7).contains(&life_ms) {
+            let allowed = format_args!(
+                "0, or {idle_ms} to {}: a request can wait that long in the link before it is \
+                 given up (reply_timeout_ms, at least 1 s and at most 3 s), beside what the channel's \
+                 own network adds",
+                DAY_MS * 7
+            );
+            self.refuse(format_args!("{at}.max_msg_life_ms"), life_ms, allowed);
+        }
         self.range(format_args!("{at}.reply_timeout_ms"), channel.reply_timeout_ms, 10, 600_000);
         self.range(
             format_args!("{at}.first_query_after_ms"),

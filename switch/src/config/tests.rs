@@ -37,10 +37,10 @@ fn resolves_paths_units_and_defaults() {
     assert_eq!(engine.channels[0].query_plan_us[0], 200_000);
     assert_eq!(engine.default_route, [1]);
     assert_eq!(engine.channels[0].max_msg_life_us, 0, "no guarantee stays none");
-    let bounded = good().replace("# max_msg_life_ms = 0", "max_msg_life_ms = 500");
+    let bounded = good().replace("# max_msg_life_ms = 0", "max_msg_life_ms = 1500");
     let engine = parse(&bounded).unwrap().engine(7);
     let own_us = crate::replica::Timing::default().lease_us() + crate::runtime::HOLD_US;
-    assert_eq!(engine.channels[0].max_msg_life_us, 500_000 + own_us, "of several sites");
+    assert_eq!(engine.channels[0].max_msg_life_us, 1_500_000 + own_us, "of several sites");
 }
 
 /// Whatever may be configured holds together: the lease ends before anybody stands
@@ -178,6 +178,16 @@ fn every_bad_value_is_named_with_what_is_allowed() {
         ("queryable = true ", "# ", "channels[0]: missing field `queryable`"),
         ("name = \"native-1\"", "name = \"\"", "channels[0].name: \"\""),
         ("number = 1", "number = 4", "channels[0].number: 4"),
+        (
+            "# max_msg_life_ms = 0",
+            "max_msg_life_ms = 999",
+            "channels[0].max_msg_life_ms: 999; allowed: 0, or 1000 to 604800000: a request can wait",
+        ),
+        (
+            "# max_msg_life_ms = 0               # how long a request may wander; 0: no guarantee\nreply_timeout_ms = 1000",
+            "max_msg_life_ms = 2999\nreply_timeout_ms = 60000",
+            "channels[0].max_msg_life_ms: 2999; allowed: 0, or 3000",
+        ),
         ("reply_timeout_ms = 1000", "reply_timeout_ms = 0", "channels[0].reply_timeout_ms: 0"),
         ("query_plan_ms = [200,", "query_plan_ms = [1,", "channels[0].query_plan_ms[0]: 1"),
         ("manual_after_ms = 7200000", "manual_after_ms = 5", "channels[0].manual_after_ms: 5"),
