@@ -690,7 +690,13 @@ impl Replica {
         };
         let entries = ready.take_entries();
         debug_assert!(begins.is_none() || entries.is_empty(), "a state comes alone");
-        let state = ready.must_sync().then(|| ready.hs().cloned()).flatten();
+        let mut state = ready.must_sync().then(|| ready.hs().cloned()).flatten();
+        if state.is_none() && entries.iter().any(is_change) {
+            // Whoever confirms the next step of a change knows durably that the step
+            // before is committed: had it forgotten, it would ask only the
+            // members of before, of whom the new ones need none.
+            state = Some(self.node.raft.hard_state());
+        }
         let writes = !entries.is_empty() || state.is_some() || begins.is_some();
         let elects = |state: &RaftHardState| (state.term, state.vote) != self.promised;
         out.urgent |= state.as_ref().is_some_and(elects) || entries.iter().any(is_first);
@@ -727,7 +733,7 @@ impl Replica {
             self.node.on_persist_ready(number);
             out.messages.append(&mut messages);
         }
-        let changes = committed.iter().any(|e| e.get_entry_type() != EntryType::EntryNormal);
+        let changes = committed.iter().any(is_change);
         self.apply(committed, out);
         if changes {
             self.settle(number, out);
@@ -891,3 +897,8 @@ impl Replica {
 fn is_first(entry: &Entry) -> bool {
     entry.get_entry_type() == EntryType::EntryNormal && entry.data.is_empty()
 }
+/// Whether an entry changes the members.
+fn is_change(entry: &Entry) -> bool {
+    entry.get_entry_type() != EntryType::EntryNormal
+}
+

@@ -17,6 +17,8 @@ struct Site {
     replica: Replica,
     out: Outputs,
     log: Vec<Append>,
+    /// Where each ticket stands in it.
+    tickets: Vec<usize>,
     durable: usize,
     lsn: u64,
     applied: Vec<(u64, u64, Vec<u8>)>,
@@ -53,6 +55,7 @@ impl Site {
             replica,
             out: Outputs::default(),
             log: Vec::new(),
+            tickets: Vec::new(),
             durable: 0,
             lsn: 0,
             applied: Vec::new(),
@@ -68,7 +71,10 @@ impl Site {
         self.replica.advance(&mut self.out);
         for append in self.out.appends.drain(..) {
             match append {
-                Append::Ticket(number) => self.replica.appended(number, self.lsn),
+                Append::Ticket(number) => {
+                    self.tickets.push(self.log.len());
+                    self.replica.appended(number, self.lsn);
+                }
                 frame => {
                     self.lsn += 1;
                     self.log.push(frame);
