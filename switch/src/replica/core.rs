@@ -18,7 +18,7 @@ use raft::{Config, INVALID_ID, RawNode, StateRole};
 
 use super::lease::{Head, Lease};
 use super::members::{self, Members};
-use super::placement::{self, Health, Placement};
+use super::placement::{self, Health, Placement, Stall};
 use super::snapshot::Sending;
 use super::store::{self, Store, Wanted};
 use super::{Base, HardState};
@@ -249,6 +249,9 @@ pub struct Replica {
     spare: Vec<Vec<u8>>,
     /// What the log must say before anything else.
     anew: Option<Base>,
+    /// A leader counts on blocks up to here that this log does not hold.
+    forgotten: Option<u64>,
+    stall: Stall,
 }
 
 impl Replica {
@@ -309,6 +312,8 @@ impl Replica {
             eager_until: 0,
             spare: Vec::new(),
             anew,
+            forgotten: None,
+            stall: Stall::default(),
         };
         replica.after_input();
         if replica.members.is_alone(replica.config.site) {
@@ -446,6 +451,10 @@ impl Replica {
             return;
         }
         self.health.heard(message.from, self.tick);
+        if message.get_msg_type() == MessageType::MsgHeartbeatResponse {
+            // A bit that the library does not look at in these.
+            self.health.set_unwilling(message.from, message.reject);
+        }
         let head = Head::of(&message);
         // Refused messages (of foreign or removed replicas) have no effect.
         drop(self.node.step(message));
@@ -686,6 +695,14 @@ impl Replica {
         out.messages.append(&mut messages);
         let begins = match ready.snapshot().is_empty() {
             true => None,
+        self.take_outputs(out);
+        let unwilling = self.stall.is_unwilling(self.tick);
+        for message in out.messages.iter_mut().filter(|_| unwilling) {
+            message.reject |= message.get_msg_type() == MessageType::MsgHeartbeatResponse;
+        }
+    }
+
+    fn take_outputs(&mut self, out: &mut Outputs) {
             false => self.begin_at(ready.snapshot(), out),
         };
         let entries = ready.take_entries();
@@ -860,9 +877,10 @@ impl Replica {
     /// away from here when this site's disk does not answer.
     fn place(&mut self) {
         let stall = u64::from(self.config.timing.stall_ticks);
-        let waits = self.tickets.front().map_or(0, |ticket| self.tick - ticket.since_tick);
-        // Also before it leads: its disk may hang on the first entry of its term.
-        let stuck = self.is_leader() && waits > stall;
+        let waits = self.disk_waits();
+        // Also before it leads: its disk may hang on the first entry of its term. And
+        // where nothing is to be written now: what comes next would wait.
+        let stuck = self.is_leader() && (waits > stall || self.stall.is_now());
         // A leader that may not be one has nothing to wait for.
         let idle = self.is_leader() && !self.may_lead(self.config.site);
         let placed = stuck || self.leads() || idle;
@@ -876,12 +894,35 @@ impl Replica {
             let progress = self.node.raft.prs().get(site);
             members::has(candidates, site)
                 && self.health.is_live(site, self.tick)
-                && progress.is_some_and(|found| found.matched + placement::LEVEL_ENTRIES >= last)
+                && progress.is_some_and(|found| {
+                    // What it has confirmed in this term is durable there.
+                    found.matched > 0 && found.matched + placement::LEVEL_ENTRIES >= last
+                })
         };
         let target = if stuck {
-            self.placement.stalled(self.config.site, self.tick, level)
+            self.placement.stalled(site, tick, willing)
+        } else if self.placement.leaves(site) {
+            // Those that would rather not are better than one that shall not.
+            self.placement
+                .target(site, tick, willing)
+                .or_else(|| self.placement.target(site, tick, level))
         } else {
-            self.placement.target(self.config.site, self.tick, level)
+    /// How long the first write that waits has waited, ticks.
+    fn disk_waits(&self) -> u64 {
+        self.tickets.front().map_or(0, |ticket| self.tick - ticket.since_tick)
+    }
+
+    /// Whether this shard's writes do not become durable.
+    pub fn is_stalled(&self) -> bool {
+        self.disk_waits() > u64::from(self.config.timing.stall_ticks)
+    }
+
+    /// Whether the log's disk hangs, as any of its shards has found. Once a tick.
+    pub fn set_stalled(&mut self, stalled: bool) {
+        self.stall.set(stalled, self.tick);
+    }
+
+            self.placement.target(site, tick, willing)
         };
         if let Some(site) = target {
             self.transfer(site);
@@ -902,3 +943,5 @@ fn is_change(entry: &Entry) -> bool {
     entry.get_entry_type() != EntryType::EntryNormal
 }
 
+        let willing = |site: u64| level(site) && !self.health.is_unwilling(site);
+        let (site, tick) = (self.config.site, self.tick);

@@ -250,6 +250,38 @@ fn a_block_is_committed_on_a_majority_and_never_before() {
     assert_eq!((cluster.blocks(2), cluster.blocks(3)), (vec![&b"pay"[..]], vec![&b"pay"[..]]));
 }
 
+/// Writes that hang, between them some that do not, and a shard with nothing to do while it
+/// is led elsewhere: it looks as if all were well. How often site 1 is elected meanwhile.
+fn elected_while_the_disk_hangs(told: bool) -> u64 {
+    let mut cluster = Cluster::led(3);
+    for _ in 0..40 {
+        cluster.site(1).stuck = true;
+        for _ in 0..110 {
+            for site in &mut cluster.sites {
+                let stalled = site.replica.is_stalled();
+                site.replica.set_stalled(stalled && told);
+            }
+            cluster.ticks(1);
+        }
+        cluster.site(1).stuck = false;
+        cluster.settle();
+        if cluster.leader() == Some(1) {
+            // What comes is what hangs next.
+            cluster.site(1).stuck = true;
+            drop(cluster.site(1).replica.propose(b"more".to_vec()));
+        }
+    }
+    cluster.site(1).replica.counters().elections - 1
+}
+
+#[test]
+fn a_disk_that_hangs_again_and_again_does_not_get_its_shard_back_each_time() {
+    let before = elected_while_the_disk_hangs(false);
+    assert!(before >= 6, "it would: {before} times");
+    let now = elected_while_the_disk_hangs(true);
+    assert!(now <= 2, "{now} times");
+}
+
 #[test]
 fn a_dead_leader_is_followed_by_the_next_in_order_with_everything_committed() {
     let mut cluster = Cluster::led(3);

@@ -454,7 +454,10 @@ impl<D: Disk> Worker<D> {
             if let Some(transfers) = &mut self.transfers {
                 transfers.wanted(at, shard);
             }
+        // They share a disk: what one has found holds for all.
+        let stalled = self.shards.iter().any(|shard| shard.replica.is_stalled());
             self.writer.take(at, &mut shard.wants);
+            shard.replica.set_stalled(stalled);
             self.post.take(shard.replica.shard(), &mut shard.wants.messages);
             let (number, term) = (shard.replica.shard(), shard.replica.term());
             let leader = shard.replica.leader() as u8;
