@@ -447,7 +447,7 @@ impl Replica {
     /// Takes a message of another replica. The caller has made sure that it
     /// comes from the site that it names.
     pub fn receive(&mut self, message: Message) {
-        if message.to != self.config.site || !self.may_hear(&message) {
+        if message.to != self.config.site || !self.may_hear(&message) || self.forgets(&message) {
             return;
         }
         self.health.heard(message.from, self.tick);
@@ -461,6 +461,28 @@ impl Replica {
         let raft = &self.node.raft;
         self.lease.received(&head, self.config.site, raft.leader_id, raft.term);
         self.after_input();
+    }
+
+    /// Whether a leader counts on more than this log holds. It names no commit index to
+    /// a site beyond what that site has confirmed, after it was durable, in the same
+    /// term: the log went back to what it was at an earlier time, and may have
+    /// forgotten votes as well.
+    fn forgets(&mut self, message: &Message) -> bool {
+        let raft = &self.node.raft;
+        if message.get_msg_type() == MessageType::MsgHeartbeat
+            && message.term >= raft.term
+            && message.commit > raft.raft_log.last_index()
+        {
+            self.forgotten = Some(message.commit);
+        }
+        // From then on nothing is heard, and nothing promised.
+        self.forgotten.is_some()
+    }
+
+    /// The index up to which a leader counts on this log, which does not hold it: the
+    /// disk has lost what it confirmed, and the site must not take part any more.
+    pub fn forgotten(&self) -> Option<u64> {
+        self.forgotten
     }
 
     /// Marks messages that leave now, by this process's monotonic clock: what
@@ -482,6 +504,9 @@ impl Replica {
 
     /// One tick has passed.
     pub fn tick(&mut self) {
+        if self.forgotten.is_some() {
+            return;
+        }
         self.tick += 1;
         self.node.tick();
         self.after_input();
@@ -670,6 +695,14 @@ impl Replica {
             self.leading = None;
             out.steps.push(Step::StepDown);
         }
+        self.take_outputs(out);
+        let unwilling = self.stall.is_unwilling(self.tick);
+        for message in out.messages.iter_mut().filter(|_| unwilling) {
+            message.reject |= message.get_msg_type() == MessageType::MsgHeartbeatResponse;
+        }
+    }
+
+    fn take_outputs(&mut self, out: &mut Outputs) {
         out.appends.extend(self.anew.take().map(Append::Base));
         out.messages.append(&mut self.released);
         while self.node.has_ready() {
@@ -695,14 +728,6 @@ impl Replica {
         out.messages.append(&mut messages);
         let begins = match ready.snapshot().is_empty() {
             true => None,
-        self.take_outputs(out);
-        let unwilling = self.stall.is_unwilling(self.tick);
-        for message in out.messages.iter_mut().filter(|_| unwilling) {
-            message.reject |= message.get_msg_type() == MessageType::MsgHeartbeatResponse;
-        }
-    }
-
-    fn take_outputs(&mut self, out: &mut Outputs) {
             false => self.begin_at(ready.snapshot(), out),
         };
         let entries = ready.take_entries();
@@ -873,6 +898,21 @@ impl Replica {
         self.was_candidate = candidate;
     }
 
+    /// How long the first write that waits has waited, ticks.
+    fn disk_waits(&self) -> u64 {
+        self.tickets.front().map_or(0, |ticket| self.tick - ticket.since_tick)
+    }
+
+    /// Whether this shard's writes do not become durable.
+    pub fn is_stalled(&self) -> bool {
+        self.disk_waits() > u64::from(self.config.timing.stall_ticks)
+    }
+
+    /// Whether the log's disk hangs, as any of its shards has found. Once a tick.
+    pub fn set_stalled(&mut self, stalled: bool) {
+        self.stall.set(stalled, self.tick);
+    }
+
     /// Hands leadership to where it belongs, when that site can take it, or
     /// away from here when this site's disk does not answer.
     fn place(&mut self) {
@@ -899,6 +939,8 @@ impl Replica {
                     found.matched > 0 && found.matched + placement::LEVEL_ENTRIES >= last
                 })
         };
+        let willing = |site: u64| level(site) && !self.health.is_unwilling(site);
+        let (site, tick) = (self.config.site, self.tick);
         let target = if stuck {
             self.placement.stalled(site, tick, willing)
         } else if self.placement.leaves(site) {
@@ -907,21 +949,6 @@ impl Replica {
                 .target(site, tick, willing)
                 .or_else(|| self.placement.target(site, tick, level))
         } else {
-    /// How long the first write that waits has waited, ticks.
-    fn disk_waits(&self) -> u64 {
-        self.tickets.front().map_or(0, |ticket| self.tick - ticket.since_tick)
-    }
-
-    /// Whether this shard's writes do not become durable.
-    pub fn is_stalled(&self) -> bool {
-        self.disk_waits() > u64::from(self.config.timing.stall_ticks)
-    }
-
-    /// Whether the log's disk hangs, as any of its shards has found. Once a tick.
-    pub fn set_stalled(&mut self, stalled: bool) {
-        self.stall.set(stalled, self.tick);
-    }
-
             self.placement.target(site, tick, willing)
         };
         if let Some(site) = target {
@@ -934,14 +961,12 @@ impl Replica {
     }
 }
 
-/// Whether an entry is the one with which a leader begins its term.
-fn is_first(entry: &Entry) -> bool {
-    entry.get_entry_type() == EntryType::EntryNormal && entry.data.is_empty()
-}
 /// Whether an entry changes the members.
 fn is_change(entry: &Entry) -> bool {
     entry.get_entry_type() != EntryType::EntryNormal
 }
 
-        let willing = |site: u64| level(site) && !self.health.is_unwilling(site);
-        let (site, tick) = (self.config.site, self.tick);
+/// Whether an entry is the one with which a leader begins its term.
+fn is_first(entry: &Entry) -> bool {
+    entry.get_entry_type() == EntryType::EntryNormal && entry.data.is_empty()
+}

@@ -108,7 +108,8 @@ impl Core {
         match self.greet(site, quic.clone()).await {
             Ok(dialled) => Ok(dialled),
             Err((code, reason)) => {
-                quic.close(code.wire().into(), reason.as_bytes());
+                self.was_closed(site, &quic);
+                quic.close(code.into(), reason.as_bytes());
                 Err(reason)
             }
         }
@@ -116,19 +117,16 @@ impl Core {
 
     /// Judges who is there, opens the streams and waits for the greeting: only
     /// then has the other side judged us.
-    async fn greet(
-        &self,
-        site: u8,
-        quic: quinn::Connection,
-    ) -> Result<Dialled, (CloseCode, String)> {
+    async fn greet(&self, site: u8, quic: quinn::Connection) -> Result<Dialled, (u32, String)> {
         match tls::peer_site(&quic, self.names()) {
             Ok(number) if number == site => {}
             Ok(number) => {
-                return Err((CloseCode::WrongSite, format!("site {number} answers there")));
+                let reason = format!("site {number} answers there");
+                return Err((CloseCode::WrongSite.wire(), reason));
             }
-            Err(error) => return Err((CloseCode::NotAuthorised, error.to_string())),
+            Err(error) => return Err((CloseCode::NotAuthorised.wire(), error.to_string())),
         }
-        let lost = |reason: String| (CloseCode::Normal, reason);
+        let lost = |reason: String| (CloseCode::Normal.wire(), reason);
         let hello = self.settings.hello;
         let (mut forwards, mut answers) =
             quic.open_bi().await.map_err(|error| lost(error.to_string()))?;
@@ -155,9 +153,11 @@ impl Core {
             let reason = quic.close_reason().map_or(error.to_string(), |end| end.to_string());
             return Err(lost(reason));
         }
-        self.hello_of(site)
+        let (_, log) = self
+            .hello_of(site)
             .judge(&greeting, &[Traffic::Answers])
-            .map_err(|error| (CloseCode::WrongSite, error.to_string()))?;
+            .map_err(|error| (CloseCode::WrongSite.wire(), error.to_string()))?;
+        self.meet(site, log)?;
         Ok(Dialled { quic, urgent, bulk, states, forwards, answers })
     }
 

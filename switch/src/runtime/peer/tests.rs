@@ -214,7 +214,7 @@ fn who_is_not_the_site_that_it_claims_is_refused_with_a_code() {
     let cluster = Cluster::new(3);
     let one = cluster.start(1);
     let address = cluster.config(1).sites[0].peer;
-    let right = Hello { site: 2, ..Settings::new(cluster.config(2)).hello };
+    let right = Hello { site: 2, ..Settings::new(cluster.config(2), 2).hello };
     let all = |hello| [(hello, Forwards), (hello, Urgent), (hello, Bulk), (hello, States)];
     let wrong_site = CloseCode::WrongSite;
     let table = [
@@ -251,12 +251,65 @@ fn who_is_not_the_site_that_it_claims_is_refused_with_a_code() {
     assert_eq!(one.shared.metrics.peer(2).unwrap().inbound.value(), 0);
 }
 
+/// A site that lost its disk comes back under its old number with another log.
+#[test]
+fn another_log_under_a_known_number_is_refused_for_good() {
+    let cluster = Cluster::new(3);
+    let mut nodes: Vec<Node> = (1..=3).map(|site| cluster.start(site)).collect();
+    nodes.iter().for_each(Node::linked);
+    let wiped = |id, is_empty| {
+        let (config, told) = (cluster.config(3), Arc::new(Mutex::new(Vec::new())));
+        // Its memory of the others went with the rest.
+        std::fs::remove_file(config.data_dir.join("peers")).unwrap();
+        let keys = EndpointKeys::load_or_create(&config.data_dir).unwrap();
+        let tls = PeerTls::load(&config.gateway, &keys).unwrap();
+        let by = Arc::clone(&told);
+        let disowned = Box::new(move |site| by.lock().unwrap().push(site));
+        let log = OwnLog { id, is_empty, ..Node::log(config, disowned) };
+        let shared = Node::shared(config);
+        (Peers::start(config, &keys, tls, shared.clone(), log).unwrap(), shared, told)
+    };
+    nodes.pop().unwrap().peers.kill();
+    let inbound = |node: &Node| node.shared.metrics.peer(3).unwrap().inbound.value();
+    eventually("its links are lost", || {
+        nodes.iter().all(|node| !node.is_up(3) && inbound(node) == 0)
+    });
+    let (peers, shared, told) = wiped(77, true);
+    eventually("it is told", || !told.lock().unwrap().is_empty());
+    // Those that knew it restart: they know it still.
+    nodes.pop().unwrap().peers.kill();
+    nodes.push(cluster.start(2));
+    eventually("the others are linked", || nodes[0].is_up(2) && nodes[1].is_up(1));
+    // Not a packet passes: it hears of no vote, and nobody hears of its.
+    for node in &nodes {
+        assert!(!node.is_up(3));
+        assert_eq!(inbound(node), 0);
+        assert!(node.shared.exchange.pop_packet().is_none());
+    }
+    assert!(!shared.mesh.route(1).unwrap().is_up());
+    assert!(shared.exchange.pop_packet().is_none());
+    assert_eq!(told.lock().unwrap().len(), 1, "told once");
+    peers.kill();
+    // One that holds something is refused as well, but not told to go.
+    let (peers, shared, told) = wiped(78, false);
+    eventually("its process was reached", || {
+        nodes[0].shared.metrics.peer(3).unwrap().watched.value() == 1
+    });
+    assert!((1..3).all(|site| !shared.mesh.route(site).unwrap().is_up()));
+    assert!(told.lock().unwrap().is_empty());
+    peers.kill();
+    // And with its own log it is back.
+    let shared = Node::shared(cluster.config(3));
+    let _peers = Node::peers(cluster.config(3), &shared);
+    eventually("the links come up", || nodes.iter().all(|node| node.is_up(3)));
+}
+
 #[test]
 fn a_packet_over_the_bound_closes_the_connection() {
     let cluster = Cluster::new(3);
     let one = cluster.start(1);
     let address = cluster.config(1).sites[0].peer;
-    let hello = Settings::new(cluster.config(2)).hello;
+    let hello = Settings::new(cluster.config(2), 2).hello;
     let kinds = [Traffic::Forwards, Traffic::Urgent, Traffic::Bulk, Traffic::States];
     for (at, traffic) in kinds.into_iter().enumerate() {
         runtime().block_on(async {
