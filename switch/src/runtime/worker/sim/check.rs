@@ -80,6 +80,13 @@ impl Checker {
         self.leaders.len()
     }
 
+    /// How often this site was elected within these moments.
+    pub(super) fn elected(&self, site: u8, from_us: u64, until_us: u64) -> usize {
+        let of =
+            |(leader, at_us): &&(u8, u64)| *leader == site && (from_us..until_us).contains(at_us);
+        self.leaders.values().filter(of).count()
+    }
+
     /// Committed blocks of all shards.
     pub(super) fn blocks(&self) -> usize {
         self.shards.iter().map(|shard| shard.log.len()).sum()
@@ -107,6 +114,7 @@ impl Checker {
                 let (leader, _) = *self.leaders.entry(place).or_insert((site, now_us));
                 assert_eq!(leader, site, "two leaders of shard {at} in term {}", place.1);
             }
+            assert!(!replica.leads() || setup.witness != Some(site), "a witness leads shard {at}");
             let applied = shard.engine.applied();
             for (index, term, bytes) in shard.tap.drain(..) {
                 self.applied_block(site, at, index, term, bytes, setup);

@@ -27,6 +27,10 @@ pub(super) const WANDER_US: u64 = 1_400 * MS;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Shape {
     pub(super) sites: u8,
+    /// Those that the cluster is made of: the first so many. The others come later.
+    pub(super) voters: u8,
+    /// The last of the voters never leads.
+    pub(super) witness: bool,
     /// What is broken on purpose.
     pub(super) flaw: Option<Flaw>,
     /// The sites are this far apart, one way, microseconds.
@@ -35,12 +39,33 @@ pub(super) struct Shape {
     pub(super) timing: Timing,
     /// Nothing goes wrong.
     pub(super) calm: bool,
+    /// Clients want nothing.
+    pub(super) quiet: bool,
 }
 
 impl Shape {
     /// Sites beside each other.
     pub(super) fn of(sites: u8) -> Self {
-        Self { sites, flaw: None, far_us: 0, timing: Timing::default(), calm: false }
+        Self {
+            sites,
+            voters: sites,
+            witness: false,
+            flaw: None,
+            far_us: 0,
+            timing: Timing::default(),
+            calm: false,
+            quiet: false,
+        }
+    }
+
+    /// The last site comes while the others serve and hold no whole log any more, and
+    /// now and then one of those goes.
+    pub(super) fn joined_by_one(self) -> Self {
+        Self { sites: self.sites + 1, ..self }
+    }
+
+    pub(super) fn with_witness(self) -> Self {
+        Self { witness: true, ..self }
     }
 
     pub(super) fn with(self, flaw: Flaw) -> Self {
@@ -85,6 +110,8 @@ pub(super) struct Key {
 /// A run's constants.
 pub(super) struct Setup {
     pub(super) sites: u8,
+    pub(super) voters: u8,
+    pub(super) witness: Option<u8>,
     pub(super) timing: Timing,
     pub(super) far_us: u64,
     pub(super) shards: u16,
@@ -110,12 +137,14 @@ pub(super) struct Setup {
 
 impl Setup {
     pub(super) fn new(shape: Shape, random: &mut Random) -> Self {
-        let Shape { sites, flaw, far_us, timing, .. } = shape;
+        let Shape { sites, voters, witness, flaw, far_us, timing, .. } = shape;
         let shards = random.between(1, 3) as u16;
         let patient = random.percent(70);
         let own_us = timing.lease_us() + HOLD_US;
         let mut setup = Self {
             sites,
+            voters,
+            witness: witness.then_some(voters),
             timing,
             far_us,
             shards,
@@ -132,11 +161,11 @@ impl Setup {
             segment_bytes: 256 << 10,
         };
         // Other flaws are looked for in whole logs.
-        let is_hasty = flaw == Some(Flaw::HastyState);
-        if is_hasty || flaw.is_none() && random.percent(60) {
+        let releases = flaw == Some(Flaw::HastyState) || voters < sites;
+        if releases || flaw.is_none() && random.percent(60) {
             setup.checkpoint_bytes = *random.pick(&[1 << 10, 4 << 10, 16 << 10]);
             setup.segment_bytes = 68 << 10;
-            setup.keep_bytes = if is_hasty || random.percent(80) { 1 } else { 0 };
+            setup.keep_bytes = if releases || random.percent(80) { 1 } else { 0 };
         }
         setup.merchants.push(merchant(random.below(u64::from(shards)) as u16, shards, true));
         for number in 0..random.between(4, 10) {
@@ -212,8 +241,8 @@ impl Setup {
             blocks_bytes_max: 48 << 10,
             engines: (0..self.shards).map(|shard| self.engine(shard)).collect(),
             sites: u64::from(self.sites),
-            voters: (1..=u64::from(self.sites)).collect(),
-            witnesses: Vec::new(),
+            voters: (1..=u64::from(self.voters)).collect(),
+            witnesses: self.witness.map(u64::from).into_iter().collect(),
             cluster: 7,
             timing: self.timing,
             tail_bytes_max: self.tail_bytes_max,

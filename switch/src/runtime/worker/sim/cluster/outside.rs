@@ -30,6 +30,15 @@ impl Cluster {
         }
     }
 
+    /// Something for the log of a shard.
+    pub(super) fn record(&mut self, shard: u16) {
+        let merchant = self.setup.merchants[usize::from(shard)].clone();
+        let command = AdminCommand::PutMerchant { merchant, only_if_absent: false };
+        for site in 1..=self.setup.sites {
+            self.command(site, shard, command.clone());
+        }
+    }
+
     pub(super) fn command(&mut self, site: u8, shard: u16, command: AdminCommand) {
         let operator = ShortText::new(b"ops").unwrap();
         let input = AdminInput { ticket: 1, operator, command };

@@ -95,6 +95,8 @@ impl Cluster {
         let busy = match process.worker.turn(clocks) {
             Ok(busy) => busy,
             Err(error) => {
+                let forgot = matches!(error, WorkerError::Forgotten { .. });
+                assert!(!forgot, "forgotten: site {number}: {error}");
                 let is_disk =
                     matches!(error, WorkerError::Log(LogError::Poisoned(_) | LogError::Disk(_)));
                 assert!(is_disk, "block: site {number}: {error}");
