@@ -84,7 +84,7 @@ pub enum CheckpointError {
 }
 
 /// The checkpoints of one log. Send it, or a clone, to whatever thread may wait
-/// for the disk; only one may write a shard's at a time.
+/// for the disk; only one may write a shard's at a time, and one beside it.
 #[derive(Debug, Clone)]
 pub struct Checkpoints<F: Files = DirFiles> {
     files: F,
@@ -129,10 +129,34 @@ impl<F: Files> Checkpoints<F> {
         of: Checkpoint,
         note: &CheckpointNote,
     ) -> Result<CheckpointWriter<F>, CheckpointError> {
+        self.create_as(of, note, format!("{:04x}-{:016x}.tmp", of.shard, of.index))
+    }
+
+    /// As [`Self::create`], for somebody else who may write the same checkpoint at the
+    /// same time: each has a temporary file of its own, and what is committed last
+    /// has the name.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Disk`].
+    pub fn create_beside(
+        &self,
+        of: Checkpoint,
+        note: &CheckpointNote,
+    ) -> Result<CheckpointWriter<F>, CheckpointError> {
+        self.create_as(of, note, format!("{:04x}-{:016x}.beside.tmp", of.shard, of.index))
+    }
+
+    fn create_as(
+        &self,
+        of: Checkpoint,
+        note: &CheckpointNote,
+        temporary: String,
+    ) -> Result<CheckpointWriter<F>, CheckpointError> {
         let mut store = self.clone();
-        store.files.create(&temporary(&of))?;
+        store.files.create(&temporary)?;
         let header = CheckpointHeader { identity: self.identity, of, note: Some(*note) };
-        let mut writer = CheckpointWriter { store, of, chunks: 0, bytes: 0, sum: Sha256::new() };
+        let sum = Sha256::new();
+        let mut writer = CheckpointWriter { store, temporary, of, chunks: 0, bytes: 0, sum };
         let mut bytes = [0; HEADER_BYTES];
         header.encode(&mut bytes);
         writer.put(&bytes)?;
@@ -208,13 +232,11 @@ impl<F: Files> Checkpoints<F> {
     }
 }
 
-fn temporary(of: &Checkpoint) -> String {
-    format!("{:04x}-{:016x}.tmp", of.shard, of.index)
-}
-
 /// A checkpoint being written.
 pub struct CheckpointWriter<F: Files = DirFiles> {
     store: Checkpoints<F>,
+    /// Its name until it is whole.
+    temporary: String,
     of: Checkpoint,
     chunks: u64,
     bytes: u64,
@@ -257,7 +279,7 @@ impl<F: Files> CheckpointWriter<F> {
         let files = &mut self.store.files;
         files.append(&footer)?;
         files.sync()?;
-        files.rename(&temporary(&self.of), &file_name(self.of.shard, self.of.index))?;
+        files.rename(&self.temporary, &file_name(self.of.shard, self.of.index))?;
         files.sync_dir()?;
         self.store.prune(self.of.shard)?;
         Ok(self.of)
@@ -266,7 +288,7 @@ impl<F: Files> CheckpointWriter<F> {
     /// Gives the checkpoint up and its space back. What the disk does not remove
     /// now goes at the next start.
     pub fn abandon(mut self) {
-        let _ = self.store.files.remove(&temporary(&self.of));
+        let _ = self.store.files.remove(&self.temporary);
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<(), DiskError> {

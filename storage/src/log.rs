@@ -37,6 +37,8 @@ const WAIT_US: u64 = 20_000;
 /// What opening found.
 #[derive(Debug, Clone)]
 pub struct Recovery {
+    /// The log's number: random, made with it, and never another one's.
+    pub log: u64,
     /// Frames replayed.
     pub frames: u64,
     /// Batches read, seals included.
@@ -218,6 +220,7 @@ impl<D: Disk> Log<D> {
         }
         log.seal_and_wait()?;
         let recovery = Recovery {
+            log: identity.log,
             frames: verified.next_lsn - verified.first_lsn,
             batches: verified.batches,
             segments: verified.segments,

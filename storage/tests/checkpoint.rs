@@ -205,6 +205,41 @@ fn two_checkpoints_can_be_written_at_the_same_time() {
     check(&mut store, 2, 7);
 }
 
+/// The same checkpoint from two sides: neither spoils the other's file.
+#[test]
+fn one_checkpoint_can_be_written_twice_at_the_same_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = LogConfig { segment_bytes: 2 << 20, ..LogConfig::new(dir.path(), 9, 4) };
+    let log = Log::open(config, Notify::new().unwrap(), &mut |_| Ok(())).unwrap().0;
+    let (disk, store) = sim(4);
+    at_the_same_time(log.checkpoints(), || {});
+    at_the_same_time(store, || disk.crash(Tear::Nothing));
+}
+
+fn at_the_same_time<F: Files>(mut store: Checkpoints<F>, crash: impl Fn()) {
+    for (index, first) in [(7, true), (11, false)] {
+        let of = of(1, index);
+        let mut own = store.create(of, &note(index)).unwrap();
+        let mut beside = store.create_beside(of, &note(index)).unwrap();
+        for chunk in chunks(index) {
+            own.chunk(&chunk).unwrap();
+            beside.chunk(&chunk).unwrap();
+        }
+        let [one, other] = if first { [own, beside] } else { [beside, own] };
+        one.commit().unwrap();
+        check(&mut store, 1, index);
+        other.commit().unwrap();
+        crash();
+        check(&mut store, 1, index);
+        // One given up takes nothing of the other with it.
+        let mut own = store.create(of, &note(index)).unwrap();
+        let beside = store.create_beside(of, &note(index)).unwrap();
+        own.chunk(b"another state").unwrap();
+        beside.abandon();
+        own.commit().unwrap();
+    }
+}
+
 #[test]
 fn a_checkpoint_given_up_leaves_nothing() {
     let (disk, mut store) = sim(1);

@@ -262,6 +262,8 @@ pub struct PeerMetrics {
     pub watched: Gauge,
     /// Smoothed round trip of our connection, microseconds.
     pub round_trip_us: Gauge,
+    /// 1 while that is too long for the configured time-outs.
+    pub far: Gauge,
     /// Packets sent.
     pub packets_sent: Counter,
     /// Bytes of those.

@@ -17,6 +17,7 @@ mod reload;
 mod report;
 mod restart;
 mod snapshot;
+mod wiped;
 mod write_error;
 
 /// Runs a test's future on a runtime of its own.

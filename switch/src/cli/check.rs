@@ -54,6 +54,19 @@ fn summary(config: &Config, merchants: usize) -> String {
     };
     let (segment, reserve) = (config.log.segment_mib, config.log.reserve_mib);
     line("log", format_args!("{backend}, segments of {segment} MiB, reserve {reserve} MiB"));
+    if config.sites.len() > 1 {
+        let timing = config.timing();
+        line(
+            "replication",
+            format_args!(
+                "round trips of up to {} ms; heartbeat {} ms, election {} ms, lease {} ms",
+                timing.round_trip_max_us() / 1_000,
+                timing.heartbeat_us() / 1_000,
+                timing.election_us() / 1_000,
+                timing.lease_us() / 1_000
+            ),
+        );
+    }
     let gateway = &config.gateway;
     line(
         "gateway",

@@ -17,6 +17,7 @@ pub(super) fn check(config: &Config, problems: &mut Vec<Problem>) {
     check.gateway(config);
     check.admin(config);
     check.log_and_worker(config);
+    check.replication(config);
     check.engine(config);
     check.channels(config);
     check.routes(config);
@@ -220,6 +221,28 @@ impl Check<'_> {
         }
     }
 
+    fn replication(&mut self, config: &Config) {
+        let super::ReplicationConfig { round_trip_ms, election_ms } = config.replication;
+        let before = self.problems.len();
+        self.range("replication.round_trip_ms", round_trip_ms, 1, 200);
+        if election_ms != 0 {
+            self.range("replication.election_ms", election_ms, 50, 10_000);
+        }
+        if self.problems.len() > before {
+            return;
+        }
+        let most_ms = config.timing().round_trip_max_us() / 1_000;
+        if round_trip_ms > most_ms {
+            let allowed = format_args!(
+                "0, or at least {}: with less, elections between sites {round_trip_ms} ms apart \
+                 (replication.round_trip_ms) do not end, and a leader's lease to send runs out \
+                 between two answers",
+                round_trip_ms * 6
+            );
+            self.refuse("replication.election_ms", election_ms, allowed);
+        }
+    }
+
     fn engine(&mut self, config: &Config) {
         let engine = &config.engine;
         self.range("engine.sync_wait_ms", engine.sync_wait_ms, 10, 600_000);
@@ -250,12 +273,17 @@ impl Check<'_> {
         self.server_name(format_args!("{at}.server_name"), &channel.server_name);
         self.range(format_args!("{at}.connections"), channel.connections, 1, 64);
         self.range(format_args!("{at}.in_flight_max"), channel.in_flight_max, 1, 1 << 22);
-        self.range_or_zero(
-            format_args!("{at}.max_msg_life_ms"),
-            channel.max_msg_life_ms,
-            1,
-            DAY_MS * 7,
-        );
+        let life_ms = channel.max_msg_life_ms;
+        let idle_ms = channel.link_idle_ms();
+        if life_ms != 0 && !(idle_ms..=DAY_MS * 7).contains(&life_ms) {
+            let allowed = format_args!(
+                "0, or {idle_ms} to {}: a request can wait that long in the link before it is \
+                 given up (reply_timeout_ms, at least 1 s and at most 3 s), beside what the channel's \
+                 own network adds",
+                DAY_MS * 7
+            );
+            self.refuse(format_args!("{at}.max_msg_life_ms"), life_ms, allowed);
+        }
         self.range(format_args!("{at}.reply_timeout_ms"), channel.reply_timeout_ms, 10, 600_000);
         self.range(
             format_args!("{at}.first_query_after_ms"),

@@ -2,7 +2,6 @@
 
 use super::{ChannelSection, Config, RouteSection};
 use crate::engine::config::{ChannelConfig, EngineConfig, RouteRule};
-use crate::replica::Timing;
 use crate::runtime::HOLD_US;
 use protocol::code::Method;
 use protocol::id::{MchId, ShortText};
@@ -41,7 +40,7 @@ impl Config {
     fn channel(&self, section: &ChannelSection) -> ChannelConfig {
         // A leader that was replaced without knowing may send for so long, and a
         // request may wait on its way to the link.
-        let lease_us = if self.sites.len() > 1 { Timing::default().lease_us() } else { 0 };
+        let lease_us = if self.sites.len() > 1 { self.timing().lease_us() } else { 0 };
         let own_us = lease_us + HOLD_US;
         let life_us = section.max_msg_life_ms * MS;
         ChannelConfig {

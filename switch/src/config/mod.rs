@@ -15,6 +15,7 @@ mod tests;
 
 pub use sections::*;
 
+use crate::replica::Timing;
 use serde::de::DeserializeOwned;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -41,6 +42,8 @@ pub struct Config {
     pub admin: AdminConfig,
     /// The log.
     pub log: LogConfig,
+    /// How far apart the sites are.
+    pub replication: ReplicationConfig,
     /// The worker.
     pub worker: WorkerConfig,
     /// The engine's settings that are not per channel.
@@ -160,6 +163,7 @@ impl Config {
         let gateway = document.required("gateway");
         let admin = document.required("admin");
         let log = document.optional("log", LogConfig::default);
+        let replication = document.optional("replication", ReplicationConfig::default);
         let worker = document.optional("worker", WorkerConfig::default);
         let engine = document.optional("engine", EngineSection::default);
         let channels = document.list("channels");
@@ -178,6 +182,7 @@ impl Config {
             gateway: gateway?,
             admin: admin?,
             log: log?,
+            replication: replication?,
             worker: worker?,
             engine: engine?,
             channels: channels?,
@@ -224,6 +229,15 @@ impl Config {
             batch_max_bytes: (self.log.batch_max_kib as usize) << 10,
             reserve_bytes: u64::from(self.log.reserve_mib) << 20,
             idle_seal_us: self.log.idle_seal_ms * 1000,
+        }
+    }
+
+    /// The time-outs between the sites.
+    pub fn timing(&self) -> Timing {
+        let ReplicationConfig { round_trip_ms, election_ms } = self.replication;
+        match election_ms {
+            0 => Timing::of_round_trip(round_trip_ms * 1_000),
+            _ => Timing::of_election(election_ms * 1_000),
         }
     }
 

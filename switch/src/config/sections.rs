@@ -198,6 +198,25 @@ impl Default for LogConfig {
     }
 }
 
+/// `[replication]`: how far apart the sites are. The same at every site: sites
+/// whose time-outs differ refuse each other.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ReplicationConfig {
+    /// Measured round trip between the two sites that are farthest apart, rounded
+    /// up. Heartbeats, election time-outs and the lease for sending follow from it.
+    pub round_trip_ms: u64,
+    /// A leader that was not heard of for this long is given up, at the earliest;
+    /// 0: eight round trips, at least 80.
+    pub election_ms: u64,
+}
+
+impl Default for ReplicationConfig {
+    fn default() -> Self {
+        Self { round_trip_ms: 10, election_ms: 0 }
+    }
+}
+
 /// `[worker]`
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -312,7 +331,8 @@ pub struct ChannelSection {
     pub reversible: bool,
     /// After a confirmed reversal the number can never be charged.
     pub fence_on_cancel: bool,
-    /// Longest time a request may wander; 0: the channel guarantees nothing.
+    /// Longest time a request may wander, what it may wait in the link included; 0: the
+    /// channel guarantees nothing.
     #[serde(default)]
     pub max_msg_life_ms: u64,
     /// Time to wait for a reply.
@@ -336,6 +356,14 @@ pub struct ChannelSection {
     /// Queries, reversals and re-sends per second and shard.
     #[serde(default = "defaults::resolver_per_second")]
     pub resolver_per_second: u32,
+}
+
+impl ChannelSection {
+    /// A link on which nothing comes for this long is given up. Until then a request
+    /// may wait in it, and may still arrive although its leader was replaced.
+    pub fn link_idle_ms(&self) -> u64 {
+        self.reply_timeout_ms.clamp(1_000, 3_000)
+    }
 }
 
 /// `[[routes]]`: the first rule that matches gives the channels in order. An

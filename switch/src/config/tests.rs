@@ -37,10 +37,46 @@ fn resolves_paths_units_and_defaults() {
     assert_eq!(engine.channels[0].query_plan_us[0], 200_000);
     assert_eq!(engine.default_route, [1]);
     assert_eq!(engine.channels[0].max_msg_life_us, 0, "no guarantee stays none");
-    let bounded = good().replace("# max_msg_life_ms = 0", "max_msg_life_ms = 500");
+    let bounded = good().replace("# max_msg_life_ms = 0", "max_msg_life_ms = 1500");
     let engine = parse(&bounded).unwrap().engine(7);
     let own_us = crate::replica::Timing::default().lease_us() + crate::runtime::HOLD_US;
-    assert_eq!(engine.channels[0].max_msg_life_us, 500_000 + own_us, "of several sites");
+    assert_eq!(engine.channels[0].max_msg_life_us, 1_500_000 + own_us, "of several sites");
+}
+
+/// Whatever may be configured holds together: the lease ends before anybody stands
+/// for election, and outlasts a round trip with a heartbeat lost on the way.
+#[test]
+fn time_outs_follow_from_the_round_trip() {
+    let good = good();
+    let timing = |text: &str| {
+        let text = good.replacen("[replication]", &format!("[replication]\n{text}"), 1);
+        parse(&text).unwrap().timing()
+    };
+    let (near, far) = (timing(""), timing("round_trip_ms = 60"));
+    assert_eq!(near, crate::replica::Timing::default());
+    assert_eq!((near.heartbeat_us(), near.lease_us()), (15_000, 72_000));
+    assert_eq!((far.heartbeat_us(), far.election_us()), (90_000, 480_000));
+    assert_eq!(far.lease_us(), 432_000);
+    assert_eq!(timing("round_trip_ms = 3"), near, "pauses do not become shorter");
+    assert_eq!(timing("election_ms = 240").election_us(), 240_000);
+    for round_trip_ms in 1..=200 {
+        let own = timing(&format!("round_trip_ms = {round_trip_ms}"));
+        let least = (round_trip_ms * 6).max(50);
+        let least = timing(&format!("round_trip_ms = {round_trip_ms}\nelection_ms = {least}"));
+        for timing in [own, least] {
+            let needs = round_trip_ms * 1_000 + 2 * timing.heartbeat_us();
+            assert!(needs < timing.lease_us(), "{round_trip_ms}: {timing:?}");
+            assert!(timing.lease_us() < timing.election_us(), "{round_trip_ms}: {timing:?}");
+        }
+    }
+}
+
+#[test]
+fn the_lease_that_is_configured_lengthens_the_life_of_a_message() {
+    let text = good().replacen("[replication]", "[replication]\nround_trip_ms = 60", 1);
+    let text = text.replace("# max_msg_life_ms = 0", "max_msg_life_ms = 60000");
+    let life_us = parse(&text).unwrap().engine(0).channels[0].max_msg_life_us;
+    assert_eq!(life_us, 60_000_000 + 432_000 + crate::runtime::HOLD_US);
 }
 
 /// What the comments say is what applies: uncommenting every default changes nothing.
@@ -106,6 +142,24 @@ fn every_bad_value_is_named_with_what_is_allowed() {
             "[worker]\nblock_max_bytes = 4194304",
             "worker.block_max_bytes: 4194304; allowed: 32768 to 4190208",
         ),
+        (
+            "[replication]",
+            "[replication]\nround_trip_ms = 0",
+            "replication.round_trip_ms: 0; allowed: 1 to 200",
+        ),
+        ("[replication]", "[replication]\nround_trip_ms = 201", "replication.round_trip_ms: 201"),
+        ("[replication]", "[replication]\nelection_ms = 49", "replication.election_ms: 49"),
+        (
+            "[replication]",
+            "[replication]\nelection_ms = 59",
+            "election_ms: 59; allowed: 0, or at least 60",
+        ),
+        (
+            "[replication]",
+            "[replication]\nround_trip_ms = 60\nelection_ms = 359",
+            "election_ms: 359; allowed: 0, or at least 360: with less, elections between sites 60 ms",
+        ),
+        ("[replication]", "[replication]\nlease_ms = 100", "replication: unknown field `lease_ms`"),
         ("[worker]", "[worker]\nblock_max_bytes = 1", "worker.block_max_bytes: 1"),
         ("queue_delay_max_ms = 100 ", "queue_delay_max_ms = 0 ", "worker.queue_delay_max_ms: 0"),
         ("[engine]", "[engine]\nsync_wait_ms = 1", "engine.sync_wait_ms: 1"),
@@ -124,6 +178,16 @@ fn every_bad_value_is_named_with_what_is_allowed() {
         ("queryable = true ", "# ", "channels[0]: missing field `queryable`"),
         ("name = \"native-1\"", "name = \"\"", "channels[0].name: \"\""),
         ("number = 1", "number = 4", "channels[0].number: 4"),
+        (
+            "# max_msg_life_ms = 0",
+            "max_msg_life_ms = 999",
+            "channels[0].max_msg_life_ms: 999; allowed: 0, or 1000 to 604800000: a request can wait",
+        ),
+        (
+            "# max_msg_life_ms = 0               # how long a request may wander; 0: no guarantee\nreply_timeout_ms = 1000",
+            "max_msg_life_ms = 2999\nreply_timeout_ms = 60000",
+            "channels[0].max_msg_life_ms: 2999; allowed: 0, or 3000",
+        ),
         ("reply_timeout_ms = 1000", "reply_timeout_ms = 0", "channels[0].reply_timeout_ms: 0"),
         ("query_plan_ms = [200,", "query_plan_ms = [1,", "channels[0].query_plan_ms[0]: 1"),
         ("manual_after_ms = 7200000", "manual_after_ms = 5", "channels[0].manual_after_ms: 5"),

@@ -127,6 +127,12 @@ admin_key = "certs/admin.key"
 # checkpoint_mib = 0                # log after which states are written down again, 256 say; 0: never
 # keep_mib = 0                      # log kept beside the checkpoints; 0: all of it
 
+# How far apart the sites are. The same at all sites, which refuse each other
+# otherwise; changed while all of them are stopped.
+[replication]
+# round_trip_ms = 10                # measured between the two sites farthest apart, rounded up
+# election_ms = 0                   # silence after which a leader is given up; 0: 8 round trips, at least 80
+
 [worker]
 # inbox_batches = 1024
 # outstanding_max = 65536           # unanswered requests of all connections; more are shed

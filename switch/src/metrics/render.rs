@@ -250,10 +250,11 @@ impl Metrics {
     /// Nothing in a deployment of one site.
     fn peer_links(&self, page: &mut Page<'_>) {
         type Field = fn(&PeerMetrics) -> u64;
-        let fields: [(&str, &str, &str, Field); 13] = [
+        let fields: [(&str, &str, &str, Field); 14] = [
             ("peer_up", "gauge", "1 while our link stands.", |p| p.up.value()),
             ("peer_inbound_up", "gauge", "1 while its link stands.", |p| p.inbound.value()),
             ("peer_watched", "gauge", "1 while its process is watched.", |p| p.watched.value()),
+            ("peer_too_far", "gauge", "1 while its round trip is too long.", |p| p.far.value()),
             ("peer_packets_sent_total", "counter", "Packets sent.", |p| p.packets_sent.value()),
             ("peer_bytes_sent_total", "counter", "Bytes sent.", |p| p.bytes_sent.value()),
             ("peer_packets_received_total", "counter", "Packets received.", |p| {

@@ -18,7 +18,7 @@ use raft::{Config, INVALID_ID, RawNode, StateRole};
 
 use super::lease::{Head, Lease};
 use super::members::{self, Members};
-use super::placement::{self, Health, Placement};
+use super::placement::{self, Health, Placement, Stall};
 use super::snapshot::Sending;
 use super::store::{self, Store, Wanted};
 use super::{Base, HardState};
@@ -38,18 +38,63 @@ pub struct Timing {
 }
 
 impl Timing {
+    /// Everything follows from the shortest election time-out: only a tick's length
+    /// changes, so that what holds together in ticks holds at every distance. How
+    /// long a disk may hang has nothing to do with distance.
+    pub fn of_election(election_us: u64) -> Self {
+        let tick_us = (election_us / u64::from(ELECTION_TICKS)).max(1);
+        let stall_ticks = (STALL_US / tick_us).clamp(4, STALL_US) as u32;
+        let (heartbeat_ticks, election_ticks) = (HEARTBEAT_TICKS, ELECTION_TICKS);
+        Self { tick_us, heartbeat_ticks, election_ticks, stall_ticks }
+    }
+
+    /// The time-outs for sites whose messages go and come within `round_trip_us`.
+    pub fn of_round_trip(round_trip_us: u64) -> Self {
+        Self::of_election((round_trip_us * ROUND_TRIPS).max(ELECTION_MIN_US))
+    }
+
+    /// Shortest election time-out, microseconds.
+    pub fn election_us(&self) -> u64 {
+        u64::from(self.election_ticks) * self.tick_us
+    }
+
+    /// Interval at which a leader shows itself, microseconds.
+    pub fn heartbeat_us(&self) -> u64 {
+        u64::from(self.heartbeat_ticks) * self.tick_us
+    }
+
     /// How long a leader may act after it asked a majority that followed it,
     /// microseconds: less than any follower waits before it stands for election.
     pub fn lease_us(&self) -> u64 {
-        u64::from(self.election_ticks) * self.tick_us / 10 * 9
+        self.election_us() / 10 * 9
+    }
+
+    /// Longest round trip with which this holds together, microseconds: a vote takes
+    /// two (asking whether, and for it), and the next site stands a third of the
+    /// time-out later; and a lease outlasts a round trip and two heartbeats, one of
+    /// them lost.
+    pub fn round_trip_max_us(&self) -> u64 {
+        self.election_us() / ROUND_TRIPS_MIN
     }
 }
 
 impl Default for Timing {
     fn default() -> Self {
-        Self { tick_us: 5_000, heartbeat_ticks: 3, election_ticks: 16, stall_ticks: 80 }
+        Self::of_election(ELECTION_MIN_US)
     }
 }
+
+/// Ticks of [`Timing`], whatever their length.
+const HEARTBEAT_TICKS: u32 = 3;
+const ELECTION_TICKS: u32 = 16;
+/// A disk hangs when a write takes longer, microseconds.
+const STALL_US: u64 = 400_000;
+/// The election time-out without a word about it: below it pauses of a busy machine
+/// would look like deaths, however near the sites are.
+const ELECTION_MIN_US: u64 = 80_000;
+/// Round trips in an election time-out, and how few there may be.
+const ROUND_TRIPS: u64 = 8;
+const ROUND_TRIPS_MIN: u64 = 6;
 
 /// How long after a sign of death elections are tried eagerly, ticks.
 const EAGER_TICKS: u64 = 20;
@@ -204,6 +249,9 @@ pub struct Replica {
     spare: Vec<Vec<u8>>,
     /// What the log must say before anything else.
     anew: Option<Base>,
+    /// A leader counts on blocks up to here that this log does not hold.
+    forgotten: Option<u64>,
+    stall: Stall,
 }
 
 impl Replica {
@@ -264,6 +312,8 @@ impl Replica {
             eager_until: 0,
             spare: Vec::new(),
             anew,
+            forgotten: None,
+            stall: Stall::default(),
         };
         replica.after_input();
         if replica.members.is_alone(replica.config.site) {
@@ -397,16 +447,42 @@ impl Replica {
     /// Takes a message of another replica. The caller has made sure that it
     /// comes from the site that it names.
     pub fn receive(&mut self, message: Message) {
-        if message.to != self.config.site || !self.may_hear(&message) {
+        if message.to != self.config.site || !self.may_hear(&message) || self.forgets(&message) {
             return;
         }
         self.health.heard(message.from, self.tick);
+        if message.get_msg_type() == MessageType::MsgHeartbeatResponse {
+            // A bit that the library does not look at in these.
+            self.health.set_unwilling(message.from, message.reject);
+        }
         let head = Head::of(&message);
         // Refused messages (of foreign or removed replicas) have no effect.
         drop(self.node.step(message));
         let raft = &self.node.raft;
         self.lease.received(&head, self.config.site, raft.leader_id, raft.term);
         self.after_input();
+    }
+
+    /// Whether a leader counts on more than this log holds. It names no commit index to
+    /// a site beyond what that site has confirmed, after it was durable, in the same
+    /// term: the log went back to what it was at an earlier time, and may have
+    /// forgotten votes as well.
+    fn forgets(&mut self, message: &Message) -> bool {
+        let raft = &self.node.raft;
+        if message.get_msg_type() == MessageType::MsgHeartbeat
+            && message.term >= raft.term
+            && message.commit > raft.raft_log.last_index()
+        {
+            self.forgotten = Some(message.commit);
+        }
+        // From then on nothing is heard, and nothing promised.
+        self.forgotten.is_some()
+    }
+
+    /// The index up to which a leader counts on this log, which does not hold it: the
+    /// disk has lost what it confirmed, and the site must not take part any more.
+    pub fn forgotten(&self) -> Option<u64> {
+        self.forgotten
     }
 
     /// Marks messages that leave now, by this process's monotonic clock: what
@@ -428,6 +504,9 @@ impl Replica {
 
     /// One tick has passed.
     pub fn tick(&mut self) {
+        if self.forgotten.is_some() {
+            return;
+        }
         self.tick += 1;
         self.node.tick();
         self.after_input();
@@ -616,6 +695,14 @@ impl Replica {
             self.leading = None;
             out.steps.push(Step::StepDown);
         }
+        self.take_outputs(out);
+        let unwilling = self.stall.is_unwilling(self.tick);
+        for message in out.messages.iter_mut().filter(|_| unwilling) {
+            message.reject |= message.get_msg_type() == MessageType::MsgHeartbeatResponse;
+        }
+    }
+
+    fn take_outputs(&mut self, out: &mut Outputs) {
         out.appends.extend(self.anew.take().map(Append::Base));
         out.messages.append(&mut self.released);
         while self.node.has_ready() {
@@ -645,7 +732,13 @@ impl Replica {
         };
         let entries = ready.take_entries();
         debug_assert!(begins.is_none() || entries.is_empty(), "a state comes alone");
-        let state = ready.must_sync().then(|| ready.hs().cloned()).flatten();
+        let mut state = ready.must_sync().then(|| ready.hs().cloned()).flatten();
+        if state.is_none() && entries.iter().any(is_change) {
+            // Whoever confirms the next step of a change knows durably that the step
+            // before is committed: had it forgotten, it would ask only the
+            // members of before, of whom the new ones need none.
+            state = Some(self.node.raft.hard_state());
+        }
         let writes = !entries.is_empty() || state.is_some() || begins.is_some();
         let elects = |state: &RaftHardState| (state.term, state.vote) != self.promised;
         out.urgent |= state.as_ref().is_some_and(elects) || entries.iter().any(is_first);
@@ -682,7 +775,7 @@ impl Replica {
             self.node.on_persist_ready(number);
             out.messages.append(&mut messages);
         }
-        let changes = committed.iter().any(|e| e.get_entry_type() != EntryType::EntryNormal);
+        let changes = committed.iter().any(is_change);
         self.apply(committed, out);
         if changes {
             self.settle(number, out);
@@ -805,13 +898,29 @@ impl Replica {
         self.was_candidate = candidate;
     }
 
+    /// How long the first write that waits has waited, ticks.
+    fn disk_waits(&self) -> u64 {
+        self.tickets.front().map_or(0, |ticket| self.tick - ticket.since_tick)
+    }
+
+    /// Whether this shard's writes do not become durable.
+    pub fn is_stalled(&self) -> bool {
+        self.disk_waits() > u64::from(self.config.timing.stall_ticks)
+    }
+
+    /// Whether the log's disk hangs, as any of its shards has found. Once a tick.
+    pub fn set_stalled(&mut self, stalled: bool) {
+        self.stall.set(stalled, self.tick);
+    }
+
     /// Hands leadership to where it belongs, when that site can take it, or
     /// away from here when this site's disk does not answer.
     fn place(&mut self) {
         let stall = u64::from(self.config.timing.stall_ticks);
-        let waits = self.tickets.front().map_or(0, |ticket| self.tick - ticket.since_tick);
-        // Also before it leads: its disk may hang on the first entry of its term.
-        let stuck = self.is_leader() && waits > stall;
+        let waits = self.disk_waits();
+        // Also before it leads: its disk may hang on the first entry of its term. And
+        // where nothing is to be written now: what comes next would wait.
+        let stuck = self.is_leader() && (waits > stall || self.stall.is_now());
         // A leader that may not be one has nothing to wait for.
         let idle = self.is_leader() && !self.may_lead(self.config.site);
         let placed = stuck || self.leads() || idle;
@@ -825,12 +934,22 @@ impl Replica {
             let progress = self.node.raft.prs().get(site);
             members::has(candidates, site)
                 && self.health.is_live(site, self.tick)
-                && progress.is_some_and(|found| found.matched + placement::LEVEL_ENTRIES >= last)
+                && progress.is_some_and(|found| {
+                    // What it has confirmed in this term is durable there.
+                    found.matched > 0 && found.matched + placement::LEVEL_ENTRIES >= last
+                })
         };
+        let willing = |site: u64| level(site) && !self.health.is_unwilling(site);
+        let (site, tick) = (self.config.site, self.tick);
         let target = if stuck {
-            self.placement.stalled(self.config.site, self.tick, level)
+            self.placement.stalled(site, tick, willing)
+        } else if self.placement.leaves(site) {
+            // Those that would rather not are better than one that shall not.
+            self.placement
+                .target(site, tick, willing)
+                .or_else(|| self.placement.target(site, tick, level))
         } else {
-            self.placement.target(self.config.site, self.tick, level)
+            self.placement.target(site, tick, willing)
         };
         if let Some(site) = target {
             self.transfer(site);
@@ -840,6 +959,11 @@ impl Replica {
             self.node.raft.become_follower(term, INVALID_ID);
         }
     }
+}
+
+/// Whether an entry changes the members.
+fn is_change(entry: &Entry) -> bool {
+    entry.get_entry_type() != EntryType::EntryNormal
 }
 
 /// Whether an entry is the one with which a leader begins its term.

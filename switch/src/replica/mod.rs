@@ -108,7 +108,8 @@ pub enum ReplayError {
     /// The log begins too late for the state, and no checkpoint fills the gap.
     #[error(
         "the log of shard {shard} begins with block {found}; what comes before is in no sound \
-         checkpoint (there is one up to block {base})"
+         checkpoint (there is one up to block {base}): put its checkpoint files back from a copy of \
+         them, or replace the site (docs/OPERATIONS.md, Replace a site)"
     )]
     Missing {
         /// Shard.

@@ -17,6 +17,9 @@ pub(super) const LEVEL_ENTRIES: u64 = 256;
 const HOLD_TICKS: u64 = 200;
 /// After a hand-over that did not work, the next one waits this long.
 const RETRY_TICKS: u64 = 60;
+/// How long a site does not lead after its disk hung, at first and at most.
+const STALL_PAUSE_MIN: u64 = 1_000;
+const STALL_PAUSE_MAX: u64 = 24_000;
 /// A site not heard of for this long is not a candidate for a hand-over.
 const SILENT_TICKS: u64 = 12;
 
@@ -123,9 +126,13 @@ impl Placement {
         self.better_since = Some((best, since));
         // Away from a drained or removed site at once; home only when it has
         // settled.
-        let leaves = self.is_away(site) || !self.order.contains(&site);
-        let ready = leaves || tick - since >= HOLD_TICKS;
+        let ready = self.leaves(site) || tick - since >= HOLD_TICKS;
         (ready && self.try_now(tick)).then_some(best)
+    }
+
+    /// Whether a site shall not lead.
+    pub(super) fn leaves(&self, site: u64) -> bool {
+        self.is_away(site) || !self.order.contains(&site)
     }
 
     /// Where a leader whose disk does not answer should hand over to.
@@ -158,10 +165,46 @@ fn order(config: &ReplicaConfig, members: &Members) -> Vec<u64> {
     preference_among(config.shard, &voters, &config.witnesses)
 }
 
-/// When each site was last heard of.
+/// Whether this site's own disk hangs, and for how long after that it does not want
+/// to lead: a disk that hung and came back is likely to hang again, and each time
+/// costs its shards a take-over. Longer from time to time; forgotten when all was well
+/// for as long as it may get.
+#[derive(Default)]
+pub(super) struct Stall {
+    now: bool,
+    pause: u64,
+    until: u64,
+}
+
+impl Stall {
+    pub(super) fn set(&mut self, now: bool, tick: u64) {
+        if now && !self.now {
+            let is_old = tick > self.until + STALL_PAUSE_MAX;
+            let longer = if is_old { 0 } else { self.pause * 2 };
+            self.pause = longer.clamp(STALL_PAUSE_MIN, STALL_PAUSE_MAX);
+        }
+        if now {
+            self.until = tick + self.pause;
+        }
+        self.now = now;
+    }
+
+    /// It hangs.
+    pub(super) fn is_now(&self) -> bool {
+        self.now
+    }
+
+    /// It hangs, or did a while ago.
+    pub(super) fn is_unwilling(&self, tick: u64) -> bool {
+        self.now || tick < self.until
+    }
+}
+
+/// When each site was last heard of, and who does not want to lead.
 #[derive(Default)]
 pub(super) struct Health {
     heard: Vec<(u64, u64)>,
+    unwilling: u64,
 }
 
 impl Health {
@@ -174,6 +217,16 @@ impl Health {
 
     pub(super) fn lost(&mut self, site: u64) {
         self.heard.retain(|(known, _)| *known != site);
+    }
+
+    /// A site has said whether it wants to lead.
+    pub(super) fn set_unwilling(&mut self, site: u64, unwilling: bool) {
+        let bit = members::bit(site);
+        self.unwilling = if unwilling { self.unwilling | bit } else { self.unwilling & !bit };
+    }
+
+    pub(super) fn is_unwilling(&self, site: u64) -> bool {
+        members::has(self.unwilling, site)
     }
 
     pub(super) fn is_live(&self, site: u64, tick: u64) -> bool {
@@ -266,6 +319,26 @@ mod tests {
         assert_eq!(placement.target(2, 10_000, |_| true), None, "home is drained");
         assert_eq!(placement.target(1, 20_000, |site| site != 2), Some(3));
         assert!(placement.is_next(2, 3) && !placement.is_next(1, 3) && placement.is_next(3, 2));
+    }
+
+    #[test]
+    fn after_each_stall_a_site_stays_away_for_longer_until_all_is_well() {
+        let mut stall = Stall::default();
+        assert!(!stall.is_unwilling(0));
+        let mut tick = 10;
+        for pause in [1_000, 2_000, 4_000, 8_000, 16_000, 24_000, 24_000] {
+            stall.set(true, tick);
+            stall.set(true, tick + 300);
+            assert!(stall.is_now());
+            stall.set(false, tick + 301);
+            assert!(!stall.is_now() && stall.is_unwilling(tick + 300 + pause - 1));
+            tick += 300 + pause;
+            assert!(!stall.is_unwilling(tick), "{pause}");
+        }
+        tick += STALL_PAUSE_MAX + 1;
+        stall.set(true, tick);
+        stall.set(false, tick + 1);
+        assert!(!stall.is_unwilling(tick + STALL_PAUSE_MIN), "that was long ago");
     }
 
     #[test]

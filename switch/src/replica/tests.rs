@@ -17,6 +17,8 @@ struct Site {
     replica: Replica,
     out: Outputs,
     log: Vec<Append>,
+    /// Where each ticket stands in it.
+    tickets: Vec<usize>,
     durable: usize,
     lsn: u64,
     applied: Vec<(u64, u64, Vec<u8>)>,
@@ -53,6 +55,7 @@ impl Site {
             replica,
             out: Outputs::default(),
             log: Vec::new(),
+            tickets: Vec::new(),
             durable: 0,
             lsn: 0,
             applied: Vec::new(),
@@ -68,7 +71,10 @@ impl Site {
         self.replica.advance(&mut self.out);
         for append in self.out.appends.drain(..) {
             match append {
-                Append::Ticket(number) => self.replica.appended(number, self.lsn),
+                Append::Ticket(number) => {
+                    self.tickets.push(self.log.len());
+                    self.replica.appended(number, self.lsn);
+                }
                 frame => {
                     self.lsn += 1;
                     self.log.push(frame);
@@ -242,6 +248,81 @@ fn a_block_is_committed_on_a_majority_and_never_before() {
     cluster.site(2).stuck = false;
     cluster.ticks(5);
     assert_eq!((cluster.blocks(2), cluster.blocks(3)), (vec![&b"pay"[..]], vec![&b"pay"[..]]));
+}
+
+/// A disk that lost what it confirmed: the library would end the process at the first
+/// heartbeat that speaks of it.
+#[test]
+fn a_log_that_lacks_what_was_confirmed_takes_no_part() {
+    let mut cluster = Cluster::led(3);
+    for block in [b"one", b"two"] {
+        cluster.site(1).replica.propose(block.to_vec()).unwrap();
+        cluster.settle();
+    }
+    cluster.ticks(5);
+    for kept in [0, 2] {
+        let whole = cluster.site(2).log.clone();
+        // Back to what it was once, in the middle of the leader's term.
+        let site = cluster.site(2);
+        site.log.truncate(kept);
+        site.durable = kept;
+        *site = site.restarted(config(2, 3));
+        assert_eq!(site.replica.forgotten(), None);
+        cluster.ticks(5);
+        let known = cluster.site(1).replica.committed();
+        assert_eq!(cluster.site(2).replica.forgotten(), Some(known));
+        // Whoever asks hears nothing, and it asks nobody.
+        let mut ask = Message::default();
+        ask.set_msg_type(MessageType::MsgRequestVote);
+        (ask.from, ask.to, ask.term, ask.index, ask.log_term) = (3, 2, 90, 90, 80);
+        cluster.site(2).replica.receive(ask);
+        for _ in 0..200 {
+            cluster.site(2).replica.tick();
+            assert!(cluster.site(2).turn().is_empty());
+        }
+        assert_eq!(cluster.leader(), Some(1), "the others go on");
+        // With its whole log it is back.
+        let site = cluster.site(2);
+        (site.durable, site.log) = (whole.len(), whole);
+        *site = site.restarted(config(2, 3));
+        cluster.ticks(5);
+        assert_eq!(cluster.site(2).replica.forgotten(), None);
+    }
+    cluster.site(1).replica.propose(b"three".to_vec()).unwrap();
+    cluster.ticks(5);
+    assert_eq!(cluster.blocks(2), [&b"one"[..], b"two", b"three"]);
+}
+
+/// Writes that hang, between them some that do not, and a shard with nothing to do while it
+/// is led elsewhere: it looks as if all were well. How often site 1 is elected meanwhile.
+fn elected_while_the_disk_hangs(told: bool) -> u64 {
+    let mut cluster = Cluster::led(3);
+    for _ in 0..40 {
+        cluster.site(1).stuck = true;
+        for _ in 0..110 {
+            for site in &mut cluster.sites {
+                let stalled = site.replica.is_stalled();
+                site.replica.set_stalled(stalled && told);
+            }
+            cluster.ticks(1);
+        }
+        cluster.site(1).stuck = false;
+        cluster.settle();
+        if cluster.leader() == Some(1) {
+            // What comes is what hangs next.
+            cluster.site(1).stuck = true;
+            drop(cluster.site(1).replica.propose(b"more".to_vec()));
+        }
+    }
+    cluster.site(1).replica.counters().elections - 1
+}
+
+#[test]
+fn a_disk_that_hangs_again_and_again_does_not_get_its_shard_back_each_time() {
+    let before = elected_while_the_disk_hangs(false);
+    assert!(before >= 6, "it would: {before} times");
+    let now = elected_while_the_disk_hangs(true);
+    assert!(now <= 2, "{now} times");
 }
 
 #[test]

@@ -53,7 +53,7 @@ use inbox::Exchange;
 use link::Link;
 use mesh::Mesh;
 use net::{Net, NetSettings};
-use peer::{PeerShared, Peers};
+use peer::{OwnLog, PeerShared, Peers};
 use reload::Reload;
 use worker::{Recovering, Report, Shared, Worker, WorkerError, WorkerSettings};
 
@@ -88,6 +88,8 @@ enum Event {
     NotRecovered(ServeError),
     WorkerEnded(Result<(), WorkerError>),
     NetEnded(ServeError),
+    /// Another site knows another log of this one.
+    Disowned(u8),
     Drained,
 }
 
@@ -125,13 +127,14 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     });
 
     let worker = spawn_worker(&config, notify, Arc::clone(&shared), events.clone())?;
-    match inbox.recv() {
-        Ok(Event::Recovered(recovery)) => report_recovery(&recovery, started),
+    let recovery = match inbox.recv() {
+        Ok(Event::Recovered(recovery)) => recovery,
         Ok(Event::NotRecovered(error)) => return Err(error),
         _ => return Err(ServeError::Log("the worker ended before it recovered".into())),
-    }
+    };
+    report_recovery(&recovery, started);
 
-    let peering = Peering::start(&config, &keys, &shared, &net_wake)?;
+    let peering = Peering::start(&config, &keys, &shared, &net_wake, &recovery, events.clone())?;
     let control = Arc::new(NodeControl::new(&config, Arc::clone(&shared), started));
     spawn_net(
         &config,
@@ -160,7 +163,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
         }
         true => println!("payswitch site {site} is a witness, admin on {admin_listen}"),
     }
-    let outcome = wait_for_end(&inbox, &shared);
+    let outcome = wait_for_end(site, &inbox, &shared);
     drop(admin);
     // The worker has ended or is about to: a failed log must not be waited for.
     if outcome.is_ok() && worker.join().is_err() {
@@ -186,6 +189,8 @@ impl Peering {
         keys: &EndpointKeys,
         shared: &Shared,
         net_wake: &Arc<tokio::sync::Notify>,
+        recovery: &Recovery,
+        events: mpsc::Sender<Event>,
     ) -> Result<Option<Self>, ServeError> {
         if config.sites.len() < 2 {
             return Ok(None);
@@ -200,13 +205,24 @@ impl Peering {
             ferry: Arc::clone(&ferry),
             metrics: Arc::clone(&shared.metrics),
         };
-        let peers = Peers::start(config, keys, tls, shared).map_err(ServeError::Environment)?;
+        let log = OwnLog {
+            id: recovery.log,
+            is_empty: recovery.frames == 0,
+            // Where nobody listens any more the node ends anyway.
+            disowned: Box::new(move |by| drop(events.send(Event::Disowned(by)))),
+        };
+        let peers = Peers::start(config, keys, tls, shared, log);
+        let peers = peers.map_err(ServeError::Environment)?;
         Ok(Some(Self { peers: Arc::new(peers), ferry }))
     }
 }
 
 /// Waits for the drain to finish or for a failure.
-fn wait_for_end(inbox: &mpsc::Receiver<Event>, shared: &Shared) -> Result<(), ServeError> {
+fn wait_for_end(
+    site: u16,
+    inbox: &mpsc::Receiver<Event>,
+    shared: &Shared,
+) -> Result<(), ServeError> {
     loop {
         match inbox.recv() {
             Ok(Event::Drained) => {
@@ -214,12 +230,27 @@ fn wait_for_end(inbox: &mpsc::Receiver<Event>, shared: &Shared) -> Result<(), Se
                 shared.exchange.wake();
             }
             Ok(Event::WorkerEnded(Ok(()))) => return Ok(()),
+            Ok(Event::WorkerEnded(Err(error @ WorkerError::Forgotten { .. }))) => {
+                return Err(ServeError::Damaged(error.to_string()));
+            }
             Ok(Event::WorkerEnded(Err(error))) => return Err(error.into()),
             Ok(Event::NetEnded(error) | Event::NotRecovered(error)) => return Err(error),
+            Ok(Event::Disowned(by)) => return Err(disowned(site, by)),
             Ok(Event::Recovered(_)) => {}
             Err(_) => return Err(ServeError::Log("a thread of the node panicked".into())),
         }
     }
+}
+
+/// The log is empty, and another site knows one that was not.
+fn disowned(site: u16, by: u8) -> ServeError {
+    ServeError::Damaged(format!(
+        "site {by} knows another log of site {site}: this one is empty, so the disk was wiped or \
+         exchanged, and with it went votes and blocks that others count on. Under this number \
+         the site must not take part any more: at a site that serves, `payswitch admin member \
+         remove {site}`, then bring this one up under a new number with `member add` \
+         (docs/OPERATIONS.md, Replace a site)"
+    ))
 }
 
 fn environment(path: &Path, error: &dyn std::fmt::Display) -> ServeError {
@@ -266,7 +297,7 @@ fn spawn_worker(
         voters: config.first_voters(),
         witnesses: config.witnesses(),
         cluster: config.cluster,
-        timing: crate::replica::Timing::default(),
+        timing: config.timing(),
         tail_bytes_max: worker::TAIL_BYTES_MAX,
         checkpoint_bytes: u64::from(config.log.checkpoint_mib) << 20,
         keep_bytes: u64::from(config.log.keep_mib) << 20,

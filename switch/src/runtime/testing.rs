@@ -11,7 +11,7 @@ use storage::Notify;
 use super::ferry::Ferry;
 use super::inbox::Exchange;
 use super::mesh::Mesh;
-use super::peer::{PeerShared, Peers};
+use super::peer::{OwnLog, PeerShared, Peers};
 use crate::config::Config;
 use crate::init::{InitOptions, init};
 use crate::metrics::Metrics;
@@ -112,22 +112,37 @@ impl Node {
     /// A site's shared state and peer thread.
     pub fn start(config: &Config) -> Self {
         let net_wake = Arc::new(tokio::sync::Notify::new());
-        let exchange = Exchange::new(64, Notify::new().unwrap(), Arc::clone(&net_wake));
+        let shared = Self::woken(config, &net_wake);
+        Self { peers: Self::peers(config, &shared), shared, net_wake }
+    }
+
+    /// A site's shared state alone.
+    pub fn shared(config: &Config) -> PeerShared {
+        Self::woken(config, &Arc::new(tokio::sync::Notify::new()))
+    }
+
+    fn woken(config: &Config, net_wake: &Arc<tokio::sync::Notify>) -> PeerShared {
+        let exchange = Exchange::new(64, Notify::new().unwrap(), Arc::clone(net_wake));
         let sites = config.sites.len() as u8;
-        let shared = PeerShared {
+        PeerShared {
             mesh: Arc::new(Mesh::new(config.site as u8, sites, config.shards)),
             exchange: Arc::new(exchange),
-            ferry: Arc::new(Ferry::new(Arc::clone(&net_wake))),
+            ferry: Arc::new(Ferry::new(Arc::clone(net_wake))),
             metrics: Arc::new(Metrics::new(config)),
-        };
-        Self { peers: Self::peers(config, &shared), shared, net_wake }
+        }
     }
 
     /// A peer thread over `shared`.
     pub fn peers(config: &Config, shared: &PeerShared) -> Peers {
         let keys = EndpointKeys::load_or_create(&config.data_dir).unwrap();
         let tls = PeerTls::load(&config.gateway, &keys).unwrap();
-        Peers::start(config, &keys, tls, shared.clone()).unwrap()
+        let log = Self::log(config, Box::new(|_| panic!("a site is disowned")));
+        Peers::start(config, &keys, tls, shared.clone(), log).unwrap()
+    }
+
+    /// The log of a site, which it had always.
+    pub fn log(config: &Config, disowned: Box<dyn Fn(u8) + Send>) -> OwnLog {
+        OwnLog { id: u64::from(config.site), is_empty: false, disowned }
     }
 
     /// Whether this site's link to `site` stands.

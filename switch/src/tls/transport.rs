@@ -124,7 +124,7 @@ pub fn gateway_transport(gateway: &GatewayConfig) -> TransportConfig {
 /// we keep the connection alive and notice its silence long before the
 /// channel's reply time-out.
 pub fn channel_transport(channel: &ChannelSection) -> TransportConfig {
-    let idle_ms = channel.reply_timeout_ms.clamp(1_000, 3_000);
+    let idle_ms = channel.link_idle_ms();
     let mut transport = base_transport(1452);
     transport
         .max_concurrent_bidi_streams(VarInt::from_u32(0))

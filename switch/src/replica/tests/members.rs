@@ -110,6 +110,82 @@ fn a_site_joins_gets_the_whole_log_and_counts() {
     cluster.goes_on(&[1, 2, 3, 4]);
 }
 
+/// Two of three voters are replaced at once. The old ones confirm the end of the change
+/// and lose everything that was written down after that: they must not elect one of
+/// theirs, of which the new majority would know nothing.
+#[test]
+fn replaced_voters_that_lost_what_they_did_not_confirm_elect_nobody() {
+    let mut cluster = Cluster::with_more(2);
+    cluster.site(1).replica.change_members(&[1, 2, 3], &[4, 5], BY).unwrap();
+    cluster.ticks(20);
+    cluster.site(1).replica.change_members(&[1, 4, 5], &[], BY).unwrap();
+    cluster.ticks(20);
+    assert_eq!(cluster.members(1), cluster.members(4));
+    assert_eq!(sites(cluster.members(1).voters).collect::<Vec<_>>(), [1, 4, 5]);
+    assert!(!cluster.members(1).is_joint());
+    for site in [2, 3] {
+        let found = &cluster.sites[site as usize - 1];
+        let is_change = |append: &Append| match append {
+            Append::Block(entry, _) => is_members(&entry.data),
+            _ => false,
+        };
+        let end = found.log.iter().rposition(is_change).expect("the end of the change");
+        let confirmed = found.tickets.iter().find(|at| **at > end).copied();
+        cluster.restart(site, confirmed.expect("its confirmation"));
+        let known = cluster.members(site);
+        assert!(known.is_joint() || !known.contains(site), "it knows how far the change has come");
+    }
+    cluster.cut = vec![1, 4, 5];
+    cluster.ticks(400);
+    assert!([2, 3].iter().all(|site| cluster.site(*site).leads.is_none()));
+    cluster.goes_on(&[1, 4, 5]);
+}
+
+/// Also where it heard of that before the beginning was durable here, with a message that
+/// brought nothing else.
+#[test]
+fn whoever_confirms_the_end_of_a_change_knows_that_its_beginning_is_committed() {
+    let mut cluster = Cluster::with_more(2);
+    cluster.site(1).replica.change_members(&[1, 2, 3], &[4, 5], BY).unwrap();
+    cluster.ticks(20);
+    cluster.cut = vec![3];
+    cluster.site(1).replica.change_members(&[1, 4, 5], &[], BY).unwrap();
+    cluster.ticks(10);
+    let changes: Vec<_> = cluster.sites[0]
+        .log
+        .iter()
+        .filter_map(|append| match append {
+            Append::Block(it, _) if is_members(&it.data) => {
+                Some(entry(it.index, it.term, it.data.clone()))
+            }
+            _ => None,
+        })
+        .collect();
+    let [.., joint, end] = &changes[..] else { panic!("a beginning and an end") };
+    assert_eq!(joint.index + 1, end.index);
+    let term = cluster.site(1).replica.term();
+    let append = |index: u64, entries: Vec<raft::eraftpb::Entry>, commit| {
+        let mut message = Message::default();
+        message.set_msg_type(MessageType::MsgAppend);
+        (message.from, message.to, message.term) = (1, 3, term);
+        (message.index, message.log_term, message.commit) = (index, term, commit);
+        message.set_entries(entries.into());
+        message
+    };
+    cluster.site(3).stuck = true;
+    for message in [
+        append(joint.index - 1, vec![joint.clone()], joint.index - 1),
+        append(joint.index, Vec::new(), joint.index),
+        append(joint.index, vec![end.clone()], joint.index),
+    ] {
+        cluster.site(3).replica.receive(message);
+        assert!(cluster.site(3).turn().is_empty(), "nothing is durable yet");
+    }
+    let confirmed = *cluster.site(3).tickets.last().unwrap();
+    cluster.restart(3, confirmed);
+    assert!(cluster.members(3).is_joint());
+}
+
 #[test]
 fn a_learner_gets_everything_and_decides_nothing() {
     let mut cluster = Cluster::with_learner();

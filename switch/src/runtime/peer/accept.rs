@@ -71,9 +71,11 @@ impl Core {
         };
         match self.streams(site, &quic).await {
             Ok(accepted) => Some((quic, accepted)),
-            Err(reason) => {
+            Err((code, reason)) => {
+                self.was_closed(site, &quic);
                 self.say(Whose::Theirs, site, format!("refused: {reason}"));
-                refuse(&quic, CloseCode::WrongSite, &reason)
+                quic.close(code.into(), reason.as_bytes());
+                None
             }
         }
     }
@@ -91,15 +93,34 @@ impl Core {
     }
 
     /// Takes the streams, whose greetings must fit.
-    async fn streams(&self, site: u8, quic: &quinn::Connection) -> Result<Accepted, String> {
-        let (mut answers, mut forwards) = quic.accept_bi().await.map_err(|e| e.to_string())?;
-        self.greeted(site, &mut forwards, &[Traffic::Forwards]).await?;
+    async fn streams(&self, site: u8, quic: &quinn::Connection) -> Result<Accepted, (u32, String)> {
+        let accepted = self.greetings(site, quic).await;
+        let (log, mut accepted) =
+            accepted.map_err(|reason| (CloseCode::WrongSite.wire(), reason))?;
+        self.meet(site, log)?;
+        let greeting = self.settings.hello.encode(Traffic::Answers);
+        let greeted = accepted.answers.write_all(&greeting).await;
+        greeted.map_err(|error| (CloseCode::Normal.wire(), error.to_string()))?;
+        Ok(accepted)
+    }
+
+    /// The streams of a connection, and the log that they speak for.
+    async fn greetings(
+        &self,
+        site: u8,
+        quic: &quinn::Connection,
+    ) -> Result<(u64, Accepted), String> {
+        let (answers, mut forwards) = quic.accept_bi().await.map_err(|e| e.to_string())?;
+        let (_, log) = self.greeted(site, &mut forwards, &[Traffic::Forwards]).await?;
         // They come in any order, each once.
         let mut missing = vec![Traffic::Urgent, Traffic::Bulk, Traffic::States];
         let mut streams = Vec::new();
         while !missing.is_empty() {
             let mut stream = quic.accept_uni().await.map_err(|error| error.to_string())?;
-            let kind = self.greeted(site, &mut stream, &missing).await?;
+            let (kind, of) = self.greeted(site, &mut stream, &missing).await?;
+            if of != log {
+                return Err("its streams speak for different logs".into());
+            }
             missing.retain(|traffic| *traffic != kind);
             streams.push((kind, stream));
         }
@@ -110,9 +131,7 @@ impl Core {
         else {
             return Err("a stream is missing".into());
         };
-        let greeting = self.settings.hello.encode(Traffic::Answers);
-        answers.write_all(&greeting).await.map_err(|error| error.to_string())?;
-        Ok(Accepted { site, forwards, answers, urgent, bulk, states })
+        Ok((log, Accepted { site, forwards, answers, urgent, bulk, states }))
     }
 
     async fn greeted(
@@ -120,7 +139,7 @@ impl Core {
         site: u8,
         stream: &mut RecvStream,
         kinds: &[Traffic],
-    ) -> Result<Traffic, String> {
+    ) -> Result<(Traffic, u64), String> {
         let mut greeting = [0; HELLO_LEN];
         stream.read_exact(&mut greeting).await.map_err(|error| error.to_string())?;
         self.hello_of(site).judge(&greeting, kinds).map_err(|error| error.to_string())
@@ -145,7 +164,10 @@ impl Core {
         // It is there: no reason to wait with our own connection to it.
         peer.redial.notify_one();
         let (code, reason) = tokio::select! {
-            _ = quic.closed() => (CloseCode::Normal, "ended".into()),
+            _ = quic.closed() => {
+                self.was_closed(site, &quic);
+                (CloseCode::Normal, "ended".into())
+            }
             () = self.write(site, route.queue(Traffic::Answers), answers, false) => {
                 (CloseCode::ProtocolError, ended(&quic))
             }

@@ -15,7 +15,7 @@ use quinn::{RecvStream, SendStream};
 
 use super::hello::HELLO_LEN;
 use super::packets::LENGTH_LEN;
-use super::{Core, Whose};
+use super::{Core, Settings, Whose};
 use crate::runtime::mesh::{Queue, Traffic};
 use crate::tls;
 
@@ -35,6 +35,10 @@ const TICK: Duration = Duration::from_millis(100);
 /// up. Ticks are counted, not time: a process that stood still itself finds the
 /// packets of the meantime before the second tick.
 const SILENT_TICKS: u32 = 6;
+
+/// Ticks in a row for which a round trip must be too long before that is said: one
+/// lost packet is no distance.
+const FAR_TICKS: u32 = 10;
 
 /// Packets up to this size are put together into one chunk.
 const SMALL: usize = 16 << 10;
@@ -104,7 +108,8 @@ impl Core {
         match self.greet(site, quic.clone()).await {
             Ok(dialled) => Ok(dialled),
             Err((code, reason)) => {
-                quic.close(code.wire().into(), reason.as_bytes());
+                self.was_closed(site, &quic);
+                quic.close(code.into(), reason.as_bytes());
                 Err(reason)
             }
         }
@@ -112,19 +117,16 @@ impl Core {
 
     /// Judges who is there, opens the streams and waits for the greeting: only
     /// then has the other side judged us.
-    async fn greet(
-        &self,
-        site: u8,
-        quic: quinn::Connection,
-    ) -> Result<Dialled, (CloseCode, String)> {
+    async fn greet(&self, site: u8, quic: quinn::Connection) -> Result<Dialled, (u32, String)> {
         match tls::peer_site(&quic, self.names()) {
             Ok(number) if number == site => {}
             Ok(number) => {
-                return Err((CloseCode::WrongSite, format!("site {number} answers there")));
+                let reason = format!("site {number} answers there");
+                return Err((CloseCode::WrongSite.wire(), reason));
             }
-            Err(error) => return Err((CloseCode::NotAuthorised, error.to_string())),
+            Err(error) => return Err((CloseCode::NotAuthorised.wire(), error.to_string())),
         }
-        let lost = |reason: String| (CloseCode::Normal, reason);
+        let lost = |reason: String| (CloseCode::Normal.wire(), reason);
         let hello = self.settings.hello;
         let (mut forwards, mut answers) =
             quic.open_bi().await.map_err(|error| lost(error.to_string()))?;
@@ -151,9 +153,11 @@ impl Core {
             let reason = quic.close_reason().map_or(error.to_string(), |end| end.to_string());
             return Err(lost(reason));
         }
-        self.hello_of(site)
+        let (_, log) = self
+            .hello_of(site)
             .judge(&greeting, &[Traffic::Answers])
-            .map_err(|error| (CloseCode::WrongSite, error.to_string()))?;
+            .map_err(|error| (CloseCode::WrongSite.wire(), error.to_string()))?;
+        self.meet(site, log)?;
         Ok(Dialled { quic, urgent, bulk, states, forwards, answers })
     }
 
@@ -250,17 +254,42 @@ impl Core {
     async fn watch(&self, site: u8, quic: &quinn::Connection) {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let (mut seen, mut silent) = (0, 0);
+        let (mut seen, mut silent, mut far) = (0, 0, 0);
         while silent < SILENT_TICKS {
             ticks.tick().await;
             let received = quic.stats().udp_rx.datagrams;
             silent = if received == seen { silent + 1 } else { 0 };
             seen = received;
+            let round_trip_us = quic.rtt().as_micros() as u64;
+            let is_over = round_trip_us > self.settings.round_trip_max_us;
+            far = if is_over { (far + 1).min(FAR_TICKS) } else { 0 };
+            self.is_far(site, far == FAR_TICKS, round_trip_us);
             let route = self.shared.mesh.route(site);
             if let (Some(metrics), Some(route)) = (self.metrics(site), route) {
-                metrics.round_trip_us.set(quic.rtt().as_micros() as u64);
+                metrics.round_trip_us.set(round_trip_us);
                 metrics.dropped.set(route.dropped());
             }
+        }
+    }
+}
+
+impl Core {
+    /// Tells the operator once that a site is farther away than the time-outs allow.
+    fn is_far(&self, site: u8, far: bool, round_trip_us: u64) {
+        if let Some(metrics) = self.metrics(site) {
+            metrics.far.set(far.into());
+        }
+        if far && !self.peer(site).said_far.replace(true) {
+            let Settings { round_trip_max_us, hello, .. } = &self.settings;
+            eprintln!(
+                "peer site {site}: TOO FAR for the configured time-outs: its round trip is \
+                 {:.1} ms, an election time-out of {} ms allows {:.1} ms: shards may lose their \
+                 leaders and sending may pause; set replication.round_trip_ms to what is measured, \
+                 the same at all sites, with all of them stopped",
+                round_trip_us as f64 / 1e3,
+                hello.election_us / 1_000,
+                *round_trip_max_us as f64 / 1e3
+            );
         }
     }
 }

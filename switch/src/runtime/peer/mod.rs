@@ -12,6 +12,7 @@ mod accept;
 mod dial;
 mod hello;
 mod liveness;
+mod logs;
 mod packets;
 #[cfg(test)]
 mod tests;
@@ -35,12 +36,18 @@ use crate::config::{Config, SiteConfig};
 use crate::metrics::{Metrics, PeerMetrics};
 use crate::tls::{EndpointKeys, PeerTls, peer_endpoint};
 use hello::Hello;
+pub use logs::OwnLog;
+use logs::{KnownLogs, LogError};
 use packets::{Packets, TooLong};
 
 /// How long a stopping site waits for its goodbyes to be heard.
 const GOODBYE_MAX: Duration = Duration::from_millis(200);
 /// Pause before a full queue of this node is tried again.
 const FULL_PAUSE: Duration = Duration::from_millis(1);
+
+/// Closes the connection of a site whose log is not the one it had. Of peer links
+/// only, beside the codes that gateways see.
+const OTHER_LOG: u32 = 64;
 
 /// What the peer thread shares with the rest of the node.
 #[derive(Clone)]
@@ -73,7 +80,9 @@ impl Peers {
         keys: &EndpointKeys,
         tls: PeerTls,
         shared: PeerShared,
+        log: OwnLog,
     ) -> Result<Self, String> {
+        let known = KnownLogs::load(&config.data_dir, config.cluster)?;
         let address = config.this_site().peer;
         let named = |error: std::io::Error| format!("peer address {address}: {error}");
         let socket = super::bind_udp("peer address", address, config.gateway.udp_buffer_kib)
@@ -83,7 +92,9 @@ impl Peers {
         let (stop, stopped) = watch::channel(false);
         let client = Arc::new(Mutex::new(tls.client));
         let start = Start {
-            settings: Settings::new(config),
+            settings: Settings::new(config, log.id),
+            log,
+            known,
             socket,
             listener,
             endpoint: peer_endpoint(keys),
@@ -134,23 +145,31 @@ impl Peers {
 /// What the thread needs of the configuration.
 struct Settings {
     hello: Hello,
+    /// Longest round trip with which the time-outs hold together.
+    round_trip_max_us: u64,
     sites: Vec<SiteConfig>,
 }
 
 impl Settings {
-    fn new(config: &Config) -> Self {
+    fn new(config: &Config, log: u64) -> Self {
         let hello = Hello {
             cluster: config.cluster,
             shards: config.shards,
             site: config.site as u8,
             voters: config.first_voters().iter().fold(0, |set, site| set | 1 << site),
+            // `check` bounds it far below.
+            election_us: config.timing().election_us() as u32,
+            log,
         };
-        Self { hello, sites: config.sites.clone() }
+        let round_trip_max_us = config.timing().round_trip_max_us();
+        Self { hello, round_trip_max_us, sites: config.sites.clone() }
     }
 }
 
 struct Start {
     settings: Settings,
+    log: OwnLog,
+    known: KnownLogs,
     socket: UdpSocket,
     listener: TcpListener,
     endpoint: quinn::EndpointConfig,
@@ -189,6 +208,9 @@ impl Start {
                 endpoint,
                 client: self.client,
                 shared: self.shared,
+                log: self.log,
+                known: RefCell::new(self.known),
+                is_disowned: Cell::new(false),
                 stranger: RefCell::default(),
                 handshakes: Cell::new(0),
                 stopped: self.stopped,
@@ -212,6 +234,8 @@ struct Peer {
     /// What was last said about our connection and about its own, so that a
     /// condition is told once.
     said: [RefCell<String>; 2],
+    /// That it is too far away was said.
+    said_far: Cell<bool>,
 }
 
 /// Who dialled a connection.
@@ -230,6 +254,10 @@ struct Core {
     shared: PeerShared,
     /// By site - 1; this site's own entry stays idle.
     peers: Vec<Peer>,
+    log: OwnLog,
+    known: RefCell<KnownLogs>,
+    /// That this site's log is not the one it had was told.
+    is_disowned: Cell<bool>,
     /// What was last said about somebody who is no other site.
     stranger: RefCell<String>,
     /// Connections of others that are not accepted yet.
@@ -272,6 +300,31 @@ impl Core {
 
     fn names(&self) -> impl Iterator<Item = &str> {
         self.settings.sites.iter().map(|site| site.server_name.as_str())
+    }
+
+    /// Whether a site speaks for the log that it always had; with the code that
+    /// closes its connection if not.
+    fn meet(&self, site: u8, log: u64) -> Result<(), (u32, String)> {
+        self.known.borrow_mut().meet(site, log).map_err(|error| {
+            let code = match error {
+                LogError::Other { .. } => OTHER_LOG,
+                LogError::Write { .. } => CloseCode::Internal.wire(),
+            };
+            (code, error.to_string())
+        })
+    }
+
+    /// Another site has closed a connection: it may know another log of this site. An
+    /// empty log then means that this site has lost its past and must go; one
+    /// that holds something stays, and the operator finds out which of the two errs.
+    fn was_closed(&self, site: u8, quic: &quinn::Connection) {
+        let Some(quinn::ConnectionError::ApplicationClosed(close)) = quic.close_reason() else {
+            return;
+        };
+        let disowned = close.error_code == quinn::VarInt::from_u32(OTHER_LOG);
+        if disowned && self.log.is_empty && !self.is_disowned.replace(true) {
+            (self.log.disowned)(site);
+        }
     }
 
     /// The greeting that a site has to send.

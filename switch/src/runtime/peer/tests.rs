@@ -214,7 +214,7 @@ fn who_is_not_the_site_that_it_claims_is_refused_with_a_code() {
     let cluster = Cluster::new(3);
     let one = cluster.start(1);
     let address = cluster.config(1).sites[0].peer;
-    let right = Hello { site: 2, ..Settings::new(cluster.config(2)).hello };
+    let right = Hello { site: 2, ..Settings::new(cluster.config(2), 2).hello };
     let all = |hello| [(hello, Forwards), (hello, Urgent), (hello, Bulk), (hello, States)];
     let wrong_site = CloseCode::WrongSite;
     let table = [
@@ -225,6 +225,7 @@ fn who_is_not_the_site_that_it_claims_is_refused_with_a_code() {
         ("site-2", all(Hello { cluster: 1, ..right }), wrong_site, "cluster 1"),
         ("site-2", all(Hello { shards: 5, ..right }), wrong_site, "5 shards"),
         ("site-2", all(Hello { voters: 0b1010, ..right }), wrong_site, "(voter)"),
+        ("site-2", all(Hello { election_us: 480_000, ..right }), wrong_site, "is 480 ms"),
         ("site-2", [Urgent, Urgent, Bulk, States].map(|kind| (right, kind)), wrong_site, "kind 1"),
         ("site-2", [Forwards, Bulk, Bulk, States].map(|kind| (right, kind)), wrong_site, "kind 2"),
         ("site-2", [Forwards, Answers, Bulk, States].map(|it| (right, it)), wrong_site, "kind 4"),
@@ -250,12 +251,65 @@ fn who_is_not_the_site_that_it_claims_is_refused_with_a_code() {
     assert_eq!(one.shared.metrics.peer(2).unwrap().inbound.value(), 0);
 }
 
+/// A site that lost its disk comes back under its old number with another log.
+#[test]
+fn another_log_under_a_known_number_is_refused_for_good() {
+    let cluster = Cluster::new(3);
+    let mut nodes: Vec<Node> = (1..=3).map(|site| cluster.start(site)).collect();
+    nodes.iter().for_each(Node::linked);
+    let wiped = |id, is_empty| {
+        let (config, told) = (cluster.config(3), Arc::new(Mutex::new(Vec::new())));
+        // Its memory of the others went with the rest.
+        std::fs::remove_file(config.data_dir.join("peers")).unwrap();
+        let keys = EndpointKeys::load_or_create(&config.data_dir).unwrap();
+        let tls = PeerTls::load(&config.gateway, &keys).unwrap();
+        let by = Arc::clone(&told);
+        let disowned = Box::new(move |site| by.lock().unwrap().push(site));
+        let log = OwnLog { id, is_empty, ..Node::log(config, disowned) };
+        let shared = Node::shared(config);
+        (Peers::start(config, &keys, tls, shared.clone(), log).unwrap(), shared, told)
+    };
+    nodes.pop().unwrap().peers.kill();
+    let inbound = |node: &Node| node.shared.metrics.peer(3).unwrap().inbound.value();
+    eventually("its links are lost", || {
+        nodes.iter().all(|node| !node.is_up(3) && inbound(node) == 0)
+    });
+    let (peers, shared, told) = wiped(77, true);
+    eventually("it is told", || !told.lock().unwrap().is_empty());
+    // Those that knew it restart: they know it still.
+    nodes.pop().unwrap().peers.kill();
+    nodes.push(cluster.start(2));
+    eventually("the others are linked", || nodes[0].is_up(2) && nodes[1].is_up(1));
+    // Not a packet passes: it hears of no vote, and nobody hears of its.
+    for node in &nodes {
+        assert!(!node.is_up(3));
+        assert_eq!(inbound(node), 0);
+        assert!(node.shared.exchange.pop_packet().is_none());
+    }
+    assert!(!shared.mesh.route(1).unwrap().is_up());
+    assert!(shared.exchange.pop_packet().is_none());
+    assert_eq!(told.lock().unwrap().len(), 1, "told once");
+    peers.kill();
+    // One that holds something is refused as well, but not told to go.
+    let (peers, shared, told) = wiped(78, false);
+    eventually("its process was reached", || {
+        nodes[0].shared.metrics.peer(3).unwrap().watched.value() == 1
+    });
+    assert!((1..3).all(|site| !shared.mesh.route(site).unwrap().is_up()));
+    assert!(told.lock().unwrap().is_empty());
+    peers.kill();
+    // And with its own log it is back.
+    let shared = Node::shared(cluster.config(3));
+    let _peers = Node::peers(cluster.config(3), &shared);
+    eventually("the links come up", || nodes.iter().all(|node| node.is_up(3)));
+}
+
 #[test]
 fn a_packet_over_the_bound_closes_the_connection() {
     let cluster = Cluster::new(3);
     let one = cluster.start(1);
     let address = cluster.config(1).sites[0].peer;
-    let hello = Settings::new(cluster.config(2)).hello;
+    let hello = Settings::new(cluster.config(2), 2).hello;
     let kinds = [Traffic::Forwards, Traffic::Urgent, Traffic::Bulk, Traffic::States];
     for (at, traffic) in kinds.into_iter().enumerate() {
         runtime().block_on(async {
@@ -280,6 +334,11 @@ struct Relay {
 
 impl Relay {
     fn start(to: SocketAddr) -> Self {
+        Self::slow(to, Duration::ZERO)
+    }
+
+    /// Each datagram is held for so long.
+    fn slow(to: SocketAddr, hold: Duration) -> Self {
         let front = UdpSocket::bind("127.0.0.1:0").unwrap();
         let back = UdpSocket::bind("127.0.0.1:0").unwrap();
         back.connect(to).unwrap();
@@ -293,6 +352,7 @@ impl Relay {
             let mut buffer = [0; 65_536];
             while let Ok((length, from)) = front.recv_from(&mut buffer) {
                 *client.lock().unwrap() = Some(from);
+                thread::sleep(hold);
                 if open_2.load(Ordering::Relaxed) {
                     drop(back.send(&buffer[..length]));
                 }
@@ -303,6 +363,7 @@ impl Relay {
             loop {
                 // Refused while nobody listens there.
                 let Ok(length) = back_2.recv(&mut buffer) else { continue };
+                thread::sleep(hold);
                 let client = *client_2.lock().unwrap();
                 if let (Some(client), true) = (client, open_3.load(Ordering::Relaxed)) {
                     drop(front_2.send_to(&buffer[..length], client));
@@ -333,6 +394,21 @@ fn a_dead_path_is_given_up_alone_and_found_again() {
     nodes[0].linked();
     send(&nodes[0], 2, Urgency::Urgent, vec![2]);
     assert_eq!(received(&nodes[1]).bytes, [2][..]);
+}
+
+#[test]
+fn a_site_too_far_away_for_the_time_outs_is_said() {
+    let mut cluster = Cluster::new(2);
+    let relay = Relay::slow(cluster.config(1).sites[1].peer, Duration::from_millis(10));
+    cluster.configs[0].sites[1].peer = relay.address;
+    let (one, two) = (cluster.start(1), cluster.start(2));
+    one.linked();
+    let far = |node: &Node, of: u8| node.shared.metrics.peer(of).unwrap().far.value();
+    eventually("site 2 is too far away", || far(&one, 2) == 1);
+    eventually("its figures are there", || {
+        two.shared.metrics.peer(1).unwrap().round_trip_us.value() > 0
+    });
+    assert_eq!(far(&two, 1), 0, "its own link goes straight");
 }
 
 #[test]

@@ -69,12 +69,21 @@ pub struct Last {
     /// Bytes of its file.
     pub(super) bytes: u64,
     pub(super) base: Option<Base>,
+    /// It came from another site, and nothing before it leads anywhere any more: were
+    /// it damaged, the shard's state could not be had from this disk.
+    pub(super) is_only: bool,
 }
 
 impl Last {
     /// One that the start began from.
     pub(super) fn found(base: Base, bytes: u64) -> Self {
-        Self { index: base.index, at_us: 0, took_us: 0, bytes, base: Some(base) }
+        let (at_us, took_us, is_only) = (0, 0, base.received);
+        Self { index: base.index, at_us, took_us, bytes, base: Some(base), is_only }
+    }
+
+    /// The state of another site.
+    fn installed(base: Base, bytes: u64) -> Self {
+        Self { is_only: true, ..Self::found(base, bytes) }
     }
 }
 
@@ -182,7 +191,7 @@ impl<D: Disk> Checkpointer<D> {
             self.active = None;
         }
         if let (Some(last), Some(before)) = (self.last.get_mut(at), self.before.get_mut(at)) {
-            (*last, *before) = (Last::found(base, bytes), None);
+            (*last, *before) = (Last::installed(base, bytes), None);
         }
     }
 
@@ -243,7 +252,8 @@ impl<D: Disk> Checkpointer<D> {
 
     /// Begins the checkpoint of the shard whose log has grown most, if due. A
     /// quiet one's turn comes with the growth of the others, so that its old
-    /// blocks do not hold the log. First comes one that another site waits for.
+    /// blocks do not hold the log. First comes one that another site waits for. A state
+    /// that came from another site gets a second beside it with the next block.
     fn begin(&mut self, shards: &mut [Shard], appended: u64, now: Now) {
         let (last, begun, held) = (&self.last, &self.appended, &self.held);
         let (every, whole) = (self.every, self.every_whole);
@@ -254,7 +264,8 @@ impl<D: Disk> Checkpointer<D> {
             let is_old = every.is_some() && since > whole.max(bytes / SIZE_PART);
             let is_due = has_grown || shard.grown > 0 && is_old;
             let is_wanted = shard.grown > 0 && shard.replica.wants_checkpoint();
-            (is_due || is_wanted) && !held.contains(at)
+            let is_only = shard.grown > 0 && last.get(*at).is_some_and(|last| last.is_only);
+            (is_due || is_wanted || is_only) && !held.contains(at)
         };
         let due = shards.iter_mut().enumerate().filter(due);
         let due = due.max_by_key(|(_, shard)| (shard.replica.wants_checkpoint(), shard.grown));
@@ -302,7 +313,7 @@ impl<D: Disk> Checkpointer<D> {
                 {
                     *before = last.base.map(|base| base.checkpoint(shard));
                     let (index, base) = (base.index, Some(base));
-                    *last = Last { index, at_us: begun_us, took_us, bytes, base };
+                    *last = Last { index, at_us: begun_us, took_us, bytes, base, is_only: false };
                 }
                 if let Some(shard) = shards.get_mut(at) {
                     shard.replica.offer(base);

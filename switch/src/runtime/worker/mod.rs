@@ -134,6 +134,24 @@ pub enum WorkerError {
     /// The recovered log does not fit.
     #[error("the log does not fit: {0}")]
     Replay(#[from] ReplayError),
+    /// The log lacks what this site has confirmed to another.
+    #[error(
+        "the log of shard {shard} ends with block {last}, but its leader was told that it holds \
+         block {known}: the disk was wiped, or went back to an older state, and votes may be lost \
+         as well. This site must not take part any more: at a site that serves, `payswitch admin \
+         member remove {site}`, then bring this one up with an empty data_dir under a new number \
+         with `member add` (docs/OPERATIONS.md, Replace a site)"
+    )]
+    Forgotten {
+        /// This site.
+        site: u64,
+        /// Shard.
+        shard: u16,
+        /// Last block in the log.
+        last: u64,
+        /// Block that the leader counts on.
+        known: u64,
+    },
     /// A committed block does not fit the state.
     #[error("a committed block cannot be applied: {0}")]
     Apply(String),
@@ -288,6 +306,7 @@ impl<D: Disk> Worker<D> {
         let mut taken = 0;
         if !self.alone {
             taken += self.take_packets();
+            self.look_for_forgotten()?;
             self.run_ticks(now);
         }
         if let Some(catch_up) = &mut self.catch_up {
@@ -365,6 +384,17 @@ impl<D: Disk> Worker<D> {
         taken
     }
 
+    /// Ends a site whose log lacks what others count on, before it promises anything.
+    fn look_for_forgotten(&self) -> Result<(), WorkerError> {
+        for Shard { replica, .. } in &self.shards {
+            if let Some(known) = replica.forgotten() {
+                let (site, shard, last) = (self.settings.site, replica.shard(), replica.last());
+                return Err(WorkerError::Forgotten { site, shard, last, known });
+            }
+        }
+        Ok(())
+    }
+
     /// Lets the replicas' time pass. Time that this process did not get is not
     /// made up for: a stopped process must not wake up into many time-outs.
     fn run_ticks(&mut self, now: Now) {
@@ -374,7 +404,10 @@ impl<D: Disk> Worker<D> {
         }
         self.next_tick_us = (self.next_tick_us + tick_us).max(now.mono_us + tick_us / 2);
         self.set_away();
+        // They share a disk: what one has found holds for all.
+        let stalled = self.shards.iter().any(|shard| shard.replica.is_stalled());
         for shard in &mut self.shards {
+            shard.replica.set_stalled(stalled);
             shard.replica.tick();
         }
     }

@@ -10,7 +10,7 @@ use protocol::id::ShortText;
 
 use super::client::{Ask, item};
 use super::random::Random;
-use super::setup::{SECOND, Setup};
+use super::setup::{SECOND, Setup, Shape};
 use super::site::{Process, Site};
 use crate::engine::input::{AdminCommand, AdminInput};
 use crate::engine::output::ReplyBody;
@@ -31,7 +31,7 @@ impl Sites {
         let (setup, mut random) = (0..)
             .map(|seed| {
                 let mut random = Random::new(seed);
-                (Setup::new(3, None, &mut random), random)
+                (Setup::new(Shape::of(3), &mut random), random)
             })
             .find(|(setup, _)| (0..2).all(|at| setup.keys.iter().any(|key| key.shard == at)))
             .unwrap();

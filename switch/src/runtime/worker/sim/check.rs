@@ -12,7 +12,7 @@ use protocol::message::{OrderReply, RefundReply};
 use storage::{CHAIN_START, chain_next};
 
 use super::channel::Channels;
-use super::setup::{LIMITED_BURST, LIMITED_INTERVAL_US, MS, SECOND, Setup, lease_us};
+use super::setup::{LIMITED_BURST, LIMITED_INTERVAL_US, MS, SECOND, Setup};
 use super::site::Process;
 use crate::engine::order::{AttemptState, RefundKind};
 use crate::engine::output::{Outputs, Send};
@@ -80,6 +80,13 @@ impl Checker {
         self.leaders.len()
     }
 
+    /// How often this site was elected within these moments.
+    pub(super) fn elected(&self, site: u8, from_us: u64, until_us: u64) -> usize {
+        let of =
+            |(leader, at_us): &&(u8, u64)| *leader == site && (from_us..until_us).contains(at_us);
+        self.leaders.values().filter(of).count()
+    }
+
     /// Committed blocks of all shards.
     pub(super) fn blocks(&self) -> usize {
         self.shards.iter().map(|shard| shard.log.len()).sum()
@@ -107,6 +114,7 @@ impl Checker {
                 let (leader, _) = *self.leaders.entry(place).or_insert((site, now_us));
                 assert_eq!(leader, site, "two leaders of shard {at} in term {}", place.1);
             }
+            assert!(!replica.leads() || setup.witness != Some(site), "a witness leads shard {at}");
             let applied = shard.engine.applied();
             for (index, term, bytes) in shard.tap.drain(..) {
                 self.applied_block(site, at, index, term, bytes, setup);
@@ -128,10 +136,10 @@ impl Checker {
     }
 
     /// Invariant 12: a leader that was replaced stops sending when its lease ends.
-    pub(super) fn sends(&self, shard: u16, term: u64, now_us: u64) {
+    pub(super) fn sends(&self, shard: u16, term: u64, now_us: u64, lease_us: u64) {
         let newer = self.leaders.range((shard, term + 1)..=(shard, u64::MAX)).next();
         if let Some((&(_, newer), &(leader, elected_us))) = newer {
-            let late = now_us.saturating_sub(elected_us + lease_us());
+            let late = now_us.saturating_sub(elected_us + lease_us);
             assert!(late == 0, "12: term {term} sends {late} us after {leader} leads in {newer}");
         }
     }

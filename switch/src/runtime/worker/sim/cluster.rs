@@ -1,5 +1,6 @@
 //! The whole cluster in one thread: an agenda in virtual time.
 
+mod members;
 mod outside;
 mod sites;
 mod trouble;
@@ -18,7 +19,7 @@ use super::check::Checker;
 use super::client::{Ask, Clients};
 use super::faults::{self, Fault, Moment};
 use super::random::{Random, Trace};
-use super::setup::{Flaw, HEAL_US, MS, SECOND, Setup};
+use super::setup::{HEAL_US, MS, SECOND, Setup, Shape};
 use super::site::Site;
 use crate::engine::Stats;
 use crate::engine::input::{Evidence, OperationId, Waiter};
@@ -109,6 +110,11 @@ enum Event {
         life: u32,
     },
     Boot(u8),
+    /// An operator wants a site to be a member, or none; again and again until it is so.
+    Seek {
+        site: u8,
+        member: bool,
+    },
     /// A site is told that another has ended.
     Hint {
         at: u8,
@@ -145,8 +151,12 @@ pub(super) struct Cluster {
     checker: Checker,
     trace: Trace,
     faults: bool,
+    /// Changes of members that have not ended.
+    seeking: u32,
     verbose: bool,
     pub(super) crashes: u64,
+    /// Moments in which requests waited for a lease.
+    held_back: u64,
 }
 
 /// What a run was like.
@@ -161,12 +171,15 @@ pub(super) struct Summary {
     pub(super) answers: u64,
     /// States of other sites that a site went on from.
     pub(super) installed: u64,
+    /// Moments in which requests to channels waited for a lease.
+    pub(super) held_back: u64,
 }
 
 impl Cluster {
-    pub(super) fn new(seed: u64, sites: u8, flaw: Option<Flaw>, verbose: bool) -> Self {
+    pub(super) fn new(seed: u64, shape: Shape, verbose: bool) -> Self {
         let mut random = Random::new(seed);
-        let setup = Setup::new(sites, flaw, &mut random);
+        let setup = Setup::new(shape, &mut random);
+        let sites = shape.sites;
         let mut cluster = Self {
             clock: Rc::new(Cell::new(SECOND / 10)),
             agenda: BinaryHeap::new(),
@@ -182,9 +195,11 @@ impl Cluster {
             manual_since: BTreeMap::new(),
             checker: Checker::new(&setup, verbose),
             trace: Trace::new(),
-            faults: true,
+            faults: !shape.calm,
+            seeking: 0,
             verbose,
             crashes: 0,
+            held_back: 0,
             random,
             setup,
         };
@@ -193,7 +208,10 @@ impl Cluster {
             cluster.plan(after, Event::Boot(site));
         }
         cluster.plan(200 * MS, Event::Bootstrap);
-        for _ in 0..CALLS {
+        for joins in shape.voters + 1..=sites {
+            cluster.plan_changes(joins);
+        }
+        for _ in 0..if shape.quiet { 0 } else { CALLS } {
             let at = cluster.random.between(300 * MS, HEAL_US);
             cluster.plan(at, Event::Client);
         }
@@ -241,7 +259,12 @@ impl Cluster {
         self.checker.end(&self.channels, &self.setup);
         for (at, site) in self.sites.iter().enumerate() {
             let process = site.process.as_ref().expect("up");
-            for shard in &process.worker.shards {
+            for (place, shard) in process.worker.shards.iter().enumerate() {
+                let leader = self.leader_of(place).expect("somebody leads");
+                let leader = &self.sites[usize::from(leader) - 1].process.as_ref().expect("up");
+                if !leader.worker.shards[place].replica.members().contains(at as u64 + 1) {
+                    continue;
+                }
                 let shadow = self.checker.shadow(shard.replica.shard());
                 let same = shard.engine.state_hash() == shadow.state_hash();
                 assert!(same, "site {} ends with another state", at + 1);
@@ -256,7 +279,24 @@ impl Cluster {
             blocks: self.checker.blocks(),
             answers: self.clients.answers,
             installed: self.sites.iter().map(Site::installed).sum(),
+            held_back: self.held_back,
         }
+    }
+
+    /// For a while each write of a site's disk takes a second or three, while something is
+    /// written for shard 0 all the time and once for the others; how often the site was
+    /// elected after the first second of that.
+    pub(super) fn elected_while_hanging(&mut self, site: u8, from_us: u64, for_us: u64) -> usize {
+        let until_us = from_us + for_us;
+        self.run_until(from_us);
+        self.sites[usize::from(site) - 1].slow_down(4_000);
+        (0..self.setup.shards).for_each(|shard| self.record(shard));
+        while self.now() < until_us {
+            self.run_until(self.now() + 300 * MS);
+            self.record(0);
+        }
+        self.sites[usize::from(site) - 1].slow_down(1);
+        self.checker.elected(site, from_us + SECOND, until_us)
     }
 
     fn run_until(&mut self, end: u64) {
@@ -295,8 +335,17 @@ impl Cluster {
         for (shard, number) in (0..self.setup.shards).map(|shard| (usize::from(shard), shard)) {
             let last = self.checker.applied(number);
             let mut leaders = 0;
+            if self.seeking > 0 {
+                return Err("a change of members".into());
+            }
+            let leader = self.leader_of(shard).ok_or("a shard without leader")?;
+            let leader = self.sites[usize::from(leader) - 1].process.as_ref();
+            let members = leader.map(|it| it.worker.shards[shard].replica.members());
             for site in &self.sites {
                 let Some(process) = &site.process else { return Err("a site down".into()) };
+                if members.is_some_and(|members| !members.contains(u64::from(site.number))) {
+                    continue;
+                }
                 let shard = &process.worker.shards[shard];
                 let applied = shard.engine.applied();
                 if applied != last || shard.replica.last() != last {
@@ -379,6 +428,7 @@ impl Cluster {
                 }
             }
             Event::Work { site, life } => self.work(site, life),
+            Event::Seek { site, member } => self.seek(site, member),
             Event::Hint { at, about } => {
                 let site = &self.sites[usize::from(at) - 1];
                 if let Some(process) = &site.process {

@@ -19,7 +19,7 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `cluster` | the agenda; `sites` and the network, what is `outside`, and `trouble` |
+//! | `cluster` | the agenda; `sites` and the network, `members`, what is `outside`, and `trouble` |
 //! | `faults` | which faults, when |
 //! | `setup` | what a seed decides at the start |
 //! | `site`, `disk` | a site over lives, its disk in virtual time |

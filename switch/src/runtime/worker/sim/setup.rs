@@ -23,14 +23,60 @@ pub(super) const HEAL_US: u64 = 7 * SECOND;
 /// What the channels guarantee as the longest life of a message.
 pub(super) const WANDER_US: u64 = 1_400 * MS;
 
-/// How long a leader that was replaced may still send.
-pub(super) fn lease_us() -> u64 {
-    Timing::default().lease_us()
+/// What a run is like, apart from its seed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Shape {
+    pub(super) sites: u8,
+    /// Those that the cluster is made of: the first so many. The others come later.
+    pub(super) voters: u8,
+    /// The last of the voters never leads.
+    pub(super) witness: bool,
+    /// What is broken on purpose.
+    pub(super) flaw: Option<Flaw>,
+    /// The sites are this far apart, one way, microseconds.
+    pub(super) far_us: u64,
+    /// For this their time-outs are made.
+    pub(super) timing: Timing,
+    /// Nothing goes wrong.
+    pub(super) calm: bool,
+    /// Clients want nothing.
+    pub(super) quiet: bool,
 }
 
-/// How long a request may be under way because of us.
-pub(super) fn own_us() -> u64 {
-    lease_us() + HOLD_US
+impl Shape {
+    /// Sites beside each other.
+    pub(super) fn of(sites: u8) -> Self {
+        Self {
+            sites,
+            voters: sites,
+            witness: false,
+            flaw: None,
+            far_us: 0,
+            timing: Timing::default(),
+            calm: false,
+            quiet: false,
+        }
+    }
+
+    /// The last site comes while the others serve and hold no whole log any more, and
+    /// now and then one of those goes.
+    pub(super) fn joined_by_one(self) -> Self {
+        Self { sites: self.sites + 1, ..self }
+    }
+
+    pub(super) fn with_witness(self) -> Self {
+        Self { witness: true, ..self }
+    }
+
+    pub(super) fn with(self, flaw: Flaw) -> Self {
+        Self { flaw: Some(flaw), ..self }
+    }
+
+    /// Sites whose messages go and come in `round_trip_us`, and that know it.
+    pub(super) fn apart(self, round_trip_us: u64) -> Self {
+        let timing = Timing::of_round_trip(round_trip_us);
+        Self { far_us: round_trip_us / 2, timing, ..self }
+    }
 }
 
 /// Pays of the limited merchant: so many at once, then one per interval.
@@ -64,6 +110,10 @@ pub(super) struct Key {
 /// A run's constants.
 pub(super) struct Setup {
     pub(super) sites: u8,
+    pub(super) voters: u8,
+    pub(super) witness: Option<u8>,
+    pub(super) timing: Timing,
+    pub(super) far_us: u64,
     pub(super) shards: u16,
     pub(super) flaw: Option<Flaw>,
     pub(super) channels: Vec<ChannelConfig>,
@@ -86,14 +136,20 @@ pub(super) struct Setup {
 }
 
 impl Setup {
-    pub(super) fn new(sites: u8, flaw: Option<Flaw>, random: &mut Random) -> Self {
+    pub(super) fn new(shape: Shape, random: &mut Random) -> Self {
+        let Shape { sites, voters, witness, flaw, far_us, timing, .. } = shape;
         let shards = random.between(1, 3) as u16;
         let patient = random.percent(70);
+        let own_us = timing.lease_us() + HOLD_US;
         let mut setup = Self {
             sites,
+            voters,
+            witness: witness.then_some(voters),
+            timing,
+            far_us,
             shards,
             flaw,
-            channels: (1..=2).map(|number| channel(number, patient, random)).collect(),
+            channels: (1..=2).map(|number| channel(number, own_us, patient, random)).collect(),
             merchants: (0..shards).map(|shard| merchant(shard, shards, false)).collect(),
             keys: Vec::new(),
             patience_us: *random.pick(&[80 * MS, 500 * MS]),
@@ -105,11 +161,11 @@ impl Setup {
             segment_bytes: 256 << 10,
         };
         // Other flaws are looked for in whole logs.
-        let is_hasty = flaw == Some(Flaw::HastyState);
-        if is_hasty || flaw.is_none() && random.percent(60) {
+        let releases = flaw == Some(Flaw::HastyState) || voters < sites;
+        if releases || flaw.is_none() && random.percent(60) {
             setup.checkpoint_bytes = *random.pick(&[1 << 10, 4 << 10, 16 << 10]);
             setup.segment_bytes = 68 << 10;
-            setup.keep_bytes = if is_hasty || random.percent(80) { 1 } else { 0 };
+            setup.keep_bytes = if releases || random.percent(80) { 1 } else { 0 };
         }
         setup.merchants.push(merchant(random.below(u64::from(shards)) as u16, shards, true));
         for number in 0..random.between(4, 10) {
@@ -121,6 +177,16 @@ impl Setup {
             setup.keys.push(setup.key(setup.limited(), 100 + number, 12_000));
         }
         setup
+    }
+
+    /// How long a leader that was replaced may still send.
+    pub(super) fn lease_us(&self) -> u64 {
+        self.timing.lease_us()
+    }
+
+    /// How long a request may be under way because of us.
+    pub(super) fn own_us(&self) -> u64 {
+        self.lease_us() + HOLD_US
     }
 
     pub(super) fn limited(&self) -> &Merchant {
@@ -175,10 +241,10 @@ impl Setup {
             blocks_bytes_max: 48 << 10,
             engines: (0..self.shards).map(|shard| self.engine(shard)).collect(),
             sites: u64::from(self.sites),
-            voters: (1..=u64::from(self.sites)).collect(),
-            witnesses: Vec::new(),
+            voters: (1..=u64::from(self.voters)).collect(),
+            witnesses: self.witness.map(u64::from).into_iter().collect(),
             cluster: 7,
-            timing: Timing::default(),
+            timing: self.timing,
             tail_bytes_max: self.tail_bytes_max,
             checkpoint_bytes: self.checkpoint_bytes,
             keep_bytes: self.keep_bytes,
@@ -201,7 +267,7 @@ pub(super) fn cny() -> Currency {
     Currency::new(*b"CNY").unwrap()
 }
 
-fn channel(number: u16, patient: bool, random: &mut Random) -> ChannelConfig {
+fn channel(number: u16, own_us: u64, patient: bool, random: &mut Random) -> ChannelConfig {
     let reversible = random.percent(70);
     ChannelConfig {
         number,
@@ -210,7 +276,7 @@ fn channel(number: u16, patient: bool, random: &mut Random) -> ChannelConfig {
         queryable: random.percent(90) || !reversible,
         reversible,
         fence_on_cancel: random.percent(80),
-        max_msg_life_us: WANDER_US + own_us(),
+        max_msg_life_us: WANDER_US + own_us,
         reply_timeout_us: 300 * MS,
         first_query_after_us: 100 * MS,
         query_plan_us: vec![100 * MS, 200 * MS, 400 * MS],

@@ -4,12 +4,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use super::cluster::{Cluster, Summary};
-use super::setup::Flaw;
+use super::setup::{Flaw, MS, Shape};
 use crate::engine::weakness::Weakness;
 
 /// Seeds of a normal run, by number of sites.
-const SEEDS_OF_THREE: u64 = 1_400;
-const SEEDS_OF_FIVE: u64 = 600;
+const SEEDS_OF_THREE: u64 = 1_000;
+const SEEDS_OF_FIVE: u64 = 460;
+const SEEDS_FAR_APART: u64 = 60;
+const SEEDS_WITH_WITNESS: u64 = 300;
+const SEEDS_OF_CHANGES: u64 = 240;
 /// A flaw must be found within this many seeds.
 const SEEDS_OF_FLAW: u64 = 600;
 
@@ -18,9 +21,9 @@ fn number(name: &str) -> Option<u64> {
 }
 
 /// What a seed does: a summary, or what it violates.
-fn outcome(seed: u64, sites: u8, flaw: Option<Flaw>) -> Result<Summary, String> {
+fn outcome(seed: u64, shape: Shape) -> Result<Summary, String> {
     let verbose = number("SIM_SEED").is_some();
-    let run = || Cluster::new(seed, sites, flaw, verbose).run();
+    let run = || Cluster::new(seed, shape, verbose).run();
     catch_unwind(AssertUnwindSafe(run)).map_err(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned())).unwrap_or_default()
@@ -29,7 +32,8 @@ fn outcome(seed: u64, sites: u8, flaw: Option<Flaw>) -> Result<Summary, String> 
 
 /// Runs the seeds that are asked for: `SIM_SEED` one, `SIM_SECONDS` as many as
 /// fit from `SIM_FROM` on, else a fixed number.
-fn hold(name: &str, sites: u8, count: u64) {
+fn hold(name: &str, shape: Shape, count: u64) {
+    let sites = shape.sites;
     let (one, from) = (number("SIM_SEED"), number("SIM_FROM").unwrap_or(0));
     let until = number("SIM_SECONDS").map(|s| Instant::now() + Duration::from_secs(s));
     let count = if until.is_some() { u64::MAX - from } else { count };
@@ -38,7 +42,7 @@ fn hold(name: &str, sites: u8, count: u64) {
     let (mut crashes, mut terms, mut answers, mut virtual_us) = (0, 0, 0, 0);
     let mut installed = 0;
     for seed in seeds {
-        match outcome(seed, sites, None) {
+        match outcome(seed, shape) {
             Ok(summary) => {
                 crashes += summary.crashes;
                 terms += summary.terms;
@@ -67,19 +71,76 @@ fn hold(name: &str, sites: u8, count: u64) {
 
 #[test]
 fn three_sites_hold_under_every_seed() {
-    hold("three_sites_hold_under_every_seed", 3, SEEDS_OF_THREE);
+    hold("three_sites_hold_under_every_seed", Shape::of(3), SEEDS_OF_THREE);
 }
 
 #[test]
 fn five_sites_hold_under_every_seed() {
-    hold("five_sites_hold_under_every_seed", 5, SEEDS_OF_FIVE);
+    hold("five_sites_hold_under_every_seed", Shape::of(5), SEEDS_OF_FIVE);
+}
+
+/// 60 ms apart, with the time-outs that the configuration makes of that.
+#[test]
+fn sites_far_apart_hold_under_every_seed() {
+    let shape = Shape::of(3).apart(60 * MS);
+    hold("sites_far_apart_hold_under_every_seed", shape, SEEDS_FAR_APART);
+}
+
+#[test]
+fn two_sites_and_a_witness_hold_under_every_seed() {
+    let shape = Shape::of(3).with_witness();
+    hold("two_sites_and_a_witness_hold_under_every_seed", shape, SEEDS_WITH_WITNESS);
+}
+
+/// A fourth site is brought up by a state, while others crash and go.
+#[test]
+fn members_that_change_while_states_travel_hold_under_every_seed() {
+    let shape = Shape::of(3).joined_by_one();
+    let name = "members_that_change_while_states_travel_hold_under_every_seed";
+    hold(name, shape, SEEDS_OF_CHANGES);
+}
+
+/// Without faults the sites elect once, and take each shard home once, and whatever
+/// goes to a channel leaves at once.
+#[test]
+fn sites_far_apart_keep_their_leaders_and_their_lease() {
+    let calm = |seed, shape: Shape| outcome(seed, Shape { calm: true, ..shape }).unwrap();
+    for seed in 0..8 {
+        for round_trip_us in [30 * MS, 60 * MS] {
+            let near = calm(seed, Shape::of(3));
+            let far = calm(seed, Shape::of(3).apart(round_trip_us));
+            assert_eq!((near.held_back, far.held_back), (0, 0), "seed {seed}");
+            assert!(far.terms <= near.terms, "seed {seed}: {} {}", near.terms, far.terms);
+        }
+    }
+    // Which the time-outs of sites that are near would not do.
+    let unaware = Shape { far_us: 30 * MS, ..Shape::of(3) };
+    let held_back: u64 = (0..8).map(|seed| calm(seed, unaware).held_back).sum();
+    assert!(held_back > 0);
+}
+
+/// A disk that hangs, again and again, without a word: its site loses its shards and does
+/// not get them back meanwhile.
+#[test]
+fn a_site_whose_disk_hangs_does_not_get_its_shards_back() {
+    let mut elected = 0;
+    for seed in 0..20 {
+        let shape = Shape { calm: true, quiet: true, ..Shape::of(3) };
+        let mut cluster = Cluster::new(seed, shape, number("SIM_SEED").is_some());
+        let site = 1 + seed as u8 % 3;
+        let times = cluster.elected_while_hanging(site, 3_000 * MS, 15_000 * MS);
+        println!("seed {seed}: site {site} was elected {times} times");
+        elected += times;
+        cluster.run();
+    }
+    assert_eq!(elected, 0);
 }
 
 #[test]
 fn a_seed_replays_identically() {
     for seed in 0..10 {
         for sites in [3, 5] {
-            let [first, second] = [0, 1].map(|_| outcome(seed, sites, None));
+            let [first, second] = [0, 1].map(|_| outcome(seed, Shape::of(sites)));
             assert_eq!(first, second, "seed {seed} of {sites} sites");
         }
     }
@@ -93,7 +154,7 @@ fn found(flaw: Flaw, by: &[&str]) {
         by.iter().any(|by| text.starts_with(by))
     };
     let finds = |seed| {
-        let violated = outcome(seed, 3, Some(flaw)).err().filter(follows)?;
+        let violated = outcome(seed, Shape::of(3).with(flaw)).err().filter(follows)?;
         Some((seed, violated))
     };
     let (seed, violated) =
@@ -118,7 +179,7 @@ fn a_vote_forgotten_over_a_restart_is_found() {
 
 #[test]
 fn a_missing_fsync_is_found() {
-    found(Flaw::SkipSync, &["logs of shard", "to_commit", "4:", "6:", "two leaders"]);
+    found(Flaw::SkipSync, &["logs of shard", "forgotten", "to_commit", "4:", "6:", "two leaders"]);
 }
 
 #[test]

@@ -118,7 +118,8 @@ impl<F: Files> Handling<F> {
         let engine = engine.ok_or("a shard that is not served here")?.clone();
         // Its log need not lead there.
         let base = Base { received: true, ..base };
-        let created = self.checkpoints.create(base.checkpoint(shard), &base.note());
+        // This site may be writing its own checkpoint of the same block.
+        let created = self.checkpoints.create_beside(base.checkpoint(shard), &base.note());
         let writer = created.map_err(|error| error.to_string())?;
         let coming = Coming { id: from.id, base, writer, restore: Restore::new(engine) };
         self.coming.insert(from.site, coming);

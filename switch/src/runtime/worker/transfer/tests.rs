@@ -3,11 +3,13 @@
 use super::*;
 use crate::engine::output::Outputs;
 use crate::engine::{CHUNK_BYTES_MAX, Engine};
+use crate::replica::Append;
 use crate::replica::{self, Base, Members, ReplicaConfig, Timing};
 use crate::runtime::mesh::Traffic;
 use crate::runtime::testing::Cluster;
 use crate::runtime::worker::checkpoint::Last;
-use storage::{Settings, SimDisk};
+use crate::runtime::worker::{Recovering, WorkerSettings};
+use storage::{Closed, Frame, FrameKind, Settings, SimDisk};
 
 const INDEX: u64 = 5;
 
@@ -28,13 +30,7 @@ struct Scene {
 impl Scene {
     fn new() -> Self {
         let config = &Cluster::new(1).configs[0];
-        let settings = Settings {
-            cluster: 7,
-            worker: 0,
-            segment_bytes: 68 << 10,
-            batch_max_bytes: 64 << 10,
-            idle_seal_us: 1_000,
-        };
+        let settings = log_settings();
         let disk = SimDisk::new(3, settings.segment_bytes);
         let log = Log::with_disk(disk.clone(), settings, &mut |_| Ok(())).unwrap().0;
         let (mesh, metrics) = (Arc::new(Mesh::new(2, 3, 1)), Arc::new(Metrics::new(config)));
@@ -108,6 +104,45 @@ impl Scene {
     }
 }
 
+fn log_settings() -> Settings {
+    Settings {
+        cluster: 7,
+        worker: 0,
+        segment_bytes: 68 << 10,
+        batch_max_bytes: 64 << 10,
+        idle_seal_us: 1_000,
+    }
+}
+
+/// A site whose log begins anew behind a state of another one starts over: what it
+/// starts from, or why it does not.
+fn restarted(disk: &SimDisk, engine: &EngineConfig) -> Result<u64, String> {
+    let settings = WorkerSettings {
+        site: 2,
+        queue_delay_max_us: 1,
+        commit_interval_us: 0,
+        blocks_bytes_max: 48 << 10,
+        engines: vec![engine.clone()],
+        sites: 3,
+        voters: vec![1, 2, 3],
+        witnesses: Vec::new(),
+        cluster: 7,
+        timing: Timing::default(),
+        tail_bytes_max: 0,
+        checkpoint_bytes: 0,
+        keep_bytes: 0,
+        segment_bytes: 68 << 10,
+    };
+    let closed = Closed::with_disk(disk.clone(), log_settings()).map_err(|e| e.to_string())?;
+    let mut recovering = Recovering::new(&settings, closed.checkpoints().as_ref());
+    let mut replay = |frame: Frame<'_>| {
+        recovering.frame(&frame).map_err(|error| storage::ReplayError::new(error.to_string()))
+    };
+    let (_log, recovery) = closed.open(&mut replay).map_err(|error| error.to_string())?;
+    recovering.check(&recovery.shards).map_err(|error| error.to_string())?;
+    Ok(recovering.finish().0[0].engine.applied())
+}
+
 fn taken(slices: u32) -> Vec<Body> {
     vec![Body::Taken { slices }]
 }
@@ -162,4 +197,46 @@ fn what_does_not_fit_is_refused_and_leaves_nothing() {
     assert_eq!(scene.slice(5, 0, &state[0]), [Body::Refused], "nobody went on with it");
     assert_eq!((scene.files(), scene.shards[0].engine.applied()), (vec![], 0));
     assert!(state.iter().all(|chunk| chunk.len() <= CHUNK_BYTES_MAX));
+}
+
+/// Until the site has written a checkpoint of its own, the received one is all there
+/// is: it gets a second with the next block, and when it is damaged before that the
+/// start says what to do instead of beginning from nothing.
+#[test]
+fn a_received_state_gets_a_second_soon_and_is_missed_loudly() {
+    let mut scene = Scene::new();
+    let state = scene.state();
+    assert_eq!(scene.send(9, Scene::begin(1 << 20)), taken(0));
+    for (number, chunk) in (0..).zip(&state) {
+        scene.slice(9, number, chunk);
+    }
+    scene.slice(9, state.len() as u32, b"");
+    let base = scene.shards[0].wants.appends.iter().find_map(|append| match append {
+        Append::Base(base) => Some(*base),
+        _ => None,
+    });
+    let base = base.expect("its log begins anew");
+    let (kind, payload) = (FrameKind::Base, &[][..]);
+    let Base { index, term, chain, .. } = base;
+    scene.log.append(&Frame { kind, shard: 0, index, term, chain, payload }).unwrap();
+    let (shards, now) = (&mut scene.shards, scene.now);
+    scene.checkpoints.run(shards, (0, Space::Ok), now);
+    assert!(!scene.checkpoints.desk().waits(), "nothing new is in it");
+    shards[0].grown = 1;
+    scene.checkpoints.run(shards, (0, Space::Ok), now);
+    assert!(scene.checkpoints.desk().waits(), "a second is written, off as checkpoints are");
+
+    let Scene { disk, log, engine, .. } = scene;
+    log.close().unwrap();
+    assert_eq!(restarted(&disk, &engine), Ok(INDEX));
+    let name = format!("0000-{INDEX:016x}.checkpoint");
+    disk.edit_file(&name, |bytes| bytes[200] ^= 1);
+    let refused = restarted(&disk, &engine).unwrap_err();
+    assert!(refused.contains("in no sound checkpoint"), "{refused}");
+    assert!(refused.contains("Replace a site"), "{refused}");
+    // A sound copy can be put back in its place.
+    let aside = format!("{name}.damaged");
+    disk.edit_file(&aside, |bytes| bytes[200] ^= 1);
+    disk.files().rename(&aside, &name).unwrap();
+    assert_eq!(restarted(&disk, &engine), Ok(INDEX));
 }

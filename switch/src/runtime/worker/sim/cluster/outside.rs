@@ -4,7 +4,7 @@ use protocol::code::RefundState;
 use protocol::id::{OutRefundNo, ShortText};
 
 use super::super::client::{Ask, CONNECTION, Next, REFUNDS};
-use super::super::setup::{MS, SECOND, START_WALL, WANDER_US, own_us};
+use super::super::setup::{MS, SECOND, START_WALL, WANDER_US};
 use super::{Cluster, Event};
 use crate::engine::input::{AdminCommand, AdminInput, Evidence, Operation};
 use crate::engine::order::AttemptState;
@@ -27,6 +27,15 @@ impl Cluster {
         }
         if !unknown.is_empty() {
             self.plan(100 * MS, Event::Bootstrap);
+        }
+    }
+
+    /// Something for the log of a shard.
+    pub(super) fn record(&mut self, shard: u16) {
+        let merchant = self.setup.merchants[usize::from(shard)].clone();
+        let command = AdminCommand::PutMerchant { merchant, only_if_absent: false };
+        for site in 1..=self.setup.sites {
+            self.command(site, shard, command.clone());
         }
     }
 
@@ -148,10 +157,12 @@ impl Cluster {
         let mut settled = Vec::new();
         let mesh = &process.shared.mesh;
         process.held.settle(mesh, mono_us, |send, fate| settled.push((*send, fate)));
+        self.held_back += u64::from(!process.held.is_empty());
         for (send, fate) in settled {
             let operation = send.operation;
             if fate == Fate::Sent {
-                self.checker.sends(operation.shard, send.term, now_us);
+                let lease_us = self.setup.lease_us();
+                self.checker.sends(operation.shard, send.term, now_us, lease_us);
                 self.transmit(site, life, send);
             } else {
                 let evidence = Box::new(Evidence::NotSent);
@@ -236,7 +247,7 @@ impl Cluster {
             }
             let now = self.now();
             let since = *self.manual_since.entry(key).or_insert(now);
-            if now - since <= WANDER_US + own_us() + 20 * MS {
+            if now - since <= WANDER_US + self.setup.own_us() + 20 * MS {
                 continue;
             }
             if let Some(attempt) = view.attempts.last()

@@ -95,6 +95,8 @@ impl Cluster {
         let busy = match process.worker.turn(clocks) {
             Ok(busy) => busy,
             Err(error) => {
+                let forgot = matches!(error, WorkerError::Forgotten { .. });
+                assert!(!forgot, "forgotten: site {number}: {error}");
                 let is_disk =
                     matches!(error, WorkerError::Log(LogError::Poisoned(_) | LogError::Disk(_)));
                 assert!(is_disk, "block: site {number}: {error}");
@@ -231,7 +233,7 @@ impl Cluster {
         for _ in 0..1 + u64::from(again) {
             let slow = self.random.below(100) < loss * 3;
             let most = if slow { 80 * MS } else { MS };
-            let after = self.random.between(150, most);
+            let after = self.setup.far_us + self.random.between(150, most);
             self.plan(after, Event::Packet { from, to, bytes: bytes.clone() });
         }
     }
