@@ -43,6 +43,9 @@ enum Command {
         /// First of the ports on 127.0.0.1.
         #[arg(long, default_value_t = 7_400)]
         port_base: u16,
+        /// The last site is a witness: it votes and keeps the log, and never leads.
+        #[arg(long)]
+        witness: bool,
         /// Replace an existing deployment's files (never its data).
         #[arg(long)]
         force: bool,
@@ -115,9 +118,10 @@ impl From<ConfigError> for Failure {
 impl From<InitError> for Failure {
     fn from(error: InitError) -> Self {
         let exit = match error {
-            InitError::Range { .. } | InitError::Exists { .. } | InitError::HasData { .. } => {
-                Exit::Usage
-            }
+            InitError::Range { .. }
+            | InitError::Witness
+            | InitError::Exists { .. }
+            | InitError::HasData { .. } => Exit::Usage,
             InitError::Write { .. } | InitError::Certificate(_) | InitError::Random => {
                 Exit::Environment
             }
@@ -149,8 +153,9 @@ impl Cli {
         serve: impl FnOnce(Config) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
         match self.command {
-            Command::Init { dir, sites, merchants, port_base, force } => {
-                run_init(out, &InitOptions { dir, sites, merchants, port_base, force })
+            Command::Init { dir, sites, merchants, port_base, witness, force } => {
+                let options = InitOptions { dir, sites, merchants, port_base, witness, force };
+                run_init(out, &options)
             }
             Command::Serve { config } => serve(Config::load(&config)?),
             Command::Check { config } => check::check(out, &config),

@@ -27,6 +27,8 @@ pub struct InitOptions {
     pub merchants: u32,
     /// First port; site n uses base + 10 (n - 1) to + 3, the channel base + 90.
     pub port_base: u16,
+    /// The last site only votes and keeps the log: two sites and a witness, say.
+    pub witness: bool,
     /// Replace an existing deployment's files.
     pub force: bool,
 }
@@ -46,6 +48,9 @@ pub enum InitError {
         /// Largest.
         max: u64,
     },
+    /// A witness beside too few sites.
+    #[error("--witness: needs --sites 3 or more, the witness among them")]
+    Witness,
     /// A file is there already.
     #[error("{} exists: this is a deployment already; choose another directory or pass --force", path.display())]
     Exists {
@@ -133,6 +138,9 @@ pub fn init(options: &InitOptions) -> Result<Vec<PathBuf>, InitError> {
     range("sites", options.sites, 1, SITES_MAX)?;
     range("merchants", options.merchants, 1, MERCHANTS_MAX)?;
     range("port-base", options.port_base, 1, PORT_MAX)?;
+    if options.witness && options.sites < 3 {
+        return Err(InitError::Witness);
+    }
     let mut new = certificates::make(options.sites)?;
     new.extend(configuration(options)?);
     let merchants = demo_merchants(options.merchants)?;
@@ -159,13 +167,15 @@ fn range(
 fn configuration(options: &InitOptions) -> Result<Vec<NewFile>, InitError> {
     let ports = Ports { base: options.port_base };
     let cluster = random_hex::<8>()?;
+    let serving = options.sites - u16::from(options.witness);
+    let sites = files::Sites { serving, all: options.sites };
     let mut new: Vec<_> = (1..=options.sites)
         .map(|site| {
-            let text = files::site(site, options.sites, &cluster, ports);
+            let text = files::site(site, sites, &cluster, ports);
             NewFile::public(format!("site-{site}.toml"), text)
         })
         .collect();
-    new.push(NewFile::public("gateway.toml", files::gateway(options.sites, ports)));
+    new.push(NewFile::public("gateway.toml", files::gateway(serving, ports)));
     new.push(NewFile::public("channel.toml", files::channel(ports)));
     Ok(new)
 }

@@ -23,7 +23,7 @@ type Answers = BTreeMap<u64, (TransactionId, Vec<u8>)>;
 fn deployment() -> Deployment {
     let deployment = Deployment::init(20);
     deployment.small_segments();
-    deployment.edit("# checkpoint_mib = 0", "checkpoint_mib = 1");
+    deployment.edit("# checkpoint_mib = 1024", "checkpoint_mib = 1");
     deployment
 }
 

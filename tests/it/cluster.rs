@@ -27,7 +27,8 @@ fn signer(merchant: &Merchant) -> Signer {
 pub(crate) async fn connect(cluster: &Cluster) -> Client {
     let deployment = &cluster.deployment;
     let pem = |name: &str| std::fs::read(deployment.file(name)).unwrap();
-    let sites = cluster.sites().map(|site| Site {
+    let serving = cluster.sites().filter(|site| !cluster.is_witness(*site));
+    let sites = serving.map(|site| Site {
         address: deployment.site_config(site)["gateway"]["listen"]
             .as_str()
             .unwrap()
@@ -119,6 +120,35 @@ fn a_site_dies_under_way_and_nothing_acknowledged_is_lost_or_paid_twice() {
         wait_spread(&cluster, 2);
         for merchant in &merchants {
             assert_eq!(queried(&client, merchant, "after").await.state, OrderState::Paid);
+        }
+    });
+}
+
+#[test]
+fn two_sites_and_a_witness_survive_either_of_the_two() {
+    let mut cluster = Cluster::init_witness(MERCHANTS);
+    let _channel = cluster.deployment.channel(&[]);
+    cluster.start();
+    let is_spread = |cluster: &Cluster, asked| cluster.leads(asked) == [0, 6, 6, 0];
+    wait_until("both lead their share", || is_spread(&cluster, 3));
+    let merchants = one_of_each_shard(&cluster);
+    run(async {
+        let client = connect(&cluster).await;
+        for merchant in &merchants {
+            paid(&client, merchant, "both").await;
+        }
+        for (lost, left) in [(2, 1), (1, 2)] {
+            cluster.kill(lost);
+            for merchant in &merchants {
+                assert_eq!(queried(&client, merchant, "both").await.state, OrderState::Paid);
+                paid(&client, merchant, &format!("without-{lost}")).await;
+            }
+            // What is reported is refreshed a few times a second.
+            let leads = |cluster: &Cluster| cluster.leads(left)[usize::from(left)];
+            wait_until("the other leads all", || leads(&cluster) == usize::from(SHARDS));
+            cluster.start_site(lost);
+            cluster.wait_ready(lost);
+            wait_until("both lead their share again", || is_spread(&cluster, left));
         }
     });
 }

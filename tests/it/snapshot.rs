@@ -21,7 +21,7 @@ fn sites(sites: u16, voters: u16) -> Cluster {
     for site in cluster.sites() {
         let deployment = &cluster.deployment;
         deployment.small_segments_of(site);
-        deployment.edit_site(site, "# checkpoint_mib = 0", "checkpoint_mib = 1");
+        deployment.edit_site(site, "# checkpoint_mib = 1024", "checkpoint_mib = 1");
         deployment.edit_site(site, "# keep_mib = 0", "keep_mib = 1");
     }
     cluster

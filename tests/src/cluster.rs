@@ -15,8 +15,22 @@ impl Cluster {
     /// `payswitch init --sites N` with this many demo merchants.
     pub fn init(sites: u16, merchants: u32) -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
-        let deployment = Deployment::init_in(dir, merchants, sites);
+        let deployment = Deployment::init_in(dir, merchants, sites, &[]);
         Self { running: (0..sites).map(|_| None).collect(), deployment }
+    }
+
+    /// `payswitch init --sites 3 --witness`: the third site only votes.
+    pub fn init_witness(merchants: u32) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let deployment = Deployment::init_in(dir, merchants, 3, &["--witness"]);
+        Self { running: (0..3).map(|_| None).collect(), deployment }
+    }
+
+    /// Whether a site only votes.
+    pub fn is_witness(&self, site: u16) -> bool {
+        let sites = &self.deployment.site_config(1)["sites"];
+        let entry = &sites.as_array().expect("sites")[usize::from(site) - 1];
+        entry.get("witness").is_some_and(|witness| witness.as_bool() == Some(true))
     }
 
     /// As [`Self::init`]; the sites behind the first `voters` are no members yet.
@@ -45,14 +59,15 @@ impl Cluster {
         self.running[usize::from(site) - 1] = Some(self.deployment.start_site(site));
     }
 
-    /// Waits until a site says that it is ready and its channel is up.
+    /// Waits until a site says that it is ready and its channel, if it has one, is up.
     pub fn wait_ready(&mut self, site: u16) {
         let started = Instant::now();
         let config = self.deployment.site_config(site);
         let admin = config["admin"]["listen"].as_str().expect("an address");
         loop {
             let ready = http::get(admin, "/ready").is_ok_and(|reply| reply.status == 200);
-            if ready && self.status(site)["channels"][0]["up"] == true {
+            let is_up = || self.status(site)["channels"][0]["up"] == true;
+            if ready && (self.is_witness(site) || is_up()) {
                 return;
             }
             let process = self.process(site);

@@ -159,24 +159,20 @@ pub struct Deployment {
 impl Deployment {
     /// `payswitch init` with `merchants` demo merchants.
     pub fn init(merchants: u32) -> Self {
-        Self::init_in(tempfile::tempdir().expect("a temporary folder"), merchants, 1)
+        Self::init_in(tempfile::tempdir().expect("a temporary folder"), merchants, 1, &[])
     }
 
-    fn init_in(dir: tempfile::TempDir, merchants: u32, sites: u16) -> Self {
+    fn init_in(dir: tempfile::TempDir, merchants: u32, sites: u16, more: &[&str]) -> Self {
         let base = port_base();
         let (has_channel, has_faults) = Default::default();
         let deployment = Self { dir, base, sites, has_channel, has_faults };
-        let output = deployment.payswitch(&[
-            "init",
-            "--dir",
-            deployment.path().to_str().expect("a UTF-8 path"),
-            "--merchants",
-            &merchants.to_string(),
-            "--port-base",
-            &base.to_string(),
-            "--sites",
-            &sites.to_string(),
-        ]);
+        let path = deployment.path().to_str().expect("a UTF-8 path");
+        let (merchants, sites_text) = (merchants.to_string(), sites.to_string());
+        let base = base.to_string();
+        let asked = ["--dir", path, "--merchants", &merchants, "--port-base", &base];
+        let sites_asked = ["--sites", &sites_text];
+        let args = [&["init"][..], &asked, &sites_asked, more].concat();
+        let output = deployment.payswitch(&args);
         assert!(output.status.success(), "{}", text(&output));
         // A test machine that stands still for a moment is not an overload.
         for site in 1..=sites {
@@ -191,7 +187,7 @@ impl Deployment {
     /// `voters` are no members yet.
     pub fn init_sites(sites: u16, voters: u16, merchants: u32) -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
-        let deployment = Self::init_in(dir, merchants, sites);
+        let deployment = Self::init_in(dir, merchants, sites, &[]);
         for site in 1..=sites {
             for later in voters + 1..=sites {
                 let entry = format!("id = {later}\n");

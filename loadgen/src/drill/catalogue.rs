@@ -334,7 +334,7 @@ impl Drill {
             *length = args.minutes.map_or(usual, |minutes| Duration::from_secs_f64(minutes * 60.0));
         }
         if matches!(case.before, Before::History(payments) if payments > READ_AGAIN_MAX) {
-            let line = "# checkpoint_mib = 0".to_owned();
+            let line = "# checkpoint_mib = 1024".to_owned();
             case.needs.settings.push((line, format!("checkpoint_mib = {CHECKPOINT_MIB}")));
             case.about += &format!("; log.checkpoint_mib = {CHECKPOINT_MIB}, to be level in time");
         }

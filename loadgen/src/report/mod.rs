@@ -33,6 +33,7 @@ use crate::pace::Pacing;
 use crate::plan::{Op, Params};
 use crate::series::Columns;
 pub(crate) use make::{ReportArgs, run, write as write_page, write_summary};
+use protocol::code::Code;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -376,6 +377,12 @@ impl Report {
         (self.latency_us.p50, self.latency_us.p99)
     }
 
+    /// Whether payments were refused for lack of room at the sites.
+    pub(crate) fn is_full(&self) -> bool {
+        let full = [Code::CapacityReached, Code::StorageFull];
+        full.iter().any(|code| self.by_code.contains_key(code.name()))
+    }
+
     /// Answered as asked, refused, unanswered, not sent.
     pub(crate) fn counts(&self) -> (u64, u64, u64, u64) {
         (self.ok, self.refused, self.unanswered, self.not_sent)
@@ -480,23 +487,28 @@ fn health(measure: &Measure, raw: &Latency, outcome: &Outcome) -> Health {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::measure::{Business, Sample};
     use crate::plan::tests::params;
     use crate::schedule::Arrival;
-    use protocol::code::{Code, OrderState};
+    use protocol::code::OrderState;
     use std::time::Duration;
 
     fn report(late_ns: u64, goals: &[&str], answers: u64) -> Report {
+        report_of(late_ns, goals, &vec![Code::Ok; answers as usize])
+    }
+
+    /// A run in which one pay after the other was answered so.
+    pub(crate) fn report_of(late_ns: u64, goals: &[&str], answers: &[Code]) -> Report {
         let mut measure = Measure::new(0, 1_000_000_000);
-        for n in 0..answers {
+        for (n, code) in (0..).zip(answers) {
             let planned_ns = n * 1_000_000;
             let sample = Sample { op: Op::Pay, planned_ns, sent_ns: planned_ns + late_ns };
             measure.pulled(planned_ns, planned_ns + late_ns);
             measure.sent(sample);
             let paid = Business::Order(OrderState::Paid);
-            measure.answered(sample, (Code::Ok, paid), 1, planned_ns + late_ns + 500_000);
+            measure.answered(sample, (*code, paid), 1, planned_ns + late_ns + 500_000);
         }
         let phase = Phase {
             arrival: Arrival::Constant,

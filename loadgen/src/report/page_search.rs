@@ -51,6 +51,9 @@ fn badge(search: &Search) -> Badge {
             let detail = "the generator was the bottleneck twice, not the switch";
             ("not known".to_owned(), detail.to_owned())
         }
+        None if search.sites_full => {
+            ("not known".to_owned(), "the sites had no room left for payments".to_owned())
+        }
         None => ("none found".to_owned(), format!("{} rates tried", search.steps.len())),
     };
     let grade = Grade::of(search.rate.is_some());

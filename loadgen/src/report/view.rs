@@ -360,6 +360,8 @@ pub(super) struct Search {
     pub(super) rate: Option<f64>,
     /// The generator was the bottleneck, so that there is none.
     pub(super) generator_limited: bool,
+    /// The sites were full, so that there is none.
+    pub(super) sites_full: bool,
     pub(super) steps: Vec<Step>,
 }
 

@@ -48,14 +48,16 @@ pub trait Files: Clone + Send {
 pub struct DirFiles {
     dir: PathBuf,
     writing: Option<File>,
-    /// Bytes of the file being written, and how many of them are being written out.
-    written: (u64, u64),
+    /// Bytes of the file being written.
+    written: u64,
+    /// How many of them the kernel was asked to write out.
+    written_out: u64,
     reading: Option<(String, File)>,
 }
 
 impl DirFiles {
     pub(crate) fn new(dir: PathBuf) -> DirFiles {
-        DirFiles { dir, writing: None, written: (0, 0), reading: None }
+        DirFiles { dir, writing: None, written: 0, written_out: 0, reading: None }
     }
 
     fn started(&mut self) -> io::Result<&mut File> {
@@ -93,20 +95,20 @@ impl Files for DirFiles {
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(true);
         let file = options.open(self.dir.join(name)).map_err(failed(DiskOp::Open))?;
-        (self.writing, self.written) = (Some(file), (0, 0));
+        (self.writing, self.written, self.written_out) = (Some(file), 0, 0);
         Ok(())
     }
 
     fn append(&mut self, bytes: &[u8]) -> Result<(), DiskError> {
         self.started().and_then(|file| file.write_all(bytes)).map_err(failed(DiskOp::Write))?;
-        let (written, out) = (self.written.0 + bytes.len() as u64, self.written.1);
-        self.written = (written, out);
-        if written - out >= WRITE_OUT_BYTES
+        self.written += bytes.len() as u64;
+        let waiting = self.written - self.written_out;
+        if waiting >= WRITE_OUT_BYTES
             && let Some(file) = &self.writing
         {
             // A favour: what goes wrong with the writing is told by the sync.
-            sys::write_out(file, out, written - out);
-            self.written.1 = written;
+            sys::write_out(file, self.written_out, waiting);
+            self.written_out = self.written;
         }
         Ok(())
     }

@@ -115,6 +115,7 @@ pub(crate) fn site() -> Site {
         merchants: 1,
         port_base: 7400,
         force: false,
+        witness: false,
     };
     init(&options).unwrap();
     let mut config = Config::load(&dir.path().join("site-1.toml")).unwrap();
@@ -408,6 +409,7 @@ fn other_roles_and_other_authorities_are_refused() {
         merchants: 1,
         port_base: 7400,
         force: false,
+        witness: false,
     };
     init(&options).unwrap();
     let file = |name: &str| other.path().join("certs").join(name);

@@ -270,6 +270,7 @@ mod tests {
             merchants: 1,
             port_base: 7400,
             force: false,
+            witness: false,
         };
         init(&options).unwrap();
         let config = Config::load(&dir.path().join("site-1.toml")).unwrap();

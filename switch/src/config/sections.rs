@@ -171,7 +171,8 @@ pub struct LogConfig {
     /// Without traffic the last batch is sealed after this time.
     pub idle_seal_ms: u64,
     /// Least time between two log writes on the average, microseconds; 0: none. It is
-    /// longer while writes take longer than that.
+    /// longer while writes take long: one and a half times what they take, with
+    /// several sites four times.
     /// A few writes after a pause are not held back.
     pub commit_interval_us: u64,
     /// The shards' states are written down so often that about this much log is
@@ -192,7 +193,7 @@ impl Default for LogConfig {
             reserve_mib: 256,
             idle_seal_ms: 100,
             commit_interval_us: 600,
-            checkpoint_mib: 0,
+            checkpoint_mib: 1024,
             keep_mib: 0,
         }
     }

@@ -10,6 +10,7 @@ fn good() -> String {
         merchants: 1,
         port_base: 7400,
         force: false,
+        witness: false,
     };
     init(&options).unwrap();
     std::fs::read_to_string(dir.path().join("site-1.toml")).unwrap()

@@ -30,8 +30,15 @@ pub(super) const GATEWAY_MERCHANTS_HEAD: &str = "\
 # secret: the shared secret (hmac-sha256) or the private seed (ed25519), hex.
 ";
 
+/// How many sites there are; those behind `serving` are witnesses.
+#[derive(Clone, Copy)]
+pub(super) struct Sites {
+    pub(super) serving: u16,
+    pub(super) all: u16,
+}
+
 /// `site-N.toml`.
-pub(super) fn site(site: u16, sites: u16, cluster: &str, ports: Ports) -> String {
+pub(super) fn site(site: u16, sites: Sites, cluster: &str, ports: Ports) -> String {
     let mut text = format!(
         r#"# payswitch, site {site}. Paths are relative to this file. Unknown keys and values
 # out of range are errors: `payswitch check --config` lists all of them.
@@ -49,7 +56,7 @@ shards = 12
 default_route = [1]
 "#
     );
-    for other in 1..=sites {
+    for other in 1..=sites.all {
         let (gateway, peer) = (ports.gateway(other), ports.peer(other));
         let admin = ports.admin_tls(other);
         let _ = write!(
@@ -65,11 +72,14 @@ admin = "127.0.0.1:{admin}"
 server_name = "site-{other}.site.payswitch"
 "#
         );
+        if other > sites.serving {
+            text += "witness = true                     # votes and keeps the log, never leads\n";
+        }
     }
     let (gateway, admin, admin_tls) =
         (ports.gateway(site), ports.admin(site), ports.admin_tls(site));
     let channel = ports.channel();
-    let queue_delay = match sites {
+    let queue_delay = match sites.all {
         1 => "# queue_delay_max_ms = 20           # new payments are shed above this",
         _ => {
             "queue_delay_max_ms = 100            # new payments are shed above this; takeovers bring bursts"
@@ -124,7 +134,7 @@ admin_key = "certs/admin.key"
 # reserve_mib = 256                 # free space below which no payment is admitted
 # idle_seal_ms = 100                # an idle log seals its last batch after this
 # commit_interval_us = 600          # least average time between two log writes; less on fast disks
-# checkpoint_mib = 0                # log after which states are written down again, 256 say; 0: never
+# checkpoint_mib = 1024             # log after which states are written down again; 0: never
 # keep_mib = 0                      # log kept beside the checkpoints; 0: all of it
 
 # How far apart the sites are. The same at all sites, which refuse each other

@@ -6,7 +6,14 @@ use rustls::pki_types::{CertificateDer, UnixTime, pem::PemObject};
 use std::os::unix::fs::PermissionsExt;
 
 fn options(dir: &Path, sites: u16) -> InitOptions {
-    InitOptions { dir: dir.to_owned(), sites, merchants: 40, port_base: 7400, force: false }
+    InitOptions {
+        dir: dir.to_owned(),
+        sites,
+        merchants: 40,
+        port_base: 7400,
+        witness: false,
+        force: false,
+    }
 }
 
 fn certificate(dir: &Path, name: &str) -> CertificateDer<'static> {
@@ -33,6 +40,23 @@ fn what_it_writes_loads() {
             tls::channel_client(&config.channels[0]).unwrap();
         }
     }
+}
+
+#[test]
+fn a_witness_is_one_at_every_site_and_no_gateway_goes_there() {
+    let dir = tempfile::tempdir().unwrap();
+    init(&InitOptions { witness: true, ..options(dir.path(), 3) }).unwrap();
+    for site in 1..=3 {
+        let config = Config::load(&dir.path().join(format!("site-{site}.toml"))).unwrap();
+        assert_eq!(config.witnesses(), [3]);
+        assert_eq!(config.first_voters(), [1, 2, 3]);
+    }
+    let gateway = std::fs::read_to_string(dir.path().join("gateway.toml")).unwrap();
+    let gateway: toml::Table = gateway.parse().unwrap();
+    let sites = gateway["sites"].as_array().unwrap().iter();
+    assert_eq!(sites.map(|site| site["id"].as_integer().unwrap()).collect::<Vec<_>>(), [1, 2]);
+    let few = InitOptions { witness: true, ..options(&dir.path().join("few"), 2) };
+    assert!(matches!(init(&few), Err(InitError::Witness)));
 }
 
 #[test]

@@ -183,7 +183,7 @@ impl NodeControl {
         receiver
     }
 
-    /// The gateway port is open.
+    /// The gateway port is open, and the channels were tried.
     pub fn listening(&self) {
         self.listening.store(true, Ordering::Release);
     }
@@ -295,7 +295,7 @@ impl Control for NodeControl {
         } else if !self.all_led() {
             "not every shard is led yet"
         } else if !self.listening.load(Ordering::Acquire) {
-            "the gateway port is not open yet"
+            "the gateway port is not open, or its channels were not tried yet"
         } else if !self.bootstrapped.load(Ordering::Acquire) {
             "the configured merchants are being recorded"
         } else {

@@ -53,6 +53,8 @@ pub struct Link {
     paths: Vec<Path>,
     /// Sent moments of sampled operations, by sequence, a small ring.
     samples: RefCell<Vec<(u64, u64)>>,
+    /// A connection is up, or could not be had.
+    tried: Notify,
 }
 
 impl Link {
@@ -74,12 +76,18 @@ impl Link {
             settings,
             client: RefCell::new(client),
             samples: RefCell::new(vec![(0, 0); 256]),
+            tried: Notify::new(),
         })
     }
 
     /// Whether any connection is up.
     pub fn up(&self) -> bool {
         self.paths.iter().any(|path| path.up.get())
+    }
+
+    /// Waits until the channel was reached, or was not. For one who waits.
+    pub async fn tried(&self) {
+        self.tried.notified().await;
     }
 
     /// Encodes a request into a stream's buffer. False: provably not sent.
@@ -151,6 +159,7 @@ impl Link {
                     self.serve(index, net, quic).await;
                 }
                 Err(error) => {
+                    self.tried.notify_one();
                     if pause >= RECONNECT_MAX {
                         eprintln!("channel {}: {error}", self.settings.name);
                     }
@@ -194,6 +203,7 @@ impl Link {
             self.count(net, |channel| channel.up.set(1));
             net.broadcast(|| Item::ChannelUp(self.number, true));
         }
+        self.tried.notify_one();
         let reason = quic.closed().await;
         eprintln!("channel {}: connection ended: {reason}", self.settings.name);
         path.up.set(false);

@@ -57,6 +57,9 @@ use peer::{OwnLog, PeerShared, Peers};
 use reload::Reload;
 use worker::{Recovering, Report, Shared, Worker, WorkerError, WorkerSettings};
 
+/// How long a starting node is not ready because a channel does not answer.
+const CHANNELS_TRIED_MAX: Duration = Duration::from_millis(500);
+
 /// How long a stopping node waits for answers to requests in flight.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
 
@@ -483,7 +486,7 @@ async fn net_main(
     if !witness {
         tokio::task::spawn_local(Rc::clone(&front).run(endpoint.clone()));
     }
-    control.listening();
+    tokio::task::spawn_local(say_listening(Rc::clone(&net), Arc::clone(&control)));
     stop_signal().await?;
     drain(&net, &control).await;
     drop(events.send(Event::Drained));
@@ -514,6 +517,21 @@ fn start_links(config: &Config, net: &Rc<Net>) -> Result<(), ServeError> {
         link.run(net, &endpoint);
     }
     Ok(())
+}
+
+/// Says that the site is ready once its channels were tried: the first payments
+/// would be refused for want of a channel. One that does not answer is not waited
+/// for; what concerns the others, and queries, can be served.
+async fn say_listening(net: Rc<Net>, control: Arc<NodeControl>) {
+    let links = net.links.borrow().clone();
+    let tried = async {
+        for link in links {
+            link.tried().await;
+        }
+    };
+    // Not reached within the bound: that is an answer, too.
+    drop(tokio::time::timeout(CHANNELS_TRIED_MAX, tried).await);
+    control.listening();
 }
 
 async fn stop_signal() -> Result<(), ServeError> {

@@ -74,6 +74,7 @@ impl Cluster {
             merchants: 4,
             port_base: 7_400,
             force: false,
+            witness: false,
         };
         init(&options).unwrap();
         let load = |site: u16| Config::load(&dir.path().join(format!("site-{site}.toml"))).unwrap();

@@ -29,8 +29,9 @@ use crate::runtime::inbox::Exchange;
 /// Payments written at once: about 0.1 ms of the worker's time.
 const PAYMENTS_PER_SLICE: u64 = 256;
 /// Time from one slice to the next, microseconds: a tenth of the worker's time, and
-/// some 50 MB/s of the disk's. Written as fast as it goes, a state takes both from
-/// the payments of its time.
+/// some 50 MB/s of the disk's. Written as fast as it goes, a state takes both from the
+/// payments of its time. There is no pause when a state is waited for: by another
+/// site, or by a log that has grown by more than a checkpoint's share since.
 const SLICE_EVERY_US: u64 = 1_000;
 /// Chunks (of at most 256 KiB) on their way to the writing thread.
 const ORDERS_MAX: usize = 16;
@@ -120,6 +121,8 @@ pub(super) struct Checkpointer<D: Disk = FileDisk> {
     held: Vec<usize>,
     not_before_us: u64,
     next_slice_us: u64,
+    /// Bytes appended to the log when the active one began.
+    begun_at: u64,
 }
 
 impl Checkpointer {
@@ -170,6 +173,7 @@ impl<D: Disk> Checkpointer<D> {
             held: Vec::new(),
             not_before_us: 0,
             next_slice_us: 0,
+            begun_at: 0,
         }
     }
 
@@ -245,9 +249,16 @@ impl<D: Disk> Checkpointer<D> {
             active.slice(shard);
             let took_us = clock::mono_us().saturating_sub(started_us);
             self.metrics.checkpoint_slice.record(took_us);
-            self.next_slice_us = now.mono_us + SLICE_EVERY_US;
+            let pause = if self.is_urgent(shards, appended) { 0 } else { SLICE_EVERY_US };
+            self.next_slice_us = now.mono_us + pause;
         }
         self.send(shards, now);
+    }
+
+    /// Whether somebody waits for checkpoints.
+    fn is_urgent(&self, shards: &[Shard], appended: u64) -> bool {
+        let grown = appended.saturating_sub(self.begun_at);
+        grown > self.every_whole || shards.iter().any(|shard| shard.replica.wants_checkpoint())
     }
 
     /// Begins the checkpoint of the shard whose log has grown most, if due. A
@@ -277,7 +288,7 @@ impl<D: Disk> Checkpointer<D> {
             waiting.push_back(Order::Chunk(chunk.to_vec()));
         });
         debug_assert_eq!(index, base.index, "the engine has applied what the replica handed out");
-        shard.grown = 0;
+        (shard.grown, self.begun_at) = (0, appended);
         if let Some(begun) = self.appended.get_mut(at) {
             *begun = appended;
         }

@@ -83,14 +83,16 @@ fn slices_leave_the_payments_their_time() {
     let waiting = VecDeque::new();
     let active = Active { at: 0, shard: 0, base, begun_us: 0, waiting, whole: false };
     scene.checkpointer.active = Some(active);
-    let mut run = |mono_us| {
+    let mut run = |mono_us, appended| {
         let now = Now { mono_us, ..scene.now };
-        scene.checkpointer.run(&mut scene.shards, (0, Space::Ok), now);
+        scene.checkpointer.run(&mut scene.shards, (appended, Space::Ok), now);
         (scene.metrics.checkpoint_slice.count(), scene.checkpointer.due_us())
     };
-    assert_eq!(run(5_000), (1, Some(6_000)));
-    assert_eq!(run(5_999), (1, Some(6_000)), "asked for, and too early");
-    assert_eq!(run(6_300), (2, Some(7_300)));
+    assert_eq!(run(5_000, 0), (1, Some(6_000)));
+    assert_eq!(run(5_999, 0), (1, Some(6_000)), "asked for, and too early");
+    assert_eq!(run(6_300, 1 << 20), (2, Some(7_300)));
+    assert_eq!(run(7_300, (1 << 20) + 1), (3, Some(7_300)), "the log waits for it");
+    assert_eq!(run(7_300, (1 << 20) + 1), (4, Some(7_300)));
 }
 
 #[test]

@@ -1,0 +1,166 @@
+//! Doubt, evidence, dark channels (C3), the resolver and its operator (C11).
+
+use super::{has_alarm, in_doubt, world_of};
+use crate::engine::input::{AdminCommand, AdminInput, Evidence, Input, Operation};
+use crate::engine::order::AttemptState;
+use crate::engine::output::AlarmKind;
+use crate::engine::tests::driver::*;
+use protocol::channel::ChannelStatus;
+use protocol::code::{Code, OrderState, Reason};
+use protocol::id::ShortText;
+
+#[test]
+fn c3_not_sent_goes_to_the_next_channel_and_ends_failed_without_one() {
+    let mut world = world_of(|_| ());
+    let asked = world.pay("a", 100);
+    world.settle();
+    let first = world.sent(Operation::Charge);
+    world.evidence(first.operation, Evidence::NotSent);
+    let second = world.sent(Operation::Charge);
+    assert_eq!(second.channel, 2);
+    world.evidence(second.operation, Evidence::NotSent);
+    let reply = world.order_reply(asked).expect("answered");
+    assert_eq!((reply.state, reply.reason), (OrderState::Failed, Reason::NotSent));
+    world.assert_follower_agrees();
+}
+
+#[test]
+fn c3_not_sent_after_doubt_proves_nothing() {
+    let mut world = World::new();
+    let (_, send) = in_doubt(&mut world, "a");
+    world.evidence(send.operation, Evidence::NotSent);
+    assert_eq!(world.view("a").attempts[0].state, AttemptState::Unknown);
+}
+
+#[test]
+fn c3_a_decline_for_funds_does_not_shop_around() {
+    let mut world = world_of(|_| ());
+    let asked = world.pay("a", 100);
+    world.settle();
+    let send = world.sent(Operation::Charge);
+    world.answer_as(
+        send.operation,
+        &send,
+        ChannelStatus::Declined,
+        Reason::InsufficientFunds.wire(),
+    );
+    world.nothing_sent();
+    assert_eq!(world.order_reply(asked).expect("answered").reason, Reason::InsufficientFunds);
+}
+
+#[test]
+fn c3_a_dark_channel_is_skipped_and_a_lost_link_makes_doubt() {
+    let mut world = world_of(|_| ());
+    world.give(Input::ChannelUp { channel: 1, up: false });
+    world.pay("a", 100);
+    world.settle();
+    let send = world.sent(Operation::Charge);
+    assert_eq!(send.channel, 2);
+    world.give(Input::LinkLost { channel: 2 });
+    world.give(Input::ChannelUp { channel: 2, up: false });
+    world.settle();
+    assert_eq!(world.view("a").attempts[0].state, AttemptState::Unknown);
+    let asked = world.pay("b", 100);
+    assert_eq!(world.order_reply(asked).expect("refused").code, Code::ChannelUnavailable);
+    world.pass(3 * SECOND);
+    world.nothing_sent();
+    world.give(Input::ChannelUp { channel: 2, up: true });
+    let query = world.sent(Operation::Query);
+    world.answer(&query, ChannelStatus::Success);
+    assert_eq!(world.view("a").state, OrderState::Paid);
+}
+
+#[test]
+fn c3_other_money_or_numbers_go_to_an_operator() {
+    let mut world = World::new();
+    let asked = world.pay("a", 100);
+    world.settle();
+    let send = world.sent(Operation::Charge);
+    world.evidence(send.operation, success(&send, 99));
+    let reply = world.order_reply(asked).expect("answered");
+    assert_eq!((reply.state, reply.reason), (OrderState::Manual, Reason::Integrity));
+    assert!(has_alarm(&world, AlarmKind::Integrity));
+    assert_eq!(world.engine.stats().manual, 1);
+    let short = |text: &str| ShortText::new(text.as_bytes()).expect("short");
+    let mut decide = |second: &str| {
+        world.give(Input::Admin(AdminInput {
+            ticket: 9,
+            operator: short("anna"),
+            command: AdminCommand::Decide {
+                mch_id: mch(),
+                out_trade_no: no("a"),
+                out_refund_no: None,
+                success: true,
+                second: short(second),
+                note: short("bill of today"),
+            },
+        }));
+        world.settle();
+        world.out.admin.pop().expect("answered").1
+    };
+    assert!(decide("anna").is_err(), "needs another person");
+    assert!(decide("ben").is_ok());
+    assert!(decide("ben").is_err(), "decided already");
+    assert_eq!(world.view("a").state, OrderState::Paid);
+    assert_eq!(world.engine.stats().manual, 0);
+    world.assert_follower_agrees();
+}
+
+#[test]
+fn c3_a_payer_who_must_act_is_waited_for_until_expiry() {
+    let mut world = World::new();
+    let asked = world.pay("a", 100);
+    world.settle();
+    let send = world.sent(Operation::Charge);
+    world.answer(&send, ChannelStatus::Pending);
+    assert_eq!(world.order_reply(asked).expect("told").state, OrderState::WaitPayer);
+    for _ in 0..700 {
+        world.pass(SECOND);
+        for send in std::mem::take(&mut world.out.sends) {
+            let reverse = send.operation.operation == Operation::Reverse;
+            let status = if reverse { ChannelStatus::Reversed } else { ChannelStatus::Pending };
+            world.answer(&send, status);
+        }
+    }
+    let view = world.view("a");
+    assert_eq!((view.state, view.reason), (OrderState::Closed, Reason::Expired));
+}
+
+#[test]
+fn c11_alarm_then_operator_and_never_a_guess() {
+    let mut world = World::new();
+    in_doubt(&mut world, "a");
+    // Looked at when its next question falls due.
+    world.pass(70 * SECOND);
+    assert!(has_alarm(&world, AlarmKind::InDoubtTooLong));
+    let mut config = world.config.clone();
+    config.channels[0].reversible = false;
+    let mut world = World::with(config);
+    in_doubt(&mut world, "a");
+    world.pass(7300 * SECOND);
+    let view = world.view("a");
+    assert_eq!((view.state, view.reason), (OrderState::Manual, Reason::BudgetSpent));
+    assert!(has_alarm(&world, AlarmKind::Manual));
+    assert_eq!(world.engine.stats().channels[0].in_flight, 0);
+}
+
+#[test]
+fn c11_the_backlog_drains_oldest_first_within_its_budget() {
+    let mut config = config(vec![channel(1)]);
+    config.channels[0].resolver_per_second = 2;
+    let mut world = World::with(config);
+    for number in ["a", "b", "c", "d", "e", "f"] {
+        world.pay(number, 100);
+        world.settle();
+        world.sent(Operation::Charge);
+        world.jump(world.now.mono_us + 1000);
+    }
+    world.give(Input::LinkLost { channel: 1 });
+    world.settle();
+    world.give(Input::Tick);
+    let asked: Vec<_> = world.out.sends.drain(..).map(|s| s.operation.sequence).collect();
+    assert_eq!(asked, [1, 2], "the burst of one second");
+    world.pass(SECOND);
+    let asked: Vec<_> = world.out.sends.drain(..).map(|s| s.operation.sequence).collect();
+    assert_eq!(asked, [3, 4]);
+}

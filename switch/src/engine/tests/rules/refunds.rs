@@ -1,0 +1,91 @@
+//! Refunds (C9).
+
+use super::{has_alarm, in_doubt, refund_code};
+use crate::engine::input::Operation;
+use crate::engine::output::AlarmKind;
+use crate::engine::tests::driver::*;
+use protocol::channel::ChannelStatus;
+use protocol::code::{Code, RefundState};
+
+#[test]
+fn c9_refunds_are_refused_by_state_and_sum() {
+    let mut world = World::new();
+    in_doubt(&mut world, "doubt");
+    assert_eq!(refund_code(&mut world, "doubt", "r", 1), Code::OrderNotFinal);
+    assert_eq!(world.sent(Operation::Query).operation.sequence, 1, "asked on the fly");
+    world.pay("failed", 100);
+    world.settle();
+    let send = world.sent(Operation::Charge);
+    world.answer_as(send.operation, &send, ChannelStatus::Declined, 1);
+    assert_eq!(refund_code(&mut world, "failed", "r", 1), Code::NotPaid);
+    assert_eq!(refund_code(&mut world, "nobody", "r", 1), Code::OrderNotFound);
+    world.paid("a", 100);
+    assert_eq!(refund_code(&mut world, "a", "r1", 101), Code::RefundExceedsPaid);
+    assert_eq!(refund_code(&mut world, "a", "r1", 60), Code::Ok);
+    assert_eq!(
+        refund_code(&mut world, "a", "r2", 41),
+        Code::RefundExceedsPaid,
+        "sees the proposal"
+    );
+    world.settle();
+    assert_eq!(refund_code(&mut world, "a", "r2", 41), Code::RefundExceedsPaid);
+    let send = world.sent(Operation::Refund);
+    world.answer_as(send.operation, &send, ChannelStatus::Declined, 4);
+    assert_eq!(refund_code(&mut world, "a", "r2", 100), Code::Ok, "a failed refund releases");
+    world.settle();
+    world.assert_follower_agrees();
+}
+
+#[test]
+fn c9_a_refund_number_moves_money_once() {
+    let mut world = World::new();
+    world.paid("a", 100);
+    let first = world.refund("a", "r1", 40);
+    let twin = world.refund("a", "r1", 40);
+    assert_eq!(refund_code(&mut world, "a", "r1", 41), Code::IdempotencyConflict);
+    world.settle();
+    let send = world.sent(Operation::Refund);
+    world.nothing_sent();
+    world.answer(&send, ChannelStatus::Success);
+    assert!(!world.refund_reply(first).expect("answered").replayed);
+    assert!(world.refund_reply(twin).expect("answered").replayed);
+    let again = world.refund("a", "r1", 40);
+    let reply = world.refund_reply(again).expect("stored");
+    assert_eq!((reply.state, reply.replayed, reply.refunded), (RefundState::Success, true, 40));
+}
+
+#[test]
+fn c9_a_refund_without_answer_keeps_its_reservation_up_to_the_operator() {
+    let mut world = World::new();
+    world.paid("a", 100);
+    world.refund("a", "r1", 60);
+    world.settle();
+    world.pass(7300 * SECOND);
+    let reply = world.query_refund("a", "r1");
+    assert_eq!((reply.state, reply.refunding), (RefundState::Manual, 60));
+    assert_eq!(refund_code(&mut world, "a", "r2", 41), Code::RefundExceedsPaid);
+    assert!(has_alarm(&world, AlarmKind::Manual));
+    world.assert_follower_agrees();
+}
+
+#[test]
+fn c9_count_and_window_are_bounded() {
+    let mut world = World::new();
+    world.paid("a", 100);
+    for at in 0..5 {
+        assert_eq!(refund_code(&mut world, "a", &format!("r{at}"), 1), Code::Ok);
+    }
+    assert_eq!(refund_code(&mut world, "a", "r6", 1), Code::RefundTooMany);
+    world.paid_late("b");
+    assert_eq!(refund_code(&mut world, "b", "r1", 1), Code::WindowClosed);
+}
+
+impl World {
+    /// A paid order whose refund window has passed.
+    fn paid_late(&mut self, number: &str) {
+        self.settle();
+        self.out.sends.clear();
+        self.paid(number, 100);
+        self.jump(self.now.mono_us + 366 * 86_400 * SECOND);
+    }
+}
