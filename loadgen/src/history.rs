@@ -311,7 +311,7 @@ impl<W: Write> Writer<W> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::audit::{self, Evidence, Moment, Source};
+    use crate::audit::{self, EventsDue, Evidence, Moment, Source};
     use std::fmt::Write as _;
     use std::path::Path;
 
@@ -367,7 +367,7 @@ mod tests {
         std::fs::write(&path, dumped(records)).unwrap();
         let logs = vec![Source::File { records: path, frames: None }];
         let (acks, ledger) = (dir.join("acks"), dir.join("data/channel"));
-        let moment = Moment { settled: true, at_rest: true };
+        let moment = Moment { settled: true, events: EventsDue::All, at_rest: true };
         audit::audit(&Evidence { acks, ledger, logs }, moment).unwrap()
     }
 

@@ -172,6 +172,8 @@ pub(crate) struct Measure {
     pub(crate) refusals: Latency,
     /// Few differ and most are the first: found at once.
     codes: Vec<(Code, u64)>,
+    /// By how they failed their request, which is not each one's code.
+    failed: Vec<(&'static str, u64)>,
     states: Vec<(Business, u64)>,
     /// Sent.
     pub(crate) sent: u64,
@@ -230,6 +232,7 @@ impl Measure {
             own_lateness: Latency::new(),
             refusals: Latency::new(),
             codes: Vec::new(),
+            failed: Vec::new(),
             states: Vec::new(),
             sent: 0,
             answered: 0,
@@ -271,6 +274,7 @@ impl Measure {
         self.own_lateness.add(&other.own_lateness);
         self.refusals.add(&other.refusals);
         other.codes.iter().for_each(|(code, more)| count(&mut self.codes, *code, *more));
+        other.failed.iter().for_each(|(how, more)| count(&mut self.failed, *how, *more));
         other.states.iter().for_each(|(state, more)| count(&mut self.states, *state, *more));
         other.retried.iter().for_each(|(code, more)| count(&mut self.retried, *code, *more));
         self.seconds.clear();
@@ -388,8 +392,9 @@ impl Measure {
         if code == Code::Ok {
             count(&mut self.states, state, 1);
         }
-        if !ok {
+        if let Some(how) = failure(sample.op, code) {
             self.refused += 1;
+            count(&mut self.failed, how, 1);
             self.refusals.record(latency);
             return;
         }
@@ -461,6 +466,13 @@ impl Measure {
     /// Answers by code name.
     pub(crate) fn by_code(&self) -> BTreeMap<&'static str, u64> {
         self.codes.iter().map(|(code, count)| (code.name(), *count)).collect()
+    }
+
+    /// Answers that were not what their request is entitled to, and requests without one.
+    pub(crate) fn failed_by_code(&self) -> BTreeMap<&'static str, u64> {
+        let without = [("UNANSWERED", self.unanswered), ("NOT_SENT", self.not_sent)];
+        let failed = self.failed.iter().copied().chain(without);
+        failed.filter(|(_, count)| *count > 0).collect()
     }
 
     /// Answers with code OK by business state.
@@ -569,6 +581,32 @@ mod tests {
         measure.answered(conflict, (Code::IdempotencyConflict, none), 1, 50_000);
         assert_eq!((measure.ok, measure.refused), (1, 1));
         assert_eq!(measure.by_code()["OVERLOADED"], 1);
+        assert_eq!(measure.failed_by_code(), BTreeMap::from([("OVERLOADED", 1)]));
+    }
+
+    #[test]
+    fn a_failure_is_what_the_request_was_not_entitled_to() {
+        let none = Business::Order(OrderState::None);
+        let told = [
+            (Op::Close, Code::OrderPaid),
+            (Op::Reverse, Code::HasRefund),
+            (Op::Conflict, Code::IdempotencyConflict),
+            (Op::Conflict, Code::Ok),
+            (Op::Pay, Code::OrderPaid),
+        ];
+        let mut measure = Measure::new(0, 1_000_000_000);
+        for (op, code) in told {
+            measure.answered(Sample { op, ..sample(0) }, (code, none), 1, 50_000);
+        }
+        measure.unanswered(sample(0));
+        measure.not_sent(0);
+        let failed =
+            [("ACCEPTED", 1), (Code::OrderPaid.name(), 1), ("UNANSWERED", 1), ("NOT_SENT", 1)];
+        assert_eq!(measure.failed_by_code(), BTreeMap::from(failed));
+        let mut both = Measure::new(0, 1_000_000_000);
+        both.add(&measure);
+        both.add(&measure);
+        assert_eq!(both.failed_by_code()["ACCEPTED"], 2);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::acks::AckWriter;
 use crate::config::{GatewayFile, Merchant};
-use crate::drive::{DURATION_MAX, EventCounts, IN_FLIGHT_LIMIT, Options, Part, Phase, Session};
+use crate::drive::{DURATION_MAX, IN_FLIGHT_LIMIT, Options, Part, Phase, Session};
 use crate::encode::Encoder;
 use crate::exit::{self, Failure};
 use crate::goal::{Goal, parse_percent};
@@ -79,7 +79,8 @@ pub(crate) struct LoadArgs {
     #[arg(long)]
     pub(crate) acks: Option<PathBuf>,
     /// Ask for the event of every outcome, subscribe to them at every site and write
-    /// those that come beside the acknowledgements; the end waits for them.
+    /// those that come beside the acknowledgements; the end waits for them, up to 15 s.
+    /// With one worker only, and for one generator of a gateway at a time.
     #[arg(long, requires = "acks")]
     pub(crate) events: bool,
 }
@@ -278,14 +279,8 @@ pub(crate) async fn run(args: &RunArgs, stop: &Notify) -> Result<Report, Failure
         _ => workers::drive(args, plan.params(), (&phase, options), acks, stop).await?,
     };
     let report = Report::new(plan.params(), &phase, &outcome, &args.goals).paced(pacing);
-    let report = report.with_story(&outcome, origin, Events::default());
+    let report = report.with_story(&outcome, origin, Events::default()).with_events(events);
     report.print();
-    if let Some(EventCounts { received, others, malformed, missing }) = events {
-        println!(
-            "events    {received} received, {missing} told outcomes without one, {others} of other runs, \
-             {malformed} malformed"
-        );
-    }
     // What cannot be written does not keep the rest from being.
     let json = args.json.as_ref().map_or(Ok(()), |path| report.write(path));
     let page = args.report.as_ref().map_or(Ok(()), |path| report::write_page(&report, path));

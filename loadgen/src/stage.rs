@@ -4,7 +4,7 @@
 //! to them. Tested by the stories.
 
 use crate::acks::AckWriter;
-use crate::audit::{self, Audit, Evidence, Moment, Source};
+use crate::audit::{self, Audit, EventsDue, Evidence, Moment, Source};
 use crate::authority::Authority;
 use crate::cluster::{Deployment, Process, Relay};
 use crate::drive::{Known, Options, Part, Phase, Session};
@@ -104,6 +104,8 @@ pub(crate) struct Stage {
     out: Cell<u8>,
     /// Whether the spare is a member.
     joined: Cell<bool>,
+    /// Whether every event had come when the story last settled.
+    delivered: Cell<bool>,
     /// By site; empty where none runs.
     switches: RefCell<Vec<Option<Process>>>,
     rate: f64,
@@ -188,6 +190,7 @@ impl Stage {
             usual,
             out: Cell::new(0),
             joined: Cell::new(false),
+            delivered: Cell::new(false),
             switches,
             rate: cast.rate,
         })
@@ -417,22 +420,46 @@ impl Stage {
     }
 
     /// Asks for payments without a final answer until they have one, and waits for
-    /// refunds in doubt; tells how many are left.
+    /// refunds in doubt and for events on their way; tells how many are left.
     pub(crate) async fn settle(&self, stop: &Notify) -> Result<usize, Failure> {
+        self.delivered.set(false);
         let left = self.session.settle(SETTLE_MAX, stop).await?;
         let settled = async { Ok(self.deployment.settled(SETTLE_MAX).await) };
         let open = interrupt::unless_told("the wait for open payments", settled).await?;
-        Ok(left.max(open as usize))
+        // A refund's event may come long after its payment's: the sites know of both.
+        let delivered = async { Ok(self.deployment.delivered(SETTLE_MAX).await) };
+        let held = interrupt::unless_told("the wait for events", delivered).await?;
+        self.delivered.set(held == 0);
+        Ok(left.max(open as usize).max(held as usize))
+    }
+
+    fn events_due(&self) -> EventsDue {
+        if self.delivered.get() { EventsDue::All } else { EventsDue::None }
     }
 
     /// Audits beside the running sites: what is acknowledged is in their logs.
     pub(crate) fn audit(&self) -> Result<Audit, Failure> {
-        audit::audit(&self.evidence(), Moment { settled: true, at_rest: false })
+        let moment = Moment { settled: true, events: self.events_due(), at_rest: false };
+        audit::audit(&self.evidence(), moment)
+    }
+
+    /// Audits what a story left that broke off. What is a moment from its end comes to it,
+    /// then the sites are killed: nothing moves while it is read, and the rest may be open.
+    pub(crate) async fn broken_off(self, stop: &Notify) -> Result<Audit, Failure> {
+        // Why it broke off is known already; that sites do not settle now is no news.
+        drop(self.settle(stop).await);
+        let evidence = self.evidence();
+        self.session.close().await;
+        for process in self.switches.take().into_iter().flatten() {
+            process.kill().await;
+        }
+        audit::audit(&evidence, Moment { settled: false, events: EventsDue::None, at_rest: false })
     }
 
     /// Asks for everything once more, stops the sites, checks their logs and audits.
     pub(crate) async fn end(self, stop: &Notify) -> Result<Audit, Failure> {
         let (evidence, mut members) = (self.evidence(), self.members());
+        let moment = Moment { settled: true, events: self.events_due(), at_rest: true };
         let all = self.session.payments(|known| known != Known::Nothing);
         let answers = self.session.query(&all, stop).await?;
         println!("   {} payments asked for once more, {} answered.", all.len(), answers.answered);
@@ -447,7 +474,7 @@ impl Stage {
             ended.map_err(|_| Failure::environment("a site's end was not seen"))??;
         }
         members.try_for_each(|site| self.deployment.verify_log(site))?;
-        audit::audit(&evidence, Moment { settled: true, at_rest: true })
+        audit::audit(&evidence, moment)
     }
 }
 

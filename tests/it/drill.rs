@@ -2,6 +2,8 @@
 
 use serde_json::Value;
 use std::process::{Command, Output};
+use std::time::Duration;
+use tests::{Deployment, wait_until};
 
 fn drill(args: &[&str]) -> Output {
     let binaries = tests::binaries();
@@ -31,16 +33,39 @@ fn the_example_of_a_plan_is_played_and_audited() {
     assert!(targets.iter().any(|goal| goal["target"] == "unavailable p99 <= 250 ms"));
 }
 
-/// Plays a drill with these arguments; what it printed, and its JSON, which is clean.
-fn played(args: &[&str]) -> (String, Value) {
+/// Plays a drill with these arguments; its exit code, what it printed, and its JSON.
+fn told(args: &[&str]) -> (Option<i32>, String, Value) {
     let dir = tempfile::tempdir().unwrap();
     let json = dir.path().join("drill.json");
     let mut all = args.to_vec();
     all.extend(["--json", json.to_str().unwrap()]);
     let output = drill(&all);
-    let printed = tests::text(&output);
-    assert!(matches!(output.status.code(), Some(0 | 1)), "{printed}");
-    let result: Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    let result = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    (output.status.code(), tests::text(&output), result)
+}
+
+/// Plays a drill with these arguments; what it printed, and its JSON, which is clean.
+fn played(args: &[&str]) -> (String, Value) {
+    clean(args, told(args))
+}
+
+/// As [`played`], of a drill that looks for the maximum first. Where the machine is so busy
+/// that the generator is late it says that and nothing else: then once more.
+fn measured(args: &[&str]) -> (String, Value) {
+    for _ in 0..3 {
+        let (code, printed, result) = told(args);
+        if code == Some(5) && printed.contains("the generator was the bottleneck at") {
+            continue;
+        }
+        // Everything was measured, and the relay was busy.
+        let busy = code == Some(5) && printed.contains("says nothing of the sites");
+        return clean(args, (if busy { Some(1) } else { code }, printed, result));
+    }
+    panic!("the generator was late three times");
+}
+
+fn clean(args: &[&str], (code, printed, result): (Option<i32>, String, Value)) -> (String, Value) {
+    assert!(matches!(code, Some(0 | 1)), "{printed}");
     assert_eq!(result["drill"], args[0]);
     assert_eq!(result["audit"]["violation_count"], 0, "{printed}");
     assert!(result["ended"].is_null(), "{printed}");
@@ -101,6 +126,29 @@ fn a_site_with_a_damaged_log_is_replaced_under_load() {
     assert_eq!(result["audit"]["checked"]["sites"], 3, "the new one's log is evidence: {printed}");
 }
 
+#[test]
+fn what_was_done_before_a_drill_is_stopped_is_audited() {
+    let deployment = Deployment::init(5);
+    let json = deployment.file("drill.json");
+    let args = ["drill", "kill-site", "--quick", "--duration", "3", "--repeat", "20"];
+    let args = [&args[..], &["--json", json.to_str().unwrap()]].concat();
+    let mut drill = deployment.start_loadgen("drill.out", &args);
+    wait_until("a repetition", || drill.printed().contains("; payments "));
+    wait_until("a repetition without an audit", || drill.printed().contains("audited later"));
+    drill.signal("INT");
+    let ended = drill.wait(Duration::from_secs(120)).code();
+    let printed = drill.printed();
+    assert_eq!(ended, Some(5), "{printed}");
+    let result: Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    assert!(result["ended"].as_str().unwrap().contains("stopped"), "{printed}");
+    let repetitions = result["repetitions"].as_array().unwrap().len();
+    assert!(repetitions >= 2, "{printed}");
+    assert_eq!(result["audited"], repetitions, "{printed}");
+    assert_eq!(result["audit"]["violation_count"], 0, "{printed}");
+    let told = format!("audited     {repetitions} of {repetitions} repetitions");
+    assert!(printed.contains(&told), "{printed}");
+}
+
 /// The targets whose text begins like this.
 fn targets<'a>(result: &'a Value, begins: &'a str) -> Vec<&'a Value> {
     let targets = result["targets"].as_array().unwrap().iter();
@@ -109,7 +157,7 @@ fn targets<'a>(result: &'a Value, begins: &'a str) -> Vec<&'a Value> {
 
 #[test]
 fn an_overload_is_one_of_the_maximum_that_was_found_before() {
-    let (printed, result) = played(&["overload", "--quick", "--duration", "3"]);
+    let (printed, result) = measured(&["overload", "--quick", "--duration", "3"]);
     let maximum = result["maximum"]["answered"].as_f64().unwrap();
     assert!(maximum > 0.0 && result["maximum"]["steps"].as_array().unwrap().len() > 3);
     assert_eq!(result["load_rate"].as_f64(), Some(maximum), "{printed}");
@@ -124,7 +172,7 @@ fn an_overload_is_one_of_the_maximum_that_was_found_before() {
 
 #[test]
 fn the_maximum_is_found_without_and_with_distance() {
-    let (printed, result) = played(&["wan-delay", "--quick", "--duration", "3"]);
+    let (printed, result) = measured(&["wan-delay", "--quick", "--duration", "3"]);
     let distance = &result["distance"];
     let most = |way: &str| distance[way]["answered"].as_f64().unwrap();
     assert!(most("near") > 0.0 && most("far") > 0.0, "{printed}");

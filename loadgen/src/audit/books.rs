@@ -6,19 +6,18 @@
 //! log first, then the ledger, then the acknowledgements (`told`), then `finish`.
 //! Tested with doctored histories for every rule, and clean ones.
 
+use super::EventsDue;
 use super::events::Noticed;
 use super::limits::Merchants;
 use super::log::{Ending, Fact, Line};
 use super::table::{ATTEMPTS_MAX, Attempt, Charge, Payment, State, Table};
 use crate::channel::book::Entry;
-use crate::channel::number::Number;
+use crate::channel::number::{Number, REVERSAL_ORDINAL};
 use protocol::channel::{ChannelStatus, charge_number, kind, order_digest};
 use protocol::code::RefundState;
 use protocol::id::{MchId, OutTradeNo};
 use std::collections::HashMap;
 
-/// Ordinals from here on are refunds of our own.
-pub(super) const REVERSAL_ORDINAL: u8 = 100;
 /// Ordinals above this are refunds of orphan charges.
 const ORPHAN_ORDINAL: u8 = 110;
 /// Clocks of log and channel may differ by this.
@@ -540,8 +539,8 @@ impl Books {
     }
 
     /// Judges every payment's end. `settled`: everything had time to end, so
-    /// nothing may be open or in front of an operator.
-    pub(crate) fn finish(&mut self, settled: bool) -> Sums {
+    /// nothing may be open or in front of an operator. `events`: which of them had.
+    pub(crate) fn finish(&mut self, settled: bool, events: EventsDue) -> Sums {
         let mut sums = Sums::default();
         for at in 0..self.table.len() as u32 {
             self.finish_payment(at, settled, &mut sums);
@@ -562,7 +561,7 @@ impl Books {
                 open.push((9, *at, detail));
             }
         }
-        self.finish_events(settled);
+        self.finish_events(events);
         open.sort();
         for (invariant, at, detail) in open {
             self.about(invariant, at, detail);

@@ -4,13 +4,16 @@
 //! is clean when it is the same. Some 16 bytes an event. Pure. Tested with the
 //! books.
 
-use super::books::{Books, REVERSAL_ORDINAL, refund_key};
+use super::EventsDue;
+use super::books::{Books, refund_key};
 use super::table::State;
 use super::told::{Run, Told};
 use crate::acks::flag;
+use crate::channel::number::REVERSAL_ORDINAL;
 use crate::plan::Op;
 use protocol::code::{OrderState, RefundState};
 use protocol::id::TransactionId;
+use std::collections::HashMap;
 
 /// Rule of events.
 const EVENTS: u8 = 14;
@@ -97,8 +100,8 @@ impl Books {
         }
     }
 
-    /// Holds all events against each other. `settled`: every one had time to come.
-    pub(super) fn finish_events(&mut self, settled: bool) {
+    /// Holds all events against each other, and against the outcomes where they were due.
+    pub(super) fn finish_events(&mut self, due: EventsDue) {
         let mut events = std::mem::take(&mut self.events);
         let place = |event: &Noticed| (event.at, event.sequence);
         events.sort_unstable_by_key(|event| event.id);
@@ -117,28 +120,51 @@ impl Books {
             if event.sequence == before {
                 let detail = format!("event {before} of the payment has two ids");
                 self.about(EVENTS, event.at, detail);
-            } else if settled && event.sequence != before + 1 {
+            } else if due != EventsDue::None && event.sequence != before + 1 {
                 let detail = format!("event {} came, and {} did not", event.sequence, before + 1);
                 self.about(EVENTS, event.at, detail);
             }
         }
-        if settled {
-            self.judge_missing(&events);
+        if due != EventsDue::None {
+            let refunds = if due == EventsDue::All { self.told_refunds() } else { HashMap::new() };
+            self.judge_missing(&events, &refunds);
         }
     }
 
-    /// Every outcome whose event was asked for has one. `events` is sorted by payment.
-    fn judge_missing(&mut self, events: &[Noticed]) {
+    /// How many refunds of each payment have an event: the final ones of a payment that is
+    /// paid. An orphan's is no outcome of the payment's, nor is a reversal's that closes it.
+    fn told_refunds(&self) -> HashMap<u32, usize> {
+        let mut refunds = HashMap::new();
+        for ((at, ordinal), line) in &self.refunds {
+            let ended = matches!(line.state, RefundState::Success | RefundState::Failed);
+            let paid = self.table.get(*at).state == State::Paid;
+            if ended && paid && *ordinal <= REVERSAL_ORDINAL {
+                *refunds.entry(*at).or_default() += 1;
+            }
+        }
+        refunds
+    }
+
+    /// Every final payment of a run that listened has an event, and each of these refunds
+    /// has one. `events` is sorted by payment.
+    fn judge_missing(&mut self, events: &[Noticed], refunds: &HashMap<u32, usize>) {
         let mut events = events.iter().map(|event| event.at).peekable();
         for at in 0..self.table.len() as u32 {
-            let mut came = false;
+            let mut came = 0;
             while events.next_if_eq(&at).is_some() {
-                came = true;
+                came += 1;
             }
             let payment = self.table.get(at);
-            if payment.event_wanted && payment.state.is_final() && !came {
-                let state = payment.state;
+            if !payment.event_wanted || !payment.state.is_final() {
+                continue;
+            }
+            let (state, refunds) = (payment.state, refunds.get(&at).copied().unwrap_or(0));
+            if came == 0 {
                 self.about(EVENTS, at, format!("no event told that the payment is {state:?}"));
+            } else if came < 1 + refunds {
+                let detail =
+                    format!("{came} events came of a payment with {refunds} final refunds");
+                self.about(EVENTS, at, detail);
             }
         }
     }

@@ -232,7 +232,9 @@ pub(crate) async fn run(args: &AuditArgs, stop: &Notify) -> Result<(), Failure> 
     if let Some(config) = args.config.as_ref().filter(|_| args.requery) {
         requery(config, &evidence.acks, stop).await?;
     }
-    let moment = Moment { settled: !args.unsettled, at_rest: false };
+    let settled = !args.unsettled;
+    let events = if settled { EventsDue::Payments } else { EventsDue::None };
+    let moment = Moment { settled, events, at_rest: false };
     let audit = audit(&evidence, moment)?;
     audit.print();
     if let Some(path) = &args.json {
@@ -246,11 +248,24 @@ pub(crate) async fn run(args: &AuditArgs, stop: &Notify) -> Result<(), Failure> 
     audit.verdict()
 }
 
+/// Which outcome events had time to come, of runs that listened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EventsDue {
+    /// None for certain.
+    None,
+    /// Those of payments, for which gateways wait.
+    Payments,
+    /// Those of refunds, too: the sites hold none back.
+    All,
+}
+
 /// When the evidence was taken.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Moment {
     /// Everything had time to end: nothing may be open any more.
     pub(crate) settled: bool,
+    /// Which events had time to come: none of those may be missing.
+    pub(crate) events: EventsDue,
     /// No site runs: what one knows as committed must be at the others.
     pub(crate) at_rest: bool,
 }
@@ -271,7 +286,7 @@ pub(crate) fn audit(evidence: &Evidence, moment: Moment) -> Result<Audit, Failur
         read_acks(&path, &mut books)?;
         watch.check(AUDIT)?;
     }
-    let sums = books.finish(moment.settled);
+    let sums = books.finish(moment.settled, moment.events);
     let (violation_count, violations) = books.violations();
     let violations = violations.to_vec();
     timeline::print(evidence, &violations, TIMELINES_MAX)?;

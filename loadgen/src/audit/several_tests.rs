@@ -9,7 +9,7 @@ use protocol::id::TransactionId;
 use std::fmt::Write;
 
 const SHARD: u16 = 2;
-const AT_REST: Moment = Moment { settled: false, at_rest: true };
+const AT_REST: Moment = Moment { settled: false, events: EventsDue::None, at_rest: true };
 
 /// A block: index, term, and the records in it.
 type Block<'a> = (u64, u64, &'a [String]);

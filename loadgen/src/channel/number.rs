@@ -5,6 +5,10 @@
 
 use protocol::id::ChannelNo;
 
+/// The place among a payment's refunds of the one that a reverse makes; from here on
+/// no merchant chose the number.
+pub(crate) const REVERSAL_ORDINAL: u8 = 100;
+
 /// A charge's or refund's number.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) struct Number {

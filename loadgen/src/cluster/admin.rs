@@ -75,6 +75,16 @@ pub(super) async fn status(admin: SocketAddr) -> Option<Status> {
     serde_json::from_str(&body).ok()
 }
 
+/// Sum of a metric over its labels; `None` when it is not there.
+pub(crate) fn total(page: &str, name: &str) -> Option<u64> {
+    let value = |line: &str| {
+        let rest = line.strip_prefix(name)?;
+        let rest = if rest.starts_with('{') { rest.split_once('}')?.1 } else { rest };
+        rest.strip_prefix(' ')?.trim().parse::<u64>().ok()
+    };
+    page.lines().filter_map(value).fold(None, |sum, value| Some(sum.unwrap_or(0) + value))
+}
+
 /// The site's metrics as text; `None` without an answer.
 pub(super) async fn metrics(admin: SocketAddr) -> Option<String> {
     let asked = tokio::time::timeout(ANSWER_IN, get(admin, "/metrics")).await;

@@ -15,7 +15,7 @@ use crate::exit::{Exit, Failure};
 use crate::interrupt::apart;
 use crate::under;
 use crate::wan::{Link, STATS};
-pub(crate) use admin::Status;
+pub(crate) use admin::{Status, total};
 pub(crate) use process::Process;
 use process::{POLL, READY_MAX};
 use shim::{Shim, SiteFaults};
@@ -343,6 +343,31 @@ impl Deployment {
             }
             tokio::time::sleep(STATUS_AGE).await;
         }
+    }
+
+    /// Waits until every site says that no event is on its way to a gateway; tells how
+    /// many still are after `bound`.
+    pub(crate) async fn delivered(&self, bound: Duration) -> u64 {
+        let started = Instant::now();
+        let mut quiet = 0;
+        loop {
+            let held = self.undelivered().await;
+            quiet = if held == Some(0) { quiet + 1 } else { 0 };
+            if quiet == 2 || started.elapsed() > bound {
+                return held.unwrap_or(1);
+            }
+            tokio::time::sleep(STATUS_AGE).await;
+        }
+    }
+
+    /// Events that some site has not seen delivered; `None` while none tells.
+    async fn undelivered(&self) -> Option<u64> {
+        let mut most = None;
+        for site in self.places() {
+            let Some(page) = self.metrics(site).await else { continue };
+            most = most.max(Some(total(&page, "payswitch_outbox_events")?));
+        }
+        most
     }
 
     /// Payments that leaders call open; `None` while a shard has none to ask.

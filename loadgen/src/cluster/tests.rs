@@ -161,3 +161,13 @@ fn a_dropped_process_has_ended_even_when_it_was_stopped() {
         assert!(sleeper(dir.path()).stop().await.is_err(), "ended by the signal is not clean");
     });
 }
+
+#[test]
+fn a_metric_is_summed_over_its_labels_and_missed_when_it_is_not_there() {
+    let page = "# HELP payswitch_shard_term Raft term.\npayswitch_shard_term{shard=\"0\"} 3\n\
+                payswitch_shard_term{shard=\"11\"} 4\npayswitch_shard_terms 9\n\
+                payswitch_up 1\n";
+    assert_eq!(total(page, "payswitch_shard_term"), Some(7));
+    assert_eq!(total(page, "payswitch_up"), Some(1));
+    assert_eq!(total(page, "payswitch_shard_elections"), None);
+}

@@ -5,7 +5,7 @@
 
 use super::catalogue::Drill;
 use super::figures::{Report, Row};
-use super::{DrillArgs, Setting, drill};
+use super::{DrillArgs, Setting, drill, weighed};
 use crate::exit::{Exit, Failure};
 use crate::report;
 use serde::Serialize;
@@ -67,8 +67,8 @@ pub(super) async fn run(args: &DrillArgs, stop: &Notify) -> Result<(), Failure> 
     }
     summary.interrupted = stopped.get();
     summary.seconds = started.elapsed().as_secs_f64();
-    finish(args, &summary)?;
-    verdict(&summary, verdicts)
+    let written = finish(args, &summary);
+    weighed(verdict(&summary, verdicts), written)
 }
 
 async fn play(
@@ -91,16 +91,13 @@ async fn play(
         }
         let mut own = args.clone();
         own.story.dir = args.story.dir.as_ref().map(|dir| dir.join(one.name()));
+        if case.course.left_out() > 0 {
+            // There is one spare for it.
+            own.repeat = 1;
+        }
         let setting = Setting { case: &case, sites: args.sites, rate: summary.rate, args: &own };
         let (report, ended) = drill(&setting, told).await;
-        let verdict = report.verdict();
-        // The audit's word counts most, then how it ended.
-        let failure = match (verdict, ended) {
-            (Err(audit), _) if audit.exit == Exit::Audit => Some(audit),
-            (_, Err(ended)) => Some(ended),
-            (verdict, Ok(())) => verdict.err(),
-        };
-        if let Some(failure) = failure {
+        if let Err(failure) = weighed(report.verdict(), ended) {
             let first = failure.message.lines().next().unwrap_or_default();
             println!("{}: FAILED: {first}", one.name());
             verdicts.push(failure);

@@ -4,7 +4,7 @@
 //! sites set the pace.
 
 use super::maximum::{self, Distance, Maximum};
-use super::stopped;
+use super::{beside, stopped};
 use crate::drive::{Known, Phase};
 use crate::exit::{Exit, Failure};
 use crate::live::Progress;
@@ -93,19 +93,19 @@ async fn history(stage: &Stage, payments: u64, stop: &Notify) -> Result<History,
         "history     {payments} payments, {HISTORY_IN_FLIGHT} requests always in flight: as fast as \
          the sites take them"
     );
-    let (started, mut sent) = (Instant::now(), 0);
-    while paid(stage) < payments {
-        let missing = payments - paid(stage);
-        let requests = stage.plan.params().requests_for(missing);
-        let before = sent;
+    let (started, mut sent, mut there) = (Instant::now(), 0, paid(stage));
+    while there < payments {
+        let requests = stage.plan.params().requests_for(payments - there);
         sent += requests_in_a_loop(stage, requests, started, stop).await?;
-        if sent == before {
-            let text = format_args!("no history: the sites do not take requests, {sent} sent");
+        let now = paid(stage);
+        if now <= there {
+            let text = format_args!("no history: of {sent} requests nothing more was paid");
             return Err(Failure::new(Exit::Invalid, text));
         }
+        there = now;
     }
     let seconds = started.elapsed().as_secs_f64();
-    let history = History { payments: paid(stage), seconds, rate: sent as f64 / seconds };
+    let history = History { payments: there, seconds, rate: sent as f64 / seconds };
     println!(
         "history     {} payments in {seconds:.1} s, {:.0} requests/s",
         history.payments, history.rate
@@ -156,8 +156,6 @@ async fn requests_in_a_loop(
         halt.notify_one();
         Ok(())
     };
-    let (outcome, watched) = tokio::join!(load, watch);
-    outcome?;
-    watched?;
+    beside(load, watch).await?;
     Ok(planned())
 }

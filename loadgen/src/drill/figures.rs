@@ -28,6 +28,8 @@ use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
+/// What stands in place of a figure that there is not.
+const NO_DATA: &str = "no data";
 /// Names of the stretches of a drill.
 const PHASES: [&str; 3] = ["before", "during", "after"];
 /// Repetitions whose figures over time are kept: the worst.
@@ -64,6 +66,12 @@ struct Verdict {
     target: String,
     met: bool,
     measured: String,
+}
+
+impl Verdict {
+    fn has_data(&self) -> bool {
+        self.measured != NO_DATA
+    }
 }
 
 #[derive(Serialize)]
@@ -204,6 +212,14 @@ impl Report {
         self.ended = Some(failure.message.clone());
     }
 
+    /// Takes the audit of what was done until it broke off, if there could be one.
+    pub(super) fn cut_short(&mut self, audit: Result<Audit, Failure>) {
+        match audit {
+            Ok(audit) => self.end(audit),
+            Err(failure) => println!("not audited: {}", failure.message),
+        }
+    }
+
     /// Takes the last audit.
     pub(super) fn end(&mut self, audit: Audit) {
         self.audit = Some(audit);
@@ -280,8 +296,12 @@ impl Report {
             let word = if verdict.met { "met   " } else { "MISSED" };
             println!("target      {word} {} (measured {})", verdict.target, verdict.measured);
         }
+        println!("audited     {} of {} repetitions", self.audited, self.repetitions.len());
         if let Some(audit) = &self.audit {
             audit.print();
+        }
+        if let Some(ended) = &self.ended {
+            println!("broke off   {}", ended.lines().next().unwrap_or_default());
         }
     }
 
@@ -298,12 +318,14 @@ impl Report {
         let no_data = || Failure::new(Exit::Invalid, "no data: nothing was audited");
         self.audit.as_ref().ok_or_else(no_data)?.verdict()?;
         let missed: Vec<&Verdict> = self.targets.iter().filter(|target| !target.met).collect();
-        match missed.first() {
+        // What was measured and missed says more than what was not measured.
+        let first = missed.iter().find(|target| target.has_data()).or(missed.first());
+        match first {
             None if self.passed => Ok(()),
             None => Err(no_data()),
             Some(first) => {
                 let (target, measured, count) = (&first.target, &first.measured, missed.len());
-                let exit = if measured == "no data" { Exit::Invalid } else { Exit::Missed };
+                let exit = if first.has_data() { Exit::Missed } else { Exit::Invalid };
                 let text = format_args!("{count} targets missed: {target}, measured {measured}");
                 Err(Failure::new(exit, text))
             }

@@ -8,6 +8,7 @@ use super::stopped;
 use crate::drive::{Phase, cpu_of_stat};
 use crate::exit::{Exit, Failure};
 use crate::live::Progress;
+use crate::report::was_bottleneck;
 use crate::schedule::Arrival;
 use crate::stage::Stage;
 use serde::Serialize;
@@ -32,6 +33,9 @@ const WORTH_IT: f64 = 0.6;
 /// offered without: those that decide.
 const DECIDING: [f64; 3] = [0.8, 0.9, 1.0];
 
+/// A relay that uses more of a core may be the limit.
+const RELAY_CORES_MAX: f64 = 0.9;
+
 /// One rate, and what came of it.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(super) struct Step {
@@ -42,7 +46,9 @@ pub(super) struct Step {
     /// From the planned time; `null` when not even that share was answered.
     pub(super) p50_ms: Option<f64>,
     pub(super) p99_ms: Option<f64>,
-    /// Cores that the relay between the sites used.
+    /// The rate was not kept, and it was the generator that was late.
+    pub(super) generator_late: bool,
+    /// Cores that the relay between the sites used while requests were offered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) relay_cores: Option<f64>,
 }
@@ -65,15 +71,23 @@ pub(super) struct Distance {
     pub(super) far: Maximum,
     /// Packets that the relay had no room for.
     pub(super) relay_dropped: u64,
+    /// Those of them without distance.
+    pub(super) near_dropped: u64,
     /// Datagrams that any process of this machine had no room for meanwhile.
     pub(super) udp_buffer_errors: u64,
 }
 
 impl Maximum {
-    fn of(steps: Vec<Step>) -> Result<Self, Failure> {
+    fn of(steps: Vec<Step>) -> Self {
         let answered = steps.iter().map(|step| step.answered).fold(0.0, f64::max);
-        match answered > 0.0 {
-            true => Ok(Self { answered, steps }),
+        Self { answered, steps }
+    }
+
+    /// A maximum that was looked for, and not one of given rates.
+    fn found(steps: Vec<Step>) -> Result<Self, Failure> {
+        let maximum = Self::of(steps);
+        match maximum.answered > 0.0 {
+            true => Ok(maximum),
             false => Err(Failure::new(Exit::Invalid, "no maximum: nothing was answered")),
         }
     }
@@ -90,30 +104,49 @@ impl Maximum {
 }
 
 impl Distance {
-    /// Share of the maximum that is left.
-    pub(super) fn share(&self) -> f64 {
-        self.far.answered / self.near.answered
+    /// Share of the maximum that is left; `None` when it may be the relay's.
+    pub(super) fn share(&self) -> Option<f64> {
+        self.is_of_the_sites().then(|| self.far.answered / self.near.answered)
+    }
+
+    /// Whether the relay left the sites their maximum. What it drops with the distance
+    /// only counts against them.
+    fn is_of_the_sites(&self) -> bool {
+        self.near_dropped == 0 && self.relay_cores().is_none_or(|cores| cores <= RELAY_CORES_MAX)
+    }
+
+    /// The most of a core that the relay used, without or with the distance.
+    fn relay_cores(&self) -> Option<f64> {
+        let both = [self.near.relay_cores(), self.far.relay_cores()];
+        both.into_iter().flatten().reduce(f64::max)
     }
 }
 
 impl fmt::Display for Distance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ms = |ms: Option<f64>| ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1}"));
-        let cores = self.far.relay_cores().or(self.near.relay_cores()).unwrap_or(f64::NAN);
+        let cores = |of: &Maximum| of.relay_cores().unwrap_or(f64::NAN);
         write!(
             f,
             "{:.0}/s without and {:.0}/s with {}: {:.1} %; p50 at the lowest rate {} and {} ms; the \
-             relay used {cores:.2} of a core at most and dropped {} packets, {} datagrams found no \
-             room anywhere",
+             relay used {:.2} and {:.2} of a core at most and dropped {} and {} packets, {} \
+             datagrams found no room anywhere",
             self.near.answered,
             self.far.answered,
             self.line,
-            self.share() * 100.0,
+            self.far.answered / self.near.answered * 100.0,
             ms(self.near.calm_p50_ms()),
             ms(self.far.calm_p50_ms()),
-            self.relay_dropped,
+            cores(&self.near),
+            cores(&self.far),
+            self.near_dropped,
+            self.relay_dropped.saturating_sub(self.near_dropped),
             self.udp_buffer_errors,
-        )
+        )?;
+        match self.is_of_the_sites() {
+            true => Ok(()),
+            false => f.write_str(": that may be the relay's limit, and says nothing of the sites"),
+        }
     }
 }
 
@@ -159,8 +192,8 @@ pub(super) async fn maximum(
     loop {
         let step = run(stage, climb.next, length, stop).await?;
         steps.push(step);
-        if !climb.tell(step.answered >= step.offered * KEPT) || steps.len() >= STEPS_MAX {
-            return Maximum::of(steps);
+        if !climb.tell(step.is_kept()) || steps.len() >= STEPS_MAX {
+            return Maximum::found(steps);
         }
     }
 }
@@ -174,6 +207,7 @@ pub(super) async fn distance(
 ) -> Result<Distance, Failure> {
     let (errors, dropped) = (udp_buffer_errors(), stage.relay_dropped().await?);
     let near = maximum(stage, first, length, stop).await?;
+    let near_dropped = stage.relay_dropped().await?.saturating_sub(dropped);
     let mut offered: Vec<f64> = near.steps.iter().map(|step| step.offered).collect();
     let lowest = offered.iter().copied().fold(f64::INFINITY, f64::min);
     offered.retain(|rate| *rate >= WORTH_IT * near.answered || *rate <= lowest);
@@ -185,11 +219,11 @@ pub(super) async fn distance(
         steps.push(run(stage, rate, length, stop).await?);
     }
     stage.relay("heal").await?;
-    let far = Maximum::of(steps)?;
     let distance = Distance {
         line: line.to_owned(),
         near,
-        far,
+        far: Maximum::of(steps),
+        near_dropped,
         relay_dropped: stage.relay_dropped().await?.saturating_sub(dropped),
         udp_buffer_errors: udp_buffer_errors().saturating_sub(errors),
     };
@@ -197,7 +231,36 @@ pub(super) async fn distance(
     Ok(distance)
 }
 
+impl Step {
+    fn is_kept(&self) -> bool {
+        self.answered >= self.offered * KEPT
+    }
+}
+
+/// Runs a step; once more when its rate was not kept because of the generator, of which
+/// the maximum is not asked.
 async fn run(
+    stage: &Stage,
+    offered: f64,
+    length: Duration,
+    stop: &Notify,
+) -> Result<Step, Failure> {
+    let step = run_once(stage, offered, length, stop).await?;
+    if !step.generator_late {
+        return Ok(step);
+    }
+    println!("maximum     the generator was the bottleneck at {offered:.0}/s: once more");
+    let step = run_once(stage, offered, length, stop).await?;
+    match step.generator_late {
+        true => Err(Failure::new(
+            Exit::Invalid,
+            format_args!("no maximum: the generator was the bottleneck at {offered:.0}/s"),
+        )),
+        false => Ok(step),
+    }
+}
+
+async fn run_once(
     stage: &Stage,
     offered: f64,
     length: Duration,
@@ -211,12 +274,15 @@ async fn run(
         live: Progress::Terminal,
         ..stage.phase(length)
     };
-    let relay_before = relay_seconds(stage);
-    let started = Instant::now();
-    let outcome = stage.session.run(&phase, stop).await?;
-    let relay_cores = relay_before
-        .zip(relay_seconds(stage))
-        .map(|(before, after)| (after - before) / started.elapsed().as_secs_f64());
+    // The wait for the last answers is no load.
+    let relay = async {
+        let (before, started) = (relay_seconds(stage), Instant::now());
+        tokio::time::sleep(length).await;
+        let used = before.zip(relay_seconds(stage)).map(|(before, after)| after - before);
+        used.map(|used| used / started.elapsed().as_secs_f64())
+    };
+    let (outcome, relay_cores) = tokio::join!(stage.session.run(&phase, stop), relay);
+    let outcome = outcome?;
     if outcome.interrupted {
         return Err(stopped());
     }
@@ -224,7 +290,10 @@ async fn run(
     let (latency, _) = measure.overall();
     let ms = |share| latency.quantile(share).map(|ns| ns as f64 / 1e6);
     let answered = measure.ok_in_span as f64 * 1e9 / measure.span_ns().max(1) as f64;
-    let step = Step { offered, answered, p50_ms: ms(0.5), p99_ms: ms(0.99), relay_cores };
+    let (p50_ms, p99_ms) = (ms(0.5), ms(0.99));
+    let mut step = Step { offered, answered, p50_ms, p99_ms, generator_late: false, relay_cores };
+    // What was kept was kept, however late.
+    step.generator_late = !step.is_kept() && was_bottleneck(measure);
     let text = |ms: Option<f64>| ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1}"));
     println!(
         "maximum     offered {offered:>8.0}/s  answered {answered:>8.0}/s  p50 {} p99 {} ms",
@@ -258,7 +327,8 @@ mod tests {
     use super::*;
 
     fn step(offered: f64, answered: f64) -> Step {
-        Step { offered, answered, p50_ms: Some(offered), p99_ms: None, relay_cores: None }
+        let p50_ms = Some(offered);
+        Step { offered, answered, p50_ms, p99_ms: None, generator_late: false, relay_cores: None }
     }
 
     #[test]
@@ -285,19 +355,37 @@ mod tests {
     #[test]
     fn the_maximum_is_what_was_answered_at_any_rate() {
         let maximum = Maximum::of(vec![step(100.0, 100.0), step(300.0, 180.0), step(50.0, 49.0)]);
-        let maximum = maximum.ok().unwrap();
         assert_eq!((maximum.answered, maximum.calm_p50_ms()), (180.0, Some(50.0)));
-        assert_eq!(Maximum::of(vec![step(9.0, 0.0)]).err().unwrap().exit, Exit::Invalid);
+        assert_eq!(Maximum::found(vec![step(9.0, 0.0)]).err().unwrap().exit, Exit::Invalid);
         let far = Maximum { answered: 90.0, steps: vec![step(70.0, 70.0)] };
-        let distance = Distance {
-            line: String::new(),
-            near: maximum,
-            far,
-            relay_dropped: 0,
-            udp_buffer_errors: 0,
-        };
-        assert_eq!((distance.share(), distance.far.calm_p50_ms()), (0.5, Some(70.0)));
+        let distance = of(maximum, far);
+        assert_eq!((distance.share(), distance.far.calm_p50_ms()), (Some(0.5), Some(70.0)));
         assert!(distance.to_string().contains(": 50.0 %; p50 at the lowest rate 50.0 and 70.0 ms"));
+    }
+
+    fn of(near: Maximum, far: Maximum) -> Distance {
+        let (line, relay_dropped, near_dropped, udp_buffer_errors) = (String::new(), 0, 0, 0);
+        Distance { line, near, far, relay_dropped, near_dropped, udp_buffer_errors }
+    }
+
+    #[test]
+    fn nothing_answered_with_the_distance_is_no_share_and_a_busy_relay_is_no_answer() {
+        let busy = |cores| Step { relay_cores: Some(cores), ..step(100.0, 100.0) };
+        let near = Maximum::of(vec![busy(0.5)]);
+        let none = of(near.clone(), Maximum::of(vec![step(100.0, 0.0)]));
+        assert_eq!(none.share(), Some(0.0));
+        for (near_cores, far_cores, says) in
+            [(0.5, 0.9, true), (0.5, 0.91, false), (0.91, 0.1, false)]
+        {
+            let [near, far] = [near_cores, far_cores].map(|cores| Maximum::of(vec![busy(cores)]));
+            let distance = of(near, far);
+            assert_eq!(distance.share().is_some(), says, "{distance}");
+            assert_eq!(distance.to_string().contains("says nothing"), !says, "{distance}");
+        }
+        let lossless = of(near.clone(), near);
+        assert_eq!(Distance { relay_dropped: 3, ..lossless.clone() }.share(), Some(1.0));
+        let lossy = Distance { relay_dropped: 3, near_dropped: 3, ..lossless };
+        assert_eq!(lossy.share(), None);
     }
 
     #[test]

@@ -31,6 +31,7 @@ use figures::{Repetition, Report};
 use plan::PlanFile;
 use script::Script;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
@@ -60,13 +61,13 @@ pub(crate) struct DrillArgs {
     /// Sites.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(3..=i64::from(SITES_MAX)))]
     sites: u8,
-    /// Full load, requests per second: the drill drives half of it.
+    /// Full load, requests per second: drills drive half of it, `overload` what it finds.
     #[arg(long, default_value_t = 20_000.0)]
     rate: f64,
     /// Seconds of load of each repetition, at least: it lasts until all is well again.
     #[arg(long, default_value_t = 6.0)]
     duration: f64,
-    /// How often.
+    /// How often. In `all`, what can be played only once is.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     repeat: u32,
     /// Payments that are there before (second-kill). Default: 1000000, few with --quick.
@@ -165,17 +166,19 @@ pub(crate) async fn run(args: &DrillArgs, stop: &Notify) -> Result<(), Failure> 
 async fn single(setting: &Setting<'_>, stop: &Notify) -> Result<(), Failure> {
     let args = setting.args;
     let (report, ended) = drill(setting, stop).await;
-    if let Some(path) = &args.json {
-        report.write(path)?;
+    // What cannot be written does not keep the rest from being.
+    let json = args.json.as_ref().map_or(Ok(()), |path| report.write(path));
+    let page = args.report.as_ref().map_or(Ok(()), |path| report::write_page(&report, path));
+    let hlog = args.hlog.as_ref().map_or(Ok(()), |path| report.write_hlog(path));
+    weighed(report.verdict(), ended.and(json).and(page).and(hlog))
+}
+
+/// A violation counts most, then how it ended, then the rest of the verdict.
+fn weighed(verdict: Result<(), Failure>, ended: Result<(), Failure>) -> Result<(), Failure> {
+    match verdict {
+        Err(audit) if audit.exit == Exit::Audit => Err(audit),
+        verdict => ended.and(verdict),
     }
-    if let Some(path) = &args.report {
-        report::write_page(&report, path)?;
-    }
-    if let Some(path) = &args.hlog {
-        report.write_hlog(path)?;
-    }
-    ended?;
-    report.verdict()
 }
 
 /// Plays one drill: what was found so far, however it ended.
@@ -215,12 +218,27 @@ async fn told(setting: &Setting<'_>, report: &mut Report, stop: &Notify) -> Resu
         () = stop.notified() => return Err(stopped()),
     };
     report.of_switch(stage.version());
-    let length = if args.quick { QUICK_STEP } else { STEP };
-    let first = rate * HALF;
-    report.with(case.before.prepare(&stage, (first, length), stop).await?);
-    repeat(&stage, &case.course, args, report, stop).await?;
+    if let Err(failure) = loaded(setting, &stage, report, stop).await {
+        println!("it broke off: what was done until then is audited");
+        report.cut_short(stage.broken_off(stop).await);
+        return Err(failure);
+    }
     report.end(stage.end(stop).await?);
     Ok(())
+}
+
+/// Everything of a drill that is done under load.
+async fn loaded(
+    setting: &Setting<'_>,
+    stage: &Stage,
+    report: &mut Report,
+    stop: &Notify,
+) -> Result<(), Failure> {
+    let Setting { case, rate, args, .. } = *setting;
+    let length = if args.quick { QUICK_STEP } else { STEP };
+    let first = rate * case.share * HALF;
+    report.with(case.before.prepare(stage, (first, length), stop).await?);
+    repeat(stage, &case.course, args, report, stop).await
 }
 
 fn stopped() -> Failure {
@@ -286,13 +304,7 @@ async fn play(
     let arrival = script.timing().arrival(course)?;
     let phase = match course {
         // So long that no request can be kept.
-        Course::Steady(length) => Phase {
-            arrival,
-            rate,
-            warmup: script.timing().lead,
-            live,
-            ..stage.phase(LOAD_MAX + *length)
-        },
+        Course::Steady(length) => Phase { arrival, rate, live, ..stage.phase(LOAD_MAX + *length) },
         _ => Phase { arrival, rate, traced: true, live, ..stage.phase(LOAD_MAX) },
     };
     let load = stage.session.run(&phase, &halt);
@@ -305,8 +317,7 @@ async fn play(
         halt.notify_one();
         told.map(|told| (told, ended))
     };
-    let (outcome, told) = tokio::join!(load, fault);
-    let (mut outcome, (mut told, ended)) = (outcome?, told?);
+    let (mut outcome, (mut told, ended)) = beside(load, fault).await?;
     // Its end was ours.
     outcome.interrupted = false;
     let unsettled = stage.settle(stop).await?;
@@ -320,6 +331,27 @@ async fn play(
     }
     let phase = Phase { duration: ended.saturating_duration_since(outcome.start), ..phase };
     Ok(Played { outcome, phase, repetition, unsettled })
+}
+
+/// Runs a load and what ends it. A load that fails before is the end of both: without
+/// it the rest would be played to nobody.
+async fn beside<T>(
+    load: impl Future<Output = Result<Outcome, Failure>>,
+    other: impl Future<Output = Result<T, Failure>>,
+) -> Result<(Outcome, T), Failure> {
+    let mut load = pin!(load);
+    let mut other = pin!(other);
+    tokio::select! {
+        biased;
+        ended = &mut load => {
+            let outcome = ended?;
+            Ok((outcome, other.await?))
+        }
+        told = &mut other => {
+            let outcome = load.await?;
+            Ok((outcome, told?))
+        }
+    }
 }
 
 /// What a story came to.
@@ -366,6 +398,36 @@ mod tests {
             }
         }
         audited
+    }
+
+    #[test]
+    fn a_violation_outweighs_how_a_drill_ended() {
+        let failed = |exit| Err(Failure::new(exit, "why"));
+        let exit = |verdict, ended| weighed(verdict, ended).err().map(|failure| failure.exit);
+        assert_eq!(exit(failed(Exit::Audit), failed(Exit::Invalid)), Some(Exit::Audit));
+        assert_eq!(exit(failed(Exit::Missed), failed(Exit::Environment)), Some(Exit::Environment));
+        assert_eq!(exit(failed(Exit::Missed), Ok(())), Some(Exit::Missed));
+        assert_eq!(exit(Ok(()), failed(Exit::Invalid)), Some(Exit::Invalid));
+        assert_eq!(exit(Ok(()), Ok(())), None);
+    }
+
+    #[tokio::test]
+    async fn a_load_that_fails_ends_what_runs_beside_it() {
+        let load = async { Err(Failure::environment("the disk is full")) };
+        let ended = beside(load, std::future::pending::<Result<(), Failure>>()).await;
+        assert_eq!(ended.err().map(|failure| failure.exit), Some(Exit::Environment));
+        let (halt, waits) = (Notify::new(), Notify::new());
+        let load = async {
+            halt.notified().await;
+            Err(Failure::environment("told to end"))
+        };
+        let other = async {
+            halt.notify_one();
+            waits.notify_one();
+            Ok(())
+        };
+        assert_eq!(beside(load, other).await.err().unwrap().message, "told to end");
+        waits.notified().await;
     }
 
     #[test]

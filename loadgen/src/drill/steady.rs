@@ -1,10 +1,10 @@
 //! A long stretch without any fault, in which nothing may happen: who leads what is
 //! counted by the sites and seen by the clients.
 //!
-//! Nothing is kept per request beyond the acknowledgement log. Tested on a page of
-//! metrics.
+//! Nothing is kept per request beyond the acknowledgement log. Tested on made-up counters.
 
 use super::script::{Fault, Script};
+use crate::cluster::total;
 use crate::exit::{Exit, Failure};
 use crate::stage::Stage;
 use serde::Serialize;
@@ -108,7 +108,7 @@ impl Script<'_> {
             let mut changes = rose.ok_or_else(|| {
                 Failure::new(Exit::Missed, "a site counts anew: it was started again")
             })?;
-            changes.noticed = noticed() - noticed_before;
+            changes.noticed = noticed().saturating_sub(noticed_before);
             if next == length {
                 self.over(&mut stretch, "nothing was broken");
                 return Ok((stretch, changes));
@@ -133,16 +133,6 @@ async fn counters(stage: &Stage) -> Result<[u64; 4], Failure> {
         }
     }
     Ok(sums)
-}
-
-/// Sum of a metric over its labels; `None` when it is not there.
-fn total(page: &str, name: &str) -> Option<u64> {
-    let value = |line: &str| {
-        let rest = line.strip_prefix(name)?;
-        let rest = if rest.starts_with('{') { rest.split_once('}')?.1 } else { rest };
-        rest.strip_prefix(' ')?.trim().parse::<u64>().ok()
-    };
-    page.lines().filter_map(value).fold(None, |sum, value| Some(sum.unwrap_or(0) + value))
 }
 
 /// Looks at files and processes.
@@ -180,16 +170,6 @@ fn resident_kib(process: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_metric_is_summed_over_its_labels_and_missed_when_it_is_not_there() {
-        let page = "# HELP payswitch_shard_term Raft term.\npayswitch_shard_term{shard=\"0\"} 3\n\
-                    payswitch_shard_term{shard=\"11\"} 4\npayswitch_shard_terms 9\n\
-                    payswitch_up 1\n";
-        assert_eq!(total(page, "payswitch_shard_term"), Some(7));
-        assert_eq!(total(page, "payswitch_up"), Some(1));
-        assert_eq!(total(page, "payswitch_shard_elections"), None);
-    }
 
     #[test]
     fn any_change_counts_and_counters_that_fall_are_told() {

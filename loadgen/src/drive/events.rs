@@ -6,6 +6,7 @@
 
 use super::state::State;
 use crate::acks::{Ack, flag};
+use crate::channel::number::REVERSAL_ORDINAL;
 use crate::plan::Op;
 use bytes::Bytes;
 use protocol::channel::{NumberKind, order_digest, refund_number};
@@ -19,10 +20,7 @@ use std::rc::Weak;
 /// The subscription's correlation id: it is the only request of its stream.
 const CORRELATION: u64 = 1;
 
-/// The place among a payment's refunds of the one that a reverse makes.
-const REVERSAL_ORDINAL: u8 = 100;
-
-/// The event of this payment is due: its outcome was told.
+/// The event of this payment or refund is due: its outcome was told.
 const DUE: u8 = 1;
 /// It came.
 const CAME: u8 = 2;
@@ -30,8 +28,8 @@ const CAME: u8 = 2;
 /// What is known of events.
 #[derive(Default)]
 pub(super) struct Events {
-    /// Bits of every payment.
-    payments: Vec<u8>,
+    /// Bits of every request that has an event: a payment's pay, or a refund.
+    requests: Vec<u8>,
     counts: EventCounts,
 }
 
@@ -43,7 +41,7 @@ fn own_refund(event: &Event) -> ChannelNo {
 }
 
 /// Counts of a session's events.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub(crate) struct EventCounts {
     /// Events of the session's payments, repeated ones included.
     pub(crate) received: u64,
@@ -55,25 +53,37 @@ pub(crate) struct EventCounts {
     pub(crate) missing: u64,
 }
 
+impl std::fmt::Display for EventCounts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { received, others, malformed, missing } = self;
+        write!(
+            f,
+            "{received} received, {missing} told outcomes without one, {others} of other runs, \
+             {malformed} malformed"
+        )
+    }
+}
+
 impl Events {
-    fn bits(&mut self, k: u64) -> &mut u8 {
-        let at = k as usize;
-        if self.payments.len() <= at {
-            self.payments.resize(at + 1, 0);
+    /// `n` is of a request that was planned: the table grows up to it.
+    fn bits(&mut self, n: u64) -> &mut u8 {
+        let at = n as usize;
+        if self.requests.len() <= at {
+            self.requests.resize(at + 1, 0);
         }
-        &mut self.payments[at]
+        &mut self.requests[at]
     }
 
-    /// The final outcome of payment `k` was told.
-    pub(super) fn due(&mut self, k: u64) {
-        let bits = self.bits(k);
+    /// The final outcome of request `n` was told.
+    pub(super) fn due(&mut self, n: u64) {
+        let bits = self.bits(n);
         let new = *bits == 0;
         *bits |= DUE;
         self.counts.missing += u64::from(new);
     }
 
-    fn came(&mut self, k: u64) {
-        let bits = self.bits(k);
+    fn came(&mut self, n: u64) {
+        let bits = self.bits(n);
         let waited = *bits == DUE;
         *bits |= CAME;
         self.counts.missing -= u64::from(waited);
@@ -98,8 +108,8 @@ impl State {
             return;
         };
         message::Ack { event_id: event.event_id }.encode_frame(header.correlation, out);
-        let known = self.plan.request_of(event.out_trade_no.as_bytes());
-        match known.filter(|k| *k < self.next_n && self.plan.op(*k) == Op::Pay) {
+        // A number of ours that was never sent is the audit's to judge.
+        match self.plan.request_of(event.out_trade_no.as_bytes()) {
             Some(k) => self.event_of(k, &event, now_ns),
             None => self.count_event(|counts| counts.others += 1),
         }
@@ -110,13 +120,14 @@ impl State {
         let number = event.out_refund_no.as_bytes();
         let request = number.strip_prefix(b"R").and_then(|number| self.plan.request_of(number));
         let refund_fits = match request {
-            Some(n) => n < self.next_n && self.plan.target(n) == k,
+            Some(n) => self.plan.target(n) == k,
             None if about_refund => number == own_refund(event).as_bytes(),
             None => number.is_empty(),
         };
         let merchant = self.encoder.merchant(self.plan.merchant(k)).id;
         let odd = event.mch_id != merchant
             || event.currency != self.plan.currency()
+            || self.plan.op(k) != Op::Pay
             || request.is_some() && !about_refund
             || !refund_fits;
         let mut flags = flag::EVENT;
@@ -138,11 +149,12 @@ impl State {
                 flags,
             });
         }
+        // That of a reverse is not waited for: which of its answers led to it is not known.
+        let told = if about_refund { request } else { Some(k) };
+        let told = told.filter(|n| *n < self.next_n);
         let Some(events) = &mut self.events else { return };
         events.counts.received += 1;
-        if !about_refund {
-            events.came(k);
-        }
+        told.into_iter().for_each(|n| events.came(n));
     }
 
     fn count_event(&mut self, count: impl FnOnce(&mut EventCounts)) {

@@ -2,7 +2,8 @@
 //! and the loop that sends what is due and takes what is answered.
 //!
 //! One thread does it all (a current-thread runtime); the pacer wakes it. `state`
-//! decides, `link` moves bytes, `slots` remembers. Never judges the figures. Tested against in-process servers over loopback.
+//! decides, `link` moves bytes, `slots` remembers. Never judges the figures. Tested
+//! against in-process servers over loopback.
 
 mod answer;
 #[cfg(test)]
@@ -338,8 +339,8 @@ impl Session {
     }
 
     /// Asks for every payment without a final answer until it has one, at most
-    /// for `bound`, and waits as long for the events of those that have one; returns
-    /// how many payments are left.
+    /// for `bound`, and waits as long for the events of outcomes that were told; returns
+    /// how many payments and events are left.
     pub(crate) async fn settle(&self, bound: Duration, stop: &Notify) -> Result<usize, Failure> {
         let (started, watch) = (Instant::now(), interrupt::Watch::new());
         loop {
@@ -347,7 +348,7 @@ impl Session {
             let missing = self.events().map_or(0, |events| events.missing);
             let done = open.is_empty() && missing == 0;
             if done || started.elapsed() > bound || !watch.quiet() {
-                return Ok(open.len());
+                return Ok(open.len() + missing as usize);
             }
             if !open.is_empty() {
                 self.query(&open, stop).await?;

@@ -18,7 +18,7 @@ use crate::measure::{Business, Measure, Sample};
 use crate::plan::{Op, Plan};
 use crate::schedule::Schedule;
 use crate::trace::{Done, End};
-use protocol::code::{Code, OrderState};
+use protocol::code::{Code, OrderState, RefundState};
 use protocol::frame::Header;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -31,6 +31,8 @@ const STREAM_BATCH: usize = 48 << 10;
 const STREAM_FULL: usize = 1 << 20;
 /// Answers or requests whose memory is asked for ahead, so that cache misses overlap.
 const WARM: usize = 16;
+/// Requests whose place is asked for ahead: a long run may be stopped early.
+const RESERVED_MAX: usize = 64 << 20;
 /// Pause before a request goes to another site, or to the same once more.
 const REDIRECT_NS: u64 = 5_000_000;
 
@@ -158,7 +160,7 @@ impl State {
         self.closed_until_ns = end_ns;
         self.schedule = phase.closed.is_none().then_some(schedule);
         let expected = phase.arrival.expected(phase.rate, phase.duration);
-        self.known.reserve(expected as usize);
+        self.known.reserve((expected as usize).min(RESERVED_MAX));
     }
 
     /// Asks for the state of these payments, at most `at_once` at a time.
@@ -534,6 +536,8 @@ impl State {
         self.record(n, answer, now_ns, flags);
         if slot.own && slot.op != Op::BadSignature {
             self.learn(n, answer, requery);
+        }
+        if slot.own && slot.op != Op::BadSignature || slot.op == Op::Refund {
             self.expect_event(n, answer);
         }
         self.measure.hint(answer.code, answer.retry_after_ms);
@@ -544,12 +548,15 @@ impl State {
         self.slots.remove(index);
     }
 
-    /// An outcome that was told has its event.
-    fn expect_event(&mut self, k: u64, answer: &Answer) {
+    /// An outcome of a payment or refund that was told has its event.
+    fn expect_event(&mut self, n: u64, answer: &Answer) {
         let Some(events) = &mut self.events else { return };
-        if matches!((answer.code, answer.state), (Code::Ok, Business::Order(state)) if state.is_final())
-        {
-            events.due(k);
+        let is_final = match answer.state {
+            Business::Order(state) => state.is_final(),
+            Business::Refund(state) => state == RefundState::Success,
+        };
+        if answer.code == Code::Ok && is_final {
+            events.due(n);
         }
     }
 

@@ -363,6 +363,19 @@ fn events_are_written_down_and_acknowledged_and_the_end_waits_for_them() {
     let foreign = event(&Pay::decode(&frame[16..]).unwrap(), 0);
     let foreign = Event { event_id: u64::MAX, ..foreign };
     unheard.lock().unwrap().insert(u64::MAX, foreign);
+    // Of a payment of this run that was never asked for: the audit has to see it.
+    let unasked = 1_u64 << 30;
+    let mut frame = Vec::new();
+    pays(Duration::from_secs(1), true).1.request(
+        &plan,
+        (unasked, Op::Pay, unasked),
+        7,
+        1,
+        &mut frame,
+    );
+    let invented = event(&Pay::decode(&frame[16..]).unwrap(), 0);
+    let invented = Event { event_id: u64::MAX - 1, ..invented };
+    unheard.lock().unwrap().insert(u64::MAX - 1, invented);
     let acks = AckWriter::create(dir.path(), plan.params()).ok().unwrap();
     let gateway = gateway_of(dir.path(), &[address]);
     let counts = crate::cli::on_runtime(async {
@@ -395,6 +408,6 @@ fn events_are_written_down_and_acknowledged_and_the_end_waits_for_them() {
     })
     .ok()
     .unwrap();
-    assert!(heard.into_iter().eq(0..200));
+    assert!(heard.into_iter().eq((0..200).chain([unasked])));
     assert_eq!(plain, 200);
 }

@@ -1,8 +1,8 @@
 //! A run's result: the summary and the page for people, the JSON for scripts.
 //!
 //! `text` prints it, `make` puts pages together from the JSON of this and other
-//! results: what a `view` holds is told in `page_run`, `page_drill`, `page_search` and `compare`, with
-//! `parts` that they share, drawn by `chart` and written by `html`.
+//! results: what a `view` holds is told in `page_run`, `page_drill`, `page_search` and
+//! `compare`, with `parts` that they share, drawn by `chart` and written by `html`.
 //!
 //! Judges too: the generator's health first, then the goals. A run in which
 //! the generator was the bottleneck says nothing about the switch and is
@@ -22,7 +22,7 @@ mod text;
 mod view;
 
 use crate::audit::Audit;
-use crate::drive::{Outcome, Phase};
+use crate::drive::{EventCounts, Outcome, Phase};
 use crate::exit::{Exit, Failure};
 use crate::goal::{Figures, Goal, Verdict};
 use crate::hlog;
@@ -224,6 +224,9 @@ pub(crate) struct Report {
     generator: Health,
     host: Host,
     goals: Vec<Verdict>,
+    /// Outcome events, when they were subscribed to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    events: Option<EventCounts>,
     interrupted: bool,
     /// How the sends were paced; `null` for a closed loop.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -320,6 +323,7 @@ impl Report {
             generator: health(measure, &raw, outcome),
             host: outcome.host,
             goals: goals.iter().map(|goal| goal.judge(&figures)).collect(),
+            events: None,
             interrupted: outcome.interrupted,
             pace: None,
             seconds: measure.seconds.clone(),
@@ -350,6 +354,11 @@ impl Report {
     /// Adds how its sends were paced.
     pub(crate) fn paced(self, pacing: Option<Pacing>) -> Self {
         Self { pace: pacing.map(|pacing| pacing.to_string()), ..self }
+    }
+
+    /// Adds what came of the events.
+    pub(crate) fn with_events(self, events: Option<EventCounts>) -> Self {
+        Self { events, ..self }
     }
 
     /// Adds what the audit found.
@@ -413,6 +422,9 @@ impl Report {
                 ),
             ));
         }
+        if let Some(events) = self.events.filter(|events| events.missing + events.malformed > 0) {
+            return Err(Failure::new(Exit::Missed, format_args!("events: {events}")));
+        }
         let missed: Vec<&str> = self
             .goals
             .iter()
@@ -451,14 +463,25 @@ pub(crate) fn write_hlog(
     hlog::write(path, started_unix, &outcome.timeline, &parts)
 }
 
+/// Whether the generator was the bottleneck of a phase.
+pub(crate) fn was_bottleneck(measure: &Measure) -> bool {
+    let (_, raw) = measure.overall();
+    let p99 = |latency: &Latency| latency.quantile(0.99);
+    outweighs(p99(&measure.own_lateness).unwrap_or(0), p99(&raw).unwrap_or(u64::MAX))
+}
+
 /// The generator is the bottleneck when its own lateness outweighs what the
-/// switch took.
+/// switch took; both are 99th percentiles.
+fn outweighs(late_ns: u64, raw_ns: u64) -> bool {
+    late_ns > OWN_LATENESS_MAX_NS || late_ns > raw_ns.max(OWN_LATENESS_FINE_NS)
+}
+
 fn health(measure: &Measure, raw: &Latency, outcome: &Outcome) -> Health {
     let late = measure.own_lateness.quantile(0.99).unwrap_or(0);
     let raw = raw.quantile(0.99).unwrap_or(u64::MAX);
     let reason = if measure.ok == 0 {
         Some("no data: nothing was answered as asked".to_owned())
-    } else if late > OWN_LATENESS_MAX_NS || late > raw.max(OWN_LATENESS_FINE_NS) {
+    } else if outweighs(late, raw) {
         let ms = |ns: u64| match ns {
             u64::MAX => "never answered".to_owned(),
             ns => format!("{:.1} ms", ns as f64 / 1e6),
@@ -542,6 +565,18 @@ pub(crate) mod tests {
         assert_eq!(exit(&report(0, &["p99=100us"], 100)), Some(Exit::Missed));
         assert_eq!(exit(&report(20_000_000, &["p99=100us"], 100)), Some(Exit::Invalid));
         assert_eq!(exit(&report(0, &[], 0)), Some(Exit::Invalid));
+    }
+
+    #[test]
+    fn events_that_did_not_come_or_cannot_be_read_are_a_failure() {
+        let events = |missing, malformed| {
+            let counts = EventCounts { received: 100, others: 3, malformed, missing };
+            exit(&report(0, &[], 100).with_events(Some(counts)))
+        };
+        assert_eq!(events(0, 0), None);
+        assert_eq!((events(1, 0), events(0, 1)), (Some(Exit::Missed), Some(Exit::Missed)));
+        let told = report(0, &[], 100).with_events(Some(EventCounts::default()));
+        assert_eq!(serde_json::to_value(told).unwrap()["events"]["missing"], 0);
     }
 
     #[test]

@@ -49,6 +49,9 @@ impl Report {
                 .unwrap_or("kept up"),
         );
         println!("host      {}", self.host);
+        if let Some(events) = &self.events {
+            println!("events    {events}");
+        }
         for verdict in &self.goals {
             let word = if verdict.met { "met   " } else { "MISSED" };
             println!("goal      {word} {} (measured {})", verdict.goal, verdict.measured);

@@ -9,7 +9,7 @@ use crate::host::Host;
 use crate::measure::{Latency, Measure};
 use crate::report::{Events, Mark, Window};
 use crate::series::Columns;
-use crate::trace::{Availability, Done, failures, longest_gaps};
+use crate::trace::{Availability, Done, End, failures, longest_gaps};
 use protocol::code::Code;
 use serde::Serialize;
 use std::fmt;
@@ -53,7 +53,8 @@ pub(in crate::drill) struct Repetition {
     pub(super) calm_gap_ms: Option<f64>,
     /// Requests that failed, by what they ended with.
     pub(super) failed_by_code: Counts,
-    /// Those of them that were about shards led elsewhere.
+    /// Those of them since the first fault that were about shards which the sites that
+    /// were hit at that time did not lead.
     pub(super) failed_elsewhere: u64,
     /// Answers per second.
     pub(super) answered_before: f64,
@@ -63,9 +64,10 @@ pub(in crate::drill) struct Repetition {
     pub(super) admitted_p99_ms: [Option<f64>; 2],
     #[serde(flatten)]
     pub(super) found: Found,
-    /// Refusals for lack of capacity that say when to try again, and those that do not.
+    /// Refusals for lack of capacity during the fault, and those of the whole load that do
+    /// not say when to try again.
     pub(super) hints: [u64; 2],
-    /// Payments that have no final answer.
+    /// Payments that have no final answer, or events that did not come.
     pub(super) unsettled: usize,
     pub(super) resent: u64,
     pub(super) retried_by_code: Counts,
@@ -116,8 +118,13 @@ impl Repetition {
             outcome.trace.iter().filter(|done| done.planned_ns < end_ns).copied().collect();
         let shards: Vec<Availability> =
             (0..shards).map(|shard| Availability::new(&trace, shard, end_ns)).collect();
-        let affected = |shard: u16| told.faults.iter().any(|fault| fault.affects(shard));
-        let elsewhere = trace.iter().filter(|done| !affected(done.shard));
+        let covers = covers(&told.faults, at, end_ns);
+        let affected = |done: &Done| {
+            let meets = |span: &Span| done.planned_ns < span.1 && done.done_ns >= span.0;
+            let mut all = told.faults.iter().zip(&covers);
+            all.any(|(fault, span)| fault.affects(done.shard) && meets(span))
+        };
+        let elsewhere = trace.iter().filter(|done| !affected(done));
         let calm_until_ns = begun_ns.saturating_sub(CALM_END_NS);
         let calm = (WARM_UP_NS.min(calm_until_ns), calm_until_ns);
         let calm_gap_ms = shards.iter().filter_map(|of| gap_ms(of, calm)).reduce(f64::max);
@@ -139,7 +146,7 @@ impl Repetition {
             answered_at_end: answered(&trace, (end_ns.saturating_sub(END_NS), end_ns)),
             admitted_p99_ms: [calm, (begun_ns, healed_ns)].map(|span| admitted_p99(&trace, span)),
             found: told.found.clone(),
-            hints: measure.hints,
+            hints: [refusals(&trace, (begun_ns, healed_ns)), measure.hints[1]],
             unsettled,
             resent: measure.resent,
             retried_by_code: measure.retried_by_code(),
@@ -161,18 +168,7 @@ impl Repetition {
 
     /// Takes from the figures what there is no trace for.
     pub(in crate::drill) fn of_measure(&mut self, measure: &Measure) {
-        // A conflict that was refused is as asked.
-        let as_asked = [Code::Ok.name(), Code::IdempotencyConflict.name()];
-        let named = measure.by_code().into_iter();
-        self.failed_by_code = named.filter(|(code, _)| !as_asked.contains(code)).collect();
-        let others = measure.refused.saturating_sub(self.failed());
-        for (name, count) in
-            [("OTHER", others), ("UNANSWERED", measure.unanswered), ("NOT_SENT", measure.not_sent)]
-        {
-            if count > 0 {
-                self.failed_by_code.insert(name, count);
-            }
-        }
+        self.failed_by_code = measure.failed_by_code();
         let span_s = measure.span_ns() as f64 / 1e9;
         self.answered_during = if span_s > 0.0 { measure.ok_in_span as f64 / span_s } else { 0.0 };
         let (mut all, _) = measure.overall();
@@ -262,6 +258,17 @@ fn windows(shards: &[Availability], normal_ns: u64) -> Vec<Window> {
     windows
 }
 
+/// How long each fault explains what its own shards meet: until the next one, and until
+/// its site is level again when that takes longer; the last one until the end.
+fn covers(faults: &[Fault], at: impl Fn(Instant) -> u64, end_ns: u64) -> Vec<Span> {
+    let cover = |(number, fault): (usize, &Fault)| {
+        let over_ns = at(fault.healed + fault.level.unwrap_or_default());
+        let next = faults.get(number + 1).map(|next| at(next.at).max(over_ns));
+        (at(fault.at), next.unwrap_or(end_ns))
+    };
+    faults.iter().enumerate().map(cover).collect()
+}
+
 fn millis(duration: Duration) -> u64 {
     duration.as_millis() as u64
 }
@@ -300,6 +307,13 @@ fn answered(trace: &[Done], (from_ns, until_ns): Span) -> f64 {
     let within = |done: &&Done| done.is_ok() && (from_ns..until_ns).contains(&done.done_ns);
     let count = trace.iter().filter(within).count();
     if until_ns > from_ns { count as f64 * 1e9 / (until_ns - from_ns) as f64 } else { 0.0 }
+}
+
+/// Refusals for lack of capacity of what was planned within a span.
+fn refusals(trace: &[Done], (from_ns, until_ns): Span) -> u64 {
+    let refused = |end| matches!(end, End::Answered(Code::Overloaded | Code::RateLimited));
+    let within = trace.iter().filter(|done| (from_ns..until_ns).contains(&done.planned_ns));
+    within.filter(|done| refused(done.end)).count() as u64
 }
 
 /// Latency of requests planned within a span; what failed never came.

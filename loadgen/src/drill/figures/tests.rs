@@ -178,18 +178,48 @@ fn maximum(answered: f64) -> Maximum {
 
 fn distance(far: f64) -> Distance {
     let (near, far) = (maximum(100.0), maximum(far));
-    Distance { line: String::new(), near, far, relay_dropped: 0, udp_buffer_errors: 0 }
+    let (line, relay_dropped, near_dropped, udp_buffer_errors) = (String::new(), 0, 0, 0);
+    Distance { line, near, far, relay_dropped, near_dropped, udp_buffer_errors }
 }
 
 #[test]
 fn what_is_left_of_the_maximum_over_distance_is_judged() {
     let mut report = report(Drill::WanDelay, vec![repetition(trace(0), 0)], 0);
     assert_eq!(exit(&report), Some(Exit::Invalid), "without a maximum it says nothing");
-    for (far, met) in [(79.9, false), (80.0, true), (120.0, true)] {
+    let missed = Some(Exit::Missed);
+    for (far, exits) in [(0.0, missed), (79.9, missed), (80.0, None), (120.0, None)] {
         report.with(Prepared { distance: Some(distance(far)), ..Prepared::default() });
         report.judge();
-        assert_eq!(report.passed, met, "{far}: {:?}", report.targets);
+        assert_eq!((exit(&report), report.passed), (exits, exits.is_none()), "{far}");
     }
+    let of_the_relay = Distance { near_dropped: 1, ..distance(120.0) };
+    report.with(Prepared { distance: Some(of_the_relay), ..Prepared::default() });
+    report.judge();
+    assert_eq!(exit(&report), Some(Exit::Invalid));
+}
+
+#[test]
+fn what_was_missed_counts_more_than_what_was_not_measured() {
+    let mut slow = trace(0);
+    for done in slow.iter_mut().filter(|done| (2_000 * MS..3_000 * MS).contains(&done.planned_ns)) {
+        done.done_ns += 50 * MS;
+    }
+    let report = report(Drill::WanDelay, vec![repetition(slow, 0)], 0);
+    let told = report.verdict().err().unwrap();
+    assert_eq!(told.exit, Exit::Missed);
+    assert!(told.message.starts_with("2 targets missed: added to p50"), "{}", told.message);
+}
+
+#[test]
+fn what_breaks_off_is_told_with_its_audit() {
+    let mut report = report(Drill::KillSite, vec![repetition(trace(80), 0)], 0);
+    report.broke_off(&Failure::new(Exit::Invalid, "stopped"));
+    report.add(2, repetition(trace(80), 0), None);
+    assert_eq!((report.audited, report.has_violations()), (1, false));
+    report.cut_short(Err(Failure::environment("cannot read")));
+    assert_eq!((report.audited, report.has_violations()), (1, false));
+    report.cut_short(Ok(audit(1)));
+    assert_eq!((report.audited, exit(&report)), (2, Some(Exit::Audit)));
 }
 
 #[test]
@@ -231,6 +261,32 @@ fn two_kills_are_judged_each_by_itself() {
     let slow = report(Drill::SecondKill, many, 0);
     let missed: Vec<_> = unavailable(&slow).into_iter().filter(|(_, met)| !met).collect();
     assert_eq!(missed, [("fault 2: unavailable p99 <= 250 ms".to_owned(), false)]);
+}
+
+#[test]
+fn a_fault_explains_failures_of_its_own_shards_and_of_its_own_time() {
+    // Both sites are back at 3 s and level 20 ms later; the second fault lasts until the end.
+    let kills = [(1, 2_000), (2, 2_500)];
+    let elsewhere = |shard, planned_ms: u64| {
+        let mut failed = trace(10);
+        let at = |done: &&mut Done| done.shard == shard && done.planned_ns == planned_ms * MS;
+        failed.iter_mut().find(at).unwrap().end = End::Unanswered;
+        report(Drill::SecondKill, vec![of_kills(&kills, failed, 0)], 0).errors_elsewhere
+    };
+    assert_eq!((elsewhere(0, 2_100), elsewhere(1, 2_100)), (0, 1));
+    assert_eq!((elsewhere(0, 2_600), elsewhere(1, 2_600)), (0, 0));
+    assert_eq!((elsewhere(0, 3_100), elsewhere(1, 3_100)), (1, 0));
+}
+
+#[test]
+fn only_refusals_during_the_fault_make_an_overload() {
+    let hints = |planned_ms: u64| {
+        let mut refused = trace(0);
+        let at = |done: &&mut Done| done.planned_ns == planned_ms * MS;
+        refused.iter_mut().find(at).unwrap().end = End::Answered(Code::Overloaded);
+        repetition(refused, 0).hints
+    };
+    assert_eq!((hints(1_000), hints(2_500), hints(3_500)), ([0, 0], [1, 0], [0, 0]));
 }
 
 #[test]

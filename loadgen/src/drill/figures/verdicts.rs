@@ -1,7 +1,7 @@
 //! Holds what was measured against what was asked.
 
 use super::super::maximum::Distance;
-use super::{Repetition, Report, Spread, Verdict};
+use super::{NO_DATA, Repetition, Report, Spread, Verdict};
 use crate::measure::Latency;
 
 impl Report {
@@ -13,7 +13,7 @@ impl Report {
             verdicts.push(Verdict {
                 target: format!("{what} <= {bound}{unit}"),
                 met: value.is_some_and(|value| value <= bound),
-                measured: value.map_or_else(|| "no data".to_owned(), |v| format!("{v:.1}{unit}")),
+                measured: value.map_or_else(|| NO_DATA.to_owned(), |v| format!("{v:.1}{unit}")),
             });
         };
         let spreads = match wanted.each_fault {
@@ -70,7 +70,7 @@ impl Report {
         let distance = self.prepared.distance.as_ref();
         let far = wanted
             .far_maximum
-            .map(|bound| ("maximum with the distance", bound, distance.map(Distance::share)));
+            .map(|bound| ("maximum with the distance", bound, distance.and_then(Distance::share)));
         let during = wanted.throughput.map(|bound| match of_maximum {
             Some(share) => ("throughput of the maximum", bound, share),
             None => ("throughput", bound, share(|one| one.answered_during)),
@@ -81,10 +81,8 @@ impl Report {
             Verdict {
                 target: format!("{what} >= {:.0} %", bound * 100.0),
                 met: share.is_some_and(|share| share >= bound),
-                measured: share.map_or_else(
-                    || "no data".to_owned(),
-                    |share| format!("{:.1} %", share * 100.0),
-                ),
+                measured: share
+                    .map_or_else(|| NO_DATA.to_owned(), |share| format!("{:.1} %", share * 100.0)),
             }
         }));
         verdicts.extend(wanted.only.as_ref().filter(|_| any).map(|codes| self.only(codes)));
