@@ -441,7 +441,12 @@ impl<D: Disk> Worker<D> {
             self.post.take(shard.replica.shard(), &mut shard.wants.messages);
             let (number, term) = (shard.replica.shard(), shard.replica.term());
             let leader = shard.replica.leader() as u8;
-            if self.shared.mesh.publish_leader(number, term, leader) && !self.alone {
+            let news = self.shared.mesh.publish_leader(number, term, leader);
+            if news && leader == self.shared.mesh.site() {
+                // Goes with the merchants, not ahead of them as the leader does.
+                self.out.led.push((number, term));
+            }
+            if news && !self.alone {
                 let at_ms = now.wall_us / 1000;
                 println!("shard {number}: leader {leader} term {term} at_ms={at_ms}");
             }
