@@ -928,35 +928,38 @@ impl Replica {
             self.placement.rest();
             return;
         }
-        let last = self.last();
-        let candidates = self.candidates();
-        let level = |site: u64| {
-            let progress = self.node.raft.prs().get(site);
-            members::has(candidates, site)
-                && self.health.is_live(site, self.tick)
-                && progress.is_some_and(|found| {
-                    // What it has confirmed in this term is durable there.
-                    found.matched > 0 && found.matched + placement::LEVEL_ENTRIES >= last
-                })
-        };
-        let willing = |site: u64| level(site) && !self.health.is_unwilling(site);
-        let (site, tick) = (self.config.site, self.tick);
-        let target = if stuck {
-            self.placement.stalled(site, tick, willing)
-        } else if self.placement.leaves(site) {
-            // Those that would rather not are better than one that shall not.
-            self.placement
-                .target(site, tick, willing)
-                .or_else(|| self.placement.target(site, tick, level))
-        } else {
-            self.placement.target(site, tick, willing)
-        };
-        if let Some(site) = target {
+        if let Some(site) = self.successor(stuck) {
             self.transfer(site);
         } else if stuck && waits > 4 * stall && !self.members.is_alone(self.config.site) {
             // Nobody is level: let whoever can be elected lead.
             let term = self.node.raft.term;
             self.node.raft.become_follower(term, INVALID_ID);
+        }
+    }
+
+    /// The site to hand over to now, if there is one. Those that would rather not lead
+    /// are better than one that cannot or shall not.
+    fn successor(&mut self, stuck: bool) -> Option<u64> {
+        let (last, candidates) = (self.last(), self.candidates());
+        let (site, tick) = (self.config.site, self.tick);
+        let (raft, health, placement) = (&self.node.raft, &self.health, &mut self.placement);
+        let level = |site: u64| {
+            members::has(candidates, site)
+                && health.is_live(site, tick)
+                && raft.prs().get(site).is_some_and(|found| {
+                    // What it has confirmed in this term is durable there.
+                    found.matched > 0 && found.matched + placement::LEVEL_ENTRIES >= last
+                })
+        };
+        let willing = |site: u64| level(site) && !health.is_unwilling(site);
+        if stuck {
+            let best = placement.stalled(site, tick, willing);
+            return best.or_else(|| placement.stalled(site, tick, level));
+        }
+        let best = placement.target(site, tick, willing);
+        match placement.leaves(site) {
+            true => best.or_else(|| placement.target(site, tick, level)),
+            false => best,
         }
     }
 }
