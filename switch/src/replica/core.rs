@@ -33,7 +33,8 @@ pub struct Timing {
     /// A follower that heard nothing for this long (and some more, by its place
     /// in the order of preference) stands for election.
     pub election_ticks: u32,
-    /// A leader whose disk does not confirm a write for this long hands over.
+    /// A leader whose disk does not confirm a write for this long hands over; at least
+    /// four, which is a quarter of the election time-out.
     pub stall_ticks: u32,
 }
 
@@ -43,7 +44,7 @@ impl Timing {
     /// long a disk may hang has nothing to do with distance.
     pub fn of_election(election_us: u64) -> Self {
         let tick_us = (election_us / u64::from(ELECTION_TICKS)).max(1);
-        let stall_ticks = (STALL_US / tick_us).clamp(4, STALL_US) as u32;
+        let stall_ticks = (STALL_US / tick_us).clamp(STALL_TICKS_MIN, STALL_US) as u32;
         let (heartbeat_ticks, election_ticks) = (HEARTBEAT_TICKS, ELECTION_TICKS);
         Self { tick_us, heartbeat_ticks, election_ticks, stall_ticks }
     }
@@ -89,6 +90,8 @@ const HEARTBEAT_TICKS: u32 = 3;
 const ELECTION_TICKS: u32 = 16;
 /// A disk hangs when a write takes longer, microseconds.
 const STALL_US: u64 = 400_000;
+/// A disk that is looked at so rarely is waited for longer.
+const STALL_TICKS_MIN: u64 = 4;
 /// The election time-out without a word about it: below it pauses of a busy machine
 /// would look like deaths, however near the sites are.
 const ELECTION_MIN_US: u64 = 80_000;
@@ -293,6 +296,7 @@ impl Replica {
         let mut replica = Self {
             placement: Placement::new(&config, &members),
             health: Health::default(),
+            stall: Stall::new(&config.timing),
             lease: Lease::new(config.timing.lease_us()),
             node,
             config,
@@ -313,7 +317,6 @@ impl Replica {
             spare: Vec::new(),
             anew,
             forgotten: None,
-            stall: Stall::default(),
         };
         replica.after_input();
         if replica.members.is_alone(replica.config.site) {
