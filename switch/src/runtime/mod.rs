@@ -12,6 +12,7 @@ mod control;
 mod directory;
 mod explain;
 mod ferry;
+mod forgotten;
 mod forward;
 mod gateway;
 mod held;
@@ -102,6 +103,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     let config_error = |error: &dyn std::fmt::Display| ServeError::Config(error.to_string());
     std::fs::create_dir_all(&config.data_dir)
         .map_err(|error| environment(&config.data_dir, &error))?;
+    forgotten::refuse(&config.data_dir, config.site)?;
     let keys =
         EndpointKeys::load_or_create(&config.data_dir).map_err(|error| config_error(&error))?;
     let server = tls::site_server(&config, &keys).map_err(|error| config_error(&error))?;
@@ -163,7 +165,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
         }
         true => println!("payswitch site {site} is a witness, admin on {admin_listen}"),
     }
-    let outcome = wait_for_end(site, &inbox, &shared);
+    let outcome = wait_for_end(&config, &inbox, &shared);
     drop(admin);
     // The worker has ended or is about to: a failed log must not be waited for.
     if outcome.is_ok() && worker.join().is_err() {
@@ -219,7 +221,7 @@ impl Peering {
 
 /// Waits for the drain to finish or for a failure.
 fn wait_for_end(
-    site: u16,
+    config: &Config,
     inbox: &mpsc::Receiver<Event>,
     shared: &Shared,
 ) -> Result<(), ServeError> {
@@ -231,11 +233,11 @@ fn wait_for_end(
             }
             Ok(Event::WorkerEnded(Ok(()))) => return Ok(()),
             Ok(Event::WorkerEnded(Err(error @ WorkerError::Forgotten { .. }))) => {
-                return Err(ServeError::Damaged(error.to_string()));
+                return Err(forgotten::found(&config.data_dir, &error));
             }
             Ok(Event::WorkerEnded(Err(error))) => return Err(error.into()),
             Ok(Event::NetEnded(error) | Event::NotRecovered(error)) => return Err(error),
-            Ok(Event::Disowned(by)) => return Err(disowned(site, by)),
+            Ok(Event::Disowned(by)) => return Err(disowned(config.site, by)),
             Ok(Event::Recovered(_)) => {}
             Err(_) => return Err(ServeError::Log("a thread of the node panicked".into())),
         }
