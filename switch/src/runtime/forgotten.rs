@@ -63,12 +63,12 @@ mod tests {
         assert!(refuse(dir.path(), 3).is_ok());
         let said = found(dir.path(), &LOST);
         assert!(matches!(&said, ServeError::Damaged(text) if *text == LOST.to_string()), "{said}");
-        for content in [None, Some(&b""[..]), Some(b"\xff\0")] {
+        for content in [None, Some(&b""[..]), Some(&b"\xff\0"[..])] {
             if let Some(content) = content {
                 fs::write(dir.path().join(FILE), content).unwrap();
             }
             let refused = refuse(dir.path(), 3).unwrap_err();
-            let ServeError::Damaged(text) = refused else { panic!("{refused}") };
+            let ServeError::Damaged(text) = &refused else { panic!("{refused}") };
             assert!(text.contains("member remove 3") && text.contains("member add"), "{text}");
         }
         let text = found(dir.path(), &LOST).to_string();
@@ -80,7 +80,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join(FILE)).unwrap();
         let said = found(dir.path(), &LOST);
-        let ServeError::Damaged(text) = said else { panic!("{said}") };
+        let ServeError::Damaged(text) = &said else { panic!("{said}") };
         assert!(text.contains("block 9") && text.contains("could not be written down"), "{text}");
     }
 }

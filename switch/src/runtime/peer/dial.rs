@@ -196,6 +196,7 @@ impl Core {
         self.shared.ferry.wake();
         if let Some(metrics) = self.metrics(site) {
             metrics.up.set(0);
+            metrics.far.set(0);
         }
         self.say(Whose::Ours, site, format!("link down: {reason}"));
     }

@@ -409,6 +409,8 @@ fn a_site_too_far_away_for_the_time_outs_is_said() {
         two.shared.metrics.peer(1).unwrap().round_trip_us.value() > 0
     });
     assert_eq!(far(&two, 1), 0, "its own link goes straight");
+    relay.open.store(false, Ordering::Relaxed);
+    eventually("a link that is down is not too long", || !one.is_up(2) && far(&one, 2) == 0);
 }
 
 #[test]
