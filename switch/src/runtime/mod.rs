@@ -213,8 +213,7 @@ impl Peering {
             // Where nobody listens any more the node ends anyway.
             disowned: Box::new(move |by| drop(events.send(Event::Disowned(by)))),
         };
-        let peers = Peers::start(config, keys, tls, shared, log);
-        let peers = peers.map_err(ServeError::Environment)?;
+        let peers = Peers::start(config, keys, tls, shared, log)?;
         Ok(Some(Self { peers: Arc::new(peers), ferry }))
     }
 }

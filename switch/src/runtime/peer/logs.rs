@@ -17,6 +17,8 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
+use crate::runtime::{ServeError, environment};
+
 /// In the site's `data_dir`.
 const FILE: &str = "peers";
 /// Far above what the most sites need.
@@ -73,18 +75,19 @@ impl KnownLogs {
     ///
     /// # Errors
     /// The file cannot be read, is damaged, or of another cluster.
-    pub(super) fn load(data_dir: &Path, cluster: u64) -> Result<Self, String> {
+    pub(super) fn load(data_dir: &Path, cluster: u64) -> Result<Self, ServeError> {
         let path = data_dir.join(FILE);
-        let failed = |what: &dyn std::fmt::Display| format!("{}: {what}", path.display());
-        let text = match fs::metadata(&path) {
-            Ok(found) if found.len() > FILE_MAX => return Err(failed(&DAMAGED)),
-            Ok(_) => fs::read_to_string(&path).map_err(|error| failed(&error))?,
+        let damaged = || ServeError::Damaged(format!("{}: {DAMAGED}", path.display()));
+        let bytes = match fs::metadata(&path) {
+            Ok(found) if found.len() > FILE_MAX => return Err(damaged()),
+            Ok(_) => fs::read(&path).map_err(|error| environment(&path, &error))?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Ok(Self { path, cluster, logs: BTreeMap::new() });
             }
-            Err(error) => return Err(failed(&error)),
+            Err(error) => return Err(environment(&path, &error)),
         };
-        let logs = parse(&text, cluster).ok_or_else(|| failed(&DAMAGED))?;
+        let logs = std::str::from_utf8(&bytes).ok().and_then(|text| parse(text, cluster));
+        let logs = logs.ok_or_else(damaged)?;
         Ok(Self { path, cluster, logs })
     }
 
@@ -178,18 +181,26 @@ mod tests {
         known.meet(3, 6).unwrap();
         let path = dir.path().join(FILE);
         let text = fs::read_to_string(&path).unwrap();
+        let is_damaged = |cluster| {
+            matches!(KnownLogs::load(dir.path(), cluster), Err(ServeError::Damaged(text)) if text.contains("restore it"))
+        };
         for end in 0..text.len() {
             fs::write(&path, &text[..end]).unwrap();
-            assert!(KnownLogs::load(dir.path(), 7).is_err(), "cut at {end}");
+            assert!(is_damaged(7), "cut at {end}");
         }
         for at in 0..text.len() {
-            let mut bytes = text.clone().into_bytes();
-            bytes[at] ^= 1;
-            fs::write(&path, bytes).unwrap();
-            assert!(KnownLogs::load(dir.path(), 7).is_err(), "changed at {at}");
+            // The second is no text any more.
+            for flip in [1, 0x80] {
+                let mut bytes = text.clone().into_bytes();
+                bytes[at] ^= flip;
+                fs::write(&path, bytes).unwrap();
+                assert!(is_damaged(7), "changed at {at}");
+            }
         }
+        fs::write(&path, vec![b' '; FILE_MAX as usize + 1]).unwrap();
+        assert!(is_damaged(7), "too long");
         fs::write(&path, &text).unwrap();
-        assert!(KnownLogs::load(dir.path(), 8).is_err(), "of another cluster");
+        assert!(is_damaged(8), "of another cluster");
         assert_eq!(KnownLogs::load(dir.path(), 7).unwrap().logs.len(), 2);
     }
 }

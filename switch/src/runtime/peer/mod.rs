@@ -32,6 +32,7 @@ use tokio::sync::watch;
 use super::ferry::{Arrival, Ferry};
 use super::inbox::{Exchange, Packet};
 use super::mesh::{Mesh, Traffic};
+use super::{ServeError, bind_udp};
 use crate::config::{Config, SiteConfig};
 use crate::metrics::{Metrics, PeerMetrics};
 use crate::tls::{EndpointKeys, PeerTls, peer_endpoint};
@@ -74,19 +75,20 @@ impl Peers {
     /// Binds both ports and starts the thread.
     ///
     /// # Errors
-    /// What could not be bound or started.
+    /// What could not be read, bound or started.
     pub fn start(
         config: &Config,
         keys: &EndpointKeys,
         tls: PeerTls,
         shared: PeerShared,
         log: OwnLog,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, ServeError> {
         let known = KnownLogs::load(&config.data_dir, config.cluster)?;
         let address = config.this_site().peer;
-        let named = |error: std::io::Error| format!("peer address {address}: {error}");
-        let socket = super::bind_udp("peer address", address, config.gateway.udp_buffer_kib)
-            .map_err(|error| error.to_string())?;
+        let named = |error: std::io::Error| {
+            ServeError::Environment(format!("peer address {address}: {error}"))
+        };
+        let socket = bind_udp("peer address", address, config.gateway.udp_buffer_kib)?;
         let listener = TcpListener::bind(address).map_err(named)?;
         listener.set_nonblocking(true).map_err(named)?;
         let (stop, stopped) = watch::channel(false);
@@ -107,13 +109,13 @@ impl Peers {
         let thread = thread::Builder::new()
             .name("peer".into())
             .spawn(move || start.run(&started))
-            .map_err(|error| format!("no thread: {error}"))?;
+            .map_err(|error| ServeError::Environment(format!("no thread: {error}")))?;
         match outcome.recv() {
             Ok(Ok(endpoint)) => {
                 Ok(Self { endpoint, client, stop, thread: Mutex::new(Some(thread)) })
             }
             Ok(Err(error)) => Err(named(error)),
-            Err(_) => Err("the peer thread panicked".into()),
+            Err(_) => Err(ServeError::Environment("the peer thread panicked".into())),
         }
     }
 
