@@ -125,6 +125,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
         leave: AtomicBool::new(false),
         stop: AtomicBool::new(false),
         storage_full: AtomicBool::new(false),
+        log_is_empty: Arc::default(),
         report: Mutex::new(Report::default()),
     });
 
@@ -201,6 +202,7 @@ impl Peering {
             .and_then(|()| PeerTls::load(&config.gateway, keys))
             .map_err(|error| ServeError::Config(error.to_string()))?;
         let ferry = Arc::new(Ferry::new(Arc::clone(net_wake)));
+        let is_empty = Arc::clone(&shared.log_is_empty);
         let shared = PeerShared {
             mesh: Arc::clone(&shared.mesh),
             exchange: Arc::clone(&shared.exchange),
@@ -209,7 +211,7 @@ impl Peering {
         };
         let log = OwnLog {
             id: recovery.log,
-            is_empty: recovery.frames == 0,
+            is_empty,
             // Where nobody listens any more the node ends anyway.
             disowned: Box::new(move |by| drop(events.send(Event::Disowned(by)))),
         };
@@ -344,6 +346,7 @@ fn recover(
     };
     let (log, recovery) = closed.open(&mut replay).map_err(|error| log_error(&error))?;
     recovering.check(&recovery.shards).map_err(|error| ServeError::Damaged(error.to_string()))?;
+    shared.log_is_empty.store(recovery.frames == 0, Ordering::Release);
     drop(events.send(Event::Recovered(Box::new(recovery))));
     Worker::new(recovering, log, Arc::clone(shared), settings)
         .map_err(|error| ServeError::Environment(format!("no thread: {error}")))

@@ -16,6 +16,8 @@ use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use crate::runtime::{ServeError, environment};
 
@@ -28,8 +30,8 @@ const FILE_MAX: u64 = 64 << 10;
 pub struct OwnLog {
     /// Its number.
     pub id: u64,
-    /// It holds nothing: this site has promised nothing by it.
-    pub is_empty: bool,
+    /// It holds nothing yet: this site has promised nothing by it.
+    pub is_empty: Arc<AtomicBool>,
     /// Called once, on the peer thread, when a site that knows another log of this
     /// one refuses the empty one: this is no new site, but one that lost its past.
     pub disowned: Box<dyn Fn(u8) + Send>,

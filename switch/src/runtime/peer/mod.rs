@@ -20,6 +20,7 @@ mod tests;
 use std::cell::{Cell, RefCell};
 use std::net::{TcpListener, UdpSocket};
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
@@ -324,7 +325,8 @@ impl Core {
             return;
         };
         let disowned = close.error_code == quinn::VarInt::from_u32(OTHER_LOG);
-        if disowned && self.log.is_empty && !self.is_disowned.replace(true) {
+        let is_empty = self.log.is_empty.load(Ordering::Acquire);
+        if disowned && is_empty && !self.is_disowned.replace(true) {
             (self.log.disowned)(site);
         }
     }

@@ -171,6 +171,8 @@ pub struct Shared {
     pub stop: AtomicBool,
     /// The log's disk has only its reserve left.
     pub storage_full: AtomicBool,
+    /// Nothing was ever written to the log.
+    pub log_is_empty: Arc<AtomicBool>,
     /// Per shard figures, refreshed by the worker.
     pub report: std::sync::Mutex<Report>,
 }

@@ -1,6 +1,7 @@
 //! Sites live, take turns, talk to each other, and die at the boundaries of a turn.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use protocol::message::kind;
@@ -106,6 +107,9 @@ impl Cluster {
                 return self.crash(number, Tear::Sectors, down_us, true);
             }
         };
+        let wrote = process.worker.writer.appended_bytes() > 0;
+        let is_empty = process.shared.log_is_empty.load(Ordering::Relaxed);
+        assert!(!wrote || !is_empty, "an empty log: site {number} has written to it");
         self.checker.follow(number, process, now_us, &self.setup);
         let read_back = read_back(process);
         let (rest_us, listens) = process.worker.rest(clocks);
