@@ -41,9 +41,10 @@ pub struct Timing {
 impl Timing {
     /// Everything follows from the shortest election time-out: only a tick's length
     /// changes, so that what holds together in ticks holds at every distance. How
-    /// long a disk may hang has nothing to do with distance.
+    /// long a disk may hang has nothing to do with distance. Rounded up by less than a
+    /// microsecond per tick, so that whole milliseconds are told as they were given.
     pub fn of_election(election_us: u64) -> Self {
-        let tick_us = (election_us / u64::from(ELECTION_TICKS)).max(1);
+        let tick_us = election_us.div_ceil(u64::from(ELECTION_TICKS)).max(1);
         let stall_ticks = (STALL_US / tick_us).clamp(STALL_TICKS_MIN, STALL_US) as u32;
         let (heartbeat_ticks, election_ticks) = (HEARTBEAT_TICKS, ELECTION_TICKS);
         Self { tick_us, heartbeat_ticks, election_ticks, stall_ticks }
