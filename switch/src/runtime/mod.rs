@@ -250,9 +250,9 @@ fn disowned(site: u16, by: u8) -> ServeError {
     ServeError::Damaged(format!(
         "site {by} knows another log of site {site}: this one is empty, so the disk was wiped or \
          exchanged, and with it went votes and blocks that others count on. Under this number \
-         the site must not take part any more: at a site that serves, `payswitch admin member \
-         remove {site}`, then bring this one up under a new number with `member add` \
-         (docs/OPERATIONS.md, Replace a site)"
+         the site must not take part any more: where it is a member, `payswitch admin member \
+         remove {site}` at a site that serves; then bring this one up under a fresh number with \
+         `member add` (docs/OPERATIONS.md, Replace a site)"
     ))
 }
 

@@ -44,8 +44,8 @@ pub(super) enum LogError {
     #[error(
         "its log {found:016x} is not the one that site {site} had ({known:016x}): its disk was \
          wiped or exchanged, and with it its votes and blocks are gone. A number is never used \
-         again: `payswitch admin member remove {site}`, then bring the site up under a new \
-         number with `member add` (docs/OPERATIONS.md, Replace a site)"
+         again: `payswitch admin member remove {site}` where it is a member, then bring the site \
+         up under a fresh number with `member add` (docs/OPERATIONS.md, Replace a site)"
     )]
     Other {
         /// The site.
