@@ -97,7 +97,7 @@ impl Core {
         let accepted = self.greetings(site, quic).await;
         let (log, mut accepted) =
             accepted.map_err(|reason| (CloseCode::WrongSite.wire(), reason))?;
-        self.meet(site, log)?;
+        self.meet(site, log).await?;
         let greeting = self.settings.hello.encode(Traffic::Answers);
         let greeted = accepted.answers.write_all(&greeting).await;
         greeted.map_err(|error| (CloseCode::Normal.wire(), error.to_string()))?;

@@ -157,7 +157,7 @@ impl Core {
             .hello_of(site)
             .judge(&greeting, &[Traffic::Answers])
             .map_err(|error| (CloseCode::WrongSite.wire(), error.to_string()))?;
-        self.meet(site, log)?;
+        self.meet(site, log).await?;
         Ok(Dialled { quic, urgent, bulk, states, forwards, answers })
     }
 

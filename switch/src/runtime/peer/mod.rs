@@ -212,7 +212,7 @@ impl Start {
                 client: self.client,
                 shared: self.shared,
                 log: self.log,
-                known: RefCell::new(self.known),
+                known: Arc::new(Mutex::new(self.known)),
                 is_disowned: Cell::new(false),
                 stranger: RefCell::default(),
                 handshakes: Cell::new(0),
@@ -258,7 +258,7 @@ struct Core {
     /// By site - 1; this site's own entry stays idle.
     peers: Vec<Peer>,
     log: OwnLog,
-    known: RefCell<KnownLogs>,
+    known: Arc<Mutex<KnownLogs>>,
     /// That this site's log is not the one it had was told.
     is_disowned: Cell<bool>,
     /// What was last said about somebody who is no other site.
@@ -306,9 +306,15 @@ impl Core {
     }
 
     /// Whether a site speaks for the log that it always had; with the code that
-    /// closes its connection if not.
-    fn meet(&self, site: u8, log: u64) -> Result<(), (u32, String)> {
-        self.known.borrow_mut().meet(site, log).map_err(|error| {
+    /// closes its connection if not. A first meeting is written down, which may take
+    /// long: beside this thread, or heartbeats would wait for the disk. When that fails
+    /// the next try is the next connection's, and those are dialled ever more slowly.
+    async fn meet(&self, site: u8, log: u64) -> Result<(), (u32, String)> {
+        let known = Arc::clone(&self.known);
+        let meet = move || known.lock().unwrap_or_else(PoisonError::into_inner).meet(site, log);
+        let met = tokio::task::spawn_blocking(meet).await;
+        let met = met.map_err(|error| (CloseCode::Internal.wire(), error.to_string()))?;
+        met.map_err(|error| {
             let code = match error {
                 LogError::Other { .. } => OTHER_LOG,
                 LogError::Write { .. } => CloseCode::Internal.wire(),
