@@ -83,7 +83,8 @@ pub(super) struct Site {
 
 impl Site {
     pub(super) fn new(number: u8, setup: &Setup, random: &mut Random) -> Self {
-        let lie_us = if setup.flaw == Some(Flaw::SkipSync) { 300 * MS } else { 0 };
+        let lies = matches!(setup.flaw, Some(Flaw::SkipSync | Flaw::SkipSyncStartAgain));
+        let lie_us = if lies { 300 * MS } else { 0 };
         let pace = Pace { random: Random::new(random.next()), write_us: WRITE_US, lie_us };
         Self {
             number,
