@@ -61,7 +61,9 @@ fn copy(from: &Path, to: &Path) {
         let to = to.join(entry.file_name());
         match entry.file_type().expect("a type").is_dir() {
             true => copy(&entry.path(), &to),
-            false => drop(fs::copy(entry.path(), to).expect("room for a copy")),
+            false => {
+                fs::copy(entry.path(), to).expect("room for a copy");
+            }
         }
     }
 }
@@ -70,8 +72,8 @@ fn copy(from: &Path, to: &Path) {
 fn is_level(cluster: &Cluster, site: u16, with: u16) -> bool {
     let [own, others] = [site, with].map(|site| cluster.status(site)["shards"].clone());
     let (Some(own), Some(others)) = (own.as_array(), others.as_array()) else { return false };
-    let pairs = own.iter().zip(others);
-    own.len() == 12 && pairs.into_iter().all(|(own, other)| own["applied"] == other["commit"])
+    let mut pairs = own.iter().zip(others);
+    own.len() == 12 && pairs.all(|(own, other)| own["applied"] == other["commit"])
 }
 
 #[test]
