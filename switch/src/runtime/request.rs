@@ -231,12 +231,7 @@ impl Context<'_> {
         })
     }
 
-    fn authorise(
-        &self,
-        mch_id: &MchId,
-        auth: &Auth<'_>,
-        canonical: &[u8],
-    ) -> Result<(), Refusal> {
+    fn authorise(&self, mch_id: &MchId, auth: &Auth<'_>, canonical: &[u8]) -> Result<(), Refusal> {
         let directory = self.net.directory.borrow();
         let now_ms = self.now.wall_us / 1000;
         let judged = directory.authorise(mch_id, &self.connection.peer, auth, now_ms, canonical);
