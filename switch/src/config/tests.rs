@@ -60,6 +60,10 @@ fn time_outs_follow_from_the_round_trip() {
     assert_eq!(far.lease_us(), 432_000);
     assert_eq!(timing("round_trip_ms = 3"), near, "pauses do not become shorter");
     assert_eq!(timing("election_ms = 240").election_us(), 240_000);
+    for election_ms in [60, 61, 63, 87, 999, 9_999, 10_000] {
+        let told = timing(&format!("election_ms = {election_ms}")).election_us() / 1_000;
+        assert_eq!(told, election_ms, "as it is compared between sites, and printed");
+    }
     for round_trip_ms in 1..=200 {
         let own = timing(&format!("round_trip_ms = {round_trip_ms}"));
         let least = (round_trip_ms * 6).max(50);

@@ -106,6 +106,16 @@ pub enum ReplyBody {
     Refund(RefundReply),
 }
 
+impl ReplyBody {
+    /// Names the site to ask next time; 0: none.
+    pub fn hint(&mut self, leader: u8) {
+        match self {
+            Self::Order(body) => body.leader_hint = leader,
+            Self::Refund(body) => body.leader_hint = leader,
+        }
+    }
+}
+
 /// A request to a channel.
 #[derive(Clone, Copy, Debug)]
 pub struct Send {

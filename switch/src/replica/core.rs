@@ -33,17 +33,19 @@ pub struct Timing {
     /// A follower that heard nothing for this long (and some more, by its place
     /// in the order of preference) stands for election.
     pub election_ticks: u32,
-    /// A leader whose disk does not confirm a write for this long hands over.
+    /// A leader whose disk does not confirm a write for this long hands over; at least
+    /// four, which is a quarter of the election time-out.
     pub stall_ticks: u32,
 }
 
 impl Timing {
     /// Everything follows from the shortest election time-out: only a tick's length
     /// changes, so that what holds together in ticks holds at every distance. How
-    /// long a disk may hang has nothing to do with distance.
+    /// long a disk may hang has nothing to do with distance. Rounded up by less than a
+    /// microsecond per tick, so that whole milliseconds are told as they were given.
     pub fn of_election(election_us: u64) -> Self {
-        let tick_us = (election_us / u64::from(ELECTION_TICKS)).max(1);
-        let stall_ticks = (STALL_US / tick_us).clamp(4, STALL_US) as u32;
+        let tick_us = election_us.div_ceil(u64::from(ELECTION_TICKS)).max(1);
+        let stall_ticks = (STALL_US / tick_us).clamp(STALL_TICKS_MIN, STALL_US) as u32;
         let (heartbeat_ticks, election_ticks) = (HEARTBEAT_TICKS, ELECTION_TICKS);
         Self { tick_us, heartbeat_ticks, election_ticks, stall_ticks }
     }
@@ -89,6 +91,8 @@ const HEARTBEAT_TICKS: u32 = 3;
 const ELECTION_TICKS: u32 = 16;
 /// A disk hangs when a write takes longer, microseconds.
 const STALL_US: u64 = 400_000;
+/// A disk that is looked at so rarely is waited for longer.
+const STALL_TICKS_MIN: u64 = 4;
 /// The election time-out without a word about it: below it pauses of a busy machine
 /// would look like deaths, however near the sites are.
 const ELECTION_MIN_US: u64 = 80_000;
@@ -293,6 +297,7 @@ impl Replica {
         let mut replica = Self {
             placement: Placement::new(&config, &members),
             health: Health::default(),
+            stall: Stall::new(&config.timing),
             lease: Lease::new(config.timing.lease_us()),
             node,
             config,
@@ -313,7 +318,6 @@ impl Replica {
             spare: Vec::new(),
             anew,
             forgotten: None,
-            stall: Stall::default(),
         };
         replica.after_input();
         if replica.members.is_alone(replica.config.site) {
@@ -928,35 +932,38 @@ impl Replica {
             self.placement.rest();
             return;
         }
-        let last = self.last();
-        let candidates = self.candidates();
-        let level = |site: u64| {
-            let progress = self.node.raft.prs().get(site);
-            members::has(candidates, site)
-                && self.health.is_live(site, self.tick)
-                && progress.is_some_and(|found| {
-                    // What it has confirmed in this term is durable there.
-                    found.matched > 0 && found.matched + placement::LEVEL_ENTRIES >= last
-                })
-        };
-        let willing = |site: u64| level(site) && !self.health.is_unwilling(site);
-        let (site, tick) = (self.config.site, self.tick);
-        let target = if stuck {
-            self.placement.stalled(site, tick, willing)
-        } else if self.placement.leaves(site) {
-            // Those that would rather not are better than one that shall not.
-            self.placement
-                .target(site, tick, willing)
-                .or_else(|| self.placement.target(site, tick, level))
-        } else {
-            self.placement.target(site, tick, willing)
-        };
-        if let Some(site) = target {
+        if let Some(site) = self.successor(stuck) {
             self.transfer(site);
         } else if stuck && waits > 4 * stall && !self.members.is_alone(self.config.site) {
             // Nobody is level: let whoever can be elected lead.
             let term = self.node.raft.term;
             self.node.raft.become_follower(term, INVALID_ID);
+        }
+    }
+
+    /// The site to hand over to now, if there is one. Those that would rather not lead
+    /// are better than one that cannot or shall not.
+    fn successor(&mut self, stuck: bool) -> Option<u64> {
+        let (last, candidates) = (self.last(), self.candidates());
+        let (site, tick) = (self.config.site, self.tick);
+        let (raft, health, placement) = (&self.node.raft, &self.health, &mut self.placement);
+        let level = |site: u64| {
+            members::has(candidates, site)
+                && health.is_live(site, tick)
+                && raft.prs().get(site).is_some_and(|found| {
+                    // What it has confirmed in this term is durable there.
+                    found.matched > 0 && found.matched + placement::LEVEL_ENTRIES >= last
+                })
+        };
+        let willing = |site: u64| level(site) && !health.is_unwilling(site);
+        if stuck {
+            let best = placement.stalled(site, tick, willing);
+            return best.or_else(|| placement.stalled(site, tick, level));
+        }
+        let best = placement.target(site, tick, willing);
+        match placement.leaves(site) {
+            true => best.or_else(|| placement.target(site, tick, level)),
+            false => best,
         }
     }
 }

@@ -5,7 +5,7 @@
 //! not the best placed one hands over once the better one has been live and
 //! level for a while. Pure: counts ticks.
 
-use super::core::ReplicaConfig;
+use super::core::{ReplicaConfig, Timing};
 use super::members::{self, Members};
 
 /// Longest election time-out, as a multiple of the shortest.
@@ -17,9 +17,10 @@ pub(super) const LEVEL_ENTRIES: u64 = 256;
 const HOLD_TICKS: u64 = 200;
 /// After a hand-over that did not work, the next one waits this long.
 const RETRY_TICKS: u64 = 60;
-/// How long a site does not lead after its disk hung, at first and at most.
-const STALL_PAUSE_MIN: u64 = 1_000;
-const STALL_PAUSE_MAX: u64 = 24_000;
+/// How long a site does not lead after its disk hung, at first and at most, microseconds:
+/// that has nothing to do with distance.
+const STALL_PAUSE_MIN_US: u64 = 5_000_000;
+const STALL_PAUSE_MAX_US: u64 = 120_000_000;
 /// A site not heard of for this long is not a candidate for a hand-over.
 const SILENT_TICKS: u64 = 12;
 
@@ -169,19 +170,27 @@ fn order(config: &ReplicaConfig, members: &Members) -> Vec<u64> {
 /// to lead: a disk that hung and came back is likely to hang again, and each time
 /// costs its shards a take-over. Longer from time to time; forgotten when all was well
 /// for as long as it may get.
-#[derive(Default)]
 pub(super) struct Stall {
     now: bool,
+    /// The pauses in ticks: this one, the shortest and the longest.
     pause: u64,
+    pause_min: u64,
+    pause_max: u64,
     until: u64,
 }
 
 impl Stall {
+    pub(super) fn new(timing: &Timing) -> Self {
+        let pause_min = STALL_PAUSE_MIN_US.div_ceil(timing.tick_us);
+        let pause_max = STALL_PAUSE_MAX_US.div_ceil(timing.tick_us);
+        Self { now: false, pause: 0, pause_min, pause_max, until: 0 }
+    }
+
     pub(super) fn set(&mut self, now: bool, tick: u64) {
         if now && !self.now {
-            let is_old = tick > self.until + STALL_PAUSE_MAX;
+            let is_old = tick > self.until + self.pause_max;
             let longer = if is_old { 0 } else { self.pause * 2 };
-            self.pause = longer.clamp(STALL_PAUSE_MIN, STALL_PAUSE_MAX);
+            self.pause = longer.clamp(self.pause_min, self.pause_max);
         }
         if now {
             self.until = tick + self.pause;
@@ -245,7 +254,6 @@ fn mix(a: u64, b: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::core::Timing;
     use super::*;
 
     fn placement(shard: u16) -> Placement {
@@ -323,7 +331,7 @@ mod tests {
 
     #[test]
     fn after_each_stall_a_site_stays_away_for_longer_until_all_is_well() {
-        let mut stall = Stall::default();
+        let mut stall = Stall::new(&Timing::default());
         assert!(!stall.is_unwilling(0));
         let mut tick = 10;
         for pause in [1_000, 2_000, 4_000, 8_000, 16_000, 24_000, 24_000] {
@@ -335,10 +343,30 @@ mod tests {
             tick += 300 + pause;
             assert!(!stall.is_unwilling(tick), "{pause}");
         }
-        tick += STALL_PAUSE_MAX + 1;
+        tick += 24_000 + 1;
         stall.set(true, tick);
         stall.set(false, tick + 1);
-        assert!(!stall.is_unwilling(tick + STALL_PAUSE_MIN), "that was long ago");
+        assert!(!stall.is_unwilling(tick + 1_000), "that was long ago");
+    }
+
+    #[test]
+    fn how_long_a_site_stays_away_does_not_grow_with_the_distance() {
+        for round_trip_ms in 1..=200 {
+            let timing = Timing::of_round_trip(round_trip_ms * 1_000);
+            let mut stall = Stall::new(&timing);
+            let mut pauses = Vec::new();
+            let mut tick = 0;
+            for _ in 0..8 {
+                stall.set(true, tick);
+                stall.set(false, tick + 1);
+                let until = (tick..).find(|tick| !stall.is_unwilling(*tick)).unwrap();
+                pauses.push((until - tick) * timing.tick_us);
+                tick = until;
+            }
+            let tick_us = timing.tick_us;
+            assert!((5_000_000..5_000_000 + tick_us).contains(&pauses[0]), "{pauses:?}");
+            assert!((120_000_000..120_000_000 + tick_us).contains(&pauses[7]), "{pauses:?}");
+        }
     }
 
     #[test]

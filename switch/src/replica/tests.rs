@@ -457,6 +457,25 @@ fn a_leader_whose_disk_does_not_answer_hands_over() {
 }
 
 #[test]
+fn a_leader_whose_disk_does_not_answer_hands_over_to_a_site_that_would_rather_not() {
+    let mut cluster = Cluster::led(3);
+    for site in [2, 3] {
+        // Their disks hung a moment ago.
+        cluster.site(site).replica.set_stalled(true);
+        cluster.site(site).replica.set_stalled(false);
+    }
+    cluster.ticks(5);
+    cluster.site(1).stuck = true;
+    cluster.site(1).replica.propose(b"slow".to_vec()).unwrap();
+    // Long before it would give up and let somebody be elected.
+    let stall_ticks = Timing::default().stall_ticks;
+    cluster.ticks(stall_ticks + stall_ticks / 2);
+    assert_eq!(cluster.leader(), Some(2));
+    assert_eq!(cluster.site(1).replica.counters().transfers, 1);
+    assert_eq!(cluster.blocks(2), [b"slow"], "two disks have it");
+}
+
+#[test]
 fn a_leader_whose_disk_hangs_on_the_first_entry_of_its_term_is_replaced() {
     let mut cluster = Cluster::new(3);
     while !cluster.site(1).stuck {

@@ -107,6 +107,9 @@ pub struct OutBatch {
     pub merchants: Vec<Merchant>,
     /// Answers to operators.
     pub admin: Vec<(u64, Result<String, String>)>,
+    /// Shards that this site has come to lead, and in which term: all that was committed
+    /// of their merchants before that is in this batch or in an earlier one.
+    pub led: Vec<(u16, u64)>,
 }
 
 impl OutBatch {
@@ -117,6 +120,7 @@ impl OutBatch {
             && self.events.is_empty()
             && self.merchants.is_empty()
             && self.admin.is_empty()
+            && self.led.is_empty()
     }
 
     /// Empties it, keeping its memory.
@@ -126,6 +130,7 @@ impl OutBatch {
         self.events.clear();
         self.merchants.clear();
         self.admin.clear();
+        self.led.clear();
     }
 }
 

@@ -12,6 +12,7 @@ mod control;
 mod directory;
 mod explain;
 mod ferry;
+mod forgotten;
 mod forward;
 mod gateway;
 mod held;
@@ -105,6 +106,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     let config_error = |error: &dyn std::fmt::Display| ServeError::Config(error.to_string());
     std::fs::create_dir_all(&config.data_dir)
         .map_err(|error| environment(&config.data_dir, &error))?;
+    forgotten::refuse(&config.data_dir, config.site)?;
     let keys =
         EndpointKeys::load_or_create(&config.data_dir).map_err(|error| config_error(&error))?;
     let server = tls::site_server(&config, &keys).map_err(|error| config_error(&error))?;
@@ -126,6 +128,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
         leave: AtomicBool::new(false),
         stop: AtomicBool::new(false),
         storage_full: AtomicBool::new(false),
+        log_is_empty: Arc::default(),
         report: Mutex::new(Report::default()),
     });
 
@@ -166,7 +169,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
         }
         true => println!("payswitch site {site} is a witness, admin on {admin_listen}"),
     }
-    let outcome = wait_for_end(site, &inbox, &shared);
+    let outcome = wait_for_end(&config, &inbox, &shared);
     drop(admin);
     // The worker has ended or is about to: a failed log must not be waited for.
     if outcome.is_ok() && worker.join().is_err() {
@@ -202,6 +205,7 @@ impl Peering {
             .and_then(|()| PeerTls::load(&config.gateway, keys))
             .map_err(|error| ServeError::Config(error.to_string()))?;
         let ferry = Arc::new(Ferry::new(Arc::clone(net_wake)));
+        let is_empty = Arc::clone(&shared.log_is_empty);
         let shared = PeerShared {
             mesh: Arc::clone(&shared.mesh),
             exchange: Arc::clone(&shared.exchange),
@@ -210,19 +214,18 @@ impl Peering {
         };
         let log = OwnLog {
             id: recovery.log,
-            is_empty: recovery.frames == 0,
+            is_empty,
             // Where nobody listens any more the node ends anyway.
             disowned: Box::new(move |by| drop(events.send(Event::Disowned(by)))),
         };
-        let peers = Peers::start(config, keys, tls, shared, log);
-        let peers = peers.map_err(ServeError::Environment)?;
+        let peers = Peers::start(config, keys, tls, shared, log)?;
         Ok(Some(Self { peers: Arc::new(peers), ferry }))
     }
 }
 
 /// Waits for the drain to finish or for a failure.
 fn wait_for_end(
-    site: u16,
+    config: &Config,
     inbox: &mpsc::Receiver<Event>,
     shared: &Shared,
 ) -> Result<(), ServeError> {
@@ -234,11 +237,11 @@ fn wait_for_end(
             }
             Ok(Event::WorkerEnded(Ok(()))) => return Ok(()),
             Ok(Event::WorkerEnded(Err(error @ WorkerError::Forgotten { .. }))) => {
-                return Err(ServeError::Damaged(error.to_string()));
+                return Err(forgotten::found(&config.data_dir, &error));
             }
             Ok(Event::WorkerEnded(Err(error))) => return Err(error.into()),
             Ok(Event::NetEnded(error) | Event::NotRecovered(error)) => return Err(error),
-            Ok(Event::Disowned(by)) => return Err(disowned(site, by)),
+            Ok(Event::Disowned(by)) => return Err(disowned(config.site, by)),
             Ok(Event::Recovered(_)) => {}
             Err(_) => return Err(ServeError::Log("a thread of the node panicked".into())),
         }
@@ -250,9 +253,9 @@ fn disowned(site: u16, by: u8) -> ServeError {
     ServeError::Damaged(format!(
         "site {by} knows another log of site {site}: this one is empty, so the disk was wiped or \
          exchanged, and with it went votes and blocks that others count on. Under this number \
-         the site must not take part any more: at a site that serves, `payswitch admin member \
-         remove {site}`, then bring this one up under a new number with `member add` \
-         (docs/OPERATIONS.md, Replace a site)"
+         the site must not take part any more: where it is a member, `payswitch admin member \
+         remove {site}` at a site that serves; then bring this one up under a fresh number with \
+         `member add` (docs/OPERATIONS.md, Replace a site)"
     ))
 }
 
@@ -346,6 +349,7 @@ fn recover(
     };
     let (log, recovery) = closed.open(&mut replay).map_err(|error| log_error(&error))?;
     recovering.check(&recovery.shards).map_err(|error| ServeError::Damaged(error.to_string()))?;
+    shared.log_is_empty.store(recovery.frames == 0, Ordering::Release);
     drop(events.send(Event::Recovered(Box::new(recovery))));
     Worker::new(recovering, log, Arc::clone(shared), settings)
         .map_err(|error| ServeError::Environment(format!("no thread: {error}")))

@@ -68,6 +68,9 @@ pub struct Net {
     pub lanes: Vec<Lane>,
     /// Merchants.
     pub directory: RefCell<Directory>,
+    /// Per shard, the term in which this site came to lead it and `directory` holds
+    /// everything of before; 0: none.
+    heard: RefCell<Vec<u64>>,
     /// Metrics.
     pub metrics: Arc<Metrics>,
     /// Channel links by number - 1.
@@ -115,6 +118,7 @@ impl Net {
         Rc::new(Self {
             turns: RefCell::new(Standing::new(settings.queue_delay_max_us)),
             behind: Cell::new(false),
+            heard: RefCell::new(vec![0; usize::from(settings.shards)]),
             settings,
             lanes: exchanges.into_iter().map(lane).collect(),
             directory: RefCell::new(directory),
@@ -223,6 +227,14 @@ impl Net {
         lane.stuck.get()
             || lane.exchange.overloaded.load(Ordering::Relaxed)
             || lane.batch.borrow().items.len() >= self.settings.batch_items_max
+    }
+
+    /// Whether what the directory says against a request of the shard is the last word:
+    /// this site leads it, and has heard of every merchant that its log speaks of.
+    pub fn judges(&self, shard: u16) -> bool {
+        let heard = self.heard.borrow().get(usize::from(shard)).copied();
+        let (term, leader) = self.control.mesh().leader_of(shard);
+        leader == self.settings.site && heard == Some(term)
     }
 
     /// Has every gateway told who leads which shard.
@@ -347,6 +359,11 @@ impl Net {
             let left_out = self.directory.borrow_mut().put(merchant);
             if left_out > 0 {
                 eprintln!("merchant {}: {left_out} key(s) cannot be unwrapped", merchant.mch_id);
+            }
+        }
+        for (shard, term) in &out.led {
+            if let Some(heard) = self.heard.borrow_mut().get_mut(usize::from(*shard)) {
+                *heard = *term;
             }
         }
         // Sends first: the channel works while we encode answers.

@@ -36,6 +36,19 @@ struct Context<'a> {
     now: Now,
 }
 
+/// Why a request is not taken.
+struct Refusal {
+    code: Code,
+    /// The site to ask instead; 0: none is known.
+    leader: u8,
+}
+
+impl From<Code> for Refusal {
+    fn from(code: Code) -> Self {
+        Self { code, leader: 0 }
+    }
+}
+
 /// Takes one frame. Returns whether an answer was put into the stream's buffer.
 pub fn frame(
     net: &Rc<Net>,
@@ -63,7 +76,7 @@ pub fn frame(
         | kind::CLOSE
         | kind::REVERSE => match context.request(body) {
             Ok(()) => false,
-            Err(code) => context.refuse(code),
+            Err(refusal) => context.refuse(&refusal),
         },
         kind::PING => context.ping(body),
         kind::SUBSCRIBE => context.subscribe(body),
@@ -73,13 +86,13 @@ pub fn frame(
 }
 
 impl Context<'_> {
-    fn request(&self, body: &[u8]) -> Result<(), Code> {
+    fn request(&self, body: &[u8]) -> Result<(), Refusal> {
         if self.net.draining.get() && !matches!(self.waiter.kind, kind::QUERY | kind::QUERY_REFUND)
         {
-            return Err(Code::Draining);
+            return Err(Code::Draining.into());
         }
         if self.connection.in_flight.get() >= self.net.settings.in_flight_max {
-            return Err(Code::TooManyInFlight);
+            return Err(Code::TooManyInFlight.into());
         }
         match self.waiter.kind {
             kind::PAY => self.pay(body),
@@ -89,7 +102,7 @@ impl Context<'_> {
         }
     }
 
-    fn pay(&self, body: &[u8]) -> Result<(), Code> {
+    fn pay(&self, body: &[u8]) -> Result<(), Refusal> {
         let pay = Pay::decode(body).map_err(|error| error.code())?;
         let shard = self.shard(&pay.mch_id)?;
         let second = CANONICAL.with_borrow_mut(|(canonical, _)| {
@@ -101,7 +114,8 @@ impl Context<'_> {
                 return Ok(false);
             }
             let directory = self.net.directory.borrow();
-            directory.second(&pay.mch_id, &pay.auth, &pay.second, canonical).map(|()| true)
+            let judged = directory.second(&pay.mch_id, &pay.auth, &pay.second, canonical);
+            judged.map(|()| true).map_err(|code| self.verdict(&pay.mch_id, code))
         })?;
         if let Some(to) = self.place(shard, second, pay.wait_ms, body)? {
             push_pay(self.net, shard, &pay, &to);
@@ -110,7 +124,7 @@ impl Context<'_> {
         Ok(())
     }
 
-    fn order(&self, body: &[u8]) -> Result<(), Code> {
+    fn order(&self, body: &[u8]) -> Result<(), Refusal> {
         let request = OrderRequest::decode(body).map_err(|error| error.code())?;
         let shard = self.shard_of_order(&request.mch_id, &request.order)?;
         self.authorise_with(&request.mch_id, &request.auth, |out| {
@@ -123,7 +137,7 @@ impl Context<'_> {
         Ok(())
     }
 
-    fn refund(&self, body: &[u8]) -> Result<(), Code> {
+    fn refund(&self, body: &[u8]) -> Result<(), Refusal> {
         let refund = Refund::decode(body).map_err(|error| error.code())?;
         let shard = self.shard_of_order(&refund.mch_id, &refund.order)?;
         self.authorise_with(&refund.mch_id, &refund.auth, |out| refund.canonical(out))?;
@@ -134,7 +148,7 @@ impl Context<'_> {
         Ok(())
     }
 
-    fn query_refund(&self, body: &[u8]) -> Result<(), Code> {
+    fn query_refund(&self, body: &[u8]) -> Result<(), Refusal> {
         let query = QueryRefund::decode(body).map_err(|error| error.code())?;
         let shard = self.shard_of_order(&query.mch_id, &query.order)?;
         self.authorise_with(&query.mch_id, &query.auth, |out| query.canonical(out))?;
@@ -208,7 +222,7 @@ impl Context<'_> {
         mch_id: &MchId,
         auth: &Auth<'_>,
         canonical_form: impl FnOnce(&mut Vec<u8>),
-    ) -> Result<(), Code> {
+    ) -> Result<(), Refusal> {
         CANONICAL.with_borrow_mut(|(canonical, _)| {
             canonical.clear();
             self.net.directory.borrow().warm(mch_id);
@@ -217,20 +231,26 @@ impl Context<'_> {
         })
     }
 
-    fn authorise(&self, mch_id: &MchId, auth: &Auth<'_>, canonical: &[u8]) -> Result<(), Code> {
+    fn authorise(&self, mch_id: &MchId, auth: &Auth<'_>, canonical: &[u8]) -> Result<(), Refusal> {
         let directory = self.net.directory.borrow();
         let now_ms = self.now.wall_us / 1000;
-        match directory.authorise(mch_id, &self.connection.peer, auth, now_ms, canonical) {
-            Err(Code::UnknownMerchant) => Err(self.unknown(mch_id)),
-            judged => judged,
-        }
+        let judged = directory.authorise(mch_id, &self.connection.peer, auth, now_ms, canonical);
+        judged.map_err(|code| self.verdict(mch_id, code))
     }
 
-    /// Only the leader of its shard can say that there is no such merchant: another site,
-    /// above all one that has just joined, may merely not have heard of it yet.
-    fn unknown(&self, mch_id: &MchId) -> Code {
+    /// What a refusal by the directory comes to. Only the leader of a merchant's shard has
+    /// the last word: another site, above all one that was away or has just joined, may
+    /// merely not have heard of the merchant yet, or of its newest keys, gateways and
+    /// addresses.
+    fn verdict(&self, mch_id: &MchId, code: Code) -> Refusal {
         let shard = mch_id.shard(self.net.settings.shards);
-        if self.net.control.leads(shard) { Code::UnknownMerchant } else { Code::NotLeader }
+        // A clock that is wrong is wrong everywhere.
+        if code == Code::StaleTimestamp || self.net.judges(shard) {
+            return code.into();
+        }
+        let leader = self.net.control.mesh().leader(shard);
+        let leader = if leader == self.net.settings.site { 0 } else { leader };
+        Refusal { code: Code::NotLeader, leader }
     }
 
     /// The merchant's shard, unless it is congested: then the request is shed
@@ -252,8 +272,9 @@ impl Context<'_> {
         self.net.outstanding.set(self.net.outstanding.get() + 1);
     }
 
-    fn refuse(&self, code: Code) -> bool {
-        let reply = self.net.refusal(self.waiter, code);
+    fn refuse(&self, refusal: &Refusal) -> bool {
+        let mut reply = self.net.refusal(self.waiter, refusal.code);
+        reply.body.hint(refusal.leader);
         super::gateway::encode_reply(&reply, &mut self.stream.buffer.borrow_mut());
         true
     }

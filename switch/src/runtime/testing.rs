@@ -143,7 +143,7 @@ impl Node {
 
     /// The log of a site, which it had always.
     pub fn log(config: &Config, disowned: Box<dyn Fn(u8) + Send>) -> OwnLog {
-        OwnLog { id: u64::from(config.site), is_empty: false, disowned }
+        OwnLog { id: u64::from(config.site), is_empty: Arc::default(), disowned }
     }
 
     /// Whether this site's link to `site` stands.

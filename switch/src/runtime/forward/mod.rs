@@ -393,7 +393,7 @@ impl Forwarder {
             self.park(answer.ticket, from, clock::mono_us());
             return Ok(());
         }
-        hint(&mut body, from);
+        body.hint(from);
         self.finish(net, answer.ticket, body, dirty);
         Ok(())
     }
@@ -428,7 +428,7 @@ impl Forwarder {
         };
         let mut body = Reply::refusal(waiter, code, net.retry_after_ms()).body;
         if elsewhere {
-            hint(&mut body, leader);
+            body.hint(leader);
         }
         self.finish(net, ticket, body, dirty);
     }
@@ -562,11 +562,4 @@ fn is_refused(body: &ReplyBody) -> bool {
         ReplyBody::Refund(body) => body.code,
     };
     matches!(code, Code::NotLeader | Code::NoLeader)
-}
-
-fn hint(body: &mut ReplyBody, site: u8) {
-    match body {
-        ReplyBody::Order(body) => body.leader_hint = site,
-        ReplyBody::Refund(body) => body.leader_hint = site,
-    }
 }

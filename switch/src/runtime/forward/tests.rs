@@ -1,8 +1,11 @@
 mod played;
 
+use protocol::id::ShortText;
+
 use super::*;
+use crate::engine::merchant::Merchant;
 use crate::runtime::testing::eventually_async;
-use played::{Gateway, Mode, idle, shard, with_sites};
+use played::{Gateway, Mode, idle, merchant, shard, with_sites};
 
 #[test]
 fn a_request_is_answered_through_its_leader_with_a_hint() {
@@ -63,6 +66,42 @@ fn a_gateway_that_does_not_read_is_told_the_newest_later() {
             terms.push(control.leader().await.0);
         }
         assert!(terms.is_sorted() && terms.len() < 100, "{terms:?}");
+    });
+}
+
+/// What a site knows of a merchant may be old, unless it leads the merchant's shard and has
+/// taken over everything that was committed before.
+#[test]
+fn only_the_leader_refuses_for_good_by_what_it_knows_of_the_merchant() {
+    with_sites(2, 1_000, |_cluster, sites, mut gateway| async move {
+        let other = ShortText::new(b"gw-9").unwrap();
+        let foreign = Merchant { gateways: vec![other], ..merchant() };
+        sites[0].net.directory.borrow_mut().put(&foreign);
+        let mut refused = async |correlation| {
+            gateway.query(correlation, 0).await;
+            let (answered, code, hint, ..) = gateway.answer().await;
+            assert_eq!(answered, correlation);
+            (code, hint)
+        };
+        assert_eq!(refused(1).await, (Code::NotLeader, 0), "nobody leads");
+        sites[0].believe(2);
+        assert_eq!(refused(2).await, (Code::NotLeader, 2));
+        sites[0].mesh.publish_leader(shard(), 2, 1);
+        assert_eq!(refused(3).await, (Code::NotLeader, 0), "it has not heard of all merchants");
+        // The worker hands over what was committed before its term.
+        let exchange = &sites[0].node.as_ref().unwrap().shared.exchange;
+        let mut out = exchange.out_batch();
+        out.led.push((shard(), 2));
+        assert!(exchange.push_out(out).is_ok());
+        eventually_async("it has heard", || sites[0].net.judges(shard())).await;
+        assert_eq!(refused(4).await, (Code::GatewayNotAllowed, 0));
+        // Another term: what was committed in between is not there yet.
+        sites[0].mesh.publish_leader(shard(), 4, 1);
+        assert_eq!(refused(5).await, (Code::NotLeader, 0));
+        sites[0].net.directory.borrow_mut().put(&merchant());
+        assert_eq!(refused(6).await, (Code::Ok, 0));
+        assert!(sites[1].worker().seen.is_empty());
+        idle(&sites).await;
     });
 }
 

@@ -97,7 +97,7 @@ impl Core {
         let accepted = self.greetings(site, quic).await;
         let (log, mut accepted) =
             accepted.map_err(|reason| (CloseCode::WrongSite.wire(), reason))?;
-        self.meet(site, log)?;
+        self.meet(site, log).await?;
         let greeting = self.settings.hello.encode(Traffic::Answers);
         let greeted = accepted.answers.write_all(&greeting).await;
         greeted.map_err(|error| (CloseCode::Normal.wire(), error.to_string()))?;
@@ -164,10 +164,7 @@ impl Core {
         // It is there: no reason to wait with our own connection to it.
         peer.redial.notify_one();
         let (code, reason) = tokio::select! {
-            _ = quic.closed() => {
-                self.was_closed(site, &quic);
-                (CloseCode::Normal, "ended".into())
-            }
+            _ = quic.closed() => (CloseCode::Normal, "ended".into()),
             () = self.write(site, route.queue(Traffic::Answers), answers, false) => {
                 (CloseCode::ProtocolError, ended(&quic))
             }
@@ -176,6 +173,8 @@ impl Core {
             read = self.read(site, link, Traffic::Bulk, bulk) => overlong(&quic, read),
             read = self.read(site, link, Traffic::States, states) => overlong(&quic, read),
         };
+        // A stream may have ended first.
+        self.was_closed(site, &quic);
         if quic.close_reason().is_none() {
             self.say(Whose::Theirs, site, format!("closed: {reason}"));
             quic.close(code.wire().into(), reason.as_bytes());

@@ -157,7 +157,7 @@ impl Core {
             .hello_of(site)
             .judge(&greeting, &[Traffic::Answers])
             .map_err(|error| (CloseCode::WrongSite.wire(), error.to_string()))?;
-        self.meet(site, log)?;
+        self.meet(site, log).await?;
         Ok(Dialled { quic, urgent, bulk, states, forwards, answers })
     }
 
@@ -196,6 +196,7 @@ impl Core {
         self.shared.ferry.wake();
         if let Some(metrics) = self.metrics(site) {
             metrics.up.set(0);
+            metrics.far.set(0);
         }
         self.say(Whose::Ours, site, format!("link down: {reason}"));
     }

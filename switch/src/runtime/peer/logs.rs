@@ -16,6 +16,10 @@ use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use crate::runtime::{ServeError, environment};
 
 /// In the site's `data_dir`.
 const FILE: &str = "peers";
@@ -26,8 +30,8 @@ const FILE_MAX: u64 = 64 << 10;
 pub struct OwnLog {
     /// Its number.
     pub id: u64,
-    /// It holds nothing: this site has promised nothing by it.
-    pub is_empty: bool,
+    /// It holds nothing yet: this site has promised nothing by it.
+    pub is_empty: Arc<AtomicBool>,
     /// Called once, on the peer thread, when a site that knows another log of this
     /// one refuses the empty one: this is no new site, but one that lost its past.
     pub disowned: Box<dyn Fn(u8) + Send>,
@@ -40,8 +44,8 @@ pub(super) enum LogError {
     #[error(
         "its log {found:016x} is not the one that site {site} had ({known:016x}): its disk was \
          wiped or exchanged, and with it its votes and blocks are gone. A number is never used \
-         again: `payswitch admin member remove {site}`, then bring the site up under a new \
-         number with `member add` (docs/OPERATIONS.md, Replace a site)"
+         again: `payswitch admin member remove {site}` where it is a member, then bring the site \
+         up under a fresh number with `member add` (docs/OPERATIONS.md, Replace a site)"
     )]
     Other {
         /// The site.
@@ -73,18 +77,19 @@ impl KnownLogs {
     ///
     /// # Errors
     /// The file cannot be read, is damaged, or of another cluster.
-    pub(super) fn load(data_dir: &Path, cluster: u64) -> Result<Self, String> {
+    pub(super) fn load(data_dir: &Path, cluster: u64) -> Result<Self, ServeError> {
         let path = data_dir.join(FILE);
-        let failed = |what: &dyn std::fmt::Display| format!("{}: {what}", path.display());
-        let text = match fs::metadata(&path) {
-            Ok(found) if found.len() > FILE_MAX => return Err(failed(&DAMAGED)),
-            Ok(_) => fs::read_to_string(&path).map_err(|error| failed(&error))?,
+        let damaged = || ServeError::Damaged(format!("{}: {DAMAGED}", path.display()));
+        let bytes = match fs::metadata(&path) {
+            Ok(found) if found.len() > FILE_MAX => return Err(damaged()),
+            Ok(_) => fs::read(&path).map_err(|error| environment(&path, &error))?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Ok(Self { path, cluster, logs: BTreeMap::new() });
             }
-            Err(error) => return Err(failed(&error)),
+            Err(error) => return Err(environment(&path, &error)),
         };
-        let logs = parse(&text, cluster).ok_or_else(|| failed(&DAMAGED))?;
+        let logs = std::str::from_utf8(&bytes).ok().and_then(|text| parse(text, cluster));
+        let logs = logs.ok_or_else(damaged)?;
         Ok(Self { path, cluster, logs })
     }
 
@@ -178,18 +183,27 @@ mod tests {
         known.meet(3, 6).unwrap();
         let path = dir.path().join(FILE);
         let text = fs::read_to_string(&path).unwrap();
+        let is_damaged = |cluster| match KnownLogs::load(dir.path(), cluster) {
+            Err(ServeError::Damaged(text)) => text.contains("restore it"),
+            _ => false,
+        };
         for end in 0..text.len() {
             fs::write(&path, &text[..end]).unwrap();
-            assert!(KnownLogs::load(dir.path(), 7).is_err(), "cut at {end}");
+            assert!(is_damaged(7), "cut at {end}");
         }
         for at in 0..text.len() {
-            let mut bytes = text.clone().into_bytes();
-            bytes[at] ^= 1;
-            fs::write(&path, bytes).unwrap();
-            assert!(KnownLogs::load(dir.path(), 7).is_err(), "changed at {at}");
+            // The second is no text any more.
+            for flip in [1, 0x80] {
+                let mut bytes = text.clone().into_bytes();
+                bytes[at] ^= flip;
+                fs::write(&path, bytes).unwrap();
+                assert!(is_damaged(7), "changed at {at}");
+            }
         }
+        fs::write(&path, vec![b' '; FILE_MAX as usize + 1]).unwrap();
+        assert!(is_damaged(7), "too long");
         fs::write(&path, &text).unwrap();
-        assert!(KnownLogs::load(dir.path(), 8).is_err(), "of another cluster");
+        assert!(is_damaged(8), "of another cluster");
         assert_eq!(KnownLogs::load(dir.path(), 7).unwrap().logs.len(), 2);
     }
 }

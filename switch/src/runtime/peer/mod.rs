@@ -20,6 +20,7 @@ mod tests;
 use std::cell::{Cell, RefCell};
 use std::net::{TcpListener, UdpSocket};
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
@@ -32,6 +33,7 @@ use tokio::sync::watch;
 use super::ferry::{Arrival, Ferry};
 use super::inbox::{Exchange, Packet};
 use super::mesh::{Mesh, Traffic};
+use super::{ServeError, bind_udp};
 use crate::config::{Config, SiteConfig};
 use crate::metrics::{Metrics, PeerMetrics};
 use crate::tls::{EndpointKeys, PeerTls, peer_endpoint};
@@ -74,19 +76,20 @@ impl Peers {
     /// Binds both ports and starts the thread.
     ///
     /// # Errors
-    /// What could not be bound or started.
+    /// What could not be read, bound or started.
     pub fn start(
         config: &Config,
         keys: &EndpointKeys,
         tls: PeerTls,
         shared: PeerShared,
         log: OwnLog,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, ServeError> {
         let known = KnownLogs::load(&config.data_dir, config.cluster)?;
         let address = config.this_site().peer;
-        let named = |error: std::io::Error| format!("peer address {address}: {error}");
-        let socket = super::bind_udp("peer address", address, config.gateway.udp_buffer_kib)
-            .map_err(|error| error.to_string())?;
+        let named = |error: std::io::Error| {
+            ServeError::Environment(format!("peer address {address}: {error}"))
+        };
+        let socket = bind_udp("peer address", address, config.gateway.udp_buffer_kib)?;
         let listener = TcpListener::bind(address).map_err(named)?;
         listener.set_nonblocking(true).map_err(named)?;
         let (stop, stopped) = watch::channel(false);
@@ -107,13 +110,13 @@ impl Peers {
         let thread = thread::Builder::new()
             .name("peer".into())
             .spawn(move || start.run(&started))
-            .map_err(|error| format!("no thread: {error}"))?;
+            .map_err(|error| ServeError::Environment(format!("no thread: {error}")))?;
         match outcome.recv() {
             Ok(Ok(endpoint)) => {
                 Ok(Self { endpoint, client, stop, thread: Mutex::new(Some(thread)) })
             }
             Ok(Err(error)) => Err(named(error)),
-            Err(_) => Err("the peer thread panicked".into()),
+            Err(_) => Err(ServeError::Environment("the peer thread panicked".into())),
         }
     }
 
@@ -209,7 +212,7 @@ impl Start {
                 client: self.client,
                 shared: self.shared,
                 log: self.log,
-                known: RefCell::new(self.known),
+                known: Arc::new(Mutex::new(self.known)),
                 is_disowned: Cell::new(false),
                 stranger: RefCell::default(),
                 handshakes: Cell::new(0),
@@ -255,7 +258,7 @@ struct Core {
     /// By site - 1; this site's own entry stays idle.
     peers: Vec<Peer>,
     log: OwnLog,
-    known: RefCell<KnownLogs>,
+    known: Arc<Mutex<KnownLogs>>,
     /// That this site's log is not the one it had was told.
     is_disowned: Cell<bool>,
     /// What was last said about somebody who is no other site.
@@ -303,9 +306,15 @@ impl Core {
     }
 
     /// Whether a site speaks for the log that it always had; with the code that
-    /// closes its connection if not.
-    fn meet(&self, site: u8, log: u64) -> Result<(), (u32, String)> {
-        self.known.borrow_mut().meet(site, log).map_err(|error| {
+    /// closes its connection if not. A first meeting is written down, which may take
+    /// long: beside this thread, or heartbeats would wait for the disk. When that fails
+    /// the next try is the next connection's, and those are dialled ever more slowly.
+    async fn meet(&self, site: u8, log: u64) -> Result<(), (u32, String)> {
+        let known = Arc::clone(&self.known);
+        let meet = move || known.lock().unwrap_or_else(PoisonError::into_inner).meet(site, log);
+        let met = tokio::task::spawn_blocking(meet).await;
+        let met = met.map_err(|error| (CloseCode::Internal.wire(), error.to_string()))?;
+        met.map_err(|error| {
             let code = match error {
                 LogError::Other { .. } => OTHER_LOG,
                 LogError::Write { .. } => CloseCode::Internal.wire(),
@@ -322,7 +331,8 @@ impl Core {
             return;
         };
         let disowned = close.error_code == quinn::VarInt::from_u32(OTHER_LOG);
-        if disowned && self.log.is_empty && !self.is_disowned.replace(true) {
+        let is_empty = self.log.is_empty.load(Ordering::Acquire);
+        if disowned && is_empty && !self.is_disowned.replace(true) {
             (self.log.disowned)(site);
         }
     }

@@ -257,7 +257,7 @@ fn another_log_under_a_known_number_is_refused_for_good() {
     let cluster = Cluster::new(3);
     let mut nodes: Vec<Node> = (1..=3).map(|site| cluster.start(site)).collect();
     nodes.iter().for_each(Node::linked);
-    let wiped = |id, is_empty| {
+    let wiped = |id, is_empty: &Arc<AtomicBool>| {
         let (config, told) = (cluster.config(3), Arc::new(Mutex::new(Vec::new())));
         // Its memory of the others went with the rest.
         std::fs::remove_file(config.data_dir.join("peers")).unwrap();
@@ -265,6 +265,7 @@ fn another_log_under_a_known_number_is_refused_for_good() {
         let tls = PeerTls::load(&config.gateway, &keys).unwrap();
         let by = Arc::clone(&told);
         let disowned = Box::new(move |site| by.lock().unwrap().push(site));
+        let is_empty = Arc::clone(is_empty);
         let log = OwnLog { id, is_empty, ..Node::log(config, disowned) };
         let shared = Node::shared(config);
         (Peers::start(config, &keys, tls, shared.clone(), log).unwrap(), shared, told)
@@ -274,7 +275,8 @@ fn another_log_under_a_known_number_is_refused_for_good() {
     eventually("its links are lost", || {
         nodes.iter().all(|node| !node.is_up(3) && inbound(node) == 0)
     });
-    let (peers, shared, told) = wiped(77, true);
+    let is_empty = Arc::new(AtomicBool::new(true));
+    let (peers, shared, told) = wiped(77, &is_empty);
     eventually("it is told", || !told.lock().unwrap().is_empty());
     // Those that knew it restart: they know it still.
     nodes.pop().unwrap().peers.kill();
@@ -291,7 +293,8 @@ fn another_log_under_a_known_number_is_refused_for_good() {
     assert_eq!(told.lock().unwrap().len(), 1, "told once");
     peers.kill();
     // One that holds something is refused as well, but not told to go.
-    let (peers, shared, told) = wiped(78, false);
+    is_empty.store(false, Ordering::Release);
+    let (peers, shared, told) = wiped(78, &is_empty);
     eventually("its process was reached", || {
         nodes[0].shared.metrics.peer(3).unwrap().watched.value() == 1
     });
@@ -409,6 +412,8 @@ fn a_site_too_far_away_for_the_time_outs_is_said() {
         two.shared.metrics.peer(1).unwrap().round_trip_us.value() > 0
     });
     assert_eq!(far(&two, 1), 0, "its own link goes straight");
+    relay.open.store(false, Ordering::Relaxed);
+    eventually("a link that is down is not too long", || !one.is_up(2) && far(&one, 2) == 0);
 }
 
 #[test]

@@ -171,6 +171,8 @@ pub struct Shared {
     pub stop: AtomicBool,
     /// The log's disk has only its reserve left.
     pub storage_full: AtomicBool,
+    /// Nothing was ever written to the log.
+    pub log_is_empty: Arc<AtomicBool>,
     /// Per shard figures, refreshed by the worker.
     pub report: std::sync::Mutex<Report>,
 }
@@ -441,7 +443,12 @@ impl<D: Disk> Worker<D> {
             self.post.take(shard.replica.shard(), &mut shard.wants.messages);
             let (number, term) = (shard.replica.shard(), shard.replica.term());
             let leader = shard.replica.leader() as u8;
-            if self.shared.mesh.publish_leader(number, term, leader) && !self.alone {
+            let news = self.shared.mesh.publish_leader(number, term, leader);
+            if news && leader == self.shared.mesh.site() {
+                // Goes with the merchants, not ahead of them as the leader does.
+                self.out.led.push((number, term));
+            }
+            if news && !self.alone {
                 let at_ms = now.wall_us / 1000;
                 println!("shard {number}: leader {leader} term {term} at_ms={at_ms}");
             }

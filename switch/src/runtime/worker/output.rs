@@ -54,6 +54,8 @@ impl<D: Disk> Worker<D> {
         if !self.alone && self.writer.holds(now) {
             return Ok(propose);
         }
+        // From here on it may say what this site promised.
+        self.shared.log_is_empty.store(false, Ordering::Release);
         let taken = self.writer.append(&mut self.shards, &mut self.log)?;
         if !self.alone {
             self.writer.append_commits(&mut self.shards, &mut self.log)?;

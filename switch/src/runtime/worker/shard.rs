@@ -7,7 +7,7 @@ use storage::FRAME_HEADER_BYTES;
 
 use super::WorkerError;
 use crate::engine::input::Waiter;
-use crate::engine::output::{Outputs, Reply, ReplyBody};
+use crate::engine::output::{Outputs, Reply};
 use crate::engine::weakness::Weakness;
 use crate::engine::{Engine, Input, Now};
 use crate::replica::{self, Base, Replica, Step};
@@ -266,9 +266,6 @@ impl Shard {
 
 fn not_leader(waiter: Waiter, leader: u8) -> Reply {
     let mut reply = Reply::refusal(waiter, Code::NotLeader, 0);
-    match &mut reply.body {
-        ReplyBody::Order(body) => body.leader_hint = leader,
-        ReplyBody::Refund(body) => body.leader_hint = leader,
-    }
+    reply.body.hint(leader);
     reply
 }

@@ -168,6 +168,7 @@ impl Site {
             leave: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             storage_full: AtomicBool::new(false),
+            log_is_empty: Arc::default(),
             report: Mutex::default(),
         });
         let control = Arc::new(NodeControl::new(&config, of_worker, Instant::now()));

@@ -92,6 +92,8 @@ pub(super) enum Flaw {
     ForgetVote,
     /// Writes are confirmed before they are durable.
     SkipSync,
+    /// That, and a site that is told of it is merely started again.
+    SkipSyncStartAgain,
     /// The state of another site counts before its file is durable.
     HastyState,
 }

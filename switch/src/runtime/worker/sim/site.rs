@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use storage::disk::Tear;
 use storage::{Closed, Frame, FrameKind, LogError, Notify, SimDisk};
@@ -83,7 +83,8 @@ pub(super) struct Site {
 
 impl Site {
     pub(super) fn new(number: u8, setup: &Setup, random: &mut Random) -> Self {
-        let lie_us = if setup.flaw == Some(Flaw::SkipSync) { 300 * MS } else { 0 };
+        let lies = matches!(setup.flaw, Some(Flaw::SkipSync | Flaw::SkipSyncStartAgain));
+        let lie_us = if lies { 300 * MS } else { 0 };
         let pace = Pace { random: Random::new(random.next()), write_us: WRITE_US, lie_us };
         Self {
             number,
@@ -135,6 +136,7 @@ impl Site {
             Err(error) => panic!("site {} refuses its log: {error}", self.number),
         };
         let shared = Arc::new(shared(self.number, setup));
+        shared.log_is_empty.store(recovery.frames == 0, Ordering::Relaxed);
         if let Err(error) = recovering.check(&recovery.shards) {
             panic!("site {} refuses its log: {error}", self.number);
         }
@@ -208,6 +210,7 @@ fn shared(site: u8, setup: &Setup) -> Shared {
         leave: AtomicBool::new(false),
         stop: AtomicBool::new(false),
         storage_full: AtomicBool::new(false),
+        log_is_empty: Arc::default(),
         report: Mutex::new(Report::default()),
     }
 }

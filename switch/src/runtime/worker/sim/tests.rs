@@ -182,6 +182,13 @@ fn a_missing_fsync_is_found() {
     found(Flaw::SkipSync, &["logs of shard", "forgotten", "to_commit", "4:", "6:", "two leaders"]);
 }
 
+/// Also where the site is let in again that ended because of it: by what comes of that.
+#[test]
+fn a_missing_fsync_is_found_by_its_consequences() {
+    let by = ["logs of shard", "to_commit", "4:", "6:", "two leaders"];
+    found(Flaw::SkipSyncStartAgain, &by);
+}
+
 #[test]
 fn a_state_that_counts_before_it_is_durable_is_found() {
     found(Flaw::HastyState, &["site"]);

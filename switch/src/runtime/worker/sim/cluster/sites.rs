@@ -1,6 +1,7 @@
 //! Sites live, take turns, talk to each other, and die at the boundaries of a turn.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use protocol::message::kind;
@@ -9,7 +10,7 @@ use storage::LogError;
 use storage::disk::Tear;
 
 use super::super::faults::Moment;
-use super::super::setup::{MS, SECOND};
+use super::super::setup::{Flaw, MS, SECOND};
 use super::super::site::Process;
 use super::{Cluster, Event};
 use crate::engine::input::Waiter;
@@ -96,16 +97,20 @@ impl Cluster {
             Ok(busy) => busy,
             Err(error) => {
                 let forgot = matches!(error, WorkerError::Forgotten { .. });
-                assert!(!forgot, "forgotten: site {number}: {error}");
+                let again = self.setup.flaw == Some(Flaw::SkipSyncStartAgain);
+                assert!(!forgot || again, "forgotten: site {number}: {error}");
                 let is_disk =
                     matches!(error, WorkerError::Log(LogError::Poisoned(_) | LogError::Disk(_)));
-                assert!(is_disk, "block: site {number}: {error}");
+                assert!(is_disk || forgot, "block: site {number}: {error}");
                 // As the runtime: the process ends, having handed nothing out.
                 self.trace.add(u64::from(number));
                 let down_us = self.random.between(20 * MS, SECOND);
                 return self.crash(number, Tear::Sectors, down_us, true);
             }
         };
+        let wrote = process.worker.writer.appended_bytes() > 0;
+        let is_empty = process.shared.log_is_empty.load(Ordering::Relaxed);
+        assert!(!wrote || !is_empty, "an empty log: site {number} has written to it");
         self.checker.follow(number, process, now_us, &self.setup);
         let read_back = read_back(process);
         let (rest_us, listens) = process.worker.rest(clocks);
