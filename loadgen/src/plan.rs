@@ -20,6 +20,8 @@ pub(crate) const REQUESTS_MAX: u64 = 1 << 36;
 const AMOUNT_MIN: u64 = 100;
 /// Largest amount of a payment, minor units.
 const AMOUNT_MAX: u64 = 100_000;
+/// Refunds are at most this part of their payment: so many fit.
+const REFUND_PARTS: u64 = 20;
 /// How far back a query or refund reaches beyond the lag.
 const REACH: u64 = 65_536;
 /// How far back a duplicate of a payment in flight reaches.
@@ -328,10 +330,10 @@ impl Plan {
     }
 
     /// Amount that request `n`, a refund, gives back of payment `k`: at most a
-    /// quarter, so that several refunds of one payment fit.
+    /// twentieth, so that all refunds of one payment fit, also where there are many.
     pub(crate) fn refund_amount(&self, n: u64, k: u64) -> Amount {
-        let quarter = self.amount(k).minor().unsigned_abs() / 4;
-        amount(1 + self.amounts.below(n, quarter.max(1)))
+        let part = self.amount(k).minor().unsigned_abs() / REFUND_PARTS;
+        amount(1 + self.amounts.below(n, part.max(1)))
     }
 
     /// The payer of payment `k`.
@@ -575,7 +577,20 @@ pub(crate) mod tests {
         let plan = plan();
         for n in (0..100_000).filter(|n| plan.op(*n) == Op::Refund) {
             let k = plan.target(n);
-            assert!(plan.refund_amount(n, k).minor() * 4 <= plan.amount(k).minor());
+            let most = plan.amount(k).minor().unsigned_abs() / REFUND_PARTS;
+            assert!(plan.refund_amount(n, k).minor().unsigned_abs() <= most.max(1));
+        }
+    }
+
+    #[test]
+    fn many_refunds_of_few_payments_fit_as_well() {
+        let plan = Plan::new(Params { mix: Mix::of(10, 0, 10), ..params() }).unwrap();
+        let mut given_back = std::collections::HashMap::<u64, i64>::new();
+        for n in (0..1_000_000).filter(|n| plan.op(*n) == Op::Refund) {
+            let k = plan.target(n);
+            let sum = given_back.entry(k).or_default();
+            *sum += plan.refund_amount(n, k).minor();
+            assert!(*sum <= plan.amount(k).minor(), "payment {k}");
         }
     }
 
