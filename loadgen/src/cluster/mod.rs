@@ -7,6 +7,22 @@
 mod admin;
 mod process;
 pub(crate) mod shim;
+
+/// Asks until nothing is left, or for `bound`; tells what was left then.
+async fn quiet<F: Future<Output = Option<u64>>>(bound: Duration, left: impl Fn() -> F) -> u64 {
+    let started = Instant::now();
+    let mut quiet = 0;
+    loop {
+        let now = left().await;
+        quiet = if now == Some(0) { quiet + 1 } else { 0 };
+        // What sites tell is up to a fifth of a second old: twice is sure.
+        if quiet == 2 || started.elapsed() > bound {
+            return now.unwrap_or(1);
+        }
+        tokio::time::sleep(STATUS_AGE).await;
+    }
+}
+
 #[cfg(test)]
 mod tests;
 
@@ -332,32 +348,13 @@ impl Deployment {
     /// how much still is after `bound`. Only a moment to audit at: the audit
     /// itself believes nobody.
     pub(crate) async fn settled(&self, bound: Duration) -> u64 {
-        let started = Instant::now();
-        let mut quiet = 0;
-        loop {
-            let open = self.open_payments().await;
-            quiet = if open == Some(0) { quiet + 1 } else { 0 };
-            // The status is up to a fifth of a second old: twice is sure.
-            if quiet == 2 || started.elapsed() > bound {
-                return open.unwrap_or(1);
-            }
-            tokio::time::sleep(STATUS_AGE).await;
-        }
+        quiet(bound, || self.open_payments()).await
     }
 
     /// Waits until every site says that no event is on its way to a gateway; tells how
     /// many still are after `bound`.
     pub(crate) async fn delivered(&self, bound: Duration) -> u64 {
-        let started = Instant::now();
-        let mut quiet = 0;
-        loop {
-            let held = self.undelivered().await;
-            quiet = if held == Some(0) { quiet + 1 } else { 0 };
-            if quiet == 2 || started.elapsed() > bound {
-                return held.unwrap_or(1);
-            }
-            tokio::time::sleep(STATUS_AGE).await;
-        }
+        quiet(bound, || self.undelivered()).await
     }
 
     /// Events that some site has not seen delivered; `None` while none tells.

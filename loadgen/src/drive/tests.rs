@@ -384,7 +384,9 @@ fn events_are_written_down_and_acknowledged_and_the_end_waits_for_them() {
         session.run(&phase(200.0, Duration::from_secs(1)), &Notify::new()).await?;
         assert_eq!(session.settle(Duration::from_secs(20), &Notify::new()).await?, 0);
         let counts = session.events();
+        let until = std::time::Instant::now() + Duration::from_secs(20);
         while !unheard.lock().unwrap().is_empty() {
+            assert!(std::time::Instant::now() < until, "never acknowledged");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         session.close().await;
