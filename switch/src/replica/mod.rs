@@ -10,6 +10,7 @@
 //! | file | what |
 //! |---|---|
 //! | `core` | the replica: inputs, outputs, what waits for the disk |
+//! | `timing` | how fast it acts: heartbeats, elections, leases |
 //! | `store` | the entries that consensus may still ask for |
 //! | `recover` | a replica while its log is read back |
 //! | `members` | the sites that hold the log, and how they change |
@@ -33,9 +34,10 @@ mod snapshot;
 mod store;
 #[cfg(test)]
 mod tests;
+mod timing;
 
 pub use base::Base;
-pub use core::{Append, Counters, Outputs, Replica, ReplicaConfig, Step, Timing};
+pub use core::{Append, Counters, Outputs, Replica, ReplicaConfig, Step};
 pub use force::ForceError;
 pub use members::{By, Members, sites};
 pub use membership::{ChangeError, Stage};
@@ -43,6 +45,7 @@ pub use placement::{preference, preference_among};
 pub use recover::{Recovered, Recovering};
 pub use snapshot::Sending;
 pub use store::{Wanted, entry};
+pub use timing::Timing;
 
 /// Term and vote that must be durable before this replica acts in the term.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,8 +5,9 @@
 //! not the best placed one hands over once the better one has been live and
 //! level for a while. Pure: counts ticks.
 
-use super::core::{ReplicaConfig, Timing};
+use super::core::ReplicaConfig;
 use super::members::{self, Members};
+use super::timing::Timing;
 
 /// Longest election time-out, as a multiple of the shortest.
 pub(super) const TIMEOUT_SPREAD: u32 = 4;
