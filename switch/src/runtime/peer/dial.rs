@@ -166,7 +166,7 @@ impl Core {
         let Dialled { quic, urgent, bulk, states, forwards, answers } = dialled;
         let Some(route) = self.shared.mesh.route(site) else { return };
         route.set_up(true);
-        self.peer(site).present.notify_one();
+        self.watch_at_once(site);
         self.say(Whose::Ours, site, "link up".into());
         if let Some(metrics) = self.metrics(site) {
             metrics.up.set(1);

@@ -1,6 +1,6 @@
 //! Links between the sites: one thread with one QUIC endpoint, server and
-//! client at once, and a plain TCP listener on the same port that says no more
-//! than that a process lives.
+//! client at once, and one with a plain TCP listener on the same port that says no
+//! more than that a process lives.
 //!
 //! Each site dials every other one and sends its own traffic on the connection
 //! that it dialled, so that a pair has two and no tie to break. A link that is
@@ -18,7 +18,8 @@ mod packets;
 mod tests;
 
 use std::cell::{Cell, RefCell};
-use std::net::{TcpListener, UdpSocket};
+use std::net::UdpSocket;
+use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
@@ -38,6 +39,7 @@ use crate::config::{Config, SiteConfig};
 use crate::metrics::{Metrics, PeerMetrics};
 use crate::tls::{EndpointKeys, PeerTls, peer_endpoint};
 use hello::Hello;
+use liveness::Liveness;
 pub use logs::OwnLog;
 use logs::{KnownLogs, LogError};
 use packets::{Packets, TooLong};
@@ -69,11 +71,12 @@ pub struct Peers {
     endpoint: quinn::Endpoint,
     client: Arc<Mutex<quinn::ClientConfig>>,
     stop: watch::Sender<bool>,
-    thread: Mutex<Option<thread::JoinHandle<()>>>,
+    /// Of the links and of the liveness connections.
+    threads: Mutex<Vec<thread::JoinHandle<()>>>,
 }
 
 impl Peers {
-    /// Binds both ports and starts the thread.
+    /// Binds both ports and starts the threads.
     ///
     /// # Errors
     /// What could not be read, bound or started.
@@ -90,8 +93,14 @@ impl Peers {
             ServeError::Environment(format!("peer address {address}: {error}"))
         };
         let socket = bind_udp("peer address", address, config.gateway.udp_buffer_kib)?;
-        let listener = TcpListener::bind(address).map_err(named)?;
-        listener.set_nonblocking(true).map_err(named)?;
+        let liveness = Liveness {
+            sites: config.sites.iter().map(|site| site.peer).collect(),
+            site: config.site as u8,
+            cluster: config.cluster,
+            mesh: Arc::clone(&shared.mesh),
+            metrics: Arc::clone(&shared.metrics),
+        };
+        let (liveness, watching) = liveness.start().map_err(named)?;
         let (stop, stopped) = watch::channel(false);
         let client = Arc::new(Mutex::new(tls.client));
         let start = Start {
@@ -99,7 +108,7 @@ impl Peers {
             log,
             known,
             socket,
-            listener,
+            liveness,
             endpoint: peer_endpoint(keys),
             server: tls.server,
             client: Arc::clone(&client),
@@ -113,7 +122,8 @@ impl Peers {
             .map_err(|error| ServeError::Environment(format!("no thread: {error}")))?;
         match outcome.recv() {
             Ok(Ok(endpoint)) => {
-                Ok(Self { endpoint, client, stop, thread: Mutex::new(Some(thread)) })
+                let threads = Mutex::new(vec![thread, watching]);
+                Ok(Self { endpoint, client, stop, threads })
             }
             Ok(Err(error)) => Err(named(error)),
             Err(_) => Err(ServeError::Environment("the peer thread panicked".into())),
@@ -126,22 +136,25 @@ impl Peers {
         *self.client.lock().unwrap_or_else(PoisonError::into_inner) = tls.client;
     }
 
-    /// Says goodbye to the other sites and ends the thread. Without it the end
+    /// Says goodbye to the other sites and ends the threads. Without it the end
     /// of the process, or of this handle, looks like a death, as it should.
     pub fn stop(&self) {
         self.stop.send_replace(true);
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if thread.is_some_and(|thread| thread.join().is_err()) {
-            eprintln!("the peer thread panicked");
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        for thread in threads.drain(..) {
+            if thread.join().is_err() {
+                eprintln!("a thread of the peer links panicked");
+            }
         }
     }
 
-    /// Ends the thread as the death of the process would: without a word.
+    /// Ends the threads as the death of the process would: without a word.
     #[cfg(test)]
     pub fn kill(self) {
         drop(self.stop);
-        let thread = self.thread.into_inner().unwrap().unwrap();
-        thread.join().unwrap();
+        for thread in self.threads.into_inner().unwrap() {
+            thread.join().unwrap();
+        }
     }
 }
 
@@ -174,7 +187,7 @@ struct Start {
     log: OwnLog,
     known: KnownLogs,
     socket: UdpSocket,
-    listener: TcpListener,
+    liveness: UnixStream,
     endpoint: quinn::EndpointConfig,
     server: quinn::ServerConfig,
     client: Arc<Mutex<quinn::ClientConfig>>,
@@ -196,9 +209,9 @@ impl Start {
             let quic = Arc::new(quinn::TokioRuntime);
             let endpoint =
                 quinn::Endpoint::new(self.endpoint, Some(self.server), self.socket, quic);
-            let listener = tokio::net::TcpListener::from_std(self.listener);
-            let (endpoint, listener) = match (endpoint, listener) {
-                (Ok(endpoint), Ok(listener)) => (endpoint, listener),
+            let liveness = tokio::net::UnixStream::from_std(self.liveness);
+            let (endpoint, liveness) = match (endpoint, liveness) {
+                (Ok(endpoint), Ok(liveness)) => (endpoint, liveness),
                 (Err(error), _) | (_, Err(error)) => {
                     drop(started.send(Err(error)));
                     return;
@@ -209,6 +222,7 @@ impl Start {
                 peers: self.settings.sites.iter().map(|_| Peer::default()).collect(),
                 settings: self.settings,
                 endpoint,
+                liveness,
                 client: self.client,
                 shared: self.shared,
                 log: self.log,
@@ -218,7 +232,7 @@ impl Start {
                 handshakes: Cell::new(0),
                 stopped: self.stopped,
             });
-            core.run(listener).await;
+            core.run().await;
         });
     }
 }
@@ -228,8 +242,6 @@ impl Start {
 struct Peer {
     /// Dial it now: it has just shown that it is there.
     redial: tokio::sync::Notify,
-    /// Our connection to it came up.
-    present: tokio::sync::Notify,
     /// Its connection to us.
     inbound: RefCell<Option<quinn::Connection>>,
     /// Counts its connections to us.
@@ -253,6 +265,8 @@ enum Whose {
 struct Core {
     settings: Settings,
     endpoint: quinn::Endpoint,
+    /// The pair towards the liveness thread.
+    liveness: tokio::net::UnixStream,
     client: Arc<Mutex<quinn::ClientConfig>>,
     shared: PeerShared,
     /// By site - 1; this site's own entry stays idle.
@@ -269,21 +283,19 @@ struct Core {
 }
 
 impl Core {
-    async fn run(self: Rc<Self>, listener: tokio::net::TcpListener) {
+    async fn run(self: Rc<Self>) {
         tokio::task::spawn_local(Rc::clone(&self).accept());
-        tokio::task::spawn_local(Rc::clone(&self).watch_others(listener));
+        tokio::task::spawn_local(Rc::clone(&self).heed_ends());
         for site in self.shared.mesh.others() {
             tokio::task::spawn_local(Rc::clone(&self).keep_up(site));
-            tokio::task::spawn_local(Rc::clone(&self).watch_process(site));
         }
         if !self.stopped().await {
             return;
         }
+        self.say_goodbye();
         self.endpoint.close(CloseCode::Draining.wire().into(), b"the site stops");
-        // Meanwhile the liveness connections say goodbye too.
         let heard = tokio::time::timeout(GOODBYE_MAX, self.endpoint.wait_idle()).await;
         drop(heard);
-        tokio::task::yield_now().await;
     }
 
     /// Waits for the end: true when the site stops in order, false when the

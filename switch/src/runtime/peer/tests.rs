@@ -1,5 +1,6 @@
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use quinn::{ConnectionError, Endpoint};
@@ -86,6 +87,40 @@ fn a_killed_site_is_reported_and_its_return_carries_packets() {
     eventually("it is watched again", watched);
     two.kill();
     eventually("its second death is seen too", || one.shared.mesh.take_gone() == 1 << 2);
+}
+
+/// What the descriptors of a thread of this process mean.
+fn descriptors(task: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(task.join("fd")).into_iter().flatten().flatten();
+    entries.filter_map(|entry| std::fs::read_link(entry.path()).ok()).collect()
+}
+
+#[test]
+fn liveness_connections_are_in_a_table_that_no_other_thread_shares() {
+    let cluster = Cluster::new(2);
+    let held = std::fs::canonicalize(cluster.dir.path().join("site-1.toml")).unwrap();
+    let before = std::fs::File::open(&held).unwrap();
+    let _nodes = [cluster.start(1), cluster.start(2)];
+    let own = Path::new("/proc/thread-self");
+    assert!(descriptors(own).contains(&held));
+    drop(before);
+    let _after = std::fs::File::open(&held).unwrap();
+    assert!(descriptors(own).contains(&held));
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap().map(|task| task.unwrap().path());
+    let watches = |task: &PathBuf| {
+        std::fs::read(task.join("comm")).is_ok_and(|name| name.trim_ascii() == b"liveness")
+    };
+    let tasks: Vec<PathBuf> = tasks.filter(watches).collect();
+    assert!(tasks.len() >= 2, "{tasks:?}");
+    for task in tasks {
+        // Of another test's thread it may just be starting.
+        eventually("nothing but the standard descriptors is in both tables", || {
+            let ours = descriptors(own);
+            let theirs = descriptors(&task);
+            let sockets = |file: &&PathBuf| file.to_string_lossy().starts_with("socket:");
+            !theirs.contains(&held) && !theirs.iter().filter(sockets).any(|one| ours.contains(one))
+        });
+    }
 }
 
 /// The process at site 2's liveness port, played: one connection of site 1.
