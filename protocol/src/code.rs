@@ -150,11 +150,11 @@ wire_enum! {
         TooManyInFlight = 501,
         /// The only eligible channels are down or full.
         ChannelUnavailable = 502,
-        /// The log's disk is full: no new payments, queries still answered.
+        /// The log's disk is full: no new payments and refunds, queries still answered.
         StorageFull = 503,
         /// The shard holds its maximum number of payments.
         CapacityReached = 504,
-        /// The site is stopping or drained.
+        /// The site is stopping.
         Draining = 505,
         /// The client's deadline cannot be met.
         DeadlineUnreachable = 506,
@@ -182,7 +182,7 @@ impl Code {
 }
 
 wire_enum! {
-    /// What the merchant sees of a payment (state machine, order states).
+    /// What the merchant sees of a payment; `docs/WIRE.md`, 6.1.
     OrderState: u8 {
         /// No order: the request was refused before one existed.
         None = 0,
@@ -292,7 +292,7 @@ wire_enum! {
     CloseCode: u32 {
         /// Normal end.
         Normal = 0,
-        /// The site drains or stops: reconnect elsewhere.
+        /// The site stops, or the connection is too old: connect anew.
         Draining = 1,
         /// The peer broke the protocol.
         ProtocolError = 2,

@@ -73,8 +73,8 @@ pub struct GatewayConfig {
     /// Most unanswered requests of one connection.
     #[serde(default = "defaults::in_flight_max")]
     pub in_flight_max: u32,
-    /// Most handshakes under way; above it addresses must be validated (Retry)
-    /// and at four times as many new connections are refused.
+    /// Most handshakes under way: at it new connections are refused. From half of
+    /// it on addresses must be validated (Retry).
     #[serde(default = "defaults::handshakes_max")]
     pub handshakes_max: u32,
     /// Longest handshake.
@@ -114,7 +114,7 @@ pub struct GatewayConfig {
     /// Longest time an unfinished frame may stay unfinished.
     #[serde(default = "defaults::frame_timeout_ms")]
     pub frame_timeout_ms: u64,
-    /// Age at which a connection is asked to reconnect, hours.
+    /// Age at which a connection is asked to reconnect, and soon closed, hours.
     #[serde(default = "defaults::connection_age_h")]
     pub connection_age_h: u64,
 }
@@ -147,12 +147,13 @@ pub struct AdminConfig {
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum LogBackend {
-    /// io_uring when the kernel has it, else blocking; said at start.
+    /// A writer thread with blocking writes; io_uring when no thread can be had.
+    /// Said at start.
     #[default]
     Auto,
     /// io_uring; its absence is an error.
     Uring,
-    /// pwrite and fdatasync.
+    /// A thread of its own that writes with pwrite and `O_DSYNC`.
     Blocking,
 }
 
@@ -252,7 +253,7 @@ impl Default for WorkerConfig {
 pub struct EngineSection {
     /// Longest wait of a request before the early answer PROCESSING.
     pub sync_wait_ms: u64,
-    /// Most payments one shard holds.
+    /// Most payments one shard takes in its life: none is ever forgotten.
     pub orders_max_per_shard: u64,
     /// Most requests waiting for one payment.
     pub waiters_per_order_max: u8,
@@ -268,7 +269,7 @@ pub struct EngineSection {
     pub outbox_max_per_shard: u32,
     /// An unacknowledged event is delivered again after this time.
     pub event_retry_ms: u64,
-    /// Deliveries before an event is set aside for the operator.
+    /// Deliveries before an event is given up.
     pub event_tries_max: u8,
 }
 

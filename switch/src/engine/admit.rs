@@ -87,7 +87,7 @@ impl Engine {
         self.merchants.find(&origin.mch_id).ok_or(Code::UnknownMerchant.into())
     }
 
-    /// A number that is known (state machine, C6).
+    /// A number that is known.
     fn pay_again(
         &mut self,
         sequence: u64,

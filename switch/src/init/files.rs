@@ -70,6 +70,7 @@ gateway = "127.0.0.1:{gateway}"
 peer = "127.0.0.1:{peer}"
 admin = "127.0.0.1:{admin}"
 server_name = "site-{other}.site.payswitch"
+# voter = true                      # false: a site that comes later (admin member add)
 "#
         );
         if other > sites.serving {
@@ -99,7 +100,7 @@ ca = "certs/ca.pem"
 # connections_per_identity_max = 16
 # streams_max = 64                  # per connection
 # in_flight_max = 4096              # unanswered requests per connection
-# handshakes_max = 64               # above: address validation; four times: refused
+# handshakes_max = 64               # from half of it: address validation; at it: refused
 # handshake_timeout_ms = 2000
 # stream_receive_window_kib = 256
 # receive_window_kib = 2048         # per connection
@@ -112,7 +113,7 @@ ca = "certs/ca.pem"
 # udp_buffer_kib = 4096
 # timestamp_window_s = 300          # accepted distance of a request's timestamp
 # frame_timeout_ms = 5000           # an unfinished frame closes its connection
-# connection_age_h = 24             # then it is asked to reconnect
+# connection_age_h = 24             # then it is asked to reconnect, and soon closed
 
 # The operators' server: plain HTTP on loopback for /ready, /status and
 # /metrics; HTTPS with a client certificate of the role admin for everything.
@@ -128,7 +129,7 @@ admin_cert = "certs/admin.pem"
 admin_key = "certs/admin.key"
 
 [log]
-# backend = "auto"                  # auto, uring, blocking
+# backend = "auto"                  # blocking; uring when no thread can be had
 # segment_mib = 64
 # batch_max_kib = 4096              # written and synced at once
 # reserve_mib = 256                 # free space below which no payment is admitted
