@@ -30,7 +30,7 @@ const KEPT_MAX: usize = 1_000;
 /// A broken rule.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub(crate) struct Violation {
-    /// Number of the invariant in the rule book (state machine, C13).
+    /// Number of the invariant (docs/STATES.md, C13).
     pub(crate) invariant: u8,
     /// What is wrong.
     pub(crate) detail: String,

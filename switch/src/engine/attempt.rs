@@ -1,5 +1,5 @@
 //! The transition table of an attempt: one pure function from state, event and
-//! facts to what must be done (state machine, C3 and C8).
+//! facts to what must be done (docs/STATES.md, C3 and C8).
 //!
 //! It changes nothing by itself. Its whole table, illegal pairs included, is
 //! held by a snapshot in `tests/table.rs`.

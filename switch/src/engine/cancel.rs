@@ -1,4 +1,4 @@
-//! Close, reverse and expiry (state machine, C10): the cancel wish.
+//! Close, reverse and expiry (docs/STATES.md, C10): the cancel wish.
 //!
 //! A wish is durable before anything is sent for it. It never changes an
 //! answered outcome: a paid order is given back by a refund under a number of

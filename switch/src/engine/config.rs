@@ -41,7 +41,7 @@ pub struct EngineConfig {
     pub default_route: Vec<u16>,
 }
 
-/// A channel's contract and budgets (state machine, C11).
+/// A channel's contract and budgets (docs/STATES.md, C11).
 #[derive(Clone, Debug)]
 pub struct ChannelConfig {
     /// Number, from 1; part of the log.

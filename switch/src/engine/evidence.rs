@@ -344,7 +344,7 @@ impl Engine {
             .map_err(|refused| refused.0)
     }
 
-    /// A statement about a definitive attempt (state machine, C8).
+    /// A statement about a definitive attempt (docs/STATES.md, C8).
     fn late(
         &mut self,
         sequence: u64,
@@ -414,7 +414,7 @@ impl Engine {
         }
     }
 
-    /// An orphan success: give it back, once per attempt (state machine, C8).
+    /// An orphan success: give it back, once per attempt (docs/STATES.md, C8).
     fn compensate(&mut self, sequence: u64, ordinal: u8, now: Now, out: &mut Outputs) {
         let done = |(_, refund): (u32, &super::order::Refund)| {
             refund.kind == RefundKind::Orphan && refund.attempt == ordinal

@@ -55,7 +55,7 @@ pub struct PayInput<'a> {
     /// First 16 bytes of SHA-256(mch_id, 0x00, out_trade_no): index key and
     /// the root of the channel numbers (`protocol::channel::order_digest`).
     pub digest: [u8; 16],
-    /// Fingerprint of the immutable content (state machine, C1): first 16
+    /// Fingerprint of the immutable content (docs/STATES.md, C1): first 16
     /// bytes of SHA-256 over its encoding.
     pub fingerprint: [u8; 16],
     /// Amount.

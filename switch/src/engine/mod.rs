@@ -21,8 +21,8 @@
 //! | `outbox`, `waiter` | who is told |
 //! | `order`, `index`, `slab`, `directory`, `limit` | where it is kept |
 //!
-//! Tested in `tests/`: every row of the rule book, replay at every log prefix,
-//! and a seeded model with faults that must catch every weakened rule.
+//! The rules are written in docs/STATES.md. Tested in `tests/`: the rules one by one, replay at
+//! every log prefix, and a seeded model with faults that must catch every weakened rule.
 
 pub mod config;
 pub mod input;

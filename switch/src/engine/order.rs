@@ -13,7 +13,7 @@ use protocol::code::{Method, OrderState, Reason, RefundState, Scene};
 use protocol::id::{ChannelNo, OutRefundNo, OutTradeNo, ShortText};
 use protocol::money::Currency;
 
-/// States of an attempt (state machine, C3).
+/// States of an attempt (docs/STATES.md, C3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum AttemptState {

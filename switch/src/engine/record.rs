@@ -1,4 +1,4 @@
-//! The log records of a shard (state machine, C2) and their bytes.
+//! The log records of a shard (docs/STATES.md, C2) and their bytes.
 //!
 //! A block is a wall stamp (u64, Unix microseconds) and a sequence of records:
 //!

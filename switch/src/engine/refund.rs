@@ -1,4 +1,4 @@
-//! Refunds (state machine, C9): the amount is reserved by a durable record
+//! Refunds (docs/STATES.md, C9): the amount is reserved by a durable record
 //! before the channel hears of it, and stays reserved until the channel says
 //! what became of it.
 

@@ -1,5 +1,5 @@
-//! The in-doubt set: what to ask next, when, and when to stop asking (state
-//! machine, C11).
+//! The in-doubt set: what to ask next, when, and when to stop asking
+//! (docs/STATES.md, C11).
 //!
 //! A case is the volatile work on one open attempt or refund. Its time-outs
 //! live in a heap; when a case wants to ask it queues at its channel, oldest
@@ -299,8 +299,8 @@ impl Engine {
         case
     }
 
-    /// After a change of leadership every open thing is in doubt (C7): ask
-    /// first, never send blindly.
+    /// After a change of leadership every open thing is in doubt (docs/STATES.md,
+    /// C7): ask first, never send blindly.
     pub(super) fn take_over(&mut self, sequence: u64, now: Now, out: &mut Outputs) {
         let order = &self.orders[sequence];
         match order.attempt.state {

@@ -1,5 +1,5 @@
 //! Rules that tests weaken one at a time, to show that the checker notices
-//! (state machine, C12). Outside tests every rule is in force and the switch
+//! (docs/STATES.md, C12). Outside tests every rule is in force and the switch
 //! costs nothing.
 
 /// A weakened rule.

@@ -1,5 +1,5 @@
 //! Tests of the engine: `driver` plays log, channel and clock around it; the
-//! others each hold one part of the rule book.
+//! others each hold one part of docs/STATES.md.
 
 mod checkpoint;
 mod codec;

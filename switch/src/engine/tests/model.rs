@@ -1,7 +1,7 @@
 //! The seeded model: random requests against an honest channel over a network
 //! that loses, delays, duplicates and reorders, with crashes at any moment.
 //!
-//! After every step the invariants of the rule book are checked against the
+//! After every step the invariants (docs/STATES.md, C13) are checked against the
 //! channel's ledger, the committed log and everything that was answered; after
 //! the faults end everything must end. Every weakened rule must be caught by
 //! the same checker. A failure prints its seed; `ENGINE_SEED=n` replays it.

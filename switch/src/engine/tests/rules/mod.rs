@@ -1,4 +1,4 @@
-//! The rows of the rule book, one check each.
+//! The rules of docs/STATES.md, one check each; C3 and so on are their numbers.
 
 mod cancels;
 mod crashes;
