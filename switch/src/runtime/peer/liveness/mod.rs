@@ -16,7 +16,8 @@
 //! its threads first lets go of the memory and then of its descriptors. The last one
 //! frees what the process held, 80 ms per gigabyte, and so a table that all
 //! share is closed only after that. A thread that shares its table with nobody
-//! closes it as soon as it ends, while the workers are still ending. It runs
+//! closes it as soon as it ends, usually while the workers are still ending; if it
+//! is the last one itself, the sign comes late as it would without. It runs
 //! without tokio, whose runtimes expect to find the process's signal pipe under
 //! its number, and wakes nobody by descriptor but through one socket pair.
 

@@ -26,6 +26,11 @@ const REDIAL_MIN: Duration = Duration::from_millis(20);
 const REDIAL_MAX: Duration = Duration::from_millis(500);
 /// Accepted connections per configured site: one, and some that linger.
 const ACCEPTED_PER_SITE: usize = 4;
+/// Connections taken in a row, so that a flood holds nothing else up.
+const ACCEPTS: usize = 16;
+/// Beats read at once: those of an hour in which this process stood still. Whoever
+/// sends more is no site.
+const BEATS_MAX: usize = 4096;
 
 /// The pair towards the peer thread.
 const BACK: Token = Token(0);
@@ -134,39 +139,51 @@ impl Watch {
     pub(super) fn run(mut self) {
         let mut events = Events::with_capacity(64);
         loop {
-            let now = Instant::now();
-            let due = self.catch_up(now);
-            match self.poll.poll(&mut events, Some(due.saturating_duration_since(now))) {
-                Ok(()) => {}
-                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            match self.turn(&mut events, Instant::now()) {
+                Ok(true) => {}
+                Ok(false) => return,
                 Err(error) => {
                     eprintln!("the deaths of other sites are seen later: poll: {error}");
                     return;
                 }
             }
-            for event in &events {
-                match event.token() {
-                    BACK => {
-                        if !self.hear() {
-                            return;
-                        }
-                    }
-                    LISTENER => self.accept(),
-                    Token(other) => self.ready(other - DIALLED),
-                }
+        }
+    }
+
+    /// What is due, and what becomes ready until something is due again; false: the end.
+    fn turn(&mut self, events: &mut Events, now: Instant) -> io::Result<bool> {
+        let due = self.catch_up(now);
+        match self.poll.poll(events, Some(due.saturating_duration_since(now))) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => return Ok(true),
+            polled => polled?,
+        }
+        let now = Instant::now();
+        for event in &*events {
+            match event.token() {
+                BACK if !self.hear() => return Ok(false),
+                BACK => {}
+                LISTENER => self.accept(now),
+                Token(other) => self.ready(other - DIALLED, now),
             }
         }
+        Ok(true)
     }
 
     /// Does what is due; returns when something is due next.
     fn catch_up(&mut self, now: Instant) -> Instant {
         if self.accept_again.is_some_and(|at| at <= now) {
             self.accept_again = None;
-            self.accept();
+            self.accept(now);
         }
-        for at in 0..self.accepted.len() {
-            if self.accepted[at].as_ref().is_some_and(|held| held.until <= now) {
-                self.accepted[at] = None;
+        for slot in 0..self.accepted.len() {
+            if self.is_silent(slot, now) {
+                // After a pause of this process its beats have come but are not read.
+                self.hold(slot, now);
+            }
+            if self.is_silent(slot, now)
+                && let Some(silent) = self.accepted[slot].take()
+            {
+                silent.say_goodbye();
             }
         }
         for at in 0..self.dialled.len() {
@@ -216,10 +233,11 @@ impl Watch {
     }
 
     fn say_goodbye(&mut self) {
-        for held in self.accepted.iter_mut().flatten() {
-            // One that cannot be written to hears nothing.
-            drop(held.stream.write(&[GOODBYE]));
-        }
+        self.accepted.drain(..).flatten().for_each(Accepted::say_goodbye);
+    }
+
+    fn is_silent(&self, slot: usize, now: Instant) -> bool {
+        self.accepted[slot].as_ref().is_some_and(|held| held.until <= now)
     }
 
     fn dial_at_once(&mut self, site: u8) {
@@ -252,23 +270,24 @@ impl Watch {
         Ok(stream)
     }
 
-    fn accept(&mut self) {
-        loop {
+    fn accept(&mut self, now: Instant) {
+        for _ in 0..ACCEPTS {
             match self.listener.accept() {
-                Ok((stream, from)) => self.take(stream, from),
+                Ok((stream, from)) => self.take(stream, from, now),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
                 Err(_) => {
                     // Out of file descriptors: they come back.
-                    self.accept_again = Some(Instant::now() + REDIAL_MAX);
+                    self.accept_again = Some(now + REDIAL_MAX);
                     return;
                 }
             }
         }
+        self.accept_again = Some(now);
     }
 
     /// Strangers and more than there should be are closed at once.
-    fn take(&mut self, mut stream: TcpStream, from: SocketAddr) {
+    fn take(&mut self, mut stream: TcpStream, from: SocketAddr, now: Instant) {
         let is_known = self.of.sites.iter().any(|site| site.ip() == from.ip());
         let free = self.accepted.iter().position(Option::is_none);
         let Some(at) = free.filter(|_| is_known) else { return };
@@ -276,26 +295,25 @@ impl Watch {
         if self.poll.registry().register(&mut stream, token, Interest::READABLE).is_err() {
             return;
         }
-        let until = Instant::now() + GREET_MAX;
+        let until = now + GREET_MAX;
         self.accepted[at] = Some(Accepted { stream, until, greeting: Some(Incoming::default()) });
         // What came before it was registered.
-        self.ready(self.dialled.len() + at);
+        self.ready(self.dialled.len() + at, now);
     }
 
     /// Dialled connections first, accepted ones behind.
-    fn ready(&mut self, at: usize) {
+    fn ready(&mut self, at: usize, now: Instant) {
         match at.checked_sub(self.dialled.len()) {
-            None => self.follow(at),
-            Some(slot) => self.hold(slot),
+            None => self.follow(at, now),
+            Some(slot) => self.hold(slot, now),
         }
     }
 
-    fn follow(&mut self, at: usize) {
+    fn follow(&mut self, at: usize, now: Instant) {
         let Some(dialled) = &mut self.dialled[at] else { return };
         // Tables of sites hold at most 32.
         let site = at as u8 + 1;
         let metrics = self.of.metrics.peer(site);
-        let now = Instant::now();
         match dialled.greet(&greeting(self.of.site, self.of.cluster)) {
             Ok(None) => {}
             Ok(Some(theirs)) if theirs == greeting(site, self.of.cluster) => {
@@ -315,14 +333,14 @@ impl Watch {
         }
     }
 
-    fn hold(&mut self, slot: usize) {
-        if self.heard(slot).is_err() {
+    fn hold(&mut self, slot: usize, now: Instant) {
+        if self.heard(slot, now).is_err() {
             self.accepted[slot] = None;
         }
     }
 
     /// Reads all there is; an error ends the connection, for whatever reason.
-    fn heard(&mut self, slot: usize) -> io::Result<()> {
+    fn heard(&mut self, slot: usize, now: Instant) -> io::Result<()> {
         let Some(held) = &mut self.accepted[slot] else { return Ok(()) };
         if let Some(incoming) = &mut held.greeting {
             let Some(theirs) = incoming.read(&mut held.stream)? else { return Ok(()) };
@@ -332,16 +350,27 @@ impl Watch {
             }
             held.stream.write_all(&greeting(self.of.site, self.of.cluster))?;
             held.greeting = None;
-            held.until = Instant::now() + SILENT_MAX;
+            held.until = now + SILENT_MAX;
         }
-        let mut beats = [0; 16];
+        let mut beats = [0; BEATS_MAX];
         loop {
             match held.stream.read(&mut beats) {
                 Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
-                Ok(_) => held.until = Instant::now() + SILENT_MAX,
+                Ok(BEATS_MAX) => return Err(ErrorKind::InvalidData.into()),
+                Ok(_) => held.until = now + SILENT_MAX,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => return Err(error),
             }
+        }
+    }
+}
+
+impl Accepted {
+    /// Ends a connection of a site, not one of which nobody knows who it is.
+    fn say_goodbye(mut self) {
+        if self.greeting.is_none() {
+            // One that cannot be written to hears nothing.
+            drop(self.stream.write(&[GOODBYE]));
         }
     }
 }
@@ -385,5 +414,78 @@ impl Dialled {
             Err(error) if error.kind() == ErrorKind::WouldBlock => None,
             _ => Some(End::Other),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpStream as Peer;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::metrics::Metrics;
+    use crate::runtime::mesh::Mesh;
+    use crate::runtime::testing::Cluster;
+
+    /// Site 1 of two, and a greeted connection of site 2's.
+    fn greeted() -> (Watch, Peer, std::os::unix::net::UnixStream) {
+        let cluster = Cluster::new(2);
+        let config = cluster.config(1);
+        let sites: Vec<SocketAddr> = config.sites.iter().map(|site| site.peer).collect();
+        let of = Liveness {
+            sites: sites.clone(),
+            site: 1,
+            cluster: 7,
+            mesh: Arc::new(Mesh::new(1, 2, 12)),
+            metrics: Arc::new(Metrics::new(config)),
+        };
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        theirs.set_nonblocking(true).unwrap();
+        let mut watch = Watch::new(of, theirs).unwrap();
+        let mut peer = Peer::connect(sites[0]).unwrap();
+        peer.write_all(&greeting(2, 7)).unwrap();
+        peer.set_nonblocking(true).unwrap();
+        let mut answer = Greeting::default();
+        while peer.read(&mut answer).is_err() {
+            assert!(watch.turn(&mut Events::with_capacity(8), Instant::now()).unwrap());
+        }
+        assert_eq!(answer, greeting(1, 7));
+        (watch, peer, ours)
+    }
+
+    fn held(watch: &Watch) -> usize {
+        watch.accepted.iter().flatten().count()
+    }
+
+    #[test]
+    fn beats_that_came_while_this_process_stood_still_count() {
+        let (mut watch, mut peer, _ours) = greeted();
+        peer.write_all(&[BEAT; 8]).unwrap();
+        let later = Instant::now() + SILENT_MAX * 2;
+        watch.catch_up(later);
+        assert_eq!(held(&watch), 1);
+        // And from there the silence counts, whose end is no death.
+        watch.catch_up(later + SILENT_MAX);
+        assert_eq!(held(&watch), 0);
+        peer.set_nonblocking(false).unwrap();
+        let mut end = Vec::new();
+        peer.read_to_end(&mut end).unwrap();
+        assert_eq!(end, [GOODBYE]);
+    }
+
+    #[test]
+    fn a_flood_holds_nothing_up() {
+        let (mut watch, mut peer, _ours) = greeted();
+        peer.write_all(&[BEAT; BEATS_MAX]).unwrap();
+        watch.catch_up(Instant::now() + SILENT_MAX);
+        assert_eq!(held(&watch), 0, "no site beats so often");
+        let address = watch.of.sites[0];
+        let crowd: Vec<Peer> = (0..ACCEPTS + 1).map(|_| Peer::connect(address).unwrap()).collect();
+        let now = Instant::now();
+        watch.accept(now);
+        assert_eq!((held(&watch), watch.accept_again), (2 * ACCEPTED_PER_SITE, Some(now)));
+        drop(crowd);
+        watch.catch_up(now);
+        assert_eq!(watch.accept_again, None);
     }
 }
