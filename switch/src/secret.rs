@@ -73,16 +73,26 @@ pub enum SecretError {
 /// [`SecretError::Read`], [`SecretError::Exposed`].
 pub fn read_private(path: &Path) -> Result<Secret, SecretError> {
     use std::io::Read;
-    use std::os::unix::fs::PermissionsExt;
     let read = |source| SecretError::Read { path: path.to_owned(), source };
     let mut file = std::fs::File::open(path).map_err(read)?;
-    let mode = file.metadata().map_err(read)?.permissions().mode() & 0o777;
-    if mode & 0o077 != 0 {
-        return Err(SecretError::Exposed { path: path.to_owned(), mode });
-    }
+    is_private(path, &file)?;
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes).map_err(read)?;
     Ok(Secret::new(bytes))
+}
+
+/// Makes sure that only its owner may read an open file.
+///
+/// # Errors
+/// [`SecretError::Read`], [`SecretError::Exposed`].
+pub fn is_private(path: &Path, file: &std::fs::File) -> Result<(), SecretError> {
+    use std::os::unix::fs::PermissionsExt;
+    let read = |source| SecretError::Read { path: path.to_owned(), source };
+    let mode = file.metadata().map_err(read)?.permissions().mode() & 0o777;
+    if mode & 0o077 == 0 {
+        return Ok(());
+    }
+    Err(SecretError::Exposed { path: path.to_owned(), mode })
 }
 
 /// Writes a new file that only its owner may read, durably; an existing file is

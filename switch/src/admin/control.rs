@@ -29,6 +29,9 @@ pub trait Control: Send + Sync + 'static {
     /// is durable and says what was done.
     fn command(&self, operator: ShortText, command: AdminCommand) -> Answer<String>;
 
+    /// Why what concerns this merchant must be asked elsewhere, if it must.
+    fn led_elsewhere(&self, mch_id: MchId) -> Option<ControlError>;
+
     /// Hands a shard's leadership to another site; the answer comes when that
     /// has been started.
     fn transfer(&self, shard: u16, site: u16) -> Answer<String>;
@@ -42,8 +45,8 @@ pub trait Control: Send + Sync + 'static {
         member: bool,
     ) -> Answer<MemberProgress>;
 
-    /// Payments in doubt or in front of an operator, oldest first, at most
-    /// `limit`, of the shards led here.
+    /// Payments in doubt or in front of an operator, oldest first, at most `limit`. Of
+    /// shards that are led elsewhere as far as this site has heard.
     fn in_doubt(&self, limit: usize) -> Answer<Vec<InDoubt>>;
 
     /// The time line of a payment.

@@ -291,6 +291,10 @@ fn decide(context: &Context, operator: ShortText, body: &Secret) -> Result<Decid
         success: request.success,
     };
     let note = text("note", &request.note)?;
+    // The words of both operators must meet, so they all go where the decision is carried out.
+    if let Some(elsewhere) = context.control.led_elsewhere(decision.mch_id) {
+        return Err(elsewhere.into());
+    }
     // A panic while it was held cannot have left half a proposal.
     let mut proposals = context.proposals.lock().unwrap_or_else(PoisonError::into_inner);
     match proposals.say(decision, operator, note, Instant::now()) {

@@ -47,6 +47,10 @@ impl Control for MadeUp {
         receiver
     }
 
+    fn led_elsewhere(&self, mch_id: MchId) -> Option<ControlError> {
+        (mch_id.as_str() == "M2").then_some(ControlError::NotLeader { leader: 2 })
+    }
+
     fn transfer(&self, shard: u16, site: u16) -> Answer<String> {
         let (sender, receiver) = tokio::sync::oneshot::channel();
         let answer = match shard {
@@ -351,6 +355,28 @@ fn decisions_about_money_need_two_operators() {
     let _: Done = ann.post("/v1/decide", &request).unwrap();
     let refused = refusal(lee.post::<Done>("/v1/decide", &request));
     assert_eq!(refused, (409, "refused".to_owned(), "the attempt is not in doubt".to_owned()));
+}
+
+#[test]
+fn a_word_about_money_led_elsewhere_is_sent_there_and_not_kept() {
+    let site = site();
+    let mut request = DecideRequest {
+        mch: "M2".to_owned(),
+        out_trade_no: "1".to_owned(),
+        out_refund_no: None,
+        success: true,
+        note: "ticket 5".to_owned(),
+    };
+    for operator in [site.operator(), site.with_certificate("admin-2")] {
+        match operator.post::<Done>("/v1/decide", &request) {
+            Err(ClientError::Refused { status: 421, leader: Some(2), .. }) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(site.control.commands.lock().unwrap().is_empty());
+    request.mch = "M1".to_owned();
+    let proposed: Done = site.operator().post("/v1/decide", &request).unwrap();
+    assert!(proposed.done.contains("another operator"), "{}", proposed.done);
 }
 
 #[test]

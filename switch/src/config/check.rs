@@ -1,11 +1,13 @@
 //! What the configuration may say: ranges and relations, checked all at once.
 
 use super::{ChannelSection, Config, Problem, RouteSection};
+use crate::runtime::STREAMS_MAX;
 use protocol::code::Method;
 use protocol::id::MchId;
 use protocol::money::Amount;
 use std::collections::HashSet;
 use std::fmt::{Debug, Display};
+use storage::BATCH_BYTES_LIMIT;
 
 /// Most sites, those that were removed included: their numbers are used up.
 const SITES_MAX: usize = 32;
@@ -128,7 +130,7 @@ impl Check<'_> {
             1,
             gateway.connections_max.max(1),
         );
-        self.range("gateway.streams_max", gateway.streams_max, 1, 4_096);
+        self.range("gateway.streams_max", gateway.streams_max, 1, STREAMS_MAX);
         self.range("gateway.in_flight_max", gateway.in_flight_max, 1, 1 << 20);
         self.range("gateway.handshakes_max", gateway.handshakes_max, 1, 65_536);
         self.range("gateway.handshake_timeout_ms", gateway.handshake_timeout_ms, 100, 60_000);
@@ -190,7 +192,7 @@ impl Check<'_> {
     fn log_and_worker(&mut self, config: &Config) {
         let (log, worker) = (&config.log, &config.worker);
         self.range("log.segment_mib", log.segment_mib, 1, 4_096);
-        self.range("log.batch_max_kib", log.batch_max_kib, 64, 65_536);
+        self.range("log.batch_max_kib", log.batch_max_kib, 64, (BATCH_BYTES_LIMIT >> 10) as u32);
         if log.segment_mib >= 1 && log.batch_max_kib > log.segment_mib.saturating_mul(1024) / 2 {
             self.refuse("log.batch_max_kib", log.batch_max_kib, "at most half of log.segment_mib");
         }

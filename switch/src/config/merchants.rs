@@ -6,10 +6,11 @@ use super::{ConfigError, Document, Problem, hex};
 use crate::engine::merchant::{
     AddressRange, KeyKind, Limits, Merchant, MerchantKey, MerchantStatus,
 };
-use crate::secret::{Kek, SECRET_MAX, Secret};
+use crate::secret::{Kek, SECRET_MAX, Secret, is_private};
 use protocol::id::{MchId, ShortText};
 use protocol::money::Amount;
 use serde::{Deserialize, Serialize};
+use std::io::Read;
 use std::net::IpAddr;
 use std::path::Path;
 
@@ -150,11 +151,16 @@ pub fn specs(path: &Path) -> Result<Vec<MerchantSpec>, ConfigError> {
 }
 
 fn read(path: &Path, problems: &mut Vec<Problem>) -> Result<Vec<MerchantSpec>, ConfigError> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    let failed = |source| ConfigError::Read { path: path.to_owned(), source };
+    let mut file = std::fs::File::open(path).map_err(failed)?;
+    let mut text = String::new();
+    file.read_to_string(&mut text).map_err(failed)?;
     let mut document = Document::parse(path, &text)?;
     let specs = document.list::<MerchantSpec>("merchants").unwrap_or_default();
     *problems = document.finish();
+    if specs.iter().flat_map(|spec| &spec.keys).any(|key| key.secret.is_some()) {
+        is_private(path, &file)?;
+    }
     let mut seen = std::collections::HashSet::new();
     for (at, spec) in specs.iter().enumerate() {
         if !seen.insert(spec.id.as_str()) {
@@ -414,11 +420,12 @@ pub fn format_range(range: &AddressRange) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::secret::write_private;
 
     fn parse(text: &str) -> Result<Vec<Merchant>, String> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("merchants.toml");
-        std::fs::write(&path, text).unwrap();
+        write_private(&path, text.as_bytes()).unwrap();
         load(&path, &Kek::new(&[3; 32])).map_err(|error| error.to_string())
     }
 
@@ -439,6 +446,25 @@ mod tests {
         assert_eq!(merchant.addresses[1].prefix_len, 128);
         let opened = Kek::new(&[3; 32]).unwrap(&merchant.mch_id, &merchant.keys[0]).unwrap();
         assert_eq!(hex::encode(opened.expose()), secret);
+    }
+
+    #[test]
+    fn secrets_that_others_can_read_are_refused() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("merchants.toml");
+        let load = |key: String| {
+            let text =
+                format!("[[merchants]]\nid = \"M\"\n[[merchants.keys]]\nkey_id = 1\n{key}\n");
+            std::fs::write(&path, text).unwrap();
+            std::fs::set_permissions(&path, PermissionsExt::from_mode(0o640)).unwrap();
+            load(&path, &Kek::new(&[3; 32])).map_err(|error| error.to_string())
+        };
+        let hex = "ab".repeat(32);
+        let refused = load(format!("kind = \"hmac-sha256\"\nsecret = \"{hex}\"")).unwrap_err();
+        assert!(refused.contains("readable by others (mode 640)"), "{refused}");
+        assert!(!refused.contains(&hex));
+        assert!(load(format!("kind = \"ed25519\"\npublic_key = \"{hex}\"")).is_ok());
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod tests;
 pub use sections::*;
 
 use crate::replica::Timing;
+use crate::secret::SecretError;
 use serde::de::DeserializeOwned;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -89,6 +90,9 @@ pub enum ConfigError {
         /// What is wrong.
         problems: Vec<Problem>,
     },
+    /// The file holds secrets that others can read.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
 }
 
 /// One thing that is wrong in a file.

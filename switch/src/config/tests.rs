@@ -130,6 +130,8 @@ fn every_bad_value_is_named_with_what_is_allowed() {
         ("\"site-2.site.payswitch\"", "\"a b\"", "sites[1].server_name: \"a b\""),
         ("[log]", "[log]\nspeed = 1", "log: unknown field `speed`"),
         ("[log]", "[log]\nsegment_mib = 0", "log.segment_mib: 0; allowed: 1 to 4096"),
+        ("[log]", "[log]\nbatch_max_kib = 16388", "log.batch_max_kib: 16388; allowed: 64 to 16384"),
+        ("[gateway]", "[gateway]\nstreams_max = 1025", "streams_max: 1025; allowed: 1 to 1024"),
         (
             "[log]",
             "[log]\nbatch_max_kib = 65536",

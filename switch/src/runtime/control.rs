@@ -392,6 +392,10 @@ impl Control for NodeControl {
         self.ask(shard, |ticket| Item::Admin(Box::new(AdminInput { ticket, operator, command })))
     }
 
+    fn led_elsewhere(&self, mch_id: MchId) -> Option<ControlError> {
+        self.elsewhere(mch_id.shard(self.shards))
+    }
+
     fn transfer(&self, shard: u16, site: u16) -> Answer<String> {
         self.ask(shard, |ticket| Item::Transfer(ticket, site))
     }

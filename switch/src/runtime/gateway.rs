@@ -26,6 +26,10 @@ use crate::engine::input::Waiter;
 use crate::engine::output::{Reply, ReplyBody};
 use crate::tls::{self, Role};
 
+/// How long a gateway that was told to go may wait for answers, at most.
+pub const GO_AWAY_MAX: Duration = Duration::from_secs(10);
+/// And how long it is given to stop sending.
+const GO_AWAY_MIN: Duration = Duration::from_secs(2);
 /// Unread answers of one stream before its connection is closed, bytes.
 const UNREAD_MAX: usize = 1 << 20;
 
@@ -64,8 +68,8 @@ pub struct Connection {
     dirty: Cell<bool>,
     /// There is something to say on the control stream.
     control: Notify,
-    /// That is good-bye.
-    leaving: Cell<bool>,
+    /// That is good-bye: since then, monotonic microseconds; 0: not yet.
+    leaving_since_us: Cell<u64>,
     opened_us: u64,
 }
 
@@ -153,14 +157,30 @@ impl Connection {
 
     /// Tells the peer to reconnect elsewhere.
     pub fn go_away(&self) {
-        self.leaving.set(true);
-        self.control.notify_one();
+        if self.leaving_since_us.get() == 0 {
+            self.leaving_since_us.set(clock::mono_us().max(1));
+            self.control.notify_one();
+        }
+    }
+
+    fn is_overstayed(&self, now_us: u64) -> bool {
+        match self.leaving_since_us.get() {
+            0 => false,
+            since_us => has_had_its_time(now_us.saturating_sub(since_us), self.in_flight.get()),
+        }
     }
 
     /// Tells the peer who leads which shard, as soon as it reads.
     pub fn tell_leaders(&self) {
         self.control.notify_one();
     }
+}
+
+/// Whether a peer that was told to go so long ago has had its time: a moment in which
+/// to stop sending, and for what is unanswered until the deadline.
+fn has_had_its_time(told_us: u64, in_flight: u32) -> bool {
+    let of = if in_flight == 0 { GO_AWAY_MIN } else { GO_AWAY_MAX };
+    u128::from(told_us) > of.as_micros()
 }
 
 /// Appends the answer's frame.
@@ -240,7 +260,7 @@ impl Front {
             streams: RefCell::new(Vec::new()),
             dirty: Cell::new(false),
             control: Notify::new(),
-            leaving: Cell::new(false),
+            leaving_since_us: Cell::new(0),
             opened_us: clock::mono_us(),
         });
         let control = Rc::clone(&connection);
@@ -319,12 +339,13 @@ impl Front {
                 return;
             }
             frame.clear();
-            if connection.leaving.get() {
+            if connection.leaving_since_us.get() != 0 {
                 break;
             }
             connection.control.notified().await;
         }
-        GoAway { code: CloseCode::Draining, deadline_ms: 5_000 }.encode_frame(0, &mut frame);
+        let deadline_ms = GO_AWAY_MAX.as_millis() as u32;
+        GoAway { code: CloseCode::Draining, deadline_ms }.encode_frame(0, &mut frame);
         // The peer may be gone already; then there is nobody to tell.
         drop(control.write_all(&frame).await);
         connection.quic.closed().await;
@@ -383,7 +404,9 @@ impl Front {
                 });
                 if stalled {
                     connection.close(CloseCode::SlowPeer, "a frame was left unfinished");
-                } else if age_us > 0 && now.saturating_sub(connection.opened_us) > age_us {
+                } else if connection.is_overstayed(now) {
+                    connection.close(CloseCode::Draining, "the connection was told to go");
+                } else if now.saturating_sub(connection.opened_us) > age_us {
                     connection.go_away();
                 }
             }
@@ -411,4 +434,24 @@ async fn write(connection: &Rc<Connection>, stream: &Rc<Stream>, mut send: quinn
     }
     stream.closed.set(true);
     connection.release_stream(stream);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_was_told_to_go_is_waited_for_only_while_something_is_unanswered() {
+        let second = 1_000_000;
+        for (told_us, in_flight, ended) in [
+            (0, 0, false),
+            (2 * second, 0, false),
+            (2 * second + 1, 0, true),
+            (2 * second + 1, 1, false),
+            (10 * second, 1, false),
+            (10 * second + 1, 1, true),
+        ] {
+            assert_eq!(has_had_its_time(told_us, in_flight), ended, "{told_us} {in_flight}");
+        }
+    }
 }

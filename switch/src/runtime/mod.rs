@@ -48,11 +48,12 @@ use control::NodeControl;
 use directory::Directory;
 use ferry::Ferry;
 use forward::Forwarder;
-use gateway::Front;
+use gateway::{Front, GO_AWAY_MAX};
 pub use held::HOLD_US;
 use inbox::Exchange;
 use link::Link;
 use mesh::Mesh;
+pub use net::STREAMS_MAX;
 use net::{Net, NetSettings};
 use peer::{OwnLog, PeerShared, Peers};
 use reload::Reload;
@@ -60,9 +61,6 @@ use worker::{Recovering, Report, Shared, Worker, WorkerError, WorkerSettings};
 
 /// How long a starting node is not ready because a channel does not answer.
 const CHANNELS_TRIED_MAX: Duration = Duration::from_millis(500);
-
-/// How long a stopping node waits for answers to requests in flight.
-const DRAIN_MAX: Duration = Duration::from_secs(10);
 
 /// How long a stopping node tries to hand its shards to other sites.
 const HAND_OVER_MAX: Duration = Duration::from_secs(3);
@@ -572,7 +570,7 @@ async fn drain(net: &Rc<Net>, control: &NodeControl) {
         connection.go_away();
     }
     let started = Instant::now();
-    while net.outstanding.get() > 0 && started.elapsed() < DRAIN_MAX {
+    while net.outstanding.get() > 0 && started.elapsed() < GO_AWAY_MAX {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     // One more turn for the answers to be written.
