@@ -1,11 +1,12 @@
 //! Wakes the driver when requests are due.
 //!
-//! Mostly a timer of the kernel's that the driver's own thread waits for beside its
-//! sockets: no other thread has to run first, which took an eighth of the generator's
-//! time. The driver tells what it waits for next. Only spinning needs a thread of its
-//! own. Beside a timer a thread watches how late the host wakes a thread that only
-//! sleeps. Never uses the runtime's timers, which are half a millisecond late at the
-//! median. Tested by its lateness, loosely.
+//! A timer of the kernel's that the driver's own thread waits for beside its sockets:
+//! no other thread has to run first, which took an eighth of the generator's time. The
+//! driver tells what it waits for next. Spinning, the timer comes early, and the
+//! thread looks at its sockets and the clock in turn until the moment has come. Beside
+//! it a thread watches how late the host wakes one that only sleeps. Never uses the
+//! runtime's timers, which are half a millisecond late at the median. Tested by its
+//! lateness, loosely.
 
 use crate::host::Stalls;
 use crate::schedule::Schedule;
@@ -13,6 +14,7 @@ use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
     timerfd_settime,
 };
+use std::cell::Cell;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -21,7 +23,6 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::Notify;
 
 /// How the pacer waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -30,7 +31,8 @@ pub(crate) enum Pace {
     Tick,
     /// For every planned moment: a whole core at high rates.
     Sleep,
-    /// Sleep, then spin for the last 50 us: exact, and always a whole core.
+    /// For every planned moment, spinning for the last 50 us: exact, and always a
+    /// whole core at high rates.
     Spin,
 }
 
@@ -44,18 +46,18 @@ const NAP_NS: u64 = 1_000_000;
 
 /// A running pacer; ends when dropped.
 pub(crate) struct Pacer {
-    wakes: Wakes,
+    timer: AsyncFd<OwnedFd>,
     start: Instant,
     /// Moments are rounded up to whole ones of these.
     tick_ns: u64,
+    /// The timer comes this much before the moment; the rest is spun.
+    early_ns: u64,
+    /// The moment that is waited for.
+    due_ns: Cell<u64>,
+    /// Its timer has come.
+    is_near: Cell<bool>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<Stalls>>,
-}
-
-/// What tells that requests are due.
-enum Wakes {
-    Timer(AsyncFd<OwnedFd>),
-    Thread(Arc<Notify>),
 }
 
 /// How a pacer paces.
@@ -89,49 +91,57 @@ impl Pacer {
         let stopped = Arc::clone(&stop);
         let (from_ns, until_ns) = (nanos(pacing.watch_from), nanos(pacing.watch_until));
         let thread = std::thread::Builder::new().name("pacer".to_owned());
-        let (wakes, thread) = if pacing.pace == Pace::Spin {
-            let (wake, schedule) = (Arc::new(Notify::new()), schedule.clone());
-            let waker = Arc::clone(&wake);
-            let run = move || spin(schedule, start, from_ns, &waker, &stopped);
-            (Wakes::Thread(wake), thread.spawn(run)?)
-        } else {
-            let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
-            let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
-            let timer = registered(timer)?;
-            let run = move || watch(start, (from_ns, until_ns), &stopped);
-            (Wakes::Timer(timer), thread.spawn(run)?)
-        };
+        let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
+        let timer = registered(timerfd_create(TimerfdClockId::Monotonic, flags)?)?;
+        let run = move || watch(start, (from_ns, until_ns), &stopped);
+        let thread = Some(thread.spawn(run)?);
         let tick_ns = if pacing.pace == Pace::Tick { nanos(pacing.tick).max(1) } else { 1 };
-        let pacer = Self { wakes, start, tick_ns, stop, thread: Some(thread) };
+        let early_ns = if pacing.pace == Pace::Spin { SPIN_NS } else { 0 };
+        let (due_ns, is_near) = (Cell::new(u64::MAX), Cell::new(false));
+        let pacer = Self { timer, start, tick_ns, early_ns, due_ns, is_near, stop, thread };
         pacer.wait_for(schedule.peek())?;
         Ok(pacer)
     }
 
-    /// Returns when something is due.
+    /// Returns once when something is due; then it is told what to wait for next. May be
+    /// dropped and called again.
     pub(crate) async fn due(&self) {
-        match &self.wakes {
-            Wakes::Timer(timer) => match timer.readable().await {
+        // Even what is due already waits for its timer once, or the sockets would starve.
+        while !self.is_near.get() {
+            match self.timer.readable().await {
                 Ok(mut readable) => readable.clear_ready(),
                 // The runtime ends: so does what waits here.
                 Err(_) => std::future::pending().await,
-            },
-            Wakes::Thread(wake) => wake.notified().await,
+            }
+            // It may still have told of the moment before.
+            self.is_near.set(self.left_ns() <= self.early_ns);
         }
+        while self.left_ns() > 0 {
+            tokio::task::yield_now().await;
+        }
+        self.is_near.set(false);
+    }
+
+    fn left_ns(&self) -> u64 {
+        self.due_ns.get().saturating_sub(elapsed_ns(self.start))
     }
 
     /// What is waited for next: the first tick at or behind this offset.
     pub(crate) fn wait_for(&self, planned_ns: Option<u64>) -> io::Result<()> {
-        let (Wakes::Timer(timer), Some(planned_ns)) = (&self.wakes, planned_ns) else {
+        self.is_near.set(false);
+        let Some(planned_ns) = planned_ns else {
+            self.due_ns.set(u64::MAX);
             return Ok(());
         };
-        let due_ns = planned_ns.div_ceil(self.tick_ns).saturating_mul(self.tick_ns);
+        self.due_ns.set(planned_ns.div_ceil(self.tick_ns).saturating_mul(self.tick_ns));
         // Zero would stop the timer.
-        let left = Duration::from_nanos(due_ns.saturating_sub(elapsed_ns(self.start)).max(1));
+        let left_ns = self.left_ns().saturating_sub(self.early_ns).max(1);
+        let left = Duration::from_nanos(left_ns);
         let it_value =
             Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
         let it_interval = Timespec { tv_sec: 0, tv_nsec: 0 };
         let once = Itimerspec { it_interval, it_value };
-        timerfd_settime(timer.get_ref(), TimerfdTimerFlags::empty(), &once)?;
+        timerfd_settime(self.timer.get_ref(), TimerfdTimerFlags::empty(), &once)?;
         Ok(())
     }
 
@@ -166,29 +176,9 @@ fn nanos(duration: Duration) -> u64 {
     duration.as_nanos() as u64
 }
 
-/// Wakes the driver for every planned moment.
-fn spin(
-    mut schedule: Schedule,
-    start: Instant,
-    from_ns: u64,
-    wake: &Notify,
-    stop: &AtomicBool,
-) -> Stalls {
-    let mut watch = Watch { from_ns, stalls: Stalls::default() };
-    tighten_timer_slack();
-    while let Some(planned_ns) = schedule.peek() {
-        if !wait_until(start, planned_ns, stop, &mut watch) {
-            break;
-        }
-        schedule.skip_until(elapsed_ns(start));
-        wake.notify_one();
-    }
-    watch.stalls
-}
-
 /// Only sleeps, and notes how late it wakes up within a span.
 fn watch(start: Instant, (from_ns, until_ns): (u64, u64), stop: &AtomicBool) -> Stalls {
-    let mut watch = Watch { from_ns, stalls: Stalls::default() };
+    let mut stalls = Stalls::default();
     tighten_timer_slack();
     let mut now_ns = elapsed_ns(start);
     while now_ns < until_ns && !stop.load(Ordering::Relaxed) {
@@ -200,49 +190,11 @@ fn watch(start: Instant, (from_ns, until_ns): (u64, u64), stop: &AtomicBool) -> 
         std::thread::sleep(Duration::from_nanos(nap_ns));
         let due_ns = now_ns + nap_ns;
         now_ns = elapsed_ns(start);
-        watch.note(due_ns, now_ns);
-    }
-    watch.stalls
-}
-
-/// Notes late wake-ups from a moment on.
-struct Watch {
-    from_ns: u64,
-    stalls: Stalls,
-}
-
-impl Watch {
-    fn note(&mut self, due_ns: u64, now_ns: u64) {
-        if due_ns >= self.from_ns {
-            self.stalls.note(now_ns.saturating_sub(due_ns));
+        if due_ns >= from_ns {
+            stalls.note(now_ns.saturating_sub(due_ns));
         }
     }
-}
-
-/// False: told to stop.
-fn wait_until(start: Instant, due_ns: u64, stop: &AtomicBool, watch: &mut Watch) -> bool {
-    let mut now_ns = elapsed_ns(start);
-    while !stop.load(Ordering::Relaxed) {
-        let left = due_ns.saturating_sub(now_ns);
-        if left == 0 {
-            watch.note(due_ns, now_ns);
-            return true;
-        }
-        if left > SPIN_NS {
-            let nap_ns = (left - SPIN_NS).min(nanos(SLEEP_MAX));
-            std::thread::sleep(Duration::from_nanos(nap_ns));
-            let until_ns = now_ns + nap_ns;
-            now_ns = elapsed_ns(start);
-            // The last one is noted by what it was for.
-            if until_ns < due_ns && now_ns < due_ns {
-                watch.note(until_ns, now_ns);
-            }
-        } else {
-            std::hint::spin_loop();
-            now_ns = elapsed_ns(start);
-        }
-    }
-    false
+    stalls
 }
 
 fn elapsed_ns(start: Instant) -> u64 {
@@ -282,7 +234,7 @@ mod tests {
                 let mut wakes = 0;
                 while let Some(planned_ns) = left.peek() {
                     pacer.due().await;
-                    assert!(pace == Pace::Spin || elapsed_ns(start) >= planned_ns);
+                    assert!(elapsed_ns(start) >= planned_ns);
                     left.skip_until(elapsed_ns(start));
                     pacer.wait_for(left.peek()).unwrap();
                     wakes += 1;
@@ -296,17 +248,48 @@ mod tests {
 
     #[test]
     fn what_is_due_already_wakes_at_once_and_nothing_wakes_not_at_all() {
-        runtime().block_on(async {
-            let none = Schedule::new(Arrival::Constant, 1.0, Duration::ZERO, 1);
-            let (tick, watch_from) = (TICK, Duration::ZERO);
-            let pacing = Pacing { pace: Pace::Tick, tick, watch_from, watch_until: watch_from };
-            let pacer = Pacer::start(&none, Instant::now(), pacing).unwrap();
-            let silent = tokio::time::timeout(Duration::from_millis(20), pacer.due()).await;
-            assert!(silent.is_err());
-            for _ in 0..3 {
+        for pace in [Pace::Tick, Pace::Sleep, Pace::Spin] {
+            runtime().block_on(async {
+                let none = Schedule::new(Arrival::Constant, 1.0, Duration::ZERO, 1);
+                let (tick, watch_from) = (TICK, Duration::ZERO);
+                let pacing = Pacing { pace, tick, watch_from, watch_until: watch_from };
+                let pacer = Pacer::start(&none, Instant::now(), pacing).unwrap();
+                let is_silent = async || {
+                    tokio::time::timeout(Duration::from_millis(20), pacer.due()).await.is_err()
+                };
+                assert!(is_silent().await);
+                for _ in 0..3 {
+                    pacer.wait_for(Some(0)).unwrap();
+                    pacer.due().await;
+                }
+                assert!(is_silent().await, "each moment is told once");
                 pacer.wait_for(Some(0)).unwrap();
                 pacer.due().await;
-            }
-        });
+                pacer.wait_for(None).unwrap();
+                assert!(is_silent().await, "nothing is left");
+            });
+        }
+    }
+
+    #[test]
+    fn a_wait_that_is_broken_off_loses_nothing() {
+        for pace in [Pace::Tick, Pace::Spin] {
+            runtime().block_on(async {
+                let span = Duration::from_millis(20);
+                let left = Schedule::new(Arrival::Constant, 100.0, span, 1);
+                let start = Instant::now();
+                let pacing = Pacing { pace, tick: TICK, watch_from: span, watch_until: span };
+                let pacer = Pacer::start(&left, start, pacing).unwrap();
+                pacer.wait_for(Some(nanos(span))).unwrap();
+                loop {
+                    tokio::select! {
+                        biased;
+                        () = pacer.due() => break,
+                        () = tokio::task::yield_now() => {}
+                    }
+                }
+                assert!(start.elapsed() >= span);
+            });
+        }
     }
 }
