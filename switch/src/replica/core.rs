@@ -127,6 +127,8 @@ struct Ticket {
     lsn: Option<u64>,
     messages: Vec<Message>,
     since_tick: u64,
+    /// It holds a term or a vote, without which nothing may be said of them.
+    promises: bool,
     /// With it a change of members is known committed after a restart.
     settles: bool,
 }
@@ -669,6 +671,7 @@ impl Replica {
         }
         let writes = !entries.is_empty() || state.is_some() || begins.is_some();
         let elects = |state: &RaftHardState| (state.term, state.vote) != self.promised;
+        let promises = state.as_ref().is_some_and(elects) || begins.is_some();
         out.urgent |= state.as_ref().is_some_and(elects) || entries.iter().any(is_first);
         // Entries first: a commit index in front of them could, after a crash
         // between the two, speak of what stood there before.
@@ -695,10 +698,14 @@ impl Replica {
             self.node.advance_apply_to(base.index);
         }
         if writes || !self.tickets.is_empty() {
+            if !promises && !self.tickets.iter().any(|ticket| ticket.promises) {
+                out.messages.extend(messages.extract_if(.., |one| is_sign_of_life(one)));
+            }
             out.appends.push_back(Append::Ticket(number));
             let since_tick = self.tick;
             let (lsn, settles) = (None, false);
-            self.tickets.push_back(Ticket { number, lsn, messages, since_tick, settles });
+            let ticket = Ticket { number, lsn, messages, since_tick, promises, settles };
+            self.tickets.push_back(ticket);
         } else {
             self.node.on_persist_ready(number);
             out.messages.append(&mut messages);
@@ -720,7 +727,8 @@ impl Replica {
         out.appends.push_back(Append::HardState(state));
         out.appends.push_back(Append::Ticket(number));
         let (lsn, messages, since_tick) = (None, Vec::new(), self.tick);
-        self.tickets.push_back(Ticket { number, lsn, messages, since_tick, settles: true });
+        let (promises, settles) = (false, true);
+        self.tickets.push_back(Ticket { number, lsn, messages, since_tick, promises, settles });
         self.unsettled += 1;
     }
 
@@ -890,6 +898,18 @@ impl Replica {
             false => best,
         }
     }
+}
+
+/// Whether a message says nothing of entries and gives no vote. The library holds such
+/// ones back with the rest until what came with them is durable, so that a disk
+/// that takes its time would look like a dead site to the leader.
+fn is_sign_of_life(message: &Message) -> bool {
+    matches!(
+        message.get_msg_type(),
+        MessageType::MsgHeartbeatResponse
+            | MessageType::MsgRequestPreVote
+            | MessageType::MsgRequestPreVoteResponse
+    )
 }
 
 /// Whether an entry changes the members.

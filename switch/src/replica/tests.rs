@@ -514,6 +514,55 @@ fn reads_wait_for_a_quorum() {
 }
 
 #[test]
+fn followers_whose_disks_take_their_time_are_not_dead() {
+    let mut cluster = Cluster::led(3);
+    let counters = |cluster: &Cluster| -> Vec<Counters> {
+        cluster.sites.iter().map(|site| site.replica.counters()).collect()
+    };
+    let before = counters(&cluster);
+    for site in [2, 3] {
+        cluster.site(site).stuck = true;
+    }
+    cluster.site(1).replica.propose(b"slow".to_vec()).unwrap();
+    let election_ticks = Timing::default().election_ticks;
+    cluster.ticks(3 * election_ticks);
+    assert_eq!((cluster.leader(), counters(&cluster)), (Some(1), before));
+    assert!(cluster.site(1).replica.read_barrier(5));
+    cluster.settle();
+    assert_eq!(cluster.site(1).reads, [5], "what they know of leaders is no matter of their disks");
+    assert!(cluster.blocks(1).is_empty(), "what they hold is");
+    cluster.site(2).stuck = false;
+    cluster.settle();
+    assert_eq!(cluster.blocks(1), [b"slow"]);
+}
+
+#[test]
+fn a_term_is_not_spoken_of_before_it_is_durable() {
+    let mut cluster = Cluster::led(5);
+    cluster.site(5).stuck = true;
+    cluster.cut = vec![1];
+    cluster.ticks(60);
+    let leader = cluster.sites[1..].iter().position(|site| site.leads.is_some());
+    let leader = leader.expect("three of five are enough") + 2;
+    let mut heartbeat = Message::default();
+    heartbeat.set_msg_type(raft::eraftpb::MessageType::MsgHeartbeat);
+    (heartbeat.from, heartbeat.to) = (leader as u64, 5);
+    heartbeat.term = cluster.sites[leader - 1].replica.term();
+    let last = cluster.site(5);
+    last.replica.receive(heartbeat);
+    let answers = |messages: &[Message]| {
+        let is_answer = |one: &&Message| {
+            one.get_msg_type() == raft::eraftpb::MessageType::MsgHeartbeatResponse
+        };
+        messages.iter().filter(is_answer).count()
+    };
+    assert_eq!(answers(&last.turn()), 0);
+    last.stuck = false;
+    last.turn();
+    assert!(answers(&last.turn()) > 0, "now it is");
+}
+
+#[test]
 fn a_follower_far_behind_gets_what_memory_no_longer_holds() {
     let mut cluster = Cluster::new(3);
     for site in &mut cluster.sites {
