@@ -7,7 +7,7 @@
 use super::Engine;
 use super::attempt::{Asked, Facts, Step, step};
 use super::input::{Evidence, Now, Operation, OperationId};
-use super::order::{AttemptState, CancelCause, Class, Order, RefundKind};
+use super::order::{AttemptState, CancelCause, Class, Order};
 use super::output::{Alarm, AlarmKind, Outputs, Send};
 use super::record::{Outcome, Record};
 use super::weakness::Weakness;
@@ -81,7 +81,7 @@ impl Engine {
             return;
         };
         if attempt.state.is_definitive() {
-            return self.late(sequence, ordinal, asked, &statement, now, out);
+            return self.late((sequence, ordinal), asked, &statement, now, out);
         }
         if self.orders[sequence].live.ending {
             let contradicts = matches!(statement.class, Class::Success | Class::Integrity);
@@ -342,89 +342,6 @@ impl Engine {
         };
         self.choose_channel(order.method, order.currency, order.amount, &mch_id, tried)
             .map_err(|refused| refused.0)
-    }
-
-    /// A statement about a definitive attempt (docs/STATES.md, C8).
-    fn late(
-        &mut self,
-        sequence: u64,
-        ordinal: u8,
-        asked: Asked,
-        statement: &Statement,
-        now: Now,
-        out: &mut Outputs,
-    ) {
-        let Some(attempt) = self.orders.attempt(sequence, ordinal) else { return };
-        let (state, noted) = (attempt.state, attempt.noted);
-        let facts =
-            Facts { void_by_reversal: attempt.class == Class::Reversed, ..Facts::default() };
-        match step(state, asked, statement.class, &facts) {
-            Step::Orphan if self.weakened(Weakness::LateSuccessFlipsClosed) => {
-                self.orders[sequence].state = OrderState::Paid;
-            }
-            Step::Orphan => self.compensate(sequence, ordinal, now, out),
-            Step::Residue if asked == Asked::Charge => self.ask_again(sequence, ordinal, out),
-            Step::Residue | Step::Conflict => {
-                if !noted {
-                    self.note(sequence, ordinal, state, statement, now, out);
-                }
-                self.ask_again(sequence, ordinal, out);
-            }
-            _ => {}
-        }
-    }
-
-    /// Puts a contradiction on record, once per attempt.
-    fn note(
-        &mut self,
-        sequence: u64,
-        ordinal: u8,
-        state: AttemptState,
-        statement: &Statement,
-        now: Now,
-        out: &mut Outputs,
-    ) {
-        if self.orders[sequence].live.asked_again {
-            return;
-        }
-        raise(out, AlarmKind::Conflict, sequence, ordinal);
-        let order = &self.orders[sequence];
-        let outcome = Outcome {
-            sequence,
-            attempt: ordinal,
-            cancel_result: false,
-            class: Class::Noted,
-            attempt_state: state,
-            order_state: order.state,
-            reason: order.reason,
-            amount: statement.amount,
-            channel_ref: statement.channel_ref,
-        };
-        self.propose(now, &Record::Outcome(outcome), out);
-    }
-
-    /// Asks once what stands; the answer can only alarm.
-    fn ask_again(&mut self, sequence: u64, ordinal: u8, out: &mut Outputs) {
-        let Some(attempt) = self.orders.attempt(sequence, ordinal) else { return };
-        let channel = attempt.channel;
-        let queryable = self.channel(channel).is_some_and(|c| c.queryable);
-        let order = &mut self.orders[sequence];
-        if queryable && !std::mem::replace(&mut order.live.asked_again, true) {
-            self.send(channel, sequence, Operation::Query, ordinal, out);
-        }
-    }
-
-    /// An orphan success: give it back, once per attempt (docs/STATES.md, C8).
-    fn compensate(&mut self, sequence: u64, ordinal: u8, now: Now, out: &mut Outputs) {
-        let done = |(_, refund): (u32, &super::order::Refund)| {
-            refund.kind == RefundKind::Orphan && refund.attempt == ordinal
-        };
-        if self.orders.refunds_of(sequence).any(done) {
-            return;
-        }
-        raise(out, AlarmKind::OrphanSuccess, sequence, ordinal);
-        let amount = self.orders[sequence].amount;
-        self.start_refund_of_our_own(sequence, RefundKind::Orphan, ordinal, amount, now, out);
     }
 
     /// Sends the first request of the newest attempt.
