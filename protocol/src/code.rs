@@ -118,7 +118,7 @@ wire_enum! {
         NotPaid = 304,
         /// The payment is paid: refund it, it cannot be closed.
         OrderPaid = 305,
-        /// A cancel is under way: refunds are refused.
+        /// A reversal is under way or done: refunds are refused.
         OrderCancelling = 306,
         /// Refunds exist: the payment cannot be reversed.
         HasRefund = 307,

@@ -107,7 +107,8 @@ impl Engine {
         let being_reversed = self.orders.refunds_of(sequence).any(|(_, refund)| {
             refund.kind == RefundKind::Reversal && refund.state != RefundState::Failed
         });
-        if being_reversed || order.cancel.is_cancel() {
+        // The cancel wish of a paid order was refused with its reversal.
+        if being_reversed {
             return Err(Code::OrderCancelling.into());
         }
         if now.wall_us > order.finished_ms * 1000 + self.config.refund_window_us {
