@@ -1,9 +1,10 @@
 //! Doubt, evidence, dark channels (C3), the resolver and its operator (C11).
 
 use super::{has_alarm, in_doubt, world_of};
+use crate::engine::config::ChannelConfig;
 use crate::engine::input::{AdminCommand, AdminInput, Evidence, Input, Operation};
 use crate::engine::order::AttemptState;
-use crate::engine::output::AlarmKind;
+use crate::engine::output::{AlarmKind, Send};
 use crate::engine::tests::driver::*;
 use protocol::channel::ChannelStatus;
 use protocol::code::{Code, OrderState, Reason};
@@ -163,4 +164,77 @@ fn c11_the_backlog_drains_oldest_first_within_its_budget() {
     world.pass(SECOND);
     let asked: Vec<_> = world.out.sends.drain(..).map(|s| s.operation.sequence).collect();
     assert_eq!(asked, [3, 4]);
+}
+
+/// An order of four hours whose payer must act, at one channel.
+fn hours_to_pay(change: impl Fn(&mut ChannelConfig)) -> (World, Send) {
+    let mut channels = vec![channel(1)];
+    channels.iter_mut().for_each(change);
+    channels[0].query_plan_us = vec![SECOND, 60 * SECOND];
+    let mut world = World::with(config(channels));
+    let mut pay = world.pay_input("a", 100);
+    pay.time_expire_ms = (world.now.wall_us + 4 * HOUR) / 1000;
+    world.give(Input::Pay(pay));
+    world.settle();
+    let send = world.sent(Operation::Charge);
+    world.answer(&send, ChannelStatus::Pending);
+    (world, send)
+}
+
+const HOUR: u64 = 3600 * SECOND;
+
+/// Lets time pass while the channel answers every question at once.
+fn answering(world: &mut World, micros: u64, status: impl Fn(Operation) -> ChannelStatus) {
+    let end = world.now.mono_us + micros;
+    while world.now.mono_us < end {
+        world.pass(SECOND);
+        for send in std::mem::take(&mut world.out.sends) {
+            world.answer(&send, status(send.operation.operation));
+        }
+    }
+}
+
+fn payer_hesitates(operation: Operation) -> ChannelStatus {
+    if operation == Operation::Reverse { ChannelStatus::Reversed } else { ChannelStatus::Pending }
+}
+
+#[test]
+fn c10_a_payer_who_does_not_act_for_hours_is_reversed_at_expiry_and_closed() {
+    let (mut world, _) = hours_to_pay(|_| ());
+    answering(&mut world, 4 * HOUR + 70 * SECOND, payer_hesitates);
+    let view = world.view("a");
+    assert_eq!((view.state, view.reason), (OrderState::Closed, Reason::Expired));
+    assert!(world.out.alarms.is_empty(), "{:?}", world.out.alarms);
+    world.assert_follower_agrees();
+}
+
+#[test]
+fn c10_a_dark_channel_at_expiry_is_reversed_when_it_comes_back() {
+    let (mut world, _) = hours_to_pay(|_| ());
+    world.give(Input::ChannelUp { channel: 1, up: false });
+    world.pass(5 * HOUR);
+    world.out.sends.clear();
+    assert_eq!(world.view("a").attempts[0].state, AttemptState::Reversing);
+    world.give(Input::ChannelUp { channel: 1, up: true });
+    let reverse = world.sent(Operation::Reverse);
+    world.answer(&reverse, ChannelStatus::Reversed);
+    assert_eq!(world.view("a").state, OrderState::Closed);
+}
+
+#[test]
+fn c11_what_cannot_be_reversed_at_expiry_has_its_time_from_then() {
+    let (mut world, send) = hours_to_pay(|c| c.reversible = false);
+    answering(&mut world, 4 * HOUR + 70 * SECOND, payer_hesitates);
+    assert_eq!(world.view("a").attempts[0].state, AttemptState::Awaiting);
+    world.out.alarms.clear();
+    // It is asked on, and may not even be reached.
+    world.give(Input::ChannelUp { channel: 1, up: false });
+    world.pass(HOUR);
+    assert_eq!(world.view("a").attempts[0].state, AttemptState::Awaiting);
+    assert!(!has_alarm(&world, AlarmKind::Manual));
+    world.pass(HOUR);
+    let view = world.view("a");
+    assert_eq!((view.state, view.reason), (OrderState::Manual, Reason::BudgetSpent));
+    world.answer(&send, ChannelStatus::Success);
+    assert_eq!(world.view("a").state, OrderState::Paid);
 }
