@@ -250,8 +250,8 @@ impl Engine {
             .orders
             .refunds_of(operation.sequence)
             .find(|(_, r)| r.ordinal == operation.ordinal && !r.proposed)
-            .map(|(place, r)| (place, r.case, r.state, r.ending));
-        let Some((place, case, state, ending)) = found else {
+            .map(|(place, r)| (place, r.case, r.state, r.ending, r.kind));
+        let Some((place, case, state, ending, kind)) = found else {
             self.counters.unmatched += 1;
             return;
         };
@@ -275,6 +275,12 @@ impl Engine {
         match statement.class {
             Class::Success => {
                 self.conclude_refund(place, RefundState::Success, &statement, now, out)
+            }
+            // The charge would stand for ever, and nobody waits who could ask again.
+            Class::Declined if kind == RefundKind::Orphan => {
+                if state == RefundState::Processing {
+                    self.conclude_refund(place, RefundState::Manual, &statement, now, out);
+                }
             }
             Class::Declined => {
                 self.conclude_refund(place, RefundState::Failed, &statement, now, out)
@@ -328,7 +334,7 @@ impl Engine {
         let (sequence, ordinal) = (refund.sequence, refund.ordinal);
         match statement.class {
             Class::Integrity => raise(out, AlarmKind::Integrity, sequence, ordinal),
-            Class::BudgetSpent => raise(out, AlarmKind::Manual, sequence, ordinal),
+            _ if state == RefundState::Manual => raise(out, AlarmKind::Manual, sequence, ordinal),
             _ => {}
         }
         let record = RefundOutcome {

@@ -241,3 +241,31 @@ fn c8_a_leader_that_comes_back_asks_anew() {
         world.lead();
     }
 }
+
+#[test]
+fn c8_an_orphan_that_the_channel_does_not_take_back_is_put_in_front_of_an_operator() {
+    let mut world = World::new();
+    world.pay("a", 100);
+    world.settle();
+    let send = world.sent(Operation::Charge);
+    world.answer_as(send.operation, &send, ChannelStatus::Declined, 1);
+    world.answer(&send, ChannelStatus::Success);
+    let refund = world.sent(Operation::Refund);
+    world.answer_as(refund.operation, &refund, ChannelStatus::Declined, 4);
+    assert!(has_alarm(&world, AlarmKind::Manual));
+    let state = |world: &World| world.view("a").refunds[0].state;
+    assert_eq!(state(&world), RefundState::Manual);
+    assert_eq!((world.engine.stats().manual, world.engine.stats().open), (1, 1));
+    let blocks = world.log.len();
+    world.answer_as(refund.operation, &refund, ChannelStatus::Declined, 4);
+    assert_eq!(world.log.len(), blocks, "says nothing new");
+    // A takeover keeps it, and it is no merchant's reservation.
+    world.crash_at(blocks);
+    assert_eq!(state(&world), RefundState::Manual);
+    assert_eq!(world.query("a").refunding, 0);
+    world.answer(&refund, ChannelStatus::Success);
+    assert_eq!(state(&world), RefundState::Success);
+    assert_eq!(world.view("a").state, OrderState::Failed);
+    assert_eq!((world.engine.stats().manual, world.engine.stats().open), (0, 0));
+    world.assert_follower_agrees();
+}
