@@ -638,9 +638,9 @@ impl Engine {
         if order::AttemptState::is_definitive(state) || state == AttemptState::Manual {
             return false;
         }
-        let waited = reverse_after > 0 && age >= reverse_after && state != AttemptState::Awaiting;
-        let gives_up = expired || !queryable || waited;
-        if gives_up && reversible && state != AttemptState::Reversing {
+        let waited = !queryable || reverse_after > 0 && age >= reverse_after;
+        let due = expired || waited && state != AttemptState::Awaiting;
+        if due && reversible && state != AttemptState::Reversing {
             // Before anybody is asked: what can be undone needs no operator.
             let first = expired && !self.orders[sequence].cancel.is_cancel();
             let cause = if first { CancelCause::Expired } else { CancelCause::GaveUp };

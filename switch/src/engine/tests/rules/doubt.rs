@@ -238,3 +238,43 @@ fn c11_what_cannot_be_reversed_at_expiry_has_its_time_from_then() {
     world.answer(&send, ChannelStatus::Success);
     assert_eq!(world.view("a").state, OrderState::Paid);
 }
+
+#[test]
+fn c11_a_payer_who_must_act_is_waited_for_at_a_channel_without_queries() {
+    let (mut world, _) = hours_to_pay(|c| (c.queryable, c.idempotent_pay) = (false, false));
+    world.pass(3 * HOUR);
+    world.nothing_sent();
+    assert_eq!(world.view("a").attempts[0].state, AttemptState::Awaiting);
+    world.pass(HOUR);
+    let reverse = world.sent(Operation::Reverse);
+    world.answer(&reverse, ChannelStatus::Reversed);
+    assert_eq!(world.view("a").reason, Reason::Expired);
+    // The payer's word in time.
+    let (mut world, send) = hours_to_pay(|c| (c.queryable, c.idempotent_pay) = (false, false));
+    world.pass(3 * HOUR);
+    world.answer(&send, ChannelStatus::Success);
+    assert_eq!(world.view("a").state, OrderState::Paid);
+}
+
+/// Sent again under its number, the charge is the question.
+#[test]
+fn c11_an_idempotent_channel_without_queries_tells_that_the_payer_paid() {
+    let (mut world, first) = hours_to_pay(|c| c.queryable = false);
+    world.pass(HOUR);
+    let again = world.sent(Operation::Charge);
+    assert_eq!(again.request.charge_no, first.request.charge_no);
+    world.out.sends.clear();
+    world.answer(&again, ChannelStatus::Success);
+    assert_eq!(world.view("a").state, OrderState::Paid);
+}
+
+#[test]
+fn c11_doubt_at_a_channel_without_queries_is_reversed() {
+    let mut world = world_of(|c| c.queryable = false);
+    in_doubt(&mut world, "a");
+    world.pass(SECOND);
+    let reverse = world.sent(Operation::Reverse);
+    world.nothing_sent();
+    world.answer(&reverse, ChannelStatus::Reversed);
+    assert_eq!(world.sent(Operation::Charge).channel, 2);
+}
