@@ -168,6 +168,10 @@ impl Engine {
             Step::To(to) => self.conclude(sequence, to, statement, now, out),
             Step::Doubt => self.doubt(sequence, now.mono_us, now, out),
             Step::Wait => self.go_on(sequence, now, out),
+            Step::Alarm => {
+                raise(out, AlarmKind::Integrity, sequence, self.orders[sequence].attempt.ordinal);
+                self.go_on(sequence, now, out);
+            }
             Step::Resend => self.resend(sequence, now, out),
             Step::Fence => self.start_cancel(sequence, CancelCause::GaveUp, false, now, out),
             Step::AskCharge => self.ask_charge(sequence, now, out),

@@ -6,7 +6,7 @@ use crate::engine::order::{AttemptState, RefundKind};
 use crate::engine::output::{AlarmKind, Send};
 use crate::engine::tests::driver::*;
 use protocol::channel::ChannelStatus;
-use protocol::code::{Code, OrderState, RefundState};
+use protocol::code::{Code, OrderState, Reason, RefundState};
 
 #[test]
 fn c8_late_success_settles_doubt() {
@@ -267,5 +267,38 @@ fn c8_an_orphan_that_the_channel_does_not_take_back_is_put_in_front_of_an_operat
     assert_eq!(state(&world), RefundState::Success);
     assert_eq!(world.view("a").state, OrderState::Failed);
     assert_eq!((world.engine.stats().manual, world.engine.stats().open), (0, 0));
+    world.assert_follower_agrees();
+}
+
+#[test]
+fn c3_other_money_while_reversing_alarms_and_the_reversal_goes_on() {
+    let mut world = World::new();
+    world.pay("a", 100);
+    world.settle();
+    let send = world.sent(Operation::Charge);
+    world.close("a");
+    world.settle();
+    let reverse = world.sent(Operation::Reverse);
+    world.evidence(send.operation, success(&send, 99));
+    assert!(has_alarm(&world, AlarmKind::Integrity));
+    assert_eq!(world.view("a").attempts[0].state, AttemptState::Reversing);
+    world.answer(&reverse, ChannelStatus::Reversed);
+    assert_eq!(world.view("a").state, OrderState::Closed);
+}
+
+#[test]
+fn c3_other_money_that_the_channel_does_not_reverse_goes_to_an_operator() {
+    let mut world = World::new();
+    world.pay("a", 100);
+    world.settle();
+    world.sent(Operation::Charge);
+    world.close("a");
+    world.settle();
+    let reverse = world.sent(Operation::Reverse);
+    world.evidence(reverse.operation, success(&reverse, 99));
+    let view = world.view("a");
+    assert_eq!((view.state, view.reason), (OrderState::Manual, Reason::Integrity));
+    assert!(has_alarm(&world, AlarmKind::Integrity));
+    assert_eq!(world.engine.stats().manual, 1);
     world.assert_follower_agrees();
 }
