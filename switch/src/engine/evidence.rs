@@ -84,9 +84,8 @@ impl Engine {
             return self.late((sequence, ordinal), asked, &statement, now, out);
         }
         if self.orders[sequence].live.ending {
-            let contradicts = matches!(statement.class, Class::Success | Class::Integrity);
-            if contradicts && self.deferred.len() < DEFERRED_MAX {
-                self.deferred.push((operation, *evidence));
+            if matches!(statement.class, Class::Success | Class::Integrity) {
+                self.defer(operation, evidence);
             }
             return;
         }
@@ -387,6 +386,14 @@ impl Engine {
                 time_expire_ms: order.time_expire_ms,
             },
         });
+    }
+
+    /// Sets a statement aside until what is proposed is applied: it might
+    /// contradict it.
+    pub(super) fn defer(&mut self, operation: OperationId, evidence: &Evidence) {
+        if self.deferred.len() < DEFERRED_MAX {
+            self.deferred.push((operation, *evidence));
+        }
     }
 
     /// Statements that were set aside, once nothing is proposed about them.

@@ -94,8 +94,8 @@ pub struct Engine {
     proposed_refunds: VecDeque<(u64, u32)>,
     /// Operators waiting for their record, in log order.
     tickets: VecDeque<u64>,
-    /// Statements that came while another outcome of their attempt was
-    /// proposed and that might contradict it.
+    /// Statements that came while another outcome of their attempt or refund
+    /// was proposed and that might contradict it.
     deferred: Vec<(OperationId, Evidence)>,
     contradictions: Contradictions,
     /// The checkpoint being written.

@@ -261,7 +261,9 @@ impl Engine {
         if is_final {
             let contradicts = matches!(
                 (state, statement.class),
-                (RefundState::Success, Class::Declined) | (RefundState::Failed, Class::Success)
+                (RefundState::Success, Class::Declined)
+                    | (RefundState::Failed, Class::Success)
+                    | (_, Class::Integrity)
             );
             if contradicts {
                 raise(out, AlarmKind::Conflict, operation.sequence, operation.ordinal);
@@ -269,6 +271,11 @@ impl Engine {
             return;
         }
         if ending {
+            let settles =
+                matches!(statement.class, Class::Success | Class::Declined | Class::Integrity);
+            if settles {
+                self.defer(operation, evidence);
+            }
             return;
         }
         let asked_refund = operation.operation == Operation::Refund;

@@ -1,11 +1,12 @@
 //! Refunds (C9).
 
 use super::{has_alarm, in_doubt, refund_code, world_of};
-use crate::engine::input::{Input, Operation, Waiter};
-use crate::engine::output::AlarmKind;
+use crate::engine::input::{AdminCommand, AdminInput, Evidence, Input, Operation, Waiter};
+use crate::engine::output::{AlarmKind, Send};
 use crate::engine::tests::driver::*;
 use protocol::channel::ChannelStatus;
 use protocol::code::{Code, OrderState, Reason, RefundState};
+use protocol::id::{OutRefundNo, ShortText};
 use protocol::message::kind;
 
 #[test]
@@ -159,4 +160,84 @@ fn c9_the_refund_that_undoes_a_cancelled_order_has_no_event_of_its_own() {
         };
         assert_eq!(events, [ended]);
     }
+}
+
+/// A statement that comes between an outcome's proposal and its commit.
+fn crossing(world: &mut World, send: &Send, first: ChannelStatus, second: ChannelStatus) {
+    for status in [first, second] {
+        let mut evidence = success(send, send.request.amount.minor());
+        if let Evidence::Answered { status: said, .. } = &mut evidence {
+            *said = status;
+        }
+        world.give(Input::Evidence { operation: send.operation, evidence });
+    }
+    world.settle();
+}
+
+#[test]
+fn c8_a_statement_that_crosses_a_proposed_refund_outcome_is_not_lost() {
+    use ChannelStatus::{Declined, Success};
+    for (first, second, ends) in
+        [(Declined, Success, RefundState::Failed), (Success, Declined, RefundState::Success)]
+    {
+        let mut world = World::new();
+        world.paid("a", 100);
+        world.refund("a", "r1", 40);
+        world.settle();
+        let refund = world.sent(Operation::Refund);
+        crossing(&mut world, &refund, first, second);
+        assert_eq!(world.view("a").refunds[0].state, ends);
+        assert!(has_alarm(&world, AlarmKind::Conflict));
+    }
+}
+
+#[test]
+fn c8_a_success_that_crosses_an_operators_word_or_a_spent_budget_counts() {
+    let mut world = World::new();
+    world.paid("a", 100);
+    world.refund("a", "r1", 40);
+    world.settle();
+    let refund = world.sent(Operation::Refund);
+    world.pass(7300 * SECOND);
+    world.out.alarms.clear();
+    world.give(Input::Admin(AdminInput {
+        ticket: 9,
+        operator: ShortText::new(b"anna").expect("short"),
+        command: AdminCommand::Decide {
+            mch_id: mch(),
+            out_trade_no: no("a"),
+            out_refund_no: Some(OutRefundNo::parse(b"r1").expect("valid")),
+            success: false,
+            second: ShortText::new(b"ben").expect("short"),
+            note: ShortText::new(b"bill").expect("short"),
+        },
+    }));
+    world.give(Input::Evidence { operation: refund.operation, evidence: success(&refund, 40) });
+    world.settle();
+    assert_eq!(world.view("a").refunds[0].state, RefundState::Failed);
+    assert!(has_alarm(&world, AlarmKind::Conflict));
+    // One whose budget is only proposed to be spent is settled by it.
+    world.refund("a", "r2", 40);
+    world.settle();
+    world.out.sends.retain(|send| send.operation.operation == Operation::Refund);
+    let refund = world.sent(Operation::Refund);
+    world.jump(world.now.mono_us + 7300 * SECOND);
+    world.give(Input::Tick);
+    world.give(Input::Evidence { operation: refund.operation, evidence: success(&refund, 40) });
+    world.settle();
+    assert_eq!(world.view("a").refunds[1].state, RefundState::Success);
+    world.assert_follower_agrees();
+}
+
+#[test]
+fn c8_other_money_of_a_refund_that_is_final_alarms() {
+    let mut world = World::new();
+    world.paid("a", 100);
+    world.refund("a", "r1", 40);
+    world.settle();
+    let refund = world.sent(Operation::Refund);
+    world.answer(&refund, ChannelStatus::Success);
+    world.evidence(refund.operation, success(&refund, 41));
+    assert!(has_alarm(&world, AlarmKind::Conflict));
+    assert_eq!(world.query("a").refunded, 40);
 }
