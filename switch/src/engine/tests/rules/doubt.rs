@@ -278,3 +278,33 @@ fn c11_doubt_at_a_channel_without_queries_is_reversed() {
     world.answer(&reverse, ChannelStatus::Reversed);
     assert_eq!(world.sent(Operation::Charge).channel, 2);
 }
+
+#[test]
+fn c5_whatever_operators_decide_takes_two() {
+    let mut world = World::new();
+    world.pay("a", 100);
+    world.settle();
+    let send = world.sent(Operation::Charge);
+    world.evidence(send.operation, success(&send, 99));
+    let short = |text: &str| ShortText::new(text.as_bytes()).expect("short");
+    let mut not_moved = |second: &str| {
+        world.give(Input::Admin(AdminInput {
+            ticket: 9,
+            operator: short("anna"),
+            command: AdminCommand::Decide {
+                mch_id: mch(),
+                out_trade_no: no("a"),
+                out_refund_no: None,
+                success: false,
+                second: short(second),
+                note: short("bill of today"),
+            },
+        }));
+        world.settle();
+        world.out.admin.pop().expect("answered").1
+    };
+    assert!(not_moved("").is_err(), "needs a second person");
+    assert!(not_moved("anna").is_err(), "needs another person");
+    assert!(not_moved("ben").is_ok());
+    assert_eq!(world.view("a").state, OrderState::Failed);
+}
