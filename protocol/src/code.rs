@@ -237,7 +237,8 @@ wire_enum! {
         PayerInvalid = 3,
         /// The channel declined for another reason.
         ChannelDeclined = 4,
-        /// Nothing was sent: no channel could be reached.
+        /// Nothing stands charged and no channel declined: none could be reached,
+        /// or what was sent never arrived or was undone.
         NotSent = 5,
         /// The merchant closed or reversed it.
         Cancelled = 6,

@@ -326,6 +326,10 @@ impl Engine {
         }
         match to {
             AttemptState::Void if expired => (OrderState::Closed, Reason::Expired),
+            // Declined while it was being reversed.
+            AttemptState::Void if statement.class == Class::Declined => {
+                (OrderState::Failed, statement.reason)
+            }
             AttemptState::Void => (OrderState::Failed, Reason::NotSent),
             _ => (OrderState::Failed, statement.reason),
         }

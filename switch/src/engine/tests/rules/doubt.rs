@@ -5,6 +5,7 @@ use crate::engine::config::ChannelConfig;
 use crate::engine::input::{AdminCommand, AdminInput, Evidence, Input, Operation};
 use crate::engine::order::AttemptState;
 use crate::engine::output::{AlarmKind, Send};
+use crate::engine::record::split_off;
 use crate::engine::tests::driver::*;
 use protocol::channel::ChannelStatus;
 use protocol::code::{Code, OrderState, Reason};
@@ -307,4 +308,51 @@ fn c5_whatever_operators_decide_takes_two() {
     assert!(not_moved("anna").is_err(), "needs another person");
     assert!(not_moved("ben").is_ok());
     assert_eq!(world.view("a").state, OrderState::Failed);
+}
+
+/// An attempt that the switch gives up and reverses, at the only channel.
+fn given_up(world: &mut World) -> (u64, Send, Send) {
+    let (asked, charge) = in_doubt(world, "a");
+    world.pass(SECOND);
+    let query = world.sent(Operation::Query);
+    world.answer(&query, ChannelStatus::NotFound);
+    let reverse = world.sent(Operation::Reverse);
+    (asked, charge, reverse)
+}
+
+#[test]
+fn c4_why_a_payment_failed_whose_charge_was_being_reversed() {
+    let mut channels = vec![channel(1)];
+    channels[0].idempotent_pay = false;
+    let mut world = World::with(config(channels.clone()));
+    let (asked, _, reverse) = given_up(&mut world);
+    world.answer(&reverse, ChannelStatus::Reversed);
+    let reply = world.order_reply(asked).expect("answered");
+    assert_eq!((reply.state, reply.reason), (OrderState::Failed, Reason::NotSent));
+    let mut world = World::with(config(channels));
+    let (asked, charge, _) = given_up(&mut world);
+    let funds = Reason::InsufficientFunds.wire();
+    world.answer_as(charge.operation, &charge, ChannelStatus::Declined, funds);
+    let reply = world.order_reply(asked).expect("answered");
+    assert_eq!((reply.state, reply.reason), (OrderState::Failed, Reason::InsufficientFunds));
+    world.assert_follower_agrees();
+}
+
+/// The next attempt was lost with the old leader, and no channel takes it now.
+#[test]
+fn c4_a_declined_payment_says_so_when_a_new_leader_ends_its_route() {
+    let mut world = world_of(|_| ());
+    world.pay("a", 100);
+    world.settle();
+    let send = world.sent(Operation::Charge);
+    world.answer_as(send.operation, &send, ChannelStatus::Declined, 4);
+    let (mut block, mut lost) = (world.log.pop().expect("a decline"), Vec::new());
+    assert_eq!(split_off(&mut block, 0, &mut lost), 1);
+    assert!(!lost.is_empty(), "the next attempt behind its proof");
+    world.log.push(block);
+    // A channel is down until its link says otherwise.
+    world.crash_at(world.log.len());
+    let view = world.view("a");
+    assert_eq!((view.state, view.reason), (OrderState::Failed, Reason::ChannelDeclined));
+    world.assert_follower_agrees();
 }
