@@ -302,3 +302,21 @@ fn c3_other_money_that_the_channel_does_not_reverse_goes_to_an_operator() {
     assert_eq!(world.engine.stats().manual, 1);
     world.assert_follower_agrees();
 }
+
+#[test]
+fn an_orphan_in_front_of_an_operator_is_shown_with_its_own_channel() {
+    let mut world = world_of(|_| ());
+    world.pay("a", 100);
+    world.settle();
+    let first = world.sent(Operation::Charge);
+    world.answer_as(first.operation, &first, ChannelStatus::Declined, 4);
+    let second = world.sent(Operation::Charge);
+    world.answer(&second, ChannelStatus::Success);
+    world.answer(&first, ChannelStatus::Success);
+    let refund = world.sent(Operation::Refund);
+    assert_eq!((second.channel, refund.channel), (2, 1));
+    world.answer_as(refund.operation, &refund, ChannelStatus::Declined, 4);
+    let doubts = world.engine.doubt_views(10);
+    let shown: Vec<_> = doubts.iter().map(|doubt| (doubt.state, doubt.channel)).collect();
+    assert_eq!(shown, [(RefundState::Manual.name(), 1)]);
+}
