@@ -118,7 +118,7 @@ wire_enum! {
         NotPaid = 304,
         /// The payment is paid: refund it, it cannot be closed.
         OrderPaid = 305,
-        /// A cancel is under way: refunds are refused.
+        /// A reversal is under way or done: refunds are refused.
         OrderCancelling = 306,
         /// Refunds exist: the payment cannot be reversed.
         HasRefund = 307,
@@ -237,7 +237,8 @@ wire_enum! {
         PayerInvalid = 3,
         /// The channel declined for another reason.
         ChannelDeclined = 4,
-        /// Nothing was sent: no channel could be reached.
+        /// Nothing stands charged and no channel declined: none could be reached,
+        /// or what was sent never arrived or was undone.
         NotSent = 5,
         /// The merchant closed or reversed it.
         Cancelled = 6,

@@ -66,8 +66,10 @@ impl Engine {
             AdminCommand::Decide { mch_id, out_trade_no, out_refund_no, success, second, note } => {
                 let about = (&mch_id, &out_trade_no, out_refund_no.as_ref());
                 let (sequence, ordinal, refund) = self.judge_decision(about)?;
-                if success && (second.is_empty() || second == operator) {
-                    return Err("a result that moves money needs a second operator".into());
+                // "Not moved" decides about money, too: it frees a reservation, or says
+                // FAILED to a merchant who then takes another number.
+                if second.is_empty() || second == operator {
+                    return Err("a decision about money needs a second operator".into());
                 }
                 self.mark_decided(sequence, ordinal, refund);
                 let decision =

@@ -438,8 +438,11 @@ impl Engine {
             (OrderState::Closed, wish.reason())
         } else if expired && attempt.state == AttemptState::Void {
             (OrderState::Closed, Reason::Expired)
-        } else if attempt.state == AttemptState::Void {
+        } else if attempt.class != Class::Declined {
             (OrderState::Failed, Reason::NotSent)
+        } else if attempt.reason == Reason::None {
+            // Its record left the reason to what was to come next.
+            (OrderState::Failed, Reason::ChannelDeclined)
         } else {
             (OrderState::Failed, attempt.reason)
         };

@@ -50,6 +50,9 @@ pub(super) enum Step {
     Doubt,
     /// No answer yet: go on with the plan.
     Wait,
+    /// Other money than was asked for stands while the reversal is under way:
+    /// alarm, and let the reversal finish.
+    Alarm,
     /// The channel never had it and it is still wanted: charge again under the
     /// same number.
     Resend,
@@ -133,6 +136,10 @@ fn reversing(asked: Asked, class: Class, facts: &Facts) -> Step {
         (Asked::Charge | Asked::Query, Class::Declined) => Step::To(S::Void),
         // Never acted on while the reversal is under way: it must finish first.
         (Asked::Query, Class::Success) if facts.reversal_refused => Step::To(S::Succeeded),
+        // Where a success would stand, other money does: no rule knows what it is.
+        (Asked::Reverse, Class::Integrity) => Step::To(S::Manual),
+        (Asked::Query, Class::Integrity) if facts.reversal_refused => Step::To(S::Manual),
+        (_, Class::Integrity) => Step::Alarm,
         (_, Class::BudgetSpent) => Step::To(S::Manual),
         _ => Step::Wait,
     }

@@ -7,7 +7,7 @@
 use super::Engine;
 use super::attempt::{Asked, Facts, Step, step};
 use super::input::{Evidence, Now, Operation, OperationId};
-use super::order::{AttemptState, CancelCause, Class, Order, RefundKind};
+use super::order::{AttemptState, CancelCause, Class, Order};
 use super::output::{Alarm, AlarmKind, Outputs, Send};
 use super::record::{Outcome, Record};
 use super::weakness::Weakness;
@@ -81,12 +81,11 @@ impl Engine {
             return;
         };
         if attempt.state.is_definitive() {
-            return self.late(sequence, ordinal, asked, &statement, now, out);
+            return self.late((sequence, ordinal), asked, &statement, now, out);
         }
         if self.orders[sequence].live.ending {
-            let contradicts = matches!(statement.class, Class::Success | Class::Integrity);
-            if contradicts && self.deferred.len() < DEFERRED_MAX {
-                self.deferred.push((operation, *evidence));
+            if matches!(statement.class, Class::Success | Class::Integrity) {
+                self.defer(operation, evidence);
             }
             return;
         }
@@ -168,6 +167,10 @@ impl Engine {
             Step::To(to) => self.conclude(sequence, to, statement, now, out),
             Step::Doubt => self.doubt(sequence, now.mono_us, now, out),
             Step::Wait => self.go_on(sequence, now, out),
+            Step::Alarm => {
+                raise(out, AlarmKind::Integrity, sequence, self.orders[sequence].attempt.ordinal);
+                self.go_on(sequence, now, out);
+            }
             Step::Resend => self.resend(sequence, now, out),
             Step::Fence => self.start_cancel(sequence, CancelCause::GaveUp, false, now, out),
             Step::AskCharge => self.ask_charge(sequence, now, out),
@@ -323,6 +326,10 @@ impl Engine {
         }
         match to {
             AttemptState::Void if expired => (OrderState::Closed, Reason::Expired),
+            // Declined while it was being reversed.
+            AttemptState::Void if statement.class == Class::Declined => {
+                (OrderState::Failed, statement.reason)
+            }
             AttemptState::Void => (OrderState::Failed, Reason::NotSent),
             _ => (OrderState::Failed, statement.reason),
         }
@@ -342,89 +349,6 @@ impl Engine {
         };
         self.choose_channel(order.method, order.currency, order.amount, &mch_id, tried)
             .map_err(|refused| refused.0)
-    }
-
-    /// A statement about a definitive attempt (docs/STATES.md, C8).
-    fn late(
-        &mut self,
-        sequence: u64,
-        ordinal: u8,
-        asked: Asked,
-        statement: &Statement,
-        now: Now,
-        out: &mut Outputs,
-    ) {
-        let Some(attempt) = self.orders.attempt(sequence, ordinal) else { return };
-        let (state, noted) = (attempt.state, attempt.noted);
-        let facts =
-            Facts { void_by_reversal: attempt.class == Class::Reversed, ..Facts::default() };
-        match step(state, asked, statement.class, &facts) {
-            Step::Orphan if self.weakened(Weakness::LateSuccessFlipsClosed) => {
-                self.orders[sequence].state = OrderState::Paid;
-            }
-            Step::Orphan => self.compensate(sequence, ordinal, now, out),
-            Step::Residue if asked == Asked::Charge => self.ask_again(sequence, ordinal, out),
-            Step::Residue | Step::Conflict => {
-                if !noted {
-                    self.note(sequence, ordinal, state, statement, now, out);
-                }
-                self.ask_again(sequence, ordinal, out);
-            }
-            _ => {}
-        }
-    }
-
-    /// Puts a contradiction on record, once per attempt.
-    fn note(
-        &mut self,
-        sequence: u64,
-        ordinal: u8,
-        state: AttemptState,
-        statement: &Statement,
-        now: Now,
-        out: &mut Outputs,
-    ) {
-        if self.orders[sequence].live.asked_again {
-            return;
-        }
-        raise(out, AlarmKind::Conflict, sequence, ordinal);
-        let order = &self.orders[sequence];
-        let outcome = Outcome {
-            sequence,
-            attempt: ordinal,
-            cancel_result: false,
-            class: Class::Noted,
-            attempt_state: state,
-            order_state: order.state,
-            reason: order.reason,
-            amount: statement.amount,
-            channel_ref: statement.channel_ref,
-        };
-        self.propose(now, &Record::Outcome(outcome), out);
-    }
-
-    /// Asks once what stands; the answer can only alarm.
-    fn ask_again(&mut self, sequence: u64, ordinal: u8, out: &mut Outputs) {
-        let Some(attempt) = self.orders.attempt(sequence, ordinal) else { return };
-        let channel = attempt.channel;
-        let queryable = self.channel(channel).is_some_and(|c| c.queryable);
-        let order = &mut self.orders[sequence];
-        if queryable && !std::mem::replace(&mut order.live.asked_again, true) {
-            self.send(channel, sequence, Operation::Query, ordinal, out);
-        }
-    }
-
-    /// An orphan success: give it back, once per attempt (docs/STATES.md, C8).
-    fn compensate(&mut self, sequence: u64, ordinal: u8, now: Now, out: &mut Outputs) {
-        let done = |(_, refund): (u32, &super::order::Refund)| {
-            refund.kind == RefundKind::Orphan && refund.attempt == ordinal
-        };
-        if self.orders.refunds_of(sequence).any(done) {
-            return;
-        }
-        raise(out, AlarmKind::OrphanSuccess, sequence, ordinal);
-        let amount = self.orders[sequence].amount;
-        self.start_refund_of_our_own(sequence, RefundKind::Orphan, ordinal, amount, now, out);
     }
 
     /// Sends the first request of the newest attempt.
@@ -466,6 +390,14 @@ impl Engine {
                 time_expire_ms: order.time_expire_ms,
             },
         });
+    }
+
+    /// Sets a statement aside until what is proposed is applied: it might
+    /// contradict it.
+    pub(super) fn defer(&mut self, operation: OperationId, evidence: &Evidence) {
+        if self.deferred.len() < DEFERRED_MAX {
+            self.deferred.push((operation, *evidence));
+        }
     }
 
     /// Statements that were set aside, once nothing is proposed about them.

@@ -254,8 +254,8 @@ pub enum AdminCommand {
         /// It shall be a member.
         member: bool,
     },
-    /// Decide an attempt in front of an operator. Money-changing results need
-    /// a second operator.
+    /// Decide an attempt or a refund in front of an operator. Either result is
+    /// about money and needs a second operator.
     Decide {
         /// The merchant.
         mch_id: MchId,

@@ -14,7 +14,7 @@
 //! | file | what |
 //! |---|---|
 //! | `admit`, `cancel`, `refund`, `admin` | requests, decided and turned into records |
-//! | `evidence`, `attempt` | channel statements; the transition table |
+//! | `evidence`, `attempt`, `late` | channel statements; the transition table; what comes too late |
 //! | `resolver`, `timer` | the in-doubt set, what is due when |
 //! | `apply`, `record` | committed records; their bytes |
 //! | `checkpoint` | the whole state as bytes, in slices, and back |
@@ -40,6 +40,7 @@ mod checkpoint;
 mod directory;
 mod evidence;
 mod index;
+mod late;
 mod limit;
 mod outbox;
 pub(crate) mod prefetch;
@@ -64,6 +65,7 @@ pub use view::{AttemptView, ChannelStats, DoubtView, OrderView, RefundView, Stat
 
 use directory::Directory;
 use input::{Evidence, OperationId};
+use late::Contradictions;
 use order::Orders;
 use outbox::Outbox;
 use record::Record;
@@ -92,9 +94,10 @@ pub struct Engine {
     proposed_refunds: VecDeque<(u64, u32)>,
     /// Operators waiting for their record, in log order.
     tickets: VecDeque<u64>,
-    /// Statements that came while another outcome of their attempt was
-    /// proposed and that might contradict it.
+    /// Statements that came while another outcome of their attempt or refund
+    /// was proposed and that might contradict it.
     deferred: Vec<(OperationId, Evidence)>,
+    contradictions: Contradictions,
     /// The checkpoint being written.
     freeze: Option<Box<checkpoint::Freeze>>,
     #[cfg(test)]
@@ -148,6 +151,7 @@ impl Engine {
             proposed_refunds: VecDeque::new(),
             tickets: VecDeque::new(),
             deferred: Vec::new(),
+            contradictions: Contradictions::new(),
             freeze: None,
             #[cfg(test)]
             weakness: None,
@@ -248,7 +252,8 @@ impl Engine {
         let replies = self.channels.iter().filter_map(|channel| channel.replies.front());
         let ready =
             self.channels.iter().filter(|channel| channel.up && channel.ready.first().is_some());
-        [self.waiters.next_due(), self.resolver.next_due(), self.outbox.next_due()]
+        let (waiters, outbox) = (self.waiters.next_due(), self.outbox.next_due());
+        [waiters, outbox, self.resolver.next_due(), self.contradictions.next_due()]
             .into_iter()
             .flatten()
             .chain(replies.map(|(due, _)| due))
@@ -263,6 +268,7 @@ impl Engine {
         self.waits_over(now, out);
         self.reply_timeouts(now, out);
         self.work_due(now, out);
+        self.ask_again_due(now, out);
         self.deliver_due(now, out);
     }
 
@@ -347,6 +353,7 @@ impl Engine {
         }
         self.resolver = Resolver::new();
         self.deferred.clear();
+        self.contradictions.clear();
         self.outbox.forget_deliveries();
         for ticket in self.tickets.drain(..) {
             out.admin.push((ticket, Err("leadership moved: ask the new leader".into())));

@@ -277,8 +277,6 @@ pub(super) struct Live {
     pub(super) starting: bool,
     /// The charge is without answer and inside its time-out.
     pub(super) in_flight: bool,
-    /// A contradiction was queried in this life.
-    pub(super) asked_again: bool,
 }
 
 impl Live {
@@ -292,7 +290,6 @@ impl Live {
         ending: false,
         starting: false,
         in_flight: false,
-        asked_again: false,
     };
 }
 

@@ -148,7 +148,7 @@ pub struct Alarm {
 pub enum AlarmKind {
     /// In doubt for longer than the alarm bound.
     InDoubtTooLong,
-    /// Handed to an operator: the budget is spent.
+    /// Handed to an operator: the budget is spent, or a compensation was declined.
     Manual,
     /// Amount, currency or number differ from what was asked.
     Integrity,

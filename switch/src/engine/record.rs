@@ -194,7 +194,7 @@ pub struct Decision {
     pub success: bool,
     /// Operator.
     pub operator: ShortText,
-    /// Second operator; empty when not needed.
+    /// Second operator; empty only in logs of before every decision took two.
     pub second: ShortText,
     /// Evidence in their words.
     pub note: ShortText,

@@ -107,7 +107,8 @@ impl Engine {
         let being_reversed = self.orders.refunds_of(sequence).any(|(_, refund)| {
             refund.kind == RefundKind::Reversal && refund.state != RefundState::Failed
         });
-        if being_reversed || order.cancel.is_cancel() {
+        // The cancel wish of a paid order was refused with its reversal.
+        if being_reversed {
             return Err(Code::OrderCancelling.into());
         }
         if now.wall_us > order.finished_ms * 1000 + self.config.refund_window_us {
@@ -249,8 +250,8 @@ impl Engine {
             .orders
             .refunds_of(operation.sequence)
             .find(|(_, r)| r.ordinal == operation.ordinal && !r.proposed)
-            .map(|(place, r)| (place, r.case, r.state, r.ending));
-        let Some((place, case, state, ending)) = found else {
+            .map(|(place, r)| (place, r.case, r.state, r.ending, r.kind));
+        let Some((place, case, state, ending, kind)) = found else {
             self.counters.unmatched += 1;
             return;
         };
@@ -260,7 +261,9 @@ impl Engine {
         if is_final {
             let contradicts = matches!(
                 (state, statement.class),
-                (RefundState::Success, Class::Declined) | (RefundState::Failed, Class::Success)
+                (RefundState::Success, Class::Declined)
+                    | (RefundState::Failed, Class::Success)
+                    | (_, Class::Integrity)
             );
             if contradicts {
                 raise(out, AlarmKind::Conflict, operation.sequence, operation.ordinal);
@@ -268,12 +271,23 @@ impl Engine {
             return;
         }
         if ending {
+            let settles =
+                matches!(statement.class, Class::Success | Class::Declined | Class::Integrity);
+            if settles {
+                self.defer(operation, evidence);
+            }
             return;
         }
         let asked_refund = operation.operation == Operation::Refund;
         match statement.class {
             Class::Success => {
                 self.conclude_refund(place, RefundState::Success, &statement, now, out)
+            }
+            // The charge would stand for ever, and nobody waits who could ask again.
+            Class::Declined if kind == RefundKind::Orphan => {
+                if state == RefundState::Processing {
+                    self.conclude_refund(place, RefundState::Manual, &statement, now, out);
+                }
             }
             Class::Declined => {
                 self.conclude_refund(place, RefundState::Failed, &statement, now, out)
@@ -327,7 +341,7 @@ impl Engine {
         let (sequence, ordinal) = (refund.sequence, refund.ordinal);
         match statement.class {
             Class::Integrity => raise(out, AlarmKind::Integrity, sequence, ordinal),
-            Class::BudgetSpent => raise(out, AlarmKind::Manual, sequence, ordinal),
+            _ if state == RefundState::Manual => raise(out, AlarmKind::Manual, sequence, ordinal),
             _ => {}
         }
         let record = RefundOutcome {

@@ -454,12 +454,13 @@ impl Engine {
     fn next_check(&self, case: u32, now: Now) -> u64 {
         let Some(open) = self.resolver.cases.get(case) else { return u64::MAX };
         let Some(channel) = self.channel(open.channel) else { return u64::MAX };
+        let clock_us = self.clock_us(open, now);
         let mut moments = vec![
-            open.since_us + channel.manual_after_us,
-            open.since_us + channel.in_doubt_alarm_us,
+            clock_us.saturating_add(channel.manual_after_us),
+            clock_us.saturating_add(channel.in_doubt_alarm_us),
         ];
         if channel.reverse_after_us > 0 {
-            moments.push(open.since_us + channel.reverse_after_us);
+            moments.push(clock_us.saturating_add(channel.reverse_after_us));
         }
         if let Subject::Attempt(sequence) = open.subject {
             moments.push(self.expiry_mono(sequence, now));
@@ -468,10 +469,23 @@ impl Engine {
         later.unwrap_or(now.mono_us + channel.manual_after_us.max(60_000_000))
     }
 
+    /// Since when a case's time counts. A payer who must act is nobody's doubt
+    /// before `time_expire`.
+    fn clock_us(&self, open: &Case, now: Now) -> u64 {
+        match open.subject {
+            Subject::Attempt(sequence)
+                if self.orders[sequence].attempt.state == AttemptState::Awaiting =>
+            {
+                open.since_us.max(self.expiry_mono(sequence, now))
+            }
+            _ => open.since_us,
+        }
+    }
+
     /// The order's expiry on the monotonic clock.
     fn expiry_mono(&self, sequence: u64, now: Now) -> u64 {
         let expire_us = self.orders[sequence].time_expire_ms.saturating_mul(1000);
-        now.mono_us.saturating_add(expire_us.saturating_sub(now.wall_us))
+        now.mono_us.saturating_add(expire_us).saturating_sub(now.wall_us)
     }
 
     fn run_ready(&mut self, number: u16, now: Now, out: &mut Outputs) {
@@ -565,7 +579,7 @@ impl Engine {
     fn judge(&mut self, case: u32, now: Now, out: &mut Outputs) -> bool {
         let Some(open) = self.resolver.cases.get(case) else { return false };
         let Some(channel) = self.channel(open.channel) else { return false };
-        let age = now.mono_us.saturating_sub(open.since_us);
+        let age = now.mono_us.saturating_sub(self.clock_us(open, now));
         let alarm = age >= channel.in_doubt_alarm_us && !open.alarmed;
         let spent = age >= channel.manual_after_us;
         match open.subject {
@@ -624,18 +638,15 @@ impl Engine {
         if order::AttemptState::is_definitive(state) || state == AttemptState::Manual {
             return false;
         }
-        if spent && !waits_for_payer {
+        let waited = !queryable || reverse_after > 0 && age >= reverse_after;
+        let due = expired || waited && state != AttemptState::Awaiting;
+        if due && reversible && state != AttemptState::Reversing {
+            // Before anybody is asked: what can be undone needs no operator.
+            let first = expired && !self.orders[sequence].cancel.is_cancel();
+            let cause = if first { CancelCause::Expired } else { CancelCause::GaveUp };
+            self.start_cancel(sequence, cause, false, now, out);
+        } else if spent && !waits_for_payer {
             self.give_up(sequence, now, out);
-            return true;
-        }
-        if state == AttemptState::Reversing || !reversible {
-            return true;
-        }
-        let waited = reverse_after > 0 && age >= reverse_after && state != AttemptState::Awaiting;
-        if expired && !self.orders[sequence].cancel.is_cancel() {
-            self.start_cancel(sequence, CancelCause::Expired, false, now, out);
-        } else if expired || !queryable || waited {
-            self.start_cancel(sequence, CancelCause::GaveUp, false, now, out);
         }
         true
     }

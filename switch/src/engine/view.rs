@@ -254,22 +254,28 @@ impl Engine {
         let doubts = self.orders.busy.ones().flat_map(|sequence| {
             let order = &self.orders[sequence];
             let open = !order.attempt.state.is_definitive();
-            let attempt = open
-                .then(|| self.doubt_of(sequence, 0, order.attempt.state.name(), order.live.case));
+            let attempt = open.then(|| {
+                self.doubt_of(
+                    (sequence, 0, order.attempt.ordinal),
+                    order.attempt.state.name(),
+                    order.live.case,
+                )
+            });
             let refunds =
                 self.orders.refunds_of(sequence).filter(|(_, r)| r.is_open() && !r.proposed);
-            let refunds = refunds
-                .map(move |(_, r)| self.doubt_of(sequence, r.ordinal, r.state.name(), r.case));
+            let refunds = refunds.map(move |(_, r)| {
+                self.doubt_of((sequence, r.ordinal, r.attempt), r.state.name(), r.case)
+            });
             attempt.into_iter().chain(refunds).flatten()
         });
         doubts.take(limit).collect()
     }
 
-    /// `None` for an attempt that simply waits for its first answer.
+    /// `None` for an attempt that simply waits for its first answer. `attempt`:
+    /// the one that it is about.
     fn doubt_of(
         &self,
-        sequence: u64,
-        ordinal: u8,
+        (sequence, ordinal, attempt): (u64, u8, u8),
         state: &'static str,
         case: u32,
     ) -> Option<DoubtView> {
@@ -281,7 +287,7 @@ impl Engine {
         Some(DoubtView {
             ordinal,
             state,
-            channel: self.orders[sequence].attempt.channel,
+            channel: self.orders.attempt(sequence, attempt).map_or(0, |of| of.channel),
             since_us: since.unwrap_or(order.created_at_ms.saturating_mul(1000)),
             monotonic: since.is_some(),
             order,

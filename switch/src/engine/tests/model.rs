@@ -107,6 +107,8 @@ struct Model {
     short_patience: bool,
     /// The channel breaks its message life: charges appear after their end.
     rogue: bool,
+    /// It also says that it reversed charges that it keeps.
+    liar: bool,
     /// Prints what happens: for one seed by hand.
     trace: bool,
 }
@@ -118,6 +120,7 @@ impl Model {
         let mut random = Random(seed);
         let mut channels = vec![channel(1), channel(2)];
         let short_patience = random.percent(30);
+        let liar = rogue && random.percent(40);
         for channel in &mut channels {
             channel.reversible = random.percent(70);
             channel.queryable = random.percent(90) || !channel.reversible;
@@ -126,7 +129,7 @@ impl Model {
             channel.resolver_per_second = 5;
             channel.fence_on_cancel = random.percent(80);
             if rogue {
-                (channel.reversible, channel.queryable) = (false, true);
+                (channel.reversible, channel.queryable) = (liar, true);
                 (channel.idempotent_pay, channel.fence_on_cancel) = (false, true);
             }
             channel.manual_after_us = if short_patience { 40 * SECOND } else { 86_400 * SECOND };
@@ -165,6 +168,7 @@ impl Model {
             down: vec![false; 2],
             short_patience,
             rogue,
+            liar,
             trace: std::env::var("ENGINE_SEED").is_ok(),
         };
         model.subscribe();
@@ -504,12 +508,13 @@ impl Model {
         let idempotent = self.world.config.channels[usize::from(send.channel) - 1].idempotent_pay;
         let fences = self.world.config.channels[usize::from(send.channel) - 1].fence_on_cancel;
         let rogue = self.rogue;
+        let lies = self.liar && self.random.percent(60);
         let (chance, late) = (self.random.below(100), self.random.percent(90));
         let wall = self.world.now.wall_us / 1000;
         let refund_no = send.request.refund_no.map(|no| no.to_string());
         let minor = send.request.amount.minor();
         let charge = self.ledger[usize::from(send.channel) - 1].entry(number.clone()).or_default();
-        let mut payer = false;
+        let (mut payer, mut kept) = (false, false);
         let status = match send.operation.operation {
             Operation::Charge => {
                 assert!(self.began.contains(&number), "2: {number} has no durable BEGIN");
@@ -531,7 +536,8 @@ impl Model {
             Operation::Query => charge.state.unwrap_or(ChannelStatus::NotFound),
             Operation::Reverse => {
                 if charge.refunds.is_empty() {
-                    if fences || charge.state.is_some() {
+                    kept = lies && charge.state == Some(ChannelStatus::Success);
+                    if !kept && (fences || charge.state.is_some()) {
                         charge.state = Some(ChannelStatus::Reversed);
                         charge.charged = 0;
                     }
@@ -546,7 +552,7 @@ impl Model {
                 let entry = charge.refunds.entry(refund_no);
                 entry
                     .or_insert_with(|| {
-                        let does = fits && (rogue || chance < 90);
+                        let does = fits && chance < 90;
                         let status =
                             if does { ChannelStatus::Success } else { ChannelStatus::Declined };
                         (minor, status)
@@ -561,6 +567,9 @@ impl Model {
         if payer {
             let delay = self.random.below(100 * SECOND);
             self.plan(delay, Happening::PayerActs(send.channel, number.clone()));
+        }
+        if kept {
+            self.tell_of_kept(send);
         }
         // Sometimes the channel acted and answers that it is busy.
         let busy = self.faults && self.random.percent(5);
@@ -585,6 +594,15 @@ impl Model {
                 self.plan(delay, Happening::Reply(send.operation, evidence));
             }
         }
+    }
+
+    /// The answer to a charge that the channel kept though it was to reverse it,
+    /// once no leader comes any more who would forget having asked about it.
+    fn tell_of_kept(&mut self, send: &Send) {
+        let operation = OperationId { operation: Operation::Charge, ..send.operation };
+        let delay = 200 * SECOND + self.random.below(200 * SECOND);
+        let evidence = success(send, send.request.amount.minor());
+        self.plan(delay, Happening::Reply(operation, evidence));
     }
 
     fn charges(&self, key: &str) -> Vec<(String, &Charge)> {
@@ -671,7 +689,7 @@ impl Model {
 
     /// The operator decides by the channel's ledger.
     fn operate(&mut self) {
-        if !self.short_patience {
+        if !self.short_patience && !self.rogue {
             return;
         }
         for key in self.keys.clone() {
@@ -693,6 +711,10 @@ impl Model {
                 let charge = self.ledger[channel - 1].entry(number).or_default();
                 let entry = charge.refunds.entry(refund.refund_no.to_string());
                 let done = entry.or_insert((refund.amount, ChannelStatus::Declined));
+                if refund.kind == RefundKind::Orphan {
+                    // What the channel declined the operator gave back outside.
+                    done.1 = ChannelStatus::Success;
+                }
                 let success = done.1 == ChannelStatus::Success;
                 self.decide(&key, Some(refund.out_refund_no), success);
             }
@@ -765,8 +787,8 @@ fn sound_rules_hold_under_every_seed() {
     }
 }
 
-/// Charges that appear after their attempt ended are given back, and no answer
-/// changes for them.
+/// Charges that appear after their attempt ended, and such that the channel kept
+/// though it was to reverse them, are given back, and no answer changes for them.
 #[test]
 fn orphans_are_compensated_under_every_seed() {
     let from = std::env::var("ENGINE_SEED").ok().and_then(|seed| seed.parse().ok());
