@@ -3,25 +3,22 @@
 //!
 //! Pure: facts in, violations out. Independent of the switch's code: the
 //! states are derived here from the records by the rules' own tables. Feed the
-//! log first, then the ledger, then the acknowledgements (`told`), then `finish`.
+//! log first, then the ledger (`bookings`), then the acknowledgements (`told`),
+//! then judge what came of it (`closing`).
 //! Tested with doctored histories for every rule, and clean ones.
 
-use super::EventsDue;
 use super::events::Noticed;
 use super::limits::Merchants;
 use super::log::{Ending, Fact, Line};
-use super::table::{ATTEMPTS_MAX, Attempt, Charge, Payment, State, Table};
-use crate::channel::book::Entry;
-use crate::channel::number::{Number, REVERSAL_ORDINAL};
-use protocol::channel::{ChannelStatus, charge_number, kind, order_digest};
+use super::table::{ATTEMPTS_MAX, Attempt, Payment, State, Table};
+use crate::channel::number::REVERSAL_ORDINAL;
+use protocol::channel::{ChannelStatus, charge_number, order_digest};
 use protocol::code::RefundState;
 use protocol::id::{MchId, OutTradeNo};
 use std::collections::HashMap;
 
 /// Ordinals above this are refunds of orphan charges.
-const ORPHAN_ORDINAL: u8 = 110;
-/// Clocks of log and channel may differ by this.
-const CLOCK_SLACK_MS: u64 = 1_000;
+pub(super) const ORPHAN_ORDINAL: u8 = 110;
 /// Rule of logs that must agree with each other and with themselves.
 pub(super) const SITES_DIFFER: u8 = 15;
 /// Violations kept with their text; all are counted.
@@ -78,16 +75,16 @@ pub(crate) struct Checked {
 
 pub(super) struct RefundLine {
     pub(super) amount: i64,
-    attempt: u8,
+    pub(super) attempt: u8,
     pub(super) state: RefundState,
-    channel: Option<ChannelStatus>,
+    pub(super) channel: Option<ChannelStatus>,
 }
 
 #[derive(Clone, Copy, Default)]
 pub(super) struct Totals {
-    reserved: i64,
+    pub(super) reserved: i64,
     pub(super) refunded: i64,
-    channel_refunded: i64,
+    pub(super) channel_refunded: i64,
     /// The merchant asked for a refund.
     wished: bool,
 }
@@ -262,7 +259,7 @@ impl Books {
         }
         let mut letters = [0; 3];
         letters.iter_mut().zip(currency.bytes()).for_each(|(slot, byte)| *slot = byte);
-        let mut payment = Payment {
+        let payment = Payment {
             digest,
             amount,
             sequence: line.sequence,
@@ -272,34 +269,33 @@ impl Books {
             state: State::Processing,
             ..Payment::default()
         };
-        payment.attempts[0] = Attempt::Open;
-        if let Err(last) = self.table.add(payment) {
-            let (shard, sequence) = (line.shard, line.sequence);
-            let detail =
-                format!("shard {shard}: payment {sequence} follows {last}: records are missing");
-            self.violation(6, Some(digest), detail);
+        match self.table.add(payment) {
+            Ok(at) => self.table.set_attempt(at, 1, Attempt::Open),
+            Err(last) => {
+                let (shard, sequence) = (line.shard, line.sequence);
+                let detail = format!(
+                    "shard {shard}: payment {sequence} follows {last}: records are missing"
+                );
+                self.violation(6, Some(digest), detail);
+            }
         }
     }
 
     fn attempt(&mut self, at: u32, attempt: u8) {
-        let payment = self.table.get(at);
-        let before = usize::from(attempt).saturating_sub(1);
-        if !(1..ATTEMPTS_MAX).contains(&before) {
+        if !(2..=ATTEMPTS_MAX).contains(&attempt) {
             return self.about(7, at, format!("attempt {attempt} is out of range"));
         }
-        let earlier = &payment.attempts[..before];
-        if !earlier.iter().all(|earlier| earlier.clear()) {
+        let mut earlier = (1..attempt).map(|number| self.table.attempt(at, number));
+        if let Some(earlier) = earlier.find(|earlier| !earlier.clear()) {
             let detail = format!("attempt {attempt} began while an earlier one was {earlier:?}");
             self.about(7, at, detail);
         }
-        let payment = self.table.get_mut(at);
-        payment.attempts[before] = Attempt::Open;
-        payment.goes_on = false;
+        self.table.set_attempt(at, attempt, Attempt::Open);
+        self.table.get_mut(at).goes_on = false;
     }
 
     fn end(&mut self, at: u32, attempt: u8, ending: Ending, (goes_on, undone): (bool, bool)) {
-        let index = usize::from(attempt).wrapping_sub(1);
-        let was = self.table.get(at).attempts.get(index).copied().unwrap_or_default();
+        let was = self.table.attempt(at, attempt);
         let now = match ending {
             Ending::Succeeded => Attempt::Succeeded,
             Ending::Declined => Attempt::Declined,
@@ -319,8 +315,8 @@ impl Books {
                 return self.about(11, at, detail);
             }
         }
+        self.table.set_attempt(at, attempt, now);
         let payment = self.table.get_mut(at);
-        payment.attempts[index] = now;
         payment.goes_on = goes_on && now.clear();
         let state = match now {
             Attempt::Succeeded if undone && payment.cancelled => State::Processing,
@@ -331,8 +327,8 @@ impl Books {
             _ => State::Failed,
         };
         self.become_state(at, state);
-        let payment = self.table.get(at);
-        let won = payment.attempts.iter().filter(|a| **a == Attempt::Succeeded).count();
+        let attempts = self.table.attempts(at);
+        let won = attempts.filter(|(_, attempt, _)| *attempt == Attempt::Succeeded).count();
         if won > 1 {
             self.about(1, at, format!("{won} attempts succeeded"));
         }
@@ -381,9 +377,7 @@ impl Books {
                 self.about(9, at, format!("refund number {number} began twice"));
             }
         }
-        let payment = self.table.get(at);
-        let index = usize::from(attempt).wrapping_sub(1);
-        let of = payment.attempts.get(index).copied().unwrap_or_default();
+        let (payment, of) = (self.table.get(at), self.table.attempt(at, attempt));
         if ordinal > ORPHAN_ORDINAL {
             return;
         }
@@ -448,188 +442,9 @@ impl Books {
             self.become_state(at, state);
         }
     }
-
-    /// Asks for the memory that a payment's look-up needs, ahead of it.
-    pub(super) fn warm(&self, digest: &[u8; 16]) {
-        self.table.warm(digest);
-    }
-
-    /// Takes an entry of the channel's ledger.
-    pub(crate) fn entry(&mut self, entry: &Entry) {
-        self.checked.ledger_entries += 1;
-        let digest = entry.charge.digest;
-        let Some(at) = self.table.find(&digest) else {
-            let detail =
-                format!("the channel has {} and the log has no such payment", named(entry));
-            return self.violation(2, Some(digest), detail);
-        };
-        let payment = self.table.get(at);
-        let index = usize::from(entry.charge.ordinal).wrapping_sub(1);
-        let attempt = payment.attempts.get(index).copied().unwrap_or_default();
-        if attempt == Attempt::None {
-            let detail = format!("the channel has {} and the log no such attempt", named(entry));
-            return self.about(2, at, detail);
-        }
-        if entry.at_ms + CLOCK_SLACK_MS < payment.begun_ms {
-            let detail = format!(
-                "{} came {} ms before the payment's record",
-                named(entry),
-                payment.begun_ms - entry.at_ms
-            );
-            self.about(2, at, detail);
-        }
-        match entry.refund {
-            Some(refund) => self.channel_refund(at, entry, refund),
-            None => self.channel_charge(at, index, entry),
-        }
-    }
-
-    fn channel_charge(&mut self, at: u32, index: usize, entry: &Entry) {
-        let payment = self.table.get(at);
-        let (amount, currency, was) = (payment.amount, payment.currency, payment.charges[index]);
-        let charged = entry.operation == kind::CHARGE && entry.status == ChannelStatus::Success;
-        if charged && (entry.amount != amount || entry.currency != currency) {
-            let detail = format!("charged {} and the payment is {amount}", entry.amount);
-            self.about(3, at, detail);
-        }
-        let now = match (entry.operation, entry.status) {
-            (_, ChannelStatus::Success) => Charge::Stands,
-            (_, ChannelStatus::Reversed) if was == Charge::Stands => Charge::Undone,
-            (_, ChannelStatus::Reversed) => Charge::Fenced,
-            _ => Charge::Declined,
-        };
-        self.table.get_mut(at).charges[index] = now;
-    }
-
-    fn channel_refund(&mut self, at: u32, entry: &Entry, refund: Number) {
-        let Some(line) = self.refunds.get_mut(&(at, refund.ordinal)) else {
-            let detail = format!("the channel has {} and the log no such refund", named(entry));
-            return self.about(9, at, detail);
-        };
-        let before = line.channel.replace(entry.status);
-        let (amount, attempt) = (line.amount, line.attempt);
-        if before == Some(ChannelStatus::Success) {
-            self.about(9, at, format!("refund {} moved money twice", refund.ordinal));
-        }
-        if attempt != entry.charge.ordinal {
-            let detail = format!("refund {} of another attempt's charge", refund.ordinal);
-            self.about(9, at, detail);
-        }
-        if entry.status != ChannelStatus::Success {
-            return;
-        }
-        if entry.amount != amount {
-            let detail = format!("the channel refunded {} instead of {amount}", entry.amount);
-            self.about(9, at, detail);
-        }
-        if refund.ordinal > ORPHAN_ORDINAL {
-            // An orphan charge is given back as a whole.
-            let index = usize::from(attempt).wrapping_sub(1);
-            if let Some(charge) = self.table.get_mut(at).charges.get_mut(index) {
-                *charge = Charge::Undone;
-            }
-        } else {
-            let totals = self.totals.entry(at).or_default();
-            totals.channel_refunded += entry.amount;
-            let (back, paid) = (totals.channel_refunded, self.table.get(at).amount);
-            if back > paid {
-                self.about(8, at, format!("the channel gave back {back} of {paid}"));
-            }
-        }
-    }
-
-    /// Judges every payment's end. `settled`: everything had time to end, so
-    /// nothing may be open or in front of an operator. `events`: which of them had.
-    pub(crate) fn finish(&mut self, settled: bool, events: EventsDue) -> Sums {
-        let mut sums = Sums::default();
-        for at in 0..self.table.len() as u32 {
-            self.finish_payment(at, settled, &mut sums);
-        }
-        let mut open = Vec::new();
-        for ((at, ordinal), line) in &self.refunds {
-            let ended = matches!(line.state, RefundState::Success | RefundState::Failed);
-            if settled && !ended {
-                open.push((17, *at, format!("refund {ordinal} is still {:?}", line.state)));
-            }
-            let moved = line.channel == Some(ChannelStatus::Success);
-            if ended && moved != (line.state == RefundState::Success) {
-                let channel = line.channel;
-                let detail = format!(
-                    "refund {ordinal} is {:?} in the log and {channel:?} at the channel",
-                    line.state
-                );
-                open.push((9, *at, detail));
-            }
-        }
-        self.finish_events(events);
-        open.sort();
-        for (invariant, at, detail) in open {
-            self.about(invariant, at, detail);
-        }
-        sums
-    }
-
-    fn finish_payment(&mut self, at: u32, settled: bool, sums: &mut Sums) {
-        let payment = *self.table.get(at);
-        let (standing, totals) =
-            (payment.standing(), self.totals.get(&at).copied().unwrap_or_default());
-        if settled && !payment.state.is_final() {
-            self.about(16, at, format!("the payment is still {:?}", payment.state));
-        }
-        if standing > 1 {
-            self.about(1, at, format!("{standing} charges stand at the channel"));
-        }
-        for (index, (attempt, charge)) in payment.attempts.iter().zip(payment.charges).enumerate() {
-            let number = index + 1;
-            if attempt.clear() && charge == Charge::Stands {
-                let detail = format!("attempt {number} is {attempt:?} and its charge stands");
-                self.about(19, at, detail);
-            }
-            let open = matches!(attempt, Attempt::Open | Attempt::Manual);
-            if settled && open && payment.state.is_final() {
-                let detail =
-                    format!("attempt {number} is {attempt:?} and the payment {:?}", payment.state);
-                self.about(18, at, detail);
-            }
-        }
-        let charged = payment.amount * standing as i64;
-        let won = payment.attempts.contains(&Attempt::Succeeded);
-        let paid = if won { payment.amount } else { 0 };
-        let acked = if payment.acked == payment.state { State::None } else { payment.acked };
-        for state in [payment.state, acked] {
-            let wrong = match state {
-                State::Paid => standing != 1,
-                State::Failed | State::Closed => charged != totals.channel_refunded,
-                _ => false,
-            };
-            if wrong {
-                let word = if state == payment.acked { "acknowledged" } else { "logged" };
-                self.about(3, at, format!("{state:?} was {word} and {standing} charges stand"));
-            }
-        }
-        sums.log_paid += paid;
-        sums.log_refunded += totals.refunded;
-        sums.channel_charged += charged;
-        sums.channel_refunded += totals.channel_refunded;
-        // While something is open the two sides may rightly differ.
-        let open = !payment.state.is_final() || totals.reserved != 0;
-        let (log, channel) = (paid - totals.refunded, charged - totals.channel_refunded);
-        if !open && log != channel {
-            self.about(20, at, format!("{log} stands in the log and {channel} at the channel"));
-        }
-    }
 }
 
 /// Refund numbers are unique per payment; the merchant is in its digest.
 pub(super) fn refund_key(digest: &[u8; 16], number: &[u8]) -> Vec<u8> {
     [&digest[..], number].concat()
-}
-
-fn named(entry: &Entry) -> String {
-    let operation = match entry.operation {
-        kind::CHARGE => "a charge",
-        kind::REVERSE => "a reversal",
-        _ => "a refund",
-    };
-    format!("{operation} ({:?}, attempt {})", entry.status, entry.charge.ordinal)
 }

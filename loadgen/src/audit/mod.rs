@@ -5,9 +5,11 @@
 //! `timeline` tells the story of a payment at fault. Tested in `books`.
 
 mod ahead;
+mod bookings;
 mod books;
 #[cfg(test)]
 mod books_tests;
+mod closing;
 mod events;
 mod limits;
 mod log;

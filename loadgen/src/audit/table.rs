@@ -2,9 +2,11 @@
 //! by shard and sequence.
 //!
 //! Made for tens of millions: rows never move, so that growing needs no second
-//! copy of them. A look-up compares the whole digest, the same 128 bits that the
+//! copy of them; what few payments have lies in a table beside them. A look-up compares the whole digest, the same 128 bits that the
 //! channel's numbers carry: two payments that share a place in the index are told
 //! apart. Pure. Tested by growth and by digests made to meet.
+
+use std::collections::HashMap;
 
 /// State of one attempt, as the log tells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -77,8 +79,10 @@ impl State {
     }
 }
 
-/// Most attempts of one payment.
-pub(super) const ATTEMPTS_MAX: usize = 4;
+/// Most attempts of one payment (docs/STATES.md, C3).
+pub(super) const ATTEMPTS_MAX: u8 = 16;
+/// Attempts in the payment's row; more than these are rare.
+const NEAR: usize = 4;
 
 /// One payment.
 #[derive(Clone, Copy, Debug, Default)]
@@ -95,10 +99,12 @@ pub(super) struct Payment {
     pub(super) shard: u16,
     /// Letters of the currency.
     pub(super) currency: [u8; 3],
-    /// Attempts in the log, from 1.
-    pub(super) attempts: [Attempt; ATTEMPTS_MAX],
-    /// Charges in the channel's ledger, by attempt.
-    pub(super) charges: [Charge; ATTEMPTS_MAX],
+    /// The first attempts in the log; of all of them knows [`Table::attempts`].
+    pub(super) attempts: [Attempt; NEAR],
+    /// Their charges in the channel's ledger.
+    pub(super) charges: [Charge; NEAR],
+    /// Highest attempt that began.
+    pub(super) begun: u8,
     /// State as the log tells it.
     pub(super) state: State,
     /// Final state that was acknowledged.
@@ -109,13 +115,6 @@ pub(super) struct Payment {
     pub(super) goes_on: bool,
     /// It asked for its outcome's event, and the gateway listened.
     pub(super) event_wanted: bool,
-}
-
-impl Payment {
-    /// Number of charges that stand.
-    pub(super) fn standing(&self) -> usize {
-        self.charges.iter().filter(|charge| **charge == Charge::Stands).count()
-    }
 }
 
 /// Payments of a chunk.
@@ -130,6 +129,8 @@ pub(super) struct Table {
     /// 0 empty. At most half full.
     index: Vec<u64>,
     sequences: Vec<Vec<u32>>,
+    /// Attempts that are not in their payment's row.
+    far: HashMap<(u32, u8), (Attempt, Charge)>,
 }
 
 impl Table {
@@ -147,6 +148,55 @@ impl Table {
     /// A payment by its place.
     pub(super) fn get_mut(&mut self, at: u32) -> &mut Payment {
         &mut self.chunks[at as usize / CHUNK][at as usize % CHUNK]
+    }
+
+    fn both(&self, at: u32, number: u8) -> (Attempt, Charge) {
+        let payment = self.get(at);
+        match near(number) {
+            Some(index) => (payment.attempts[index], payment.charges[index]),
+            None => self.far.get(&(at, number)).copied().unwrap_or_default(),
+        }
+    }
+
+    /// State of a payment's attempt, from 1.
+    pub(super) fn attempt(&self, at: u32, number: u8) -> Attempt {
+        self.both(at, number).0
+    }
+
+    /// State of an attempt's charge.
+    pub(super) fn charge(&self, at: u32, number: u8) -> Charge {
+        self.both(at, number).1
+    }
+
+    /// An attempt begins, or has come to this.
+    pub(super) fn set_attempt(&mut self, at: u32, number: u8, state: Attempt) {
+        let payment = self.get_mut(at);
+        payment.begun = payment.begun.max(number);
+        match near(number) {
+            Some(index) => payment.attempts[index] = state,
+            None => self.far.entry((at, number)).or_default().0 = state,
+        }
+    }
+
+    /// An attempt's charge has come to this.
+    pub(super) fn set_charge(&mut self, at: u32, number: u8, state: Charge) {
+        match near(number) {
+            Some(index) => self.get_mut(at).charges[index] = state,
+            None => self.far.entry((at, number)).or_default().1 = state,
+        }
+    }
+
+    /// Number of the newest attempt.
+    pub(super) fn newest(&self, at: u32) -> u8 {
+        self.get(at).begun
+    }
+
+    /// Number, state and charge of every attempt that began.
+    pub(super) fn attempts(&self, at: u32) -> impl Iterator<Item = (u8, Attempt, Charge)> {
+        (1..=self.newest(at)).map(move |number| {
+            let (attempt, charge) = self.both(at, number);
+            (number, attempt, charge)
+        })
     }
 
     /// Asks for the memory that a look-up of this digest needs first: done for a
@@ -227,6 +277,11 @@ impl Table {
     }
 }
 
+/// Place of an attempt in its payment's row.
+fn near(number: u8) -> Option<usize> {
+    usize::from(number).checked_sub(1).filter(|index| *index < NEAR)
+}
+
 fn spread(digest: &[u8; 16]) -> u64 {
     let mut word = [0; 8];
     word.copy_from_slice(&digest[..8]);
@@ -268,6 +323,30 @@ mod tests {
         let gap = Payment { digest: digest(20_000), sequence: 9, ..Payment::default() };
         assert_eq!(table.add(gap), Err(3_334));
         assert!(size_of::<Payment>() <= 64, "{}", size_of::<Payment>());
+    }
+
+    #[test]
+    fn attempts_in_the_row_and_beside_it_are_told_apart() {
+        let mut table = Table::default();
+        for sequence in 1..=2 {
+            table
+                .add(Payment { digest: digest(sequence), sequence, ..Payment::default() })
+                .unwrap();
+        }
+        let state =
+            |number: u8| if number.is_multiple_of(2) { Attempt::Void } else { Attempt::Declined };
+        for number in 1..=ATTEMPTS_MAX {
+            assert_eq!((table.attempt(1, number), table.newest(1)), (Attempt::None, number - 1));
+            table.set_attempt(1, number, state(number));
+            table.set_charge(1, number, Charge::Fenced);
+        }
+        table.set_charge(1, 9, Charge::Stands);
+        let expected = (1..=ATTEMPTS_MAX).map(|number| {
+            (number, state(number), if number == 9 { Charge::Stands } else { Charge::Fenced })
+        });
+        assert!(table.attempts(1).eq(expected));
+        assert_eq!((table.attempts(0).count(), table.newest(0)), (0, 0));
+        assert_eq!((table.attempt(1, 0), table.charge(0, 9)), (Attempt::None, Charge::None));
     }
 
     #[test]

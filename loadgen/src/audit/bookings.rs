@@ -1,0 +1,108 @@
+//! The channel's ledger, held against what the log says.
+//!
+//! Pure. Tested with the books.
+
+use super::books::{Books, ORPHAN_ORDINAL};
+use super::table::{Attempt, Charge};
+use crate::channel::book::Entry;
+use crate::channel::number::Number;
+use protocol::channel::{ChannelStatus, kind};
+
+/// Clocks of log and channel may differ by this.
+const CLOCK_SLACK_MS: u64 = 1_000;
+
+impl Books {
+    /// Asks for the memory that a payment's look-up needs, ahead of it.
+    pub(super) fn warm(&self, digest: &[u8; 16]) {
+        self.table.warm(digest);
+    }
+
+    /// Takes an entry of the channel's ledger.
+    pub(crate) fn entry(&mut self, entry: &Entry) {
+        self.checked.ledger_entries += 1;
+        let digest = entry.charge.digest;
+        let Some(at) = self.table.find(&digest) else {
+            let detail =
+                format!("the channel has {} and the log has no such payment", named(entry));
+            return self.violation(2, Some(digest), detail);
+        };
+        let payment = self.table.get(at);
+        if self.table.attempt(at, entry.charge.ordinal) == Attempt::None {
+            let detail = format!("the channel has {} and the log no such attempt", named(entry));
+            return self.about(2, at, detail);
+        }
+        if entry.at_ms + CLOCK_SLACK_MS < payment.begun_ms {
+            let detail = format!(
+                "{} came {} ms before the payment's record",
+                named(entry),
+                payment.begun_ms - entry.at_ms
+            );
+            self.about(2, at, detail);
+        }
+        match entry.refund {
+            Some(refund) => self.channel_refund(at, entry, refund),
+            None => self.channel_charge(at, entry),
+        }
+    }
+
+    fn channel_charge(&mut self, at: u32, entry: &Entry) {
+        let (payment, number) = (self.table.get(at), entry.charge.ordinal);
+        let (amount, currency) = (payment.amount, payment.currency);
+        let was = self.table.charge(at, number);
+        let charged = entry.operation == kind::CHARGE && entry.status == ChannelStatus::Success;
+        if charged && (entry.amount != amount || entry.currency != currency) {
+            let detail = format!("charged {} and the payment is {amount}", entry.amount);
+            self.about(3, at, detail);
+        }
+        let now = match (entry.operation, entry.status) {
+            (_, ChannelStatus::Success) => Charge::Stands,
+            (_, ChannelStatus::Reversed) if was == Charge::Stands => Charge::Undone,
+            (_, ChannelStatus::Reversed) => Charge::Fenced,
+            _ => Charge::Declined,
+        };
+        self.table.set_charge(at, number, now);
+    }
+
+    fn channel_refund(&mut self, at: u32, entry: &Entry, refund: Number) {
+        let Some(line) = self.refunds.get_mut(&(at, refund.ordinal)) else {
+            let detail = format!("the channel has {} and the log no such refund", named(entry));
+            return self.about(9, at, detail);
+        };
+        let before = line.channel.replace(entry.status);
+        let (amount, attempt) = (line.amount, line.attempt);
+        if before == Some(ChannelStatus::Success) {
+            self.about(9, at, format!("refund {} moved money twice", refund.ordinal));
+        }
+        if attempt != entry.charge.ordinal {
+            let detail = format!("refund {} of another attempt's charge", refund.ordinal);
+            self.about(9, at, detail);
+        }
+        if entry.status != ChannelStatus::Success {
+            return;
+        }
+        if entry.amount != amount {
+            let detail = format!("the channel refunded {} instead of {amount}", entry.amount);
+            self.about(9, at, detail);
+        }
+        if refund.ordinal > ORPHAN_ORDINAL {
+            // An orphan charge is given back as a whole.
+            self.table.set_charge(at, attempt, Charge::Undone);
+        } else {
+            let totals = self.totals.entry(at).or_default();
+            totals.channel_refunded += entry.amount;
+            let (back, paid) = (totals.channel_refunded, self.table.get(at).amount);
+            if back > paid {
+                self.about(8, at, format!("the channel gave back {back} of {paid}"));
+            }
+        }
+    }
+}
+
+fn named(entry: &Entry) -> String {
+    let operation = match entry.operation {
+        kind::CHARGE => "a charge",
+        kind::REVERSE => "a reversal",
+        _ => "a refund",
+    };
+    format!("{operation} ({:?}, attempt {})", entry.status, entry.charge.ordinal)
+}
