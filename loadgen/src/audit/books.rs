@@ -89,6 +89,15 @@ pub(super) struct Totals {
     wished: bool,
 }
 
+/// What an attempt's end means for its payment.
+#[derive(Clone, Copy)]
+struct After {
+    /// Another attempt follows.
+    goes_on: bool,
+    /// A charge of a cancelled payment will be undone.
+    undone: bool,
+}
+
 /// Where a shard's log has got to.
 #[derive(Clone, Copy, Default)]
 struct Place {
@@ -203,7 +212,12 @@ impl Books {
         match line.fact {
             Fact::Attempt(attempt) => self.attempt(at, attempt),
             Fact::End { attempt, ending, goes_on, undone } => {
-                self.end(at, attempt, ending, (goes_on, undone));
+                self.end(at, attempt, ending, After { goes_on, undone });
+            }
+            // Whoever says so: money that stands on a cancelled payment goes back.
+            Fact::Decided { attempt, moved } => {
+                let ending = if moved { Ending::Succeeded } else { Ending::Void };
+                self.end(at, attempt, ending, After { goes_on: false, undone: true });
             }
             Fact::RouteEnd => self.route_end(at),
             Fact::Cancel { ends_payment } => self.cancel(at, ends_payment),
@@ -294,7 +308,7 @@ impl Books {
         self.table.get_mut(at).goes_on = false;
     }
 
-    fn end(&mut self, at: u32, attempt: u8, ending: Ending, (goes_on, undone): (bool, bool)) {
+    fn end(&mut self, at: u32, attempt: u8, ending: Ending, after: After) {
         let was = self.table.attempt(at, attempt);
         let now = match ending {
             Ending::Succeeded => Attempt::Succeeded,
@@ -317,9 +331,9 @@ impl Books {
         }
         self.table.set_attempt(at, attempt, now);
         let payment = self.table.get_mut(at);
-        payment.goes_on = goes_on && now.clear();
+        payment.goes_on = after.goes_on && now.clear();
         let state = match now {
-            Attempt::Succeeded if undone && payment.cancelled => State::Processing,
+            Attempt::Succeeded if after.undone && payment.cancelled => State::Processing,
             Attempt::Succeeded => State::Paid,
             Attempt::Manual => State::Manual,
             _ if payment.cancelled => State::Closed,

@@ -62,6 +62,13 @@ pub(crate) enum Fact<'a> {
         /// The charge came too late for a cancelled payment and will be undone.
         undone: bool,
     },
+    /// Operators have said what became of an attempt.
+    Decided {
+        /// Which.
+        attempt: u8,
+        /// The money moved.
+        moved: bool,
+    },
     /// No further attempt follows after all.
     RouteEnd,
     /// A cancel; whether it is the payment's end or only the attempt's.
@@ -271,15 +278,12 @@ fn looks_like_card(text: &str) -> bool {
 
 /// An operator's decision ends what it is about.
 fn decided<'a>(raw: &Raw<'a>) -> Fact<'a> {
-    let ending = match (raw.success, raw.refund) {
-        (true, _) => Ending::Succeeded,
-        (false, true) => Ending::Declined,
-        (false, false) => Ending::Void,
-    };
+    let (ordinal, moved) = (raw.ordinal, raw.success);
     if raw.refund {
-        Fact::RefundEnd { ordinal: raw.ordinal, ending }
+        let ending = if moved { Ending::Succeeded } else { Ending::Declined };
+        Fact::RefundEnd { ordinal, ending }
     } else {
-        Fact::End { attempt: raw.ordinal, ending, goes_on: false, undone: false }
+        Fact::Decided { attempt: ordinal, moved }
     }
 }
 
@@ -455,9 +459,20 @@ mod tests {
 
     #[test]
     fn a_decision_ends_what_it_is_about() {
-        let decided = r#"{"shard":0,"index":1,"term":1,"record":0,"at_us":1,"kind":"decided","sequence":2,"ordinal":1,"refund":false,"success":true,"operator":"a","second":"b","note":""}"#;
-        let (attempt, ending) = (1, Ending::Succeeded);
-        let expected = Fact::End { attempt, ending, goes_on: false, undone: false };
-        assert_eq!(parse(decided).unwrap().fact, expected);
+        let decided = |refund: bool, success: bool| {
+            let line = format!(
+                r#"{{"shard":0,"index":1,"term":1,"record":0,"at_us":1,"kind":"decided","sequence":2,"ordinal":1,"refund":{refund},"success":{success},"operator":"a","second":"b","note":""}}"#
+            );
+            let fact = parse(&line).unwrap().fact;
+            match fact {
+                Fact::Decided { attempt: 1, moved } => (false, moved),
+                Fact::RefundEnd { ordinal: 1, ending: Ending::Succeeded } => (true, true),
+                Fact::RefundEnd { ordinal: 1, ending: Ending::Declined } => (true, false),
+                other => panic!("{other:?}"),
+            }
+        };
+        for (refund, success) in [(false, true), (false, false), (true, true), (true, false)] {
+            assert_eq!(decided(refund, success), (refund, success));
+        }
     }
 }

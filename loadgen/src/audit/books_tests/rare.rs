@@ -2,8 +2,19 @@
 //! beside what is wrong and looks like it.
 
 use super::*;
+use crate::audit::log;
 
 impl History {
+    /// Takes a record as the switch prints it; its place is added.
+    fn line(&mut self, rest: &str) {
+        self.records += 1;
+        let (index, at_us) = (self.records, AT_US + self.records);
+        let text = format!(
+            r#"{{"shard":2,"index":{index},"term":1,"record":0,"at_us":{at_us},"sequence":1,{rest}}}"#
+        );
+        self.books.record(&log::parse(&text).unwrap());
+    }
+
     /// Attempts up to `last` have begun, all before it declined by log and channel.
     fn tried(last: u8) -> Self {
         let mut history = Self::new();
@@ -59,4 +70,41 @@ fn late_attempts_are_held_to_the_rules_of_early_ones() {
     history.record(Fact::Attempt(17));
     let found = history.broken();
     assert!(found.contains(&7), "{found:?}");
+}
+
+#[test]
+fn an_operators_word_about_a_cancelled_payment_is_undone() {
+    const MOVED: &str = r#""kind":"decided","ordinal":1,"refund":false,"success":true,"operator":"a","second":"b","note":"""#;
+    let decided = |cancelled: bool| {
+        let mut history = History::new();
+        history.begin();
+        history.end(1, Ending::Manual, false);
+        if cancelled {
+            history.record(Fact::Cancel { ends_payment: true });
+        }
+        history.line(MOVED);
+        history.charge(1, ChannelStatus::Success, history.amount());
+        history
+    };
+    let mut closed = decided(true);
+    let amount = closed.amount();
+    closed.refunded(100, "", amount);
+    closed.told(OrderState::Closed);
+    assert_eq!(closed.broken(), CLEAN);
+    let mut refused = decided(true);
+    refused.begin_refund(100, amount, "");
+    refused.record(Fact::RefundEnd { ordinal: 100, ending: Ending::Declined });
+    refused.book(kind::REFUND, 1, 100, ChannelStatus::Declined, amount);
+    refused.told(OrderState::Paid);
+    assert_eq!(refused.broken(), CLEAN);
+    let mut paid = decided(false);
+    paid.told(OrderState::Paid);
+    assert_eq!(paid.broken(), CLEAN);
+    // The money went back, and the gateway was told that it is paid.
+    let mut lied = decided(true);
+    lied.refunded(100, "", amount);
+    lied.told(OrderState::Paid);
+    assert_eq!(lied.broken(), [6]);
+    // Nothing ever undid it.
+    assert_eq!(decided(true).broken(), [16]);
 }
