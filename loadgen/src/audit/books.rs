@@ -402,7 +402,10 @@ impl Books {
             self.about(8, at, detail);
         }
         let payment = self.table.get(at);
-        let cancelled = payment.cancelled || self.refunds.contains_key(&(at, REVERSAL_ORDINAL));
+        // A reversal that the channel refused leaves the payment paid: what is left to the
+        // merchant is to refund it.
+        let reversal = self.refunds.get(&(at, REVERSAL_ORDINAL)).map(|line| line.state);
+        let cancelled = reversal.map_or(payment.cancelled, |state| state != RefundState::Failed);
         if ordinal < REVERSAL_ORDINAL && cancelled {
             self.about(10, at, format!("refund {ordinal} began after the payment was cancelled"));
         }

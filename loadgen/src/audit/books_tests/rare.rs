@@ -108,3 +108,37 @@ fn an_operators_word_about_a_cancelled_payment_is_undone() {
     // Nothing ever undid it.
     assert_eq!(decided(true).broken(), [16]);
 }
+
+#[test]
+fn rule_10_a_refund_behind_a_refused_reversal_is_clean() {
+    let reversed = |cancelled: bool, ending: Option<Ending>| {
+        let mut history = History::new();
+        let amount = history.amount();
+        history.begin();
+        if cancelled {
+            history.record(Fact::Cancel { ends_payment: true });
+        }
+        let (attempt, succeeded) = (1, Ending::Succeeded);
+        history.record(Fact::End { attempt, ending: succeeded, goes_on: false, undone: cancelled });
+        history.charge(1, ChannelStatus::Success, amount);
+        history.begin_refund(100, amount, "");
+        if let Some(ending) = ending {
+            history.record(Fact::RefundEnd { ordinal: 100, ending });
+            let succeeded = ending == Ending::Succeeded;
+            let status = if succeeded { ChannelStatus::Success } else { ChannelStatus::Declined };
+            history.book(kind::REFUND, 1, 100, status, amount);
+        }
+        let (number, amount) = (history.refund_number(), history.refund_amount());
+        history.refunded(1, &number, amount);
+        history.told_refund(RefundState::Success, amount);
+        history.broken()
+    };
+    for cancelled in [false, true] {
+        assert_eq!(reversed(cancelled, Some(Ending::Declined)), CLEAN, "{cancelled}");
+        // It may still go through; or it did.
+        for ending in [None, Some(Ending::Manual), Some(Ending::Succeeded)] {
+            let found = reversed(cancelled, ending);
+            assert!(found.contains(&10), "{cancelled} {ending:?}: {found:?}");
+        }
+    }
+}
