@@ -132,3 +132,59 @@ fn rule_14_an_id_stands_for_one_outcome_and_an_outcome_for_one_id() {
     history.books.ack(&history.run, &event);
     assert_eq!(history.broken(), [14]);
 }
+
+/// A payment that was charged although it was cancelled; the channel did not give the
+/// money back. All events of it came that are due.
+fn refused_cancel() -> (History, Vec<Ack>) {
+    let mut history = History::of(Params { notify: true, ..params() });
+    let amount = history.amount();
+    history.begin();
+    history.record(Fact::Cancel { ends_payment: true });
+    let (attempt, ending) = (1, Ending::Succeeded);
+    history.record(Fact::End { attempt, ending, goes_on: false, undone: true });
+    history.charge(1, ChannelStatus::Success, amount);
+    history.begin_refund(100, amount, "");
+    history.record(Fact::RefundEnd { ordinal: 100, ending: Ending::Declined });
+    history.book(kind::REFUND, 1, 100, ChannelStatus::Declined, amount);
+    history.told(OrderState::Paid);
+    let (number, amount) = (history.refund_number(), history.refund_amount());
+    history.refunded(1, &number, amount);
+    let events = vec![history.event(1), history.refund_event(2)];
+    (history, events)
+}
+
+#[test]
+fn rule_14_what_undoes_a_cancelled_payment_needs_no_event_and_may_have_one() {
+    let (history, events) = refused_cancel();
+    assert_eq!(history.with(&events), CLEAN);
+    let of_reversal = |history: &History, sequence, state: RefundState| {
+        let (n, amount, state) = (history.k, history.amount(), state.wire());
+        Ack { n, amount, state, ..history.refund_event(sequence) }
+    };
+    let (history, mut events) = refused_cancel();
+    events.push(of_reversal(&history, 3, RefundState::Failed));
+    assert_eq!(history.with(&events), CLEAN);
+    // It says what the log says, and stands for no other event.
+    let (history, mut events) = refused_cancel();
+    events.push(of_reversal(&history, 3, RefundState::Success));
+    assert_eq!(history.with(&events), [14]);
+    for missing in [0, 1] {
+        let (history, mut events) = refused_cancel();
+        events[missing] = of_reversal(&history, missing as u16 + 1, RefundState::Failed);
+        assert_eq!(history.with(&events), [14], "{missing}");
+    }
+}
+
+#[test]
+fn rule_14_one_event_does_not_stand_for_another() {
+    // Two of the payment, none of its refund.
+    let mut history = History::notified();
+    let (number, amount) = (history.refund_number(), history.refund_amount());
+    history.refunded(1, &number, amount);
+    let events = [history.event(1), history.event(2)];
+    assert_eq!(history.with(&events), [14]);
+    // Two of one outcome.
+    let history = History::notified();
+    let events = [history.event(1), history.event(2)];
+    assert_eq!(history.with(&events), [14]);
+}
