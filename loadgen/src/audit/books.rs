@@ -96,7 +96,12 @@ struct After {
     goes_on: bool,
     /// A charge of a cancelled payment will be undone.
     undone: bool,
+    /// Nothing may start any more: what was never charged is closed.
+    expired: bool,
 }
+
+/// An operators' word.
+const OF_OPERATORS: After = After { goes_on: false, undone: true, expired: false };
 
 /// Where a shard's log has got to.
 #[derive(Clone, Copy, Default)]
@@ -195,9 +200,8 @@ impl Books {
             let detail = format!("shard {shard} block {index}: a text like a card's number");
             self.violation(SITES_DIFFER, None, detail);
         }
-        if let Fact::Begin { mch_id, out_trade_no, charge_no, amount, currency } = line.fact {
-            self.begin(line, (mch_id, out_trade_no, charge_no), amount, currency);
-            return;
+        if let Fact::Begin { .. } = line.fact {
+            return self.begin(line);
         }
         if line.sequence == 0 {
             return self.rule(line);
@@ -212,14 +216,16 @@ impl Books {
         match line.fact {
             Fact::Attempt(attempt) => self.attempt(at, attempt),
             Fact::End { attempt, ending, goes_on, undone } => {
-                self.end(at, attempt, ending, After { goes_on, undone });
+                let expired = self.table.get(at).expired(line.at_us);
+                self.end(at, attempt, ending, After { goes_on, undone, expired });
             }
-            // Whoever says so: money that stands on a cancelled payment goes back.
+            // Whoever says so: money that stands on a cancelled payment goes back. What did
+            // not move fails, expired or not.
             Fact::Decided { attempt, moved } => {
                 let ending = if moved { Ending::Succeeded } else { Ending::Void };
-                self.end(at, attempt, ending, After { goes_on: false, undone: true });
+                self.end(at, attempt, ending, OF_OPERATORS);
             }
-            Fact::RouteEnd => self.route_end(at),
+            Fact::RouteEnd => self.route_end(at, line.at_us),
             Fact::Cancel { ends_payment } => self.cancel(at, ends_payment),
             Fact::Refund { ordinal, attempt, amount, out_refund_no } => {
                 self.refund(at, (ordinal, attempt), amount, out_refund_no);
@@ -246,13 +252,12 @@ impl Books {
         }
     }
 
-    fn begin(
-        &mut self,
-        line: &Line<'_>,
-        (mch_id, out_trade_no, charge_no): (&str, &str, &str),
-        amount: i64,
-        currency: &str,
-    ) {
+    fn begin(&mut self, line: &Line<'_>) {
+        let Fact::Begin { mch_id, out_trade_no, charge_no, amount, currency, expire_ms } =
+            line.fact
+        else {
+            return;
+        };
         let ids = (MchId::parse(mch_id.as_bytes()), OutTradeNo::parse(out_trade_no.as_bytes()));
         let (Ok(mch_id), Ok(out_trade_no)) = ids else {
             let detail = format!("shard {} block {}: unreadable ids", line.shard, line.index);
@@ -273,11 +278,15 @@ impl Books {
         }
         let mut letters = [0; 3];
         letters.iter_mut().zip(currency.bytes()).for_each(|(slot, byte)| *slot = byte);
+        let begun_ms = line.at_us / 1_000;
+        let expires_in = expire_ms.saturating_sub(begun_ms).try_into().unwrap_or(u32::MAX);
+        let expires_in = if expire_ms == 0 { u32::MAX } else { expires_in };
         let payment = Payment {
             digest,
             amount,
             sequence: line.sequence,
-            begun_ms: line.at_us / 1_000,
+            begun_ms,
+            expires_in,
             shard: line.shard,
             currency: letters,
             state: State::Processing,
@@ -338,6 +347,7 @@ impl Books {
             Attempt::Manual => State::Manual,
             _ if payment.cancelled => State::Closed,
             _ if payment.goes_on => State::Processing,
+            Attempt::Void | Attempt::Reversed if after.expired => State::Closed,
             _ => State::Failed,
         };
         self.become_state(at, state);
@@ -348,12 +358,14 @@ impl Books {
         }
     }
 
-    fn route_end(&mut self, at: u32) {
+    fn route_end(&mut self, at: u32, at_us: u64) {
+        let declined = self.table.attempt(at, self.table.newest(at)) == Attempt::Declined;
         let payment = self.table.get_mut(at);
         if !std::mem::take(&mut payment.goes_on) {
             return self.about(7, at, "the route ended while an attempt was open".to_owned());
         }
-        let state = if payment.cancelled { State::Closed } else { State::Failed };
+        let closed = payment.cancelled || payment.expired(at_us) && !declined;
+        let state = if closed { State::Closed } else { State::Failed };
         if !payment.state.is_final() {
             self.become_state(at, state);
         }

@@ -81,6 +81,7 @@ impl History {
             charge_no: charge_no.unwrap_or(own.as_str()),
             amount: self.amount(),
             currency: "CNY",
+            expire_ms: 0,
         };
         self.records += 1;
         let index = self.records;
@@ -525,6 +526,7 @@ fn rule_3_what_was_accepted_is_what_was_asked_even_when_no_answer_came() {
         charge_no: own.as_str(),
         amount,
         currency,
+        expire_ms: 0,
     };
     history.record(begin(amount, "CNY"));
     history.end(1, Ending::Succeeded, false);

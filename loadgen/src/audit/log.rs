@@ -48,6 +48,8 @@ pub(crate) enum Fact<'a> {
         amount: i64,
         /// Three letters.
         currency: &'a str,
+        /// When it expires, Unix milliseconds; 0: the line does not say.
+        expire_ms: u64,
     },
     /// A further attempt.
     Attempt(u8),
@@ -175,6 +177,8 @@ pub(super) struct Raw<'a> {
     #[serde(default)]
     pub(super) currency: &'a str,
     #[serde(default)]
+    pub(super) time_expire_ms: u64,
+    #[serde(default)]
     pub(super) out_refund_no: &'a str,
     #[serde(default)]
     pub(super) cause: &'a str,
@@ -215,6 +219,7 @@ pub(crate) fn parse(line: &str) -> Result<Line<'_>, String> {
             charge_no: raw.charge_no,
             amount: raw.amount,
             currency: raw.currency,
+            expire_ms: raw.time_expire_ms,
         },
         "attempt" => Fact::Attempt(raw.attempt),
         "end" => {

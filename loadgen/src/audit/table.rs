@@ -72,6 +72,14 @@ pub(super) enum State {
     Manual,
 }
 
+impl Payment {
+    /// Whether it has expired, by a stamp of its log.
+    pub(super) fn expired(&self, at_us: u64) -> bool {
+        let at_ms = at_us / 1_000;
+        self.expires_in != u32::MAX && at_ms >= self.begun_ms + u64::from(self.expires_in)
+    }
+}
+
 impl State {
     /// Never left.
     pub(super) fn is_final(self) -> bool {
@@ -95,6 +103,8 @@ pub(super) struct Payment {
     pub(super) sequence: u64,
     /// When it began, Unix milliseconds.
     pub(super) begun_ms: u64,
+    /// Milliseconds from then until it expires: days at most; the highest value, never.
+    pub(super) expires_in: u32,
     /// Shard.
     pub(super) shard: u16,
     /// Letters of the currency.

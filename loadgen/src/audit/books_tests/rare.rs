@@ -142,3 +142,80 @@ fn rule_10_a_refund_behind_a_refused_reversal_is_clean() {
         }
     }
 }
+
+/// A payment that expires 60 s after it began, by the stamps of its records.
+struct Expiring(History);
+
+impl Expiring {
+    const EXPIRE_MS: u64 = AT_US / 1_000 + 60_000;
+
+    fn new() -> Self {
+        let mut history = History::new();
+        let (mch_id, amount) = (*history.run.merchant(history.k), history.amount());
+        let number = history.run.plan.out_trade_no(history.k);
+        let charge = charge_number(&history.run.digest(history.k), 1);
+        let expire_ms = Self::EXPIRE_MS;
+        history.line(&format!(
+            r#""kind":"begin","mch_id":"{mch_id}","out_trade_no":"{number}","charge_no":"{}","amount":{amount},"currency":"CNY","time_expire_ms":{expire_ms}"#,
+            charge.as_str()
+        ));
+        Self(history)
+    }
+
+    /// A record, so many milliseconds before or after it expires.
+    fn at(&mut self, ms: i64, rest: &str) {
+        let History { records, books, .. } = &mut self.0;
+        *records += 1;
+        let at_us = (Self::EXPIRE_MS.checked_add_signed(ms).unwrap()) * 1_000;
+        let text = format!(
+            r#"{{"shard":2,"index":{records},"term":1,"record":0,"at_us":{at_us},"sequence":1,{rest}}}"#
+        );
+        books.record(&log::parse(&text).unwrap());
+    }
+
+    /// The rules found broken when the gateway was told this.
+    fn told(mut self, state: OrderState) -> Vec<u8> {
+        self.0.told(state);
+        self.0.broken()
+    }
+}
+
+#[test]
+fn what_was_never_charged_is_closed_once_it_has_expired() {
+    const VOID: &str =
+        r#""kind":"end","attempt":1,"ending":"void","goes_on":false,"order_state":"CLOSED""#;
+    const DECLINED: &str =
+        r#""kind":"end","attempt":1,"ending":"declined","goes_on":false,"order_state":"FAILED""#;
+    let ended = |ms: i64, rest: &str, told: OrderState| {
+        let mut payment = Expiring::new();
+        payment.at(ms, rest);
+        payment.told(told)
+    };
+    for ms in [0, 5_000] {
+        assert_eq!(ended(ms, VOID, OrderState::Closed), CLEAN);
+        assert_eq!(ended(ms, VOID, OrderState::Failed), [6]);
+        assert_eq!(ended(ms, DECLINED, OrderState::Failed), CLEAN);
+    }
+    assert_eq!(ended(-1, VOID, OrderState::Failed), CLEAN);
+    assert_eq!(ended(-1, VOID, OrderState::Closed), [6], "it had not expired");
+    // An operator's word fails it, expired or not.
+    let word = r#""kind":"decided","ordinal":1,"refund":false,"success":false,"operator":"a","second":"b","note":"""#;
+    assert_eq!(ended(5_000, word, OrderState::Failed), CLEAN);
+}
+
+#[test]
+fn a_route_that_ends_after_expiry_is_closed_when_nothing_was_sent() {
+    let ended = |ms: i64, ending: &str, told: OrderState| {
+        let mut payment = Expiring::new();
+        let goes_on = r#""goes_on":true,"order_state":"PROCESSING""#;
+        payment.at(-10, &format!(r#""kind":"end","attempt":1,"ending":"{ending}",{goes_on}"#));
+        payment.at(ms, r#""kind":"route_end","attempt":1,"ending":"manual""#);
+        payment.told(told)
+    };
+    assert_eq!(ended(0, "void", OrderState::Closed), CLEAN);
+    assert_eq!(ended(0, "reversed", OrderState::Closed), CLEAN);
+    assert_eq!(ended(0, "declined", OrderState::Failed), CLEAN);
+    assert_eq!(ended(-1, "void", OrderState::Failed), CLEAN);
+    assert_eq!(ended(0, "void", OrderState::Failed), [6]);
+    assert_eq!(ended(-1, "void", OrderState::Closed), [6]);
+}
