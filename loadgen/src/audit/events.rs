@@ -6,9 +6,9 @@
 //!
 //! What has an event: every final payment, and every final refund that a gateway
 //! asked for by a refund or by the reverse of a paid payment. The refund that
-//! undoes the charge of a cancelled payment is a step of the cancel, whose outcome
-//! is the payment's; no rule says whether it has an event of its own, so none is
-//! missed, and one that comes must be true. An orphan's has none.
+//! undoes the charge of a cancelled payment has none, whatever its result: it is a
+//! step of the cancel, and the payment's event tells what that led to. Nor has an
+//! orphan's.
 
 use super::EventsDue;
 use super::books::{Books, refund_key};
@@ -109,6 +109,10 @@ impl Books {
             let detail = "an event is about a refund that the log does not have".to_owned();
             return self.about(EVENTS, at, detail);
         };
+        if about == REVERSAL_ORDINAL && self.table.get(at).cancelled {
+            let detail = "an event is about the refund that undoes a cancelled payment".to_owned();
+            self.about(EVENTS, at, detail);
+        }
         let said = RefundState::from_wire(ack.state);
         if said != Some(state) || ack.amount != amount {
             let detail = format!(
