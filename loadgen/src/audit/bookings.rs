@@ -26,17 +26,16 @@ impl Books {
                 format!("the channel has {} and the log has no such payment", named(entry));
             return self.violation(2, Some(digest), detail);
         };
-        let payment = self.table.get(at);
-        if self.table.attempt(at, entry.charge.ordinal) == Attempt::None {
+        let ordinal = entry.charge.ordinal;
+        if self.table.attempt(at, ordinal) == Attempt::None {
             let detail = format!("the channel has {} and the log no such attempt", named(entry));
             return self.about(2, at, detail);
         }
-        if entry.at_ms + CLOCK_SLACK_MS < payment.begun_ms {
-            let detail = format!(
-                "{} came {} ms before the payment's record",
-                named(entry),
-                payment.begun_ms - entry.at_ms
-            );
+        let later = if ordinal > 1 { self.later.get(&(at, ordinal)).copied() } else { None };
+        let begun_ms = later.unwrap_or(self.table.get(at).begun_ms);
+        if entry.at_ms + CLOCK_SLACK_MS < begun_ms {
+            let early_ms = begun_ms - entry.at_ms;
+            let detail = format!("{} came {early_ms} ms before its attempt's record", named(entry));
             self.about(2, at, detail);
         }
         match entry.refund {

@@ -122,6 +122,8 @@ pub(crate) struct Books {
     pub(super) events: Vec<Noticed>,
     merchants: Merchants,
     last: HashMap<u16, Place>,
+    /// When attempts behind the first began, Unix milliseconds.
+    pub(super) later: HashMap<(u32, u8), u64>,
     pub(super) checked: Checked,
     violations: Vec<Violation>,
     violation_count: u64,
@@ -138,6 +140,7 @@ impl Books {
             events: Vec::new(),
             merchants: Merchants::default(),
             last: HashMap::new(),
+            later: HashMap::new(),
             checked: Checked::default(),
             violations: Vec::new(),
             violation_count: 0,
@@ -214,7 +217,7 @@ impl Books {
             return self.violation(2, None, detail);
         };
         match line.fact {
-            Fact::Attempt(attempt) => self.attempt(at, attempt),
+            Fact::Attempt(attempt) => self.attempt(at, attempt, line.at_us / 1_000),
             Fact::End { attempt, ending, goes_on, undone } => {
                 let expired = self.table.get(at).expired(line.at_us);
                 self.end(at, attempt, ending, After { goes_on, undone, expired });
@@ -304,7 +307,7 @@ impl Books {
         }
     }
 
-    fn attempt(&mut self, at: u32, attempt: u8) {
+    fn attempt(&mut self, at: u32, attempt: u8, at_ms: u64) {
         if !(2..=ATTEMPTS_MAX).contains(&attempt) {
             return self.about(7, at, format!("attempt {attempt} is out of range"));
         }
@@ -313,7 +316,15 @@ impl Books {
             let detail = format!("attempt {attempt} began while an earlier one was {earlier:?}");
             self.about(7, at, detail);
         }
+        if self.table.attempt(at, attempt) != Attempt::None {
+            return self.about(1, at, format!("attempt {attempt} began twice"));
+        }
+        let state = self.table.get(at).state;
+        if state.is_final() {
+            self.about(11, at, format!("attempt {attempt} began, the payment was {state:?}"));
+        }
         self.table.set_attempt(at, attempt, Attempt::Open);
+        self.later.insert((at, attempt), at_ms);
         self.table.get_mut(at).goes_on = false;
     }
 

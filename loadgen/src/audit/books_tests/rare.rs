@@ -219,3 +219,40 @@ fn a_route_that_ends_after_expiry_is_closed_when_nothing_was_sent() {
     assert_eq!(ended(0, "void", OrderState::Failed), [6]);
     assert_eq!(ended(-1, "void", OrderState::Closed), [6]);
 }
+
+#[test]
+fn rule_1_an_attempt_begins_once_and_rule_11_not_behind_the_end() {
+    let mut history = History::tried(3);
+    history.end(3, Ending::Declined, true);
+    history.charge(3, ChannelStatus::Declined, history.amount());
+    history.record(Fact::Attempt(3));
+    history.record(Fact::RouteEnd);
+    assert_eq!(history.broken(), [1]);
+    let mut history = History::new();
+    history.begin();
+    history.end(1, Ending::Declined, false);
+    history.charge(1, ChannelStatus::Declined, history.amount());
+    history.told(OrderState::Failed);
+    history.record(Fact::Attempt(2));
+    history.end(2, Ending::Declined, false);
+    assert_eq!(history.broken(), [11], "even when nothing came of it");
+}
+
+#[test]
+fn rule_2_a_later_attempts_charge_does_not_come_before_its_own_record() {
+    // The second attempt begins 60 s after the payment.
+    let charged = |before_ms: u64| {
+        let mut payment = Expiring::new();
+        let goes_on = r#""goes_on":true,"order_state":"PROCESSING""#;
+        payment.at(0, &format!(r#""kind":"end","attempt":1,"ending":"declined",{goes_on}"#));
+        payment.at(0, r#""kind":"attempt","attempt":2"#);
+        payment.at(0, r#""kind":"end","attempt":2,"ending":"succeeded","order_state":"PAID""#);
+        let Expiring(mut history) = payment;
+        let (amount, at_ms) = (history.amount(), Expiring::EXPIRE_MS - before_ms);
+        history.charge(1, ChannelStatus::Declined, amount);
+        history.book_at(kind::CHARGE, (2, 0), ChannelStatus::Success, amount, at_ms);
+        history.broken()
+    };
+    assert_eq!((charged(0), charged(900)), (CLEAN, CLEAN));
+    assert_eq!(charged(1_100), [2]);
+}
