@@ -53,6 +53,9 @@ impl Books {
             let detail = format!("charged {} and the payment is {amount}", entry.amount);
             self.about(3, at, detail);
         }
+        if charged && was == Charge::Stands {
+            self.about(1, at, format!("attempt {number} was charged twice under one number"));
+        }
         let now = match (entry.operation, entry.status) {
             (_, ChannelStatus::Success) => Charge::Stands,
             (_, ChannelStatus::Reversed) if was == Charge::Stands => Charge::Undone,
@@ -72,20 +75,22 @@ impl Books {
         if before == Some(ChannelStatus::Success) {
             self.about(9, at, format!("refund {} moved money twice", refund.ordinal));
         }
-        if attempt != entry.charge.ordinal {
-            let detail = format!("refund {} of another attempt's charge", refund.ordinal);
+        if attempt != entry.charge.ordinal || refund.digest != entry.charge.digest {
+            let detail = format!("refund {} of another charge than its own", refund.ordinal);
             self.about(9, at, detail);
         }
         if entry.status != ChannelStatus::Success {
             return;
         }
-        if entry.amount != amount {
-            let detail = format!("the channel refunded {} instead of {amount}", entry.amount);
+        let currency = self.table.get(at).currency;
+        if entry.amount != amount || entry.currency != currency {
+            let told = String::from_utf8_lossy(&entry.currency);
+            let detail =
+                format!("the channel refunded {} {told} instead of {amount}", entry.amount);
             self.about(9, at, detail);
         }
         if refund.ordinal > ORPHAN_ORDINAL {
-            // An orphan charge is given back as a whole.
-            self.table.set_charge(at, attempt, Charge::Undone);
+            self.orphan_refund(at, attempt, entry.amount);
         } else {
             let totals = self.totals.entry(at).or_default();
             totals.channel_refunded += entry.amount;
@@ -93,6 +98,21 @@ impl Books {
             if back > paid {
                 self.about(8, at, format!("the channel gave back {back} of {paid}"));
             }
+        }
+    }
+
+    /// An orphan charge is given back, and as a whole.
+    fn orphan_refund(&mut self, at: u32, attempt: u8, amount: i64) {
+        let charged = match self.table.charge(at, attempt) {
+            Charge::Stands => self.table.get(at).amount,
+            _ => 0,
+        };
+        if amount > charged {
+            let detail = format!("the channel gave back {amount} of {charged} charged");
+            self.about(8, at, detail);
+        }
+        if amount >= charged && charged > 0 {
+            self.table.set_charge(at, attempt, Charge::Undone);
         }
     }
 }

@@ -414,10 +414,18 @@ impl Books {
                 self.about(9, at, format!("refund number {number} began twice"));
             }
         }
-        let (payment, of) = (self.table.get(at), self.table.attempt(at, attempt));
+        let of = self.table.attempt(at, attempt);
+        if amount <= 0 {
+            self.about(8, at, format!("refund {ordinal} gives back {amount}"));
+        }
         if ordinal > ORPHAN_ORDINAL {
+            if !of.clear() {
+                let detail = format!("attempt {attempt} is {of:?} and its charge no orphan");
+                self.about(8, at, detail);
+            }
             return;
         }
+        let payment = self.table.get(at);
         let undoes = ordinal == REVERSAL_ORDINAL && payment.cancelled;
         if (payment.state != State::Paid && !undoes) || of != Attempt::Succeeded {
             let detail =

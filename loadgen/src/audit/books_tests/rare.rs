@@ -256,3 +256,81 @@ fn rule_2_a_later_attempts_charge_does_not_come_before_its_own_record() {
     assert_eq!((charged(0), charged(900)), (CLEAN, CLEAN));
     assert_eq!(charged(1_100), [2]);
 }
+
+/// A void attempt was charged after all, and the log says that this is given back.
+fn orphan(given_back: i64) -> History {
+    let mut history = History::new();
+    history.begin();
+    history.end(1, Ending::Void, false);
+    history.begin_refund(111, given_back, "");
+    history.record(Fact::RefundEnd { ordinal: 111, ending: Ending::Succeeded });
+    history
+}
+
+#[test]
+fn rules_8_and_19_an_orphan_goes_back_as_a_whole_and_only_if_it_was_charged() {
+    let whole = History::new().amount();
+    let broken = |amount: i64, charged: bool| {
+        let mut history = orphan(amount);
+        if charged {
+            history.charge(1, ChannelStatus::Success, whole);
+        } else {
+            history.charge(1, ChannelStatus::Declined, whole);
+        }
+        history.book(kind::REFUND, 1, 111, ChannelStatus::Success, amount);
+        history.broken()
+    };
+    assert_eq!(broken(whole, true), CLEAN);
+    let part = broken(whole - 1, true);
+    assert!(part.contains(&19) && part.contains(&20), "{part:?}");
+    assert_eq!(broken(whole + 1, true), [8]);
+    assert_eq!(broken(whole, false), [8]);
+}
+
+#[test]
+fn rule_8_only_an_orphan_is_given_back_as_one() {
+    let mut history = History::paid();
+    let amount = history.amount();
+    history.begin_refund(111, amount, "");
+    assert_eq!(history.broken(), [8, 17]);
+    let mut history = History::paid();
+    history.refunded(1, "R1", -5);
+    let found = history.broken();
+    assert!(found.contains(&8), "{found:?}");
+}
+
+#[test]
+fn rule_1_one_number_is_charged_once() {
+    let mut history = History::paid();
+    history.charge(1, ChannelStatus::Success, history.amount());
+    assert_eq!(history.broken(), [1]);
+}
+
+#[test]
+fn rule_9_a_refund_is_of_its_payments_charge_and_currency() {
+    let broken = |doctor: fn(&mut Entry)| {
+        let mut history = History::paid();
+        history.begin_refund(1, 5, "R1");
+        history.record(Fact::RefundEnd { ordinal: 1, ending: Ending::Succeeded });
+        let digest = history.run.digest(history.k);
+        let mut entry = Entry {
+            operation: kind::REFUND,
+            charge: Number { digest, kind: b'P', ordinal: 1 },
+            refund: Some(Number { digest, kind: b'R', ordinal: 1 }),
+            status: ChannelStatus::Success,
+            detail: 0,
+            amount: 5,
+            currency: *b"CNY",
+            at_ms: AT_US / 1_000 + 1,
+        };
+        doctor(&mut entry);
+        history.books.entry(&entry);
+        history.broken()
+    };
+    assert_eq!(broken(|_| {}), CLEAN);
+    assert_eq!(broken(|entry| entry.currency = *b"USD"), [9]);
+    let foreign = |entry: &mut Entry| {
+        entry.refund = Some(Number { digest: [7; 16], kind: b'R', ordinal: 1 });
+    };
+    assert_eq!(broken(foreign), [9]);
+}
