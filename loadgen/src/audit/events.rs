@@ -13,11 +13,11 @@
 use super::EventsDue;
 use super::books::{Books, refund_key};
 use super::table::State;
-use super::told::{Run, Told};
+use super::told::{Run, Told, final_state};
 use crate::acks::flag;
 use crate::channel::number::REVERSAL_ORDINAL;
 use crate::plan::Op;
-use protocol::code::{OrderState, RefundState};
+use protocol::code::RefundState;
 use protocol::id::TransactionId;
 
 /// Rule of events.
@@ -87,12 +87,7 @@ impl Books {
         let ack = &told.ack;
         let payment = self.table.get(at);
         let (amount, state) = (payment.amount, payment.state);
-        let said = match OrderState::from_wire(ack.state) {
-            Some(OrderState::Paid) => State::Paid,
-            Some(OrderState::Failed) => State::Failed,
-            Some(OrderState::Closed) => State::Closed,
-            _ => State::None,
-        };
+        let said = final_state(ack);
         if said != state {
             let detail = format!("an event says {said:?} and the log {state:?}");
             self.about(EVENTS, at, detail);

@@ -334,3 +334,24 @@ fn rule_9_a_refund_is_of_its_payments_charge_and_currency() {
     };
     assert_eq!(broken(foreign), [9]);
 }
+
+#[test]
+fn rules_4_and_6_what_a_refusal_tells_of_a_payment_is_held_to_the_log() {
+    let mut history = History::of(all_kinds());
+    let reverses = |n: &u64| history.run.plan.op(*n) == Op::Reverse;
+    let reverse = (0..100_000).find(reverses).unwrap();
+    history.k = history.run.plan.target(reverse);
+    history.begin();
+    history.end(1, Ending::Succeeded, false);
+    history.charge(1, ChannelStatus::Success, history.amount());
+    history.told(OrderState::Paid);
+    let refused = |state: OrderState| history.ack(reverse, Code::HasRefund, state.wire());
+    let (right, wrong) = (refused(OrderState::Paid), refused(OrderState::Closed));
+    let nothing = Ack { transaction: 0, amount: 0, ..refused(OrderState::None) };
+    history.books.ack(&history.run, &right);
+    history.books.ack(&history.run, &nothing);
+    assert_eq!(history.books.violations().0, 0);
+    history.books.ack(&history.run, &wrong);
+    let found = history.broken();
+    assert!(found.contains(&4) && found.contains(&6), "{found:?}");
+}
