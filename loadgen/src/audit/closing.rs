@@ -4,7 +4,7 @@
 //! Pure. Tested with the books.
 
 use super::EventsDue;
-use super::books::{Books, Sums};
+use super::books::{Books, ORPHAN_ORDINAL, Sums};
 use super::table::{Attempt, Charge, State};
 use protocol::channel::ChannelStatus;
 use protocol::code::RefundState;
@@ -41,14 +41,25 @@ impl Books {
         sums
     }
 
+    /// An orphan's refund is under way: its charge stands and will not for long.
+    fn goes_back(&self, at: u32, attempt: u8) -> bool {
+        let refund = self.refunds.get(&(at, ORPHAN_ORDINAL.saturating_add(attempt)));
+        refund
+            .is_some_and(|line| matches!(line.state, RefundState::Processing | RefundState::Manual))
+    }
+
     fn finish_payment(&mut self, at: u32, settled: bool, sums: &mut Sums) {
         let payment = *self.table.get(at);
         let totals = self.totals.get(&at).copied().unwrap_or_default();
         let (mut standing, mut won, mut broken) = (0, false, Vec::new());
         for (number, attempt, charge) in self.table.attempts(at) {
             won |= attempt == Attempt::Succeeded;
+            let orphan = attempt.clear() && charge == Charge::Stands;
+            if orphan && !settled && self.goes_back(at, number) {
+                continue;
+            }
             standing += usize::from(charge == Charge::Stands);
-            if attempt.clear() && charge == Charge::Stands {
+            if orphan {
                 let detail = format!("attempt {number} is {attempt:?} and its charge stands");
                 broken.push((19, detail));
             }

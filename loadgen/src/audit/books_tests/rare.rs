@@ -355,3 +355,30 @@ fn rules_4_and_6_what_a_refusal_tells_of_a_payment_is_held_to_the_log() {
     let found = history.broken();
     assert!(found.contains(&4) && found.contains(&6), "{found:?}");
 }
+
+#[test]
+fn an_orphan_that_is_on_its_way_back_is_clean_until_everything_had_time_to_end() {
+    let found = |refund: bool, ending: Option<Ending>, settled: bool| {
+        let mut history = History::new();
+        let amount = history.amount();
+        history.begin();
+        history.end(1, Ending::Void, true);
+        history.record(Fact::Attempt(2));
+        history.end(2, Ending::Succeeded, false);
+        if refund {
+            history.begin_refund(111, amount, "");
+        }
+        if let Some(ending) = ending {
+            history.record(Fact::RefundEnd { ordinal: 111, ending });
+        }
+        history.charge(1, ChannelStatus::Success, amount);
+        history.charge(2, ChannelStatus::Success, amount);
+        history.books.finish(settled, EventsDue::None);
+        history.books.violations().0 > 0
+    };
+    let manual = Some(Ending::Manual);
+    assert!(!found(true, None, false) && !found(true, manual, false));
+    assert!(found(true, None, true) && found(true, manual, true));
+    // Nobody saw it, or the channel kept the money.
+    assert!(found(false, None, false) && found(true, Some(Ending::Declined), false));
+}
