@@ -299,7 +299,8 @@ pub(crate) enum Source {
     File {
         /// Records.
         records: PathBuf,
-        /// Frames (`--frames`), needed when there are several sites.
+        /// Frames (`--frames`): what tells a block from the one that replaced it. Needed
+        /// when there are several sites.
         frames: Option<PathBuf>,
     },
     /// A data directory, dumped by this binary.
@@ -312,6 +313,11 @@ pub(crate) enum Source {
 }
 
 impl Source {
+    /// Whether its frames can be read.
+    pub(crate) fn has_frames(&self) -> bool {
+        matches!(self, Self::Dump { .. } | Self::File { frames: Some(_), .. })
+    }
+
     /// Hands every record's line to `take`, with its number from 1.
     pub(crate) fn read(
         &self,

@@ -65,7 +65,8 @@ pub(crate) struct AuditArgs {
     /// Output of `payswitch log dump`, one per site.
     #[arg(long)]
     pub(crate) dump: Vec<PathBuf>,
-    /// Output of `payswitch log dump --frames`, one per --dump when there are several.
+    /// Output of `payswitch log dump --frames`, one per --dump: when there are several, and
+    /// for one site of several.
     #[arg(long, requires = "dump")]
     pub(crate) frames: Vec<PathBuf>,
     /// A site's data directory, dumped here with --payswitch; one per site.
@@ -276,7 +277,8 @@ pub(crate) struct Moment {
 pub(crate) fn audit(evidence: &Evidence, moment: Moment) -> Result<Audit, Failure> {
     let (mut books, watch) = (Books::new(), Watch::new());
     match evidence.logs.as_slice() {
-        [only] => {
+        // Nothing to tell replaced blocks by: a site that was always alone has none.
+        [only] if !only.has_frames() => {
             read_records(only, |_| true, &mut books, watch)?;
             books.compared(1, 0);
         }
