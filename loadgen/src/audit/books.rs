@@ -98,10 +98,13 @@ struct After {
     undone: bool,
     /// Nothing may start any more: what was never charged is closed.
     expired: bool,
+    /// What the payment becomes by the record's own word.
+    said: State,
 }
 
 /// An operators' word.
-const OF_OPERATORS: After = After { goes_on: false, undone: true, expired: false };
+const OF_OPERATORS: After =
+    After { goes_on: false, undone: true, expired: false, said: State::None };
 
 /// Where a shard's log has got to.
 #[derive(Clone, Copy, Default)]
@@ -218,9 +221,10 @@ impl Books {
         };
         match line.fact {
             Fact::Attempt(attempt) => self.attempt(at, attempt, line.at_us / 1_000),
-            Fact::End { attempt, ending, goes_on, undone } => {
-                let expired = self.table.get(at).expired(line.at_us);
-                self.end(at, attempt, ending, After { goes_on, undone, expired });
+            Fact::End { attempt, ending, goes_on, said } => {
+                let (undone, expired) =
+                    (said == State::Processing, self.table.get(at).expired(line.at_us));
+                self.end(at, attempt, ending, After { goes_on, undone, expired, said });
             }
             // Whoever says so: money that stands on a cancelled payment goes back. What did
             // not move fails, expired or not.
@@ -228,7 +232,7 @@ impl Books {
                 let ending = if moved { Ending::Succeeded } else { Ending::Void };
                 self.end(at, attempt, ending, OF_OPERATORS);
             }
-            Fact::RouteEnd => self.route_end(at, line.at_us),
+            Fact::RouteEnd { said } => self.route_end(at, line.at_us, said),
             Fact::Cancel { ends_payment } => self.cancel(at, ends_payment),
             Fact::Refund { ordinal, attempt, amount, out_refund_no } => {
                 self.refund(at, (ordinal, attempt), amount, out_refund_no);
@@ -362,6 +366,7 @@ impl Books {
             _ => State::Failed,
         };
         self.become_state(at, state);
+        self.judge_said(at, after.said, state);
         let attempts = self.table.attempts(at);
         let won = attempts.filter(|(_, attempt, _)| *attempt == Attempt::Succeeded).count();
         if won > 1 {
@@ -369,7 +374,14 @@ impl Books {
         }
     }
 
-    fn route_end(&mut self, at: u32, at_us: u64) {
+    /// The state that a record names is the one that it makes.
+    fn judge_said(&mut self, at: u32, said: State, state: State) {
+        if said != State::None && said != state {
+            self.about(3, at, format!("the log says {said:?} where the rules make it {state:?}"));
+        }
+    }
+
+    fn route_end(&mut self, at: u32, at_us: u64, said: State) {
         let declined = self.table.attempt(at, self.table.newest(at)) == Attempt::Declined;
         let payment = self.table.get_mut(at);
         if !std::mem::take(&mut payment.goes_on) {
@@ -380,6 +392,7 @@ impl Books {
         if !payment.state.is_final() {
             self.become_state(at, state);
         }
+        self.judge_said(at, said, state);
     }
 
     fn become_state(&mut self, at: u32, state: State) {

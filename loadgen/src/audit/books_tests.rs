@@ -7,6 +7,7 @@ use super::EventsDue;
 use super::books::Books;
 use super::limits::Limits;
 use super::log::{Ending, Fact, Line, Status};
+use super::table::State;
 use super::told::Run;
 use crate::acks::{Ack, flag};
 use crate::channel::book::Entry;
@@ -91,7 +92,7 @@ impl History {
     }
 
     fn end(&mut self, attempt: u8, ending: Ending, goes_on: bool) {
-        self.record(Fact::End { attempt, ending, goes_on, undone: false });
+        self.record(Fact::End { attempt, ending, goes_on, said: State::None });
     }
 
     fn begin_refund(&mut self, ordinal: u8, amount: i64, number: &str) {
@@ -219,7 +220,7 @@ fn a_route_that_ends_and_a_late_charge_that_is_undone_are_clean() {
     let mut history = History::new();
     history.begin();
     history.end(1, Ending::Declined, true);
-    history.record(Fact::RouteEnd);
+    history.record(Fact::RouteEnd { said: State::None });
     history.charge(1, ChannelStatus::Declined, history.amount());
     history.told(OrderState::Failed);
     assert_eq!(history.broken(), CLEAN);
@@ -228,7 +229,7 @@ fn a_route_that_ends_and_a_late_charge_that_is_undone_are_clean() {
     history.begin();
     history.record(Fact::Cancel { ends_payment: true });
     let (attempt, ending) = (1, Ending::Succeeded);
-    history.record(Fact::End { attempt, ending, goes_on: false, undone: true });
+    history.record(Fact::End { attempt, ending, goes_on: false, said: State::Processing });
     history.refunded(100, "", amount);
     history.charge(1, ChannelStatus::Success, amount);
     history.told(OrderState::Closed);
@@ -504,7 +505,7 @@ fn a_late_charge_that_cannot_be_undone_is_paid_and_clean() {
     history.begin();
     history.record(Fact::Cancel { ends_payment: true });
     let (attempt, ending) = (1, Ending::Succeeded);
-    history.record(Fact::End { attempt, ending, goes_on: false, undone: true });
+    history.record(Fact::End { attempt, ending, goes_on: false, said: State::Processing });
     history.begin_refund(100, amount, "");
     history.record(Fact::RefundEnd { ordinal: 100, ending: Ending::Declined });
     history.charge(1, ChannelStatus::Success, amount);

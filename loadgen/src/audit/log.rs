@@ -8,6 +8,7 @@
 
 use super::limits::Limits;
 use super::quick;
+use super::table::State;
 use crate::exit::{Exit, Failure};
 use crate::interrupt::apart;
 use serde::Deserialize;
@@ -61,8 +62,8 @@ pub(crate) enum Fact<'a> {
         ending: Ending,
         /// Another attempt follows.
         goes_on: bool,
-        /// The charge came too late for a cancelled payment and will be undone.
-        undone: bool,
+        /// What the payment becomes, as the record says; `None`: it does not.
+        said: State,
     },
     /// Operators have said what became of an attempt.
     Decided {
@@ -72,7 +73,10 @@ pub(crate) enum Fact<'a> {
         moved: bool,
     },
     /// No further attempt follows after all.
-    RouteEnd,
+    RouteEnd {
+        /// What the payment becomes, as the record says.
+        said: State,
+    },
     /// A cancel; whether it is the payment's end or only the attempt's.
     Cancel {
         /// Wished by the merchant or by expiry: the payment ends closed.
@@ -224,10 +228,10 @@ pub(crate) fn parse(line: &str) -> Result<Line<'_>, String> {
         "attempt" => Fact::Attempt(raw.attempt),
         "end" => {
             let ending = ending()?;
-            let undone = ending == Ending::Succeeded && raw.order_state == "PROCESSING";
-            Fact::End { attempt: raw.attempt, ending, goes_on: raw.goes_on, undone }
+            let said = said(raw.order_state);
+            Fact::End { attempt: raw.attempt, ending, goes_on: raw.goes_on, said }
         }
-        "route_end" => Fact::RouteEnd,
+        "route_end" => Fact::RouteEnd { said: said(raw.order_state) },
         "cancel" => Fact::Cancel { ends_payment: raw.cause != "gave_up" },
         "refund" => Fact::Refund {
             ordinal: raw.ordinal,
@@ -260,6 +264,18 @@ pub(crate) fn parse(line: &str) -> Result<Line<'_>, String> {
     let card = texts.into_iter().any(|text| looks_like_card(text));
     let Raw { shard, index, term, record, at_us, sequence, .. } = raw;
     Ok(Line { shard, index, term, record, at_us, sequence, fact, card })
+}
+
+/// A payment's state by its name.
+fn said(name: &str) -> State {
+    match name {
+        "PROCESSING" => State::Processing,
+        "PAID" => State::Paid,
+        "FAILED" => State::Failed,
+        "CLOSED" => State::Closed,
+        "MANUAL" => State::Manual,
+        _ => State::None,
+    }
 }
 
 /// Whether a text holds 13 to 19 digits, perhaps in groups, whose last one is the
@@ -427,7 +443,7 @@ mod tests {
         assert!(matches!(line.fact, Fact::Begin { amount: 77, out_trade_no: "a|b", .. }));
         let end = r#"{"shard":3,"index":9,"term":1,"record":1,"at_us":5,"kind":"end","attempt":1,"sequence":4,"ending":"declined","reason":"NONE","channel_ref":"","goes_on":true}"#;
         let (attempt, ending) = (1, Ending::Declined);
-        let expected = Fact::End { attempt, ending, goes_on: true, undone: false };
+        let expected = Fact::End { attempt, ending, goes_on: true, said: State::None };
         assert_eq!(parse(end).unwrap().fact, expected);
         let refund = r#"{"shard":11,"index":335,"term":1,"record":0,"at_us":5,"kind":"refund","sequence":1,"ordinal":1,"attempt":1,"amount":6455,"out_refund_no":"R1"}"#;
         assert!(matches!(parse(refund).unwrap().fact, Fact::Refund { amount: 6455, .. }));

@@ -56,7 +56,7 @@ pub(super) enum Charge {
 /// State of a payment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[repr(u8)]
-pub(super) enum State {
+pub(crate) enum State {
     /// Unknown.
     #[default]
     None,

@@ -141,7 +141,7 @@ fn refused_cancel() -> (History, Vec<Ack>) {
     history.begin();
     history.record(Fact::Cancel { ends_payment: true });
     let (attempt, ending) = (1, Ending::Succeeded);
-    history.record(Fact::End { attempt, ending, goes_on: false, undone: true });
+    history.record(Fact::End { attempt, ending, goes_on: false, said: State::Processing });
     history.charge(1, ChannelStatus::Success, amount);
     history.begin_refund(100, amount, "");
     history.record(Fact::RefundEnd { ordinal: 100, ending: Ending::Declined });

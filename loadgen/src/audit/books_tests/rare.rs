@@ -119,7 +119,8 @@ fn rule_10_a_refund_behind_a_refused_reversal_is_clean() {
             history.record(Fact::Cancel { ends_payment: true });
         }
         let (attempt, succeeded) = (1, Ending::Succeeded);
-        history.record(Fact::End { attempt, ending: succeeded, goes_on: false, undone: cancelled });
+        let said = if cancelled { State::Processing } else { State::Paid };
+        history.record(Fact::End { attempt, ending: succeeded, goes_on: false, said });
         history.charge(1, ChannelStatus::Success, amount);
         history.begin_refund(100, amount, "");
         if let Some(ending) = ending {
@@ -196,8 +197,9 @@ fn what_was_never_charged_is_closed_once_it_has_expired() {
         assert_eq!(ended(ms, VOID, OrderState::Failed), [6]);
         assert_eq!(ended(ms, DECLINED, OrderState::Failed), CLEAN);
     }
-    assert_eq!(ended(-1, VOID, OrderState::Failed), CLEAN);
-    assert_eq!(ended(-1, VOID, OrderState::Closed), [6], "it had not expired");
+    assert_eq!(ended(-1, DECLINED, OrderState::Failed), CLEAN);
+    assert_eq!(ended(-1, &VOID.replace("CLOSED", "FAILED"), OrderState::Failed), CLEAN);
+    assert_eq!(ended(-1, VOID, OrderState::Closed), [3, 6], "it had not expired");
     // An operator's word fails it, expired or not.
     let word = r#""kind":"decided","ordinal":1,"refund":false,"success":false,"operator":"a","second":"b","note":"""#;
     assert_eq!(ended(5_000, word, OrderState::Failed), CLEAN);
@@ -226,7 +228,7 @@ fn rule_1_an_attempt_begins_once_and_rule_11_not_behind_the_end() {
     history.end(3, Ending::Declined, true);
     history.charge(3, ChannelStatus::Declined, history.amount());
     history.record(Fact::Attempt(3));
-    history.record(Fact::RouteEnd);
+    history.record(Fact::RouteEnd { said: State::None });
     assert_eq!(history.broken(), [1]);
     let mut history = History::new();
     history.begin();
@@ -381,4 +383,43 @@ fn an_orphan_that_is_on_its_way_back_is_clean_until_everything_had_time_to_end()
     assert!(found(true, None, true) && found(true, manual, true));
     // Nobody saw it, or the channel kept the money.
     assert!(found(false, None, false) && found(true, Some(Ending::Declined), false));
+}
+
+#[test]
+fn rule_3_the_log_says_what_its_records_make() {
+    let ended = |cancelled: bool, ending: Ending, said: State| {
+        let mut history = History::new();
+        history.begin();
+        if cancelled {
+            history.record(Fact::Cancel { ends_payment: true });
+        }
+        history.record(Fact::End { attempt: 1, ending, goes_on: false, said });
+        let status = match ending {
+            Ending::Succeeded => ChannelStatus::Success,
+            Ending::Declined => ChannelStatus::Declined,
+            _ => ChannelStatus::Reversed,
+        };
+        history.charge(1, status, history.amount());
+        history.broken()
+    };
+    // Nobody was told.
+    for (cancelled, ending, right) in [
+        (false, Ending::Succeeded, State::Paid),
+        (false, Ending::Declined, State::Failed),
+        (false, Ending::Reversed, State::Failed),
+        (true, Ending::Declined, State::Closed),
+        (true, Ending::Reversed, State::Closed),
+    ] {
+        assert_eq!(ended(cancelled, ending, right), CLEAN, "{cancelled} {ending:?}");
+        for wrong in [State::Paid, State::Failed, State::Closed, State::Manual] {
+            if wrong != right {
+                assert_eq!(ended(cancelled, ending, wrong), [3], "{cancelled} {ending:?}");
+            }
+        }
+    }
+    let mut history = History::new();
+    history.begin();
+    history.end(1, Ending::Void, true);
+    history.record(Fact::RouteEnd { said: State::Paid });
+    assert_eq!(history.broken(), [3]);
 }
