@@ -153,16 +153,16 @@ impl Books {
             }
         }
         if due != EventsDue::None {
-            self.judge_missing_payments(&events);
+            self.judge_missing_payments(&events, due);
         }
         if due == EventsDue::All {
             self.judge_missing_refunds(&events);
         }
     }
 
-    /// Every final payment of a run that listened has an event. `events` is sorted by
-    /// payment and what it tells of, as for the next.
-    fn judge_missing_payments(&mut self, events: &[Noticed]) {
+    /// Every final payment of a run that listened has an event, once it had time to come.
+    /// `events` is sorted by payment and what it tells of, as for the next.
+    fn judge_missing_payments(&mut self, events: &[Noticed], due: EventsDue) {
         let about_payments = events.iter().filter(|event| event.about == OF_PAYMENT);
         let mut came = about_payments.map(|event| event.at).peekable();
         for at in 0..self.table.len() as u32 {
@@ -171,7 +171,8 @@ impl Books {
                 told = true;
             }
             let payment = self.table.get(at);
-            if payment.event_wanted && payment.state.is_final() && !told {
+            let in_time = due == EventsDue::All || payment.told_in_run;
+            if payment.event_wanted && payment.state.is_final() && in_time && !told {
                 let state = payment.state;
                 self.about(EVENTS, at, format!("no event told that the payment is {state:?}"));
             }

@@ -256,7 +256,8 @@ pub(crate) async fn run(args: &AuditArgs, stop: &Notify) -> Result<(), Failure> 
 pub(crate) enum EventsDue {
     /// None for certain.
     None,
-    /// Those of payments, for which gateways wait.
+    /// Those of payments whose end was told in their run: a gateway waits for these, and
+    /// what ends later may find nobody who listens.
     Payments,
     /// Those of refunds, too: the sites hold none back.
     All,

@@ -125,6 +125,8 @@ pub(super) struct Payment {
     pub(super) goes_on: bool,
     /// It asked for its outcome's event, and the gateway listened.
     pub(super) event_wanted: bool,
+    /// The gateway was told its end while the run went on.
+    pub(super) told_in_run: bool,
 }
 
 /// Payments of a chunk.

@@ -172,7 +172,9 @@ impl Books {
             self.about(3, at, detail);
         }
         self.judge_refunded(at, ack);
-        self.table.get_mut(at).acked = told;
+        let payment = self.table.get_mut(at);
+        payment.acked = told;
+        payment.told_in_run |= ack.flags & flag::REQUERY == 0;
     }
 
     /// What was said to be given back is in the log.

@@ -183,3 +183,22 @@ fn rule_14_one_event_does_not_stand_for_another() {
     let events = [history.event(1), history.event(2)];
     assert_eq!(history.with(&events), [14]);
 }
+
+#[test]
+fn rule_14_what_ended_after_its_run_has_an_event_only_where_the_sites_hold_none_back() {
+    let found = |later: bool, due| {
+        let mut history = History::of(Params { notify: true, ..params() });
+        history.begin();
+        history.end(1, Ending::Succeeded, false);
+        history.charge(1, ChannelStatus::Success, history.amount());
+        let flags = if later { flag::REQUERY } else { 0 };
+        let ack = Ack { flags, ..history.ack(history.k, Code::Ok, OrderState::Paid.wire()) };
+        let unknown = Ack { flags: flag::UNKNOWN, ..history.ack(history.k, Code::Ok, 0) };
+        history.books.ack(&history.run, &unknown);
+        history.books.ack(&history.run, &ack);
+        history.books.finish(true, due);
+        history.books.violations().0
+    };
+    assert_eq!((found(true, EventsDue::Payments), found(false, EventsDue::Payments)), (0, 1));
+    assert_eq!((found(true, EventsDue::All), found(false, EventsDue::All)), (1, 1));
+}
