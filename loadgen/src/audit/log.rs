@@ -286,15 +286,29 @@ fn looks_like_card(text: &str) -> bool {
     }
     let grouped = |byte: u8| byte.is_ascii_digit() || matches!(byte, b' ' | b'-');
     text.as_bytes().split(|byte| !grouped(*byte)).any(|run| {
-        let digits: Vec<u32> =
-            run.iter().filter(|b| b.is_ascii_digit()).map(|b| u32::from(b - b'0')).collect();
-        let weigh = |(at, digit): (usize, &u32)| match (at % 2, *digit * 2) {
-            (0, _) => *digit,
-            (_, twice) => twice / 10 + twice % 10,
-        };
-        let sum: u32 = digits.iter().rev().enumerate().map(weigh).sum();
-        (13..=19).contains(&digits.len()) && sum > 0 && sum.is_multiple_of(10)
+        let groups: Vec<&[u8]> =
+            run.split(|byte| !byte.is_ascii_digit()).filter(|group| !group.is_empty()).collect();
+        // A date or an amount may stand before it.
+        (0..groups.len()).any(|first| {
+            let mut digits = Vec::new();
+            groups[first..].iter().any(|group| {
+                digits.extend_from_slice(group);
+                is_card(&digits)
+            })
+        })
     })
+}
+
+fn is_card(digits: &[u8]) -> bool {
+    if !(13..=19).contains(&digits.len()) {
+        return false;
+    }
+    let weigh = |(at, digit): (usize, &u8)| match (at % 2, u32::from(digit - b'0')) {
+        (0, digit) => digit,
+        (_, digit) => digit * 2 / 10 + digit * 2 % 10,
+    };
+    let sum: u32 = digits.iter().rev().enumerate().map(weigh).sum();
+    sum > 0 && sum.is_multiple_of(10)
 }
 
 /// An operator's decision ends what it is about.
@@ -467,6 +481,7 @@ mod tests {
         };
         for card in ["4111111111111111", "card 4111 1111 1111 1111.", "4111-1111-1111-1111"] {
             assert!(note(card), "{card}");
+            assert!(note(&format!("2026-11-26 {card} 12")), "{card}");
         }
         for other in ["4111111111111112", "411111111111", "41111111111111114111111111111111", ""] {
             assert!(!note(other), "{other}");
