@@ -3,7 +3,7 @@
 //! Pure. Tested with the books.
 
 use super::books::{Books, ORPHAN_ORDINAL};
-use super::table::{Attempt, Charge};
+use super::table::{Attempt, Cancel, Charge};
 use crate::channel::book::Entry;
 use crate::channel::number::Number;
 use protocol::channel::{ChannelStatus, kind};
@@ -31,16 +31,26 @@ impl Books {
             let detail = format!("the channel has {} and the log no such attempt", named(entry));
             return self.about(2, at, detail);
         }
+        let payment = self.table.get(at);
         let later = if ordinal > 1 { self.later.get(&(at, ordinal)).copied() } else { None };
-        let begun_ms = later.unwrap_or(self.table.get(at).begun_ms);
-        if entry.at_ms + CLOCK_SLACK_MS < begun_ms {
-            let early_ms = begun_ms - entry.at_ms;
-            let detail = format!("{} came {early_ms} ms before its attempt's record", named(entry));
+        let begun_ms = later.unwrap_or(payment.begun_ms);
+        if entry.operation == kind::REVERSE && payment.cancel == Cancel::None {
+            let detail = format!("the channel has {} and the log no cancel", named(entry));
             self.about(2, at, detail);
         }
+        self.judge_time(at, entry, begun_ms);
         match entry.refund {
             Some(refund) => self.channel_refund(at, entry, refund),
             None => self.channel_charge(at, entry),
+        }
+    }
+
+    /// Nothing is booked before its record was written.
+    fn judge_time(&mut self, at: u32, entry: &Entry, begun_ms: u64) {
+        if entry.at_ms + CLOCK_SLACK_MS < begun_ms {
+            let early_ms = begun_ms - entry.at_ms;
+            let detail = format!("{} came {early_ms} ms before its record", named(entry));
+            self.about(2, at, detail);
         }
     }
 
@@ -71,7 +81,8 @@ impl Books {
             return self.about(9, at, detail);
         };
         let before = line.channel.replace(entry.status);
-        let (amount, attempt) = (line.amount, line.attempt);
+        let (amount, attempt, begun_ms) = (line.amount, line.attempt, line.begun_ms);
+        self.judge_time(at, entry, begun_ms);
         if before == Some(ChannelStatus::Success) {
             self.about(9, at, format!("refund {} moved money twice", refund.ordinal));
         }

@@ -10,7 +10,7 @@
 use super::events::Noticed;
 use super::limits::Merchants;
 use super::log::{Ending, Fact, Line};
-use super::table::{ATTEMPTS_MAX, Attempt, Payment, State, Table};
+use super::table::{ATTEMPTS_MAX, Attempt, Cancel, Payment, State, Table};
 use crate::channel::number::REVERSAL_ORDINAL;
 use protocol::channel::{ChannelStatus, charge_number, order_digest};
 use protocol::code::RefundState;
@@ -74,6 +74,8 @@ pub(crate) struct Checked {
 }
 
 pub(super) struct RefundLine {
+    /// When it began, Unix milliseconds.
+    pub(super) begun_ms: u64,
     pub(super) amount: i64,
     pub(super) attempt: u8,
     pub(super) state: RefundState,
@@ -235,7 +237,14 @@ impl Books {
             Fact::RouteEnd { said } => self.route_end(at, line.at_us, said),
             Fact::Cancel { ends_payment } => self.cancel(at, ends_payment),
             Fact::Refund { ordinal, attempt, amount, out_refund_no } => {
-                self.refund(at, (ordinal, attempt), amount, out_refund_no);
+                let line = RefundLine {
+                    begun_ms: line.at_us / 1_000,
+                    amount,
+                    attempt,
+                    state: RefundState::Processing,
+                    channel: None,
+                };
+                self.refund(at, ordinal, line, out_refund_no);
             }
             Fact::RefundEnd { ordinal, ending } => self.refund_end(at, ordinal, ending),
             _ => {}
@@ -357,10 +366,10 @@ impl Books {
         let payment = self.table.get_mut(at);
         payment.goes_on = after.goes_on && now.clear();
         let state = match now {
-            Attempt::Succeeded if after.undone && payment.cancelled => State::Processing,
+            Attempt::Succeeded if after.undone && payment.cancelled() => State::Processing,
             Attempt::Succeeded => State::Paid,
             Attempt::Manual => State::Manual,
-            _ if payment.cancelled => State::Closed,
+            _ if payment.cancelled() => State::Closed,
             _ if payment.goes_on => State::Processing,
             Attempt::Void | Attempt::Reversed if after.expired => State::Closed,
             _ => State::Failed,
@@ -387,7 +396,7 @@ impl Books {
         if !std::mem::take(&mut payment.goes_on) {
             return self.about(7, at, "the route ended while an attempt was open".to_owned());
         }
-        let closed = payment.cancelled || payment.expired(at_us) && !declined;
+        let closed = payment.cancelled() || payment.expired(at_us) && !declined;
         let state = if closed { State::Closed } else { State::Failed };
         if !payment.state.is_final() {
             self.become_state(at, state);
@@ -405,19 +414,25 @@ impl Books {
 
     fn cancel(&mut self, at: u32, ends_payment: bool) {
         let payment = self.table.get_mut(at);
-        if payment.state.is_final() || !ends_payment {
+        if payment.state.is_final() {
             // The switch leaves a cancel out that lost the race.
             return;
         }
-        payment.cancelled = true;
+        if !ends_payment {
+            if payment.cancel == Cancel::None {
+                payment.cancel = Cancel::GaveUp;
+            }
+            return;
+        }
+        payment.cancel = Cancel::Wished;
         if payment.goes_on {
             self.become_state(at, State::Closed);
         }
     }
 
-    fn refund(&mut self, at: u32, (ordinal, attempt): (u8, u8), amount: i64, number: &str) {
+    fn refund(&mut self, at: u32, ordinal: u8, line: RefundLine, number: &str) {
         self.checked.refunds += 1;
-        let line = RefundLine { amount, attempt, state: RefundState::Processing, channel: None };
+        let (amount, attempt) = (line.amount, line.attempt);
         if self.refunds.insert((at, ordinal), line).is_some() {
             self.about(9, at, format!("refund {ordinal} began twice"));
         }
@@ -439,7 +454,7 @@ impl Books {
             return;
         }
         let payment = self.table.get(at);
-        let undoes = ordinal == REVERSAL_ORDINAL && payment.cancelled;
+        let undoes = ordinal == REVERSAL_ORDINAL && payment.cancelled();
         if (payment.state != State::Paid && !undoes) || of != Attempt::Succeeded {
             let detail =
                 format!("refund {ordinal} of attempt {attempt} ({of:?}) while {:?}", payment.state);
@@ -449,7 +464,7 @@ impl Books {
         // A reversal that the channel refused leaves the payment paid: what is left to the
         // merchant is to refund it.
         let reversal = self.refunds.get(&(at, REVERSAL_ORDINAL)).map(|line| line.state);
-        let cancelled = reversal.map_or(payment.cancelled, |state| state != RefundState::Failed);
+        let cancelled = reversal.map_or(payment.cancelled(), |state| state != RefundState::Failed);
         if ordinal < REVERSAL_ORDINAL && cancelled {
             self.about(10, at, format!("refund {ordinal} began after the payment was cancelled"));
         }
@@ -493,7 +508,7 @@ impl Books {
             }
         }
         let payment = self.table.get(at);
-        if ordinal == REVERSAL_ORDINAL && payment.cancelled && !payment.state.is_final() {
+        if ordinal == REVERSAL_ORDINAL && payment.cancelled() && !payment.state.is_final() {
             // Undone; or it cannot be, and the cancel is refused.
             let state = match state {
                 RefundState::Success => State::Closed,

@@ -104,7 +104,7 @@ impl Books {
             let detail = "an event is about a refund that the log does not have".to_owned();
             return self.about(EVENTS, at, detail);
         };
-        if about == REVERSAL_ORDINAL && self.table.get(at).cancelled {
+        if about == REVERSAL_ORDINAL && self.table.get(at).cancelled() {
             let detail = "an event is about the refund that undoes a cancelled payment".to_owned();
             self.about(EVENTS, at, detail);
         }
@@ -186,7 +186,7 @@ impl Books {
             let payment = self.table.get(*at);
             let ended = matches!(line.state, RefundState::Success | RefundState::Failed);
             let asked =
-                *ordinal < REVERSAL_ORDINAL || *ordinal == REVERSAL_ORDINAL && !payment.cancelled;
+                *ordinal < REVERSAL_ORDINAL || *ordinal == REVERSAL_ORDINAL && !payment.cancelled();
             let due = payment.event_wanted && payment.state == State::Paid && ended && asked;
             let outcome = |event: &Noticed| (event.at, event.about);
             if due && events.binary_search_by_key(&(*at, *ordinal), outcome).is_err() {

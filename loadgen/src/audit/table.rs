@@ -72,7 +72,25 @@ pub(crate) enum State {
     Manual,
 }
 
+/// A payment's cancels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(u8)]
+pub(super) enum Cancel {
+    /// None.
+    #[default]
+    None,
+    /// The switch gave an attempt up: reversed, and the payment goes on.
+    GaveUp,
+    /// The merchant or expiry ended it.
+    Wished,
+}
+
 impl Payment {
+    /// Whether the merchant or expiry cancelled it.
+    pub(super) fn cancelled(&self) -> bool {
+        self.cancel == Cancel::Wished
+    }
+
     /// Whether it has expired, by a stamp of its log.
     pub(super) fn expired(&self, at_us: u64) -> bool {
         let at_ms = at_us / 1_000;
@@ -119,8 +137,8 @@ pub(super) struct Payment {
     pub(super) state: State,
     /// Final state that was acknowledged.
     pub(super) acked: State,
-    /// The merchant or expiry cancelled it.
-    pub(super) cancelled: bool,
+    /// Whether it was cancelled.
+    pub(super) cancel: Cancel,
     /// The last attempt ended and another was announced.
     pub(super) goes_on: bool,
     /// It asked for its outcome's event, and the gateway listened.

@@ -423,3 +423,39 @@ fn rule_3_the_log_says_what_its_records_make() {
     history.record(Fact::RouteEnd { said: State::Paid });
     assert_eq!(history.broken(), [3]);
 }
+
+#[test]
+fn rule_2_nothing_is_reversed_without_a_cancel_on_record() {
+    let reversed = |cancel: Option<bool>| {
+        let mut history = History::new();
+        history.begin();
+        if let Some(ends_payment) = cancel {
+            history.record(Fact::Cancel { ends_payment });
+        }
+        history.end(1, Ending::Reversed, false);
+        history.charge(1, ChannelStatus::Success, history.amount());
+        history.book(kind::REVERSE, 1, 0, ChannelStatus::Reversed, history.amount());
+        history.broken()
+    };
+    // The merchant wished it, or the switch gave up.
+    assert_eq!((reversed(Some(true)), reversed(Some(false))), (CLEAN, CLEAN));
+    assert_eq!(reversed(None), [2]);
+}
+
+#[test]
+fn rule_2_a_refund_does_not_come_before_its_record() {
+    // It begins 60 s after the payment.
+    let refunded = |before_ms: u64| {
+        let mut payment = Expiring::new();
+        payment.at(0, r#""kind":"end","attempt":1,"ending":"succeeded","order_state":"PAID""#);
+        payment.at(0, r#""kind":"refund","ordinal":1,"attempt":1,"amount":5,"out_refund_no":"R""#);
+        payment.at(0, r#""kind":"refund_end","ordinal":1,"ending":"succeeded""#);
+        let Expiring(mut history) = payment;
+        let (amount, at_ms) = (history.amount(), Expiring::EXPIRE_MS - before_ms);
+        history.charge(1, ChannelStatus::Success, amount);
+        history.book_at(kind::REFUND, (1, 1), ChannelStatus::Success, 5, at_ms);
+        history.broken()
+    };
+    assert_eq!((refunded(0), refunded(900)), (CLEAN, CLEAN));
+    assert_eq!(refunded(1_100), [2]);
+}
