@@ -193,6 +193,13 @@ impl Books {
     pub(crate) fn record(&mut self, line: &Line<'_>) {
         let last = self.last.entry(line.shard).or_default();
         if (line.index, line.record) <= (last.index, last.record) && last.index > 0 {
+            if line.term > last.term {
+                let (shard, index) = (line.shard, line.index);
+                let detail = format!(
+                    "shard {shard} block {index} was replaced, and without frames nobody knows by what"
+                );
+                self.about_log(SITES_DIFFER, detail);
+            }
             return;
         }
         let before = last.term;
