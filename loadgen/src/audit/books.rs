@@ -3,25 +3,22 @@
 //!
 //! Pure: facts in, violations out. Independent of the switch's code: the
 //! states are derived here from the records by the rules' own tables. Feed the
-//! log first, then the ledger, then the acknowledgements (`told`), then `finish`.
+//! log first, then the ledger (`bookings`), then the acknowledgements (`told`),
+//! then judge what came of it (`closing`).
 //! Tested with doctored histories for every rule, and clean ones.
 
-use super::EventsDue;
 use super::events::Noticed;
 use super::limits::Merchants;
 use super::log::{Ending, Fact, Line};
-use super::table::{ATTEMPTS_MAX, Attempt, Charge, Payment, State, Table};
-use crate::channel::book::Entry;
-use crate::channel::number::{Number, REVERSAL_ORDINAL};
-use protocol::channel::{ChannelStatus, charge_number, kind, order_digest};
+use super::table::{ATTEMPTS_MAX, Attempt, Cancel, Payment, State, Table};
+use crate::channel::number::REVERSAL_ORDINAL;
+use protocol::channel::{ChannelStatus, charge_number, order_digest};
 use protocol::code::RefundState;
 use protocol::id::{MchId, OutTradeNo};
 use std::collections::HashMap;
 
 /// Ordinals above this are refunds of orphan charges.
-const ORPHAN_ORDINAL: u8 = 110;
-/// Clocks of log and channel may differ by this.
-const CLOCK_SLACK_MS: u64 = 1_000;
+pub(super) const ORPHAN_ORDINAL: u8 = 110;
 /// Rule of logs that must agree with each other and with themselves.
 pub(super) const SITES_DIFFER: u8 = 15;
 /// Violations kept with their text; all are counted.
@@ -77,20 +74,39 @@ pub(crate) struct Checked {
 }
 
 pub(super) struct RefundLine {
+    /// When it began, Unix milliseconds.
+    pub(super) begun_ms: u64,
     pub(super) amount: i64,
-    attempt: u8,
+    pub(super) attempt: u8,
     pub(super) state: RefundState,
-    channel: Option<ChannelStatus>,
+    pub(super) channel: Option<ChannelStatus>,
 }
 
 #[derive(Clone, Copy, Default)]
 pub(super) struct Totals {
-    reserved: i64,
+    pub(super) reserved: i64,
     pub(super) refunded: i64,
-    channel_refunded: i64,
+    pub(super) channel_refunded: i64,
     /// The merchant asked for a refund.
     wished: bool,
 }
+
+/// What an attempt's end means for its payment.
+#[derive(Clone, Copy)]
+struct After {
+    /// Another attempt follows.
+    goes_on: bool,
+    /// A charge of a cancelled payment will be undone.
+    undone: bool,
+    /// Nothing may start any more: what was never charged is closed.
+    expired: bool,
+    /// What the payment becomes by the record's own word.
+    said: State,
+}
+
+/// An operators' word.
+const OF_OPERATORS: After =
+    After { goes_on: false, undone: true, expired: false, said: State::None };
 
 /// Where a shard's log has got to.
 #[derive(Clone, Copy, Default)]
@@ -111,6 +127,8 @@ pub(crate) struct Books {
     pub(super) events: Vec<Noticed>,
     merchants: Merchants,
     last: HashMap<u16, Place>,
+    /// When attempts behind the first began, Unix milliseconds.
+    pub(super) later: HashMap<(u32, u8), u64>,
     pub(super) checked: Checked,
     violations: Vec<Violation>,
     violation_count: u64,
@@ -127,6 +145,7 @@ impl Books {
             events: Vec::new(),
             merchants: Merchants::default(),
             last: HashMap::new(),
+            later: HashMap::new(),
             checked: Checked::default(),
             violations: Vec::new(),
             violation_count: 0,
@@ -174,6 +193,13 @@ impl Books {
     pub(crate) fn record(&mut self, line: &Line<'_>) {
         let last = self.last.entry(line.shard).or_default();
         if (line.index, line.record) <= (last.index, last.record) && last.index > 0 {
+            if line.term > last.term {
+                let (shard, index) = (line.shard, line.index);
+                let detail = format!(
+                    "shard {shard} block {index} was replaced, and without frames nobody knows by what"
+                );
+                self.about_log(SITES_DIFFER, detail);
+            }
             return;
         }
         let before = last.term;
@@ -189,9 +215,8 @@ impl Books {
             let detail = format!("shard {shard} block {index}: a text like a card's number");
             self.violation(SITES_DIFFER, None, detail);
         }
-        if let Fact::Begin { mch_id, out_trade_no, charge_no, amount, currency } = line.fact {
-            self.begin(line, (mch_id, out_trade_no, charge_no), amount, currency);
-            return;
+        if let Fact::Begin { .. } = line.fact {
+            return self.begin(line);
         }
         if line.sequence == 0 {
             return self.rule(line);
@@ -204,14 +229,29 @@ impl Books {
             return self.violation(2, None, detail);
         };
         match line.fact {
-            Fact::Attempt(attempt) => self.attempt(at, attempt),
-            Fact::End { attempt, ending, goes_on, undone } => {
-                self.end(at, attempt, ending, (goes_on, undone));
+            Fact::Attempt(attempt) => self.attempt(at, attempt, line.at_us / 1_000),
+            Fact::End { attempt, ending, goes_on, said } => {
+                let (undone, expired) =
+                    (said == State::Processing, self.table.get(at).expired(line.at_us));
+                self.end(at, attempt, ending, After { goes_on, undone, expired, said });
             }
-            Fact::RouteEnd => self.route_end(at),
+            // Whoever says so: money that stands on a cancelled payment goes back. What did
+            // not move fails, expired or not.
+            Fact::Decided { attempt, moved } => {
+                let ending = if moved { Ending::Succeeded } else { Ending::Void };
+                self.end(at, attempt, ending, OF_OPERATORS);
+            }
+            Fact::RouteEnd { said } => self.route_end(at, line.at_us, said),
             Fact::Cancel { ends_payment } => self.cancel(at, ends_payment),
             Fact::Refund { ordinal, attempt, amount, out_refund_no } => {
-                self.refund(at, (ordinal, attempt), amount, out_refund_no);
+                let line = RefundLine {
+                    begun_ms: line.at_us / 1_000,
+                    amount,
+                    attempt,
+                    state: RefundState::Processing,
+                    channel: None,
+                };
+                self.refund(at, ordinal, line, out_refund_no);
             }
             Fact::RefundEnd { ordinal, ending } => self.refund_end(at, ordinal, ending),
             _ => {}
@@ -235,13 +275,12 @@ impl Books {
         }
     }
 
-    fn begin(
-        &mut self,
-        line: &Line<'_>,
-        (mch_id, out_trade_no, charge_no): (&str, &str, &str),
-        amount: i64,
-        currency: &str,
-    ) {
+    fn begin(&mut self, line: &Line<'_>) {
+        let Fact::Begin { mch_id, out_trade_no, charge_no, amount, currency, expire_ms } =
+            line.fact
+        else {
+            return;
+        };
         let ids = (MchId::parse(mch_id.as_bytes()), OutTradeNo::parse(out_trade_no.as_bytes()));
         let (Ok(mch_id), Ok(out_trade_no)) = ids else {
             let detail = format!("shard {} block {}: unreadable ids", line.shard, line.index);
@@ -262,44 +301,55 @@ impl Books {
         }
         let mut letters = [0; 3];
         letters.iter_mut().zip(currency.bytes()).for_each(|(slot, byte)| *slot = byte);
-        let mut payment = Payment {
+        let begun_ms = line.at_us / 1_000;
+        let expires_in = expire_ms.saturating_sub(begun_ms).try_into().unwrap_or(u32::MAX);
+        let expires_in = if expire_ms == 0 { u32::MAX } else { expires_in };
+        let payment = Payment {
             digest,
             amount,
             sequence: line.sequence,
-            begun_ms: line.at_us / 1_000,
+            begun_ms,
+            expires_in,
             shard: line.shard,
             currency: letters,
             state: State::Processing,
             ..Payment::default()
         };
-        payment.attempts[0] = Attempt::Open;
-        if let Err(last) = self.table.add(payment) {
-            let (shard, sequence) = (line.shard, line.sequence);
-            let detail =
-                format!("shard {shard}: payment {sequence} follows {last}: records are missing");
-            self.violation(6, Some(digest), detail);
+        match self.table.add(payment) {
+            Ok(at) => self.table.set_attempt(at, 1, Attempt::Open),
+            Err(last) => {
+                let (shard, sequence) = (line.shard, line.sequence);
+                let detail = format!(
+                    "shard {shard}: payment {sequence} follows {last}: records are missing"
+                );
+                self.violation(6, Some(digest), detail);
+            }
         }
     }
 
-    fn attempt(&mut self, at: u32, attempt: u8) {
-        let payment = self.table.get(at);
-        let before = usize::from(attempt).saturating_sub(1);
-        if !(1..ATTEMPTS_MAX).contains(&before) {
+    fn attempt(&mut self, at: u32, attempt: u8, at_ms: u64) {
+        if !(2..=ATTEMPTS_MAX).contains(&attempt) {
             return self.about(7, at, format!("attempt {attempt} is out of range"));
         }
-        let earlier = &payment.attempts[..before];
-        if !earlier.iter().all(|earlier| earlier.clear()) {
+        let mut earlier = (1..attempt).map(|number| self.table.attempt(at, number));
+        if let Some(earlier) = earlier.find(|earlier| !earlier.clear()) {
             let detail = format!("attempt {attempt} began while an earlier one was {earlier:?}");
             self.about(7, at, detail);
         }
-        let payment = self.table.get_mut(at);
-        payment.attempts[before] = Attempt::Open;
-        payment.goes_on = false;
+        if self.table.attempt(at, attempt) != Attempt::None {
+            return self.about(1, at, format!("attempt {attempt} began twice"));
+        }
+        let state = self.table.get(at).state;
+        if state.is_final() {
+            self.about(11, at, format!("attempt {attempt} began, the payment was {state:?}"));
+        }
+        self.table.set_attempt(at, attempt, Attempt::Open);
+        self.later.insert((at, attempt), at_ms);
+        self.table.get_mut(at).goes_on = false;
     }
 
-    fn end(&mut self, at: u32, attempt: u8, ending: Ending, (goes_on, undone): (bool, bool)) {
-        let index = usize::from(attempt).wrapping_sub(1);
-        let was = self.table.get(at).attempts.get(index).copied().unwrap_or_default();
+    fn end(&mut self, at: u32, attempt: u8, ending: Ending, after: After) {
+        let was = self.table.attempt(at, attempt);
         let now = match ending {
             Ending::Succeeded => Attempt::Succeeded,
             Ending::Declined => Attempt::Declined,
@@ -319,34 +369,46 @@ impl Books {
                 return self.about(11, at, detail);
             }
         }
+        self.table.set_attempt(at, attempt, now);
         let payment = self.table.get_mut(at);
-        payment.attempts[index] = now;
-        payment.goes_on = goes_on && now.clear();
+        payment.goes_on = after.goes_on && now.clear();
         let state = match now {
-            Attempt::Succeeded if undone && payment.cancelled => State::Processing,
+            Attempt::Succeeded if after.undone && payment.cancelled() => State::Processing,
             Attempt::Succeeded => State::Paid,
             Attempt::Manual => State::Manual,
-            _ if payment.cancelled => State::Closed,
+            _ if payment.cancelled() => State::Closed,
             _ if payment.goes_on => State::Processing,
+            Attempt::Void | Attempt::Reversed if after.expired => State::Closed,
             _ => State::Failed,
         };
         self.become_state(at, state);
-        let payment = self.table.get(at);
-        let won = payment.attempts.iter().filter(|a| **a == Attempt::Succeeded).count();
+        self.judge_said(at, after.said, state);
+        let attempts = self.table.attempts(at);
+        let won = attempts.filter(|(_, attempt, _)| *attempt == Attempt::Succeeded).count();
         if won > 1 {
             self.about(1, at, format!("{won} attempts succeeded"));
         }
     }
 
-    fn route_end(&mut self, at: u32) {
+    /// The state that a record names is the one that it makes.
+    fn judge_said(&mut self, at: u32, said: State, state: State) {
+        if said != State::None && said != state {
+            self.about(3, at, format!("the log says {said:?} where the rules make it {state:?}"));
+        }
+    }
+
+    fn route_end(&mut self, at: u32, at_us: u64, said: State) {
+        let declined = self.table.attempt(at, self.table.newest(at)) == Attempt::Declined;
         let payment = self.table.get_mut(at);
         if !std::mem::take(&mut payment.goes_on) {
             return self.about(7, at, "the route ended while an attempt was open".to_owned());
         }
-        let state = if payment.cancelled { State::Closed } else { State::Failed };
+        let closed = payment.cancelled() || payment.expired(at_us) && !declined;
+        let state = if closed { State::Closed } else { State::Failed };
         if !payment.state.is_final() {
             self.become_state(at, state);
         }
+        self.judge_said(at, said, state);
     }
 
     fn become_state(&mut self, at: u32, state: State) {
@@ -359,19 +421,25 @@ impl Books {
 
     fn cancel(&mut self, at: u32, ends_payment: bool) {
         let payment = self.table.get_mut(at);
-        if payment.state.is_final() || !ends_payment {
+        if payment.state.is_final() {
             // The switch leaves a cancel out that lost the race.
             return;
         }
-        payment.cancelled = true;
+        if !ends_payment {
+            if payment.cancel == Cancel::None {
+                payment.cancel = Cancel::GaveUp;
+            }
+            return;
+        }
+        payment.cancel = Cancel::Wished;
         if payment.goes_on {
             self.become_state(at, State::Closed);
         }
     }
 
-    fn refund(&mut self, at: u32, (ordinal, attempt): (u8, u8), amount: i64, number: &str) {
+    fn refund(&mut self, at: u32, ordinal: u8, line: RefundLine, number: &str) {
         self.checked.refunds += 1;
-        let line = RefundLine { amount, attempt, state: RefundState::Processing, channel: None };
+        let (amount, attempt) = (line.amount, line.attempt);
         if self.refunds.insert((at, ordinal), line).is_some() {
             self.about(9, at, format!("refund {ordinal} began twice"));
         }
@@ -381,20 +449,29 @@ impl Books {
                 self.about(9, at, format!("refund number {number} began twice"));
             }
         }
-        let payment = self.table.get(at);
-        let index = usize::from(attempt).wrapping_sub(1);
-        let of = payment.attempts.get(index).copied().unwrap_or_default();
+        let of = self.table.attempt(at, attempt);
+        if amount <= 0 {
+            self.about(8, at, format!("refund {ordinal} gives back {amount}"));
+        }
         if ordinal > ORPHAN_ORDINAL {
+            if !of.clear() {
+                let detail = format!("attempt {attempt} is {of:?} and its charge no orphan");
+                self.about(8, at, detail);
+            }
             return;
         }
-        let undoes = ordinal == REVERSAL_ORDINAL && payment.cancelled;
+        let payment = self.table.get(at);
+        let undoes = ordinal == REVERSAL_ORDINAL && payment.cancelled();
         if (payment.state != State::Paid && !undoes) || of != Attempt::Succeeded {
             let detail =
                 format!("refund {ordinal} of attempt {attempt} ({of:?}) while {:?}", payment.state);
             self.about(8, at, detail);
         }
         let payment = self.table.get(at);
-        let cancelled = payment.cancelled || self.refunds.contains_key(&(at, REVERSAL_ORDINAL));
+        // A reversal that the channel refused leaves the payment paid: what is left to the
+        // merchant is to refund it.
+        let reversal = self.refunds.get(&(at, REVERSAL_ORDINAL)).map(|line| line.state);
+        let cancelled = reversal.map_or(payment.cancelled(), |state| state != RefundState::Failed);
         if ordinal < REVERSAL_ORDINAL && cancelled {
             self.about(10, at, format!("refund {ordinal} began after the payment was cancelled"));
         }
@@ -438,7 +515,7 @@ impl Books {
             }
         }
         let payment = self.table.get(at);
-        if ordinal == REVERSAL_ORDINAL && payment.cancelled && !payment.state.is_final() {
+        if ordinal == REVERSAL_ORDINAL && payment.cancelled() && !payment.state.is_final() {
             // Undone; or it cannot be, and the cancel is refused.
             let state = match state {
                 RefundState::Success => State::Closed,
@@ -448,188 +525,9 @@ impl Books {
             self.become_state(at, state);
         }
     }
-
-    /// Asks for the memory that a payment's look-up needs, ahead of it.
-    pub(super) fn warm(&self, digest: &[u8; 16]) {
-        self.table.warm(digest);
-    }
-
-    /// Takes an entry of the channel's ledger.
-    pub(crate) fn entry(&mut self, entry: &Entry) {
-        self.checked.ledger_entries += 1;
-        let digest = entry.charge.digest;
-        let Some(at) = self.table.find(&digest) else {
-            let detail =
-                format!("the channel has {} and the log has no such payment", named(entry));
-            return self.violation(2, Some(digest), detail);
-        };
-        let payment = self.table.get(at);
-        let index = usize::from(entry.charge.ordinal).wrapping_sub(1);
-        let attempt = payment.attempts.get(index).copied().unwrap_or_default();
-        if attempt == Attempt::None {
-            let detail = format!("the channel has {} and the log no such attempt", named(entry));
-            return self.about(2, at, detail);
-        }
-        if entry.at_ms + CLOCK_SLACK_MS < payment.begun_ms {
-            let detail = format!(
-                "{} came {} ms before the payment's record",
-                named(entry),
-                payment.begun_ms - entry.at_ms
-            );
-            self.about(2, at, detail);
-        }
-        match entry.refund {
-            Some(refund) => self.channel_refund(at, entry, refund),
-            None => self.channel_charge(at, index, entry),
-        }
-    }
-
-    fn channel_charge(&mut self, at: u32, index: usize, entry: &Entry) {
-        let payment = self.table.get(at);
-        let (amount, currency, was) = (payment.amount, payment.currency, payment.charges[index]);
-        let charged = entry.operation == kind::CHARGE && entry.status == ChannelStatus::Success;
-        if charged && (entry.amount != amount || entry.currency != currency) {
-            let detail = format!("charged {} and the payment is {amount}", entry.amount);
-            self.about(3, at, detail);
-        }
-        let now = match (entry.operation, entry.status) {
-            (_, ChannelStatus::Success) => Charge::Stands,
-            (_, ChannelStatus::Reversed) if was == Charge::Stands => Charge::Undone,
-            (_, ChannelStatus::Reversed) => Charge::Fenced,
-            _ => Charge::Declined,
-        };
-        self.table.get_mut(at).charges[index] = now;
-    }
-
-    fn channel_refund(&mut self, at: u32, entry: &Entry, refund: Number) {
-        let Some(line) = self.refunds.get_mut(&(at, refund.ordinal)) else {
-            let detail = format!("the channel has {} and the log no such refund", named(entry));
-            return self.about(9, at, detail);
-        };
-        let before = line.channel.replace(entry.status);
-        let (amount, attempt) = (line.amount, line.attempt);
-        if before == Some(ChannelStatus::Success) {
-            self.about(9, at, format!("refund {} moved money twice", refund.ordinal));
-        }
-        if attempt != entry.charge.ordinal {
-            let detail = format!("refund {} of another attempt's charge", refund.ordinal);
-            self.about(9, at, detail);
-        }
-        if entry.status != ChannelStatus::Success {
-            return;
-        }
-        if entry.amount != amount {
-            let detail = format!("the channel refunded {} instead of {amount}", entry.amount);
-            self.about(9, at, detail);
-        }
-        if refund.ordinal > ORPHAN_ORDINAL {
-            // An orphan charge is given back as a whole.
-            let index = usize::from(attempt).wrapping_sub(1);
-            if let Some(charge) = self.table.get_mut(at).charges.get_mut(index) {
-                *charge = Charge::Undone;
-            }
-        } else {
-            let totals = self.totals.entry(at).or_default();
-            totals.channel_refunded += entry.amount;
-            let (back, paid) = (totals.channel_refunded, self.table.get(at).amount);
-            if back > paid {
-                self.about(8, at, format!("the channel gave back {back} of {paid}"));
-            }
-        }
-    }
-
-    /// Judges every payment's end. `settled`: everything had time to end, so
-    /// nothing may be open or in front of an operator. `events`: which of them had.
-    pub(crate) fn finish(&mut self, settled: bool, events: EventsDue) -> Sums {
-        let mut sums = Sums::default();
-        for at in 0..self.table.len() as u32 {
-            self.finish_payment(at, settled, &mut sums);
-        }
-        let mut open = Vec::new();
-        for ((at, ordinal), line) in &self.refunds {
-            let ended = matches!(line.state, RefundState::Success | RefundState::Failed);
-            if settled && !ended {
-                open.push((17, *at, format!("refund {ordinal} is still {:?}", line.state)));
-            }
-            let moved = line.channel == Some(ChannelStatus::Success);
-            if ended && moved != (line.state == RefundState::Success) {
-                let channel = line.channel;
-                let detail = format!(
-                    "refund {ordinal} is {:?} in the log and {channel:?} at the channel",
-                    line.state
-                );
-                open.push((9, *at, detail));
-            }
-        }
-        self.finish_events(events);
-        open.sort();
-        for (invariant, at, detail) in open {
-            self.about(invariant, at, detail);
-        }
-        sums
-    }
-
-    fn finish_payment(&mut self, at: u32, settled: bool, sums: &mut Sums) {
-        let payment = *self.table.get(at);
-        let (standing, totals) =
-            (payment.standing(), self.totals.get(&at).copied().unwrap_or_default());
-        if settled && !payment.state.is_final() {
-            self.about(16, at, format!("the payment is still {:?}", payment.state));
-        }
-        if standing > 1 {
-            self.about(1, at, format!("{standing} charges stand at the channel"));
-        }
-        for (index, (attempt, charge)) in payment.attempts.iter().zip(payment.charges).enumerate() {
-            let number = index + 1;
-            if attempt.clear() && charge == Charge::Stands {
-                let detail = format!("attempt {number} is {attempt:?} and its charge stands");
-                self.about(19, at, detail);
-            }
-            let open = matches!(attempt, Attempt::Open | Attempt::Manual);
-            if settled && open && payment.state.is_final() {
-                let detail =
-                    format!("attempt {number} is {attempt:?} and the payment {:?}", payment.state);
-                self.about(18, at, detail);
-            }
-        }
-        let charged = payment.amount * standing as i64;
-        let won = payment.attempts.contains(&Attempt::Succeeded);
-        let paid = if won { payment.amount } else { 0 };
-        let acked = if payment.acked == payment.state { State::None } else { payment.acked };
-        for state in [payment.state, acked] {
-            let wrong = match state {
-                State::Paid => standing != 1,
-                State::Failed | State::Closed => charged != totals.channel_refunded,
-                _ => false,
-            };
-            if wrong {
-                let word = if state == payment.acked { "acknowledged" } else { "logged" };
-                self.about(3, at, format!("{state:?} was {word} and {standing} charges stand"));
-            }
-        }
-        sums.log_paid += paid;
-        sums.log_refunded += totals.refunded;
-        sums.channel_charged += charged;
-        sums.channel_refunded += totals.channel_refunded;
-        // While something is open the two sides may rightly differ.
-        let open = !payment.state.is_final() || totals.reserved != 0;
-        let (log, channel) = (paid - totals.refunded, charged - totals.channel_refunded);
-        if !open && log != channel {
-            self.about(20, at, format!("{log} stands in the log and {channel} at the channel"));
-        }
-    }
 }
 
 /// Refund numbers are unique per payment; the merchant is in its digest.
 pub(super) fn refund_key(digest: &[u8; 16], number: &[u8]) -> Vec<u8> {
     [&digest[..], number].concat()
-}
-
-fn named(entry: &Entry) -> String {
-    let operation = match entry.operation {
-        kind::CHARGE => "a charge",
-        kind::REVERSE => "a reversal",
-        _ => "a refund",
-    };
-    format!("{operation} ({:?}, attempt {})", entry.status, entry.charge.ordinal)
 }

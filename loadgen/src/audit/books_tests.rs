@@ -1,9 +1,13 @@
 //! One doctored history per rule, each caught, and a clean one that passes.
 
+mod events;
+mod rare;
+
 use super::EventsDue;
 use super::books::Books;
 use super::limits::Limits;
 use super::log::{Ending, Fact, Line, Status};
+use super::table::State;
 use super::told::Run;
 use crate::acks::{Ack, flag};
 use crate::channel::book::Entry;
@@ -78,6 +82,7 @@ impl History {
             charge_no: charge_no.unwrap_or(own.as_str()),
             amount: self.amount(),
             currency: "CNY",
+            expire_ms: 0,
         };
         self.records += 1;
         let index = self.records;
@@ -87,7 +92,7 @@ impl History {
     }
 
     fn end(&mut self, attempt: u8, ending: Ending, goes_on: bool) {
-        self.record(Fact::End { attempt, ending, goes_on, undone: false });
+        self.record(Fact::End { attempt, ending, goes_on, said: State::None });
     }
 
     fn begin_refund(&mut self, ordinal: u8, amount: i64, number: &str) {
@@ -215,7 +220,7 @@ fn a_route_that_ends_and_a_late_charge_that_is_undone_are_clean() {
     let mut history = History::new();
     history.begin();
     history.end(1, Ending::Declined, true);
-    history.record(Fact::RouteEnd);
+    history.record(Fact::RouteEnd { said: State::None });
     history.charge(1, ChannelStatus::Declined, history.amount());
     history.told(OrderState::Failed);
     assert_eq!(history.broken(), CLEAN);
@@ -224,7 +229,7 @@ fn a_route_that_ends_and_a_late_charge_that_is_undone_are_clean() {
     history.begin();
     history.record(Fact::Cancel { ends_payment: true });
     let (attempt, ending) = (1, Ending::Succeeded);
-    history.record(Fact::End { attempt, ending, goes_on: false, undone: true });
+    history.record(Fact::End { attempt, ending, goes_on: false, said: State::Processing });
     history.refunded(100, "", amount);
     history.charge(1, ChannelStatus::Success, amount);
     history.told(OrderState::Closed);
@@ -500,7 +505,7 @@ fn a_late_charge_that_cannot_be_undone_is_paid_and_clean() {
     history.begin();
     history.record(Fact::Cancel { ends_payment: true });
     let (attempt, ending) = (1, Ending::Succeeded);
-    history.record(Fact::End { attempt, ending, goes_on: false, undone: true });
+    history.record(Fact::End { attempt, ending, goes_on: false, said: State::Processing });
     history.begin_refund(100, amount, "");
     history.record(Fact::RefundEnd { ordinal: 100, ending: Ending::Declined });
     history.charge(1, ChannelStatus::Success, amount);
@@ -522,6 +527,7 @@ fn rule_3_what_was_accepted_is_what_was_asked_even_when_no_answer_came() {
         charge_no: own.as_str(),
         amount,
         currency,
+        expire_ms: 0,
     };
     history.record(begin(amount, "CNY"));
     history.end(1, Ending::Succeeded, false);
@@ -692,135 +698,4 @@ fn a_close_that_came_too_late_tells_the_truth() {
     lied.books.ack(&lied.run, &late);
     assert!(lied.broken().contains(&6));
     assert_eq!(history.broken(), CLEAN);
-}
-
-impl History {
-    /// An acknowledged payment of a run that listened for events.
-    fn notified() -> Self {
-        let mut history = Self::of(Params { notify: true, ..params() });
-        history.begin();
-        history.end(1, Ending::Succeeded, false);
-        history.charge(1, ChannelStatus::Success, history.amount());
-        history.told(OrderState::Paid);
-        history
-    }
-
-    /// Event `sequence` of the payment, under an id of its own.
-    fn event(&self, sequence: u16) -> Ack {
-        let ack = self.ack(self.k, Code::Ok, OrderState::Paid.wire());
-        Ack { code: sequence, refunded: 70 + i64::from(sequence), flags: flag::EVENT, ..ack }
-    }
-
-    /// Event `sequence`, about the refund that the plan asks for.
-    fn refund_event(&self, sequence: u16) -> Ack {
-        let (amount, state) = (self.refund_amount(), RefundState::Success.wire());
-        let flags = flag::EVENT | flag::REFUND;
-        Ack { n: self.refund, amount, state, flags, ..self.event(sequence) }
-    }
-
-    fn with(mut self, events: &[Ack]) -> Vec<u8> {
-        events.iter().for_each(|event| self.books.ack(&self.run, event));
-        self.broken()
-    }
-}
-
-#[test]
-fn rule_14_events_that_come_twice_or_in_another_order_are_clean() {
-    let mut history = History::notified();
-    let (number, amount) = (history.refund_number(), history.refund_amount());
-    history.refunded(1, &number, amount);
-    let events = [history.refund_event(2), history.event(1), history.event(1)];
-    assert_eq!(history.with(&events), CLEAN);
-    let mut reversed = History::notified();
-    let amount = reversed.amount();
-    reversed.refunded(100, "", amount);
-    let own = Ack { n: reversed.k, amount, ..reversed.refund_event(2) };
-    let events = [reversed.event(1), own];
-    assert_eq!(reversed.with(&events), CLEAN);
-}
-
-#[test]
-fn rule_14_every_final_payment_has_its_event_once_the_end_was_waited_for() {
-    assert_eq!(History::notified().broken(), [14]);
-    let mut early = History::notified();
-    early.books.finish(true, EventsDue::None);
-    assert_eq!(early.books.violations().0, 0);
-    // Nobody listened.
-    let mut silent = History::paid();
-    silent.told(OrderState::Paid);
-    assert_eq!(silent.broken(), CLEAN);
-}
-
-#[test]
-fn rule_14_a_final_refund_has_its_event_when_the_sites_hold_none_back() {
-    let with = |refund: bool, due| {
-        let mut history = History::notified();
-        let (number, amount) = (history.refund_number(), history.refund_amount());
-        history.refunded(1, &number, amount);
-        let (first, second) = (history.event(1), history.refund_event(2));
-        history.books.ack(&history.run, &first);
-        if refund {
-            history.books.ack(&history.run, &second);
-        }
-        history.books.finish(true, due);
-        history.books.violations().0
-    };
-    assert_eq!((with(true, EventsDue::All), with(false, EventsDue::All)), (0, 1));
-    assert_eq!(with(false, EventsDue::Payments), 0, "it may have ended after the run");
-}
-
-#[test]
-fn rule_14_a_gap_between_events_is_found() {
-    let mut history = History::notified();
-    let (number, amount) = (history.refund_number(), history.refund_amount());
-    history.refunded(1, &number, amount);
-    let events = [history.refund_event(2)];
-    assert_eq!(history.with(&events), [14]);
-    let history = History::notified();
-    let events = [Ack { code: 0, ..history.event(1) }];
-    assert_eq!(history.with(&events), [14]);
-}
-
-#[test]
-fn rule_14_an_event_says_what_the_log_says() {
-    let wrong: [fn(&mut Ack); 6] = [
-        |event| event.state = OrderState::Failed.wire(),
-        |event| event.state = OrderState::Processing.wire(),
-        |event| event.amount += 1,
-        |event| event.transaction += 1,
-        |event| event.flags |= flag::ODD,
-        |event| event.flags |= flag::REFUND,
-    ];
-    for (at, wrong) in wrong.into_iter().enumerate() {
-        let history = History::notified();
-        let mut event = history.event(1);
-        wrong(&mut event);
-        assert_eq!(history.with(&[event]), [14], "{at}");
-    }
-    for (state, more) in [(RefundState::Failed, 0), (RefundState::Success, 1)] {
-        let mut history = History::notified();
-        let (number, amount) = (history.refund_number(), history.refund_amount());
-        history.refunded(1, &number, amount);
-        let event = history.refund_event(2);
-        let event = Ack { state: state.wire(), amount: event.amount + more, ..event };
-        let events = [history.event(1), event];
-        assert_eq!(history.with(&events), [14]);
-    }
-}
-
-#[test]
-fn rule_14_an_id_stands_for_one_outcome_and_an_outcome_for_one_id() {
-    let history = History::notified();
-    let events = [history.event(1), Ack { refunded: 99, ..history.event(1) }];
-    assert_eq!(history.with(&events), [14]);
-    let mut history = History::notified();
-    let (number, amount) = (history.refund_number(), history.refund_amount());
-    history.refunded(1, &number, amount);
-    let events = [history.event(1), Ack { refunded: 71, ..history.refund_event(2) }];
-    assert_eq!(history.with(&events), [14]);
-    // Of a payment that never was.
-    let mut history = History::of(Params { notify: true, ..params() });
-    let event = history.event(1);
-    history.books.ack(&history.run, &event);
-    assert_eq!(history.broken(), [14]);
 }

@@ -8,6 +8,7 @@
 
 use super::limits::Limits;
 use super::quick;
+use super::table::State;
 use crate::exit::{Exit, Failure};
 use crate::interrupt::apart;
 use serde::Deserialize;
@@ -48,6 +49,8 @@ pub(crate) enum Fact<'a> {
         amount: i64,
         /// Three letters.
         currency: &'a str,
+        /// When it expires, Unix milliseconds; 0: the line does not say.
+        expire_ms: u64,
     },
     /// A further attempt.
     Attempt(u8),
@@ -59,11 +62,21 @@ pub(crate) enum Fact<'a> {
         ending: Ending,
         /// Another attempt follows.
         goes_on: bool,
-        /// The charge came too late for a cancelled payment and will be undone.
-        undone: bool,
+        /// What the payment becomes, as the record says; `None`: it does not.
+        said: State,
+    },
+    /// Operators have said what became of an attempt.
+    Decided {
+        /// Which.
+        attempt: u8,
+        /// The money moved.
+        moved: bool,
     },
     /// No further attempt follows after all.
-    RouteEnd,
+    RouteEnd {
+        /// What the payment becomes, as the record says.
+        said: State,
+    },
     /// A cancel; whether it is the payment's end or only the attempt's.
     Cancel {
         /// Wished by the merchant or by expiry: the payment ends closed.
@@ -168,6 +181,8 @@ pub(super) struct Raw<'a> {
     #[serde(default)]
     pub(super) currency: &'a str,
     #[serde(default)]
+    pub(super) time_expire_ms: u64,
+    #[serde(default)]
     pub(super) out_refund_no: &'a str,
     #[serde(default)]
     pub(super) cause: &'a str,
@@ -208,14 +223,15 @@ pub(crate) fn parse(line: &str) -> Result<Line<'_>, String> {
             charge_no: raw.charge_no,
             amount: raw.amount,
             currency: raw.currency,
+            expire_ms: raw.time_expire_ms,
         },
         "attempt" => Fact::Attempt(raw.attempt),
         "end" => {
             let ending = ending()?;
-            let undone = ending == Ending::Succeeded && raw.order_state == "PROCESSING";
-            Fact::End { attempt: raw.attempt, ending, goes_on: raw.goes_on, undone }
+            let said = said(raw.order_state);
+            Fact::End { attempt: raw.attempt, ending, goes_on: raw.goes_on, said }
         }
-        "route_end" => Fact::RouteEnd,
+        "route_end" => Fact::RouteEnd { said: said(raw.order_state) },
         "cancel" => Fact::Cancel { ends_payment: raw.cause != "gave_up" },
         "refund" => Fact::Refund {
             ordinal: raw.ordinal,
@@ -250,6 +266,18 @@ pub(crate) fn parse(line: &str) -> Result<Line<'_>, String> {
     Ok(Line { shard, index, term, record, at_us, sequence, fact, card })
 }
 
+/// A payment's state by its name.
+fn said(name: &str) -> State {
+    match name {
+        "PROCESSING" => State::Processing,
+        "PAID" => State::Paid,
+        "FAILED" => State::Failed,
+        "CLOSED" => State::Closed,
+        "MANUAL" => State::Manual,
+        _ => State::None,
+    }
+}
+
 /// Whether a text holds 13 to 19 digits, perhaps in groups, whose last one is the
 /// check digit of the others.
 fn looks_like_card(text: &str) -> bool {
@@ -258,28 +286,39 @@ fn looks_like_card(text: &str) -> bool {
     }
     let grouped = |byte: u8| byte.is_ascii_digit() || matches!(byte, b' ' | b'-');
     text.as_bytes().split(|byte| !grouped(*byte)).any(|run| {
-        let digits: Vec<u32> =
-            run.iter().filter(|b| b.is_ascii_digit()).map(|b| u32::from(b - b'0')).collect();
-        let weigh = |(at, digit): (usize, &u32)| match (at % 2, *digit * 2) {
-            (0, _) => *digit,
-            (_, twice) => twice / 10 + twice % 10,
-        };
-        let sum: u32 = digits.iter().rev().enumerate().map(weigh).sum();
-        (13..=19).contains(&digits.len()) && sum > 0 && sum.is_multiple_of(10)
+        let groups: Vec<&[u8]> =
+            run.split(|byte| !byte.is_ascii_digit()).filter(|group| !group.is_empty()).collect();
+        // A date or an amount may stand before it.
+        (0..groups.len()).any(|first| {
+            let mut digits = Vec::new();
+            groups[first..].iter().any(|group| {
+                digits.extend_from_slice(group);
+                is_card(&digits)
+            })
+        })
     })
+}
+
+fn is_card(digits: &[u8]) -> bool {
+    if !(13..=19).contains(&digits.len()) {
+        return false;
+    }
+    let weigh = |(at, digit): (usize, &u8)| match (at % 2, u32::from(digit - b'0')) {
+        (0, digit) => digit,
+        (_, digit) => digit * 2 / 10 + digit * 2 % 10,
+    };
+    let sum: u32 = digits.iter().rev().enumerate().map(weigh).sum();
+    sum > 0 && sum.is_multiple_of(10)
 }
 
 /// An operator's decision ends what it is about.
 fn decided<'a>(raw: &Raw<'a>) -> Fact<'a> {
-    let ending = match (raw.success, raw.refund) {
-        (true, _) => Ending::Succeeded,
-        (false, true) => Ending::Declined,
-        (false, false) => Ending::Void,
-    };
+    let (ordinal, moved) = (raw.ordinal, raw.success);
     if raw.refund {
-        Fact::RefundEnd { ordinal: raw.ordinal, ending }
+        let ending = if moved { Ending::Succeeded } else { Ending::Declined };
+        Fact::RefundEnd { ordinal, ending }
     } else {
-        Fact::End { attempt: raw.ordinal, ending, goes_on: false, undone: false }
+        Fact::Decided { attempt: ordinal, moved }
     }
 }
 
@@ -290,7 +329,8 @@ pub(crate) enum Source {
     File {
         /// Records.
         records: PathBuf,
-        /// Frames (`--frames`), needed when there are several sites.
+        /// Frames (`--frames`): what tells a block from the one that replaced it. Needed
+        /// when there are several sites.
         frames: Option<PathBuf>,
     },
     /// A data directory, dumped by this binary.
@@ -303,6 +343,11 @@ pub(crate) enum Source {
 }
 
 impl Source {
+    /// Whether its frames can be read.
+    pub(crate) fn has_frames(&self) -> bool {
+        matches!(self, Self::Dump { .. } | Self::File { frames: Some(_), .. })
+    }
+
     /// Hands every record's line to `take`, with its number from 1.
     pub(crate) fn read(
         &self,
@@ -412,7 +457,7 @@ mod tests {
         assert!(matches!(line.fact, Fact::Begin { amount: 77, out_trade_no: "a|b", .. }));
         let end = r#"{"shard":3,"index":9,"term":1,"record":1,"at_us":5,"kind":"end","attempt":1,"sequence":4,"ending":"declined","reason":"NONE","channel_ref":"","goes_on":true}"#;
         let (attempt, ending) = (1, Ending::Declined);
-        let expected = Fact::End { attempt, ending, goes_on: true, undone: false };
+        let expected = Fact::End { attempt, ending, goes_on: true, said: State::None };
         assert_eq!(parse(end).unwrap().fact, expected);
         let refund = r#"{"shard":11,"index":335,"term":1,"record":0,"at_us":5,"kind":"refund","sequence":1,"ordinal":1,"attempt":1,"amount":6455,"out_refund_no":"R1"}"#;
         assert!(matches!(parse(refund).unwrap().fact, Fact::Refund { amount: 6455, .. }));
@@ -436,6 +481,7 @@ mod tests {
         };
         for card in ["4111111111111111", "card 4111 1111 1111 1111.", "4111-1111-1111-1111"] {
             assert!(note(card), "{card}");
+            assert!(note(&format!("2026-11-26 {card} 12")), "{card}");
         }
         for other in ["4111111111111112", "411111111111", "41111111111111114111111111111111", ""] {
             assert!(!note(other), "{other}");
@@ -455,9 +501,20 @@ mod tests {
 
     #[test]
     fn a_decision_ends_what_it_is_about() {
-        let decided = r#"{"shard":0,"index":1,"term":1,"record":0,"at_us":1,"kind":"decided","sequence":2,"ordinal":1,"refund":false,"success":true,"operator":"a","second":"b","note":""}"#;
-        let (attempt, ending) = (1, Ending::Succeeded);
-        let expected = Fact::End { attempt, ending, goes_on: false, undone: false };
-        assert_eq!(parse(decided).unwrap().fact, expected);
+        let decided = |refund: bool, success: bool| {
+            let line = format!(
+                r#"{{"shard":0,"index":1,"term":1,"record":0,"at_us":1,"kind":"decided","sequence":2,"ordinal":1,"refund":{refund},"success":{success},"operator":"a","second":"b","note":""}}"#
+            );
+            let fact = parse(&line).unwrap().fact;
+            match fact {
+                Fact::Decided { attempt: 1, moved } => (false, moved),
+                Fact::RefundEnd { ordinal: 1, ending: Ending::Succeeded } => (true, true),
+                Fact::RefundEnd { ordinal: 1, ending: Ending::Declined } => (true, false),
+                other => panic!("{other:?}"),
+            }
+        };
+        for (refund, success) in [(false, true), (false, false), (true, true), (true, false)] {
+            assert_eq!(decided(refund, success), (refund, success));
+        }
     }
 }

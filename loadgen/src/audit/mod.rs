@@ -5,9 +5,11 @@
 //! `timeline` tells the story of a payment at fault. Tested in `books`.
 
 mod ahead;
+mod bookings;
 mod books;
 #[cfg(test)]
 mod books_tests;
+mod closing;
 mod events;
 mod limits;
 mod log;
@@ -63,7 +65,8 @@ pub(crate) struct AuditArgs {
     /// Output of `payswitch log dump`, one per site.
     #[arg(long)]
     pub(crate) dump: Vec<PathBuf>,
-    /// Output of `payswitch log dump --frames`, one per --dump when there are several.
+    /// Output of `payswitch log dump --frames`, one per --dump: when there are several, and
+    /// for one site of several.
     #[arg(long, requires = "dump")]
     pub(crate) frames: Vec<PathBuf>,
     /// A site's data directory, dumped here with --payswitch; one per site.
@@ -253,7 +256,8 @@ pub(crate) async fn run(args: &AuditArgs, stop: &Notify) -> Result<(), Failure> 
 pub(crate) enum EventsDue {
     /// None for certain.
     None,
-    /// Those of payments, for which gateways wait.
+    /// Those of payments whose end was told in their run: a gateway waits for these, and
+    /// what ends later may find nobody who listens.
     Payments,
     /// Those of refunds, too: the sites hold none back.
     All,
@@ -274,7 +278,8 @@ pub(crate) struct Moment {
 pub(crate) fn audit(evidence: &Evidence, moment: Moment) -> Result<Audit, Failure> {
     let (mut books, watch) = (Books::new(), Watch::new());
     match evidence.logs.as_slice() {
-        [only] => {
+        // Nothing to tell replaced blocks by: a site that was always alone has none.
+        [only] if !only.has_frames() => {
             read_records(only, |_| true, &mut books, watch)?;
             books.compared(1, 0);
         }

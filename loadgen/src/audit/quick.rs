@@ -82,6 +82,7 @@ fn field<'a>(scan: &mut Scan<'a>, key: &str, raw: &mut Raw<'a>) -> Option<u32> {
         19 success boolean,
         20 status string,
         21 until_ms number,
+        22 time_expire_ms number,
         23 operator text,
         25 second text,
         26 note text,

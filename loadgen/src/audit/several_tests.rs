@@ -130,6 +130,42 @@ fn records_of_a_replaced_tail_do_not_count_even_when_an_empty_block_replaced_it(
 }
 
 #[test]
+fn one_site_of_several_is_read_without_what_was_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    let payment = Payment::acknowledged(dir.path());
+    let [begin, cancel, end] = payment.records();
+    let mut log: Vec<Block<'_>> = vec![(1, 1, &begin), (2, 1, &cancel), (3, 1, &end)];
+    log.extend([(2, 2, &[] as &[String]), (3, 2, &cancel)]);
+    assert_eq!(payment.broken(dir.path(), &[log.clone()]), [6], "the end was taken back");
+    log.push((4, 2, &end));
+    assert_eq!(payment.broken(dir.path(), &[log]), CLEAN);
+    let paid = vec![end[0].replace("void", "succeeded")];
+    let log: Vec<Block<'_>> = vec![(1, 1, &begin), (2, 1, &cancel), (3, 1, &paid), (3, 2, &end)];
+    assert_eq!(payment.broken(dir.path(), &[log]), CLEAN, "another end took its place");
+}
+
+#[test]
+fn replaced_blocks_of_a_dump_without_frames_are_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let payment = Payment::acknowledged(dir.path());
+    let [begin, cancel, end] = payment.records();
+    let whole: Vec<Block<'_>> = vec![(1, 1, &begin), (2, 1, &cancel), (3, 1, &end)];
+    let mut replaced = whole.clone();
+    replaced.push((3, 2, &end));
+    for (blocks, expected) in [(whole, CLEAN), (replaced, vec![15])] {
+        let Source::File { records, .. } = written(dir.path(), 0, &blocks) else {
+            panic!("a file")
+        };
+        let logs = vec![Source::File { records, frames: None }];
+        let evidence =
+            Evidence { acks: payment.acks.clone(), ledger: payment.ledger.clone(), logs };
+        let audit = audit(&evidence, AT_REST).unwrap();
+        let rules: Vec<u8> = audit.violations.iter().map(|found| found.invariant).collect();
+        assert_eq!(rules, expected);
+    }
+}
+
+#[test]
 fn several_dumps_without_their_frames_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let payment = Payment::acknowledged(dir.path());

@@ -2,9 +2,11 @@
 //! by shard and sequence.
 //!
 //! Made for tens of millions: rows never move, so that growing needs no second
-//! copy of them. A look-up compares the whole digest, the same 128 bits that the
+//! copy of them; what few payments have lies in a table beside them. A look-up compares the whole digest, the same 128 bits that the
 //! channel's numbers carry: two payments that share a place in the index are told
 //! apart. Pure. Tested by growth and by digests made to meet.
+
+use std::collections::HashMap;
 
 /// State of one attempt, as the log tells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -54,7 +56,7 @@ pub(super) enum Charge {
 /// State of a payment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[repr(u8)]
-pub(super) enum State {
+pub(crate) enum State {
     /// Unknown.
     #[default]
     None,
@@ -70,6 +72,32 @@ pub(super) enum State {
     Manual,
 }
 
+/// A payment's cancels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(u8)]
+pub(super) enum Cancel {
+    /// None.
+    #[default]
+    None,
+    /// The switch gave an attempt up: reversed, and the payment goes on.
+    GaveUp,
+    /// The merchant or expiry ended it.
+    Wished,
+}
+
+impl Payment {
+    /// Whether the merchant or expiry cancelled it.
+    pub(super) fn cancelled(&self) -> bool {
+        self.cancel == Cancel::Wished
+    }
+
+    /// Whether it has expired, by a stamp of its log.
+    pub(super) fn expired(&self, at_us: u64) -> bool {
+        let at_ms = at_us / 1_000;
+        self.expires_in != u32::MAX && at_ms >= self.begun_ms + u64::from(self.expires_in)
+    }
+}
+
 impl State {
     /// Never left.
     pub(super) fn is_final(self) -> bool {
@@ -77,8 +105,10 @@ impl State {
     }
 }
 
-/// Most attempts of one payment.
-pub(super) const ATTEMPTS_MAX: usize = 4;
+/// Most attempts of one payment (docs/STATES.md, C3).
+pub(super) const ATTEMPTS_MAX: u8 = 16;
+/// Attempts in the payment's row; more than these are rare.
+const NEAR: usize = 4;
 
 /// One payment.
 #[derive(Clone, Copy, Debug, Default)]
@@ -91,31 +121,30 @@ pub(super) struct Payment {
     pub(super) sequence: u64,
     /// When it began, Unix milliseconds.
     pub(super) begun_ms: u64,
+    /// Milliseconds from then until it expires: days at most; the highest value, never.
+    pub(super) expires_in: u32,
     /// Shard.
     pub(super) shard: u16,
     /// Letters of the currency.
     pub(super) currency: [u8; 3],
-    /// Attempts in the log, from 1.
-    pub(super) attempts: [Attempt; ATTEMPTS_MAX],
-    /// Charges in the channel's ledger, by attempt.
-    pub(super) charges: [Charge; ATTEMPTS_MAX],
+    /// The first attempts in the log; of all of them knows [`Table::attempts`].
+    pub(super) attempts: [Attempt; NEAR],
+    /// Their charges in the channel's ledger.
+    pub(super) charges: [Charge; NEAR],
+    /// Highest attempt that began.
+    pub(super) begun: u8,
     /// State as the log tells it.
     pub(super) state: State,
     /// Final state that was acknowledged.
     pub(super) acked: State,
-    /// The merchant or expiry cancelled it.
-    pub(super) cancelled: bool,
+    /// Whether it was cancelled.
+    pub(super) cancel: Cancel,
     /// The last attempt ended and another was announced.
     pub(super) goes_on: bool,
     /// It asked for its outcome's event, and the gateway listened.
     pub(super) event_wanted: bool,
-}
-
-impl Payment {
-    /// Number of charges that stand.
-    pub(super) fn standing(&self) -> usize {
-        self.charges.iter().filter(|charge| **charge == Charge::Stands).count()
-    }
+    /// The gateway was told its end while the run went on.
+    pub(super) told_in_run: bool,
 }
 
 /// Payments of a chunk.
@@ -130,6 +159,8 @@ pub(super) struct Table {
     /// 0 empty. At most half full.
     index: Vec<u64>,
     sequences: Vec<Vec<u32>>,
+    /// Attempts that are not in their payment's row.
+    far: HashMap<(u32, u8), (Attempt, Charge)>,
 }
 
 impl Table {
@@ -147,6 +178,55 @@ impl Table {
     /// A payment by its place.
     pub(super) fn get_mut(&mut self, at: u32) -> &mut Payment {
         &mut self.chunks[at as usize / CHUNK][at as usize % CHUNK]
+    }
+
+    fn both(&self, at: u32, number: u8) -> (Attempt, Charge) {
+        let payment = self.get(at);
+        match near(number) {
+            Some(index) => (payment.attempts[index], payment.charges[index]),
+            None => self.far.get(&(at, number)).copied().unwrap_or_default(),
+        }
+    }
+
+    /// State of a payment's attempt, from 1.
+    pub(super) fn attempt(&self, at: u32, number: u8) -> Attempt {
+        self.both(at, number).0
+    }
+
+    /// State of an attempt's charge.
+    pub(super) fn charge(&self, at: u32, number: u8) -> Charge {
+        self.both(at, number).1
+    }
+
+    /// An attempt begins, or has come to this.
+    pub(super) fn set_attempt(&mut self, at: u32, number: u8, state: Attempt) {
+        let payment = self.get_mut(at);
+        payment.begun = payment.begun.max(number);
+        match near(number) {
+            Some(index) => payment.attempts[index] = state,
+            None => self.far.entry((at, number)).or_default().0 = state,
+        }
+    }
+
+    /// An attempt's charge has come to this.
+    pub(super) fn set_charge(&mut self, at: u32, number: u8, state: Charge) {
+        match near(number) {
+            Some(index) => self.get_mut(at).charges[index] = state,
+            None => self.far.entry((at, number)).or_default().1 = state,
+        }
+    }
+
+    /// Number of the newest attempt.
+    pub(super) fn newest(&self, at: u32) -> u8 {
+        self.get(at).begun
+    }
+
+    /// Number, state and charge of every attempt that began.
+    pub(super) fn attempts(&self, at: u32) -> impl Iterator<Item = (u8, Attempt, Charge)> {
+        (1..=self.newest(at)).map(move |number| {
+            let (attempt, charge) = self.both(at, number);
+            (number, attempt, charge)
+        })
     }
 
     /// Asks for the memory that a look-up of this digest needs first: done for a
@@ -227,6 +307,11 @@ impl Table {
     }
 }
 
+/// Place of an attempt in its payment's row.
+fn near(number: u8) -> Option<usize> {
+    usize::from(number).checked_sub(1).filter(|index| *index < NEAR)
+}
+
 fn spread(digest: &[u8; 16]) -> u64 {
     let mut word = [0; 8];
     word.copy_from_slice(&digest[..8]);
@@ -268,6 +353,30 @@ mod tests {
         let gap = Payment { digest: digest(20_000), sequence: 9, ..Payment::default() };
         assert_eq!(table.add(gap), Err(3_334));
         assert!(size_of::<Payment>() <= 64, "{}", size_of::<Payment>());
+    }
+
+    #[test]
+    fn attempts_in_the_row_and_beside_it_are_told_apart() {
+        let mut table = Table::default();
+        for sequence in 1..=2 {
+            table
+                .add(Payment { digest: digest(sequence), sequence, ..Payment::default() })
+                .unwrap();
+        }
+        let state =
+            |number: u8| if number.is_multiple_of(2) { Attempt::Void } else { Attempt::Declined };
+        for number in 1..=ATTEMPTS_MAX {
+            assert_eq!((table.attempt(1, number), table.newest(1)), (Attempt::None, number - 1));
+            table.set_attempt(1, number, state(number));
+            table.set_charge(1, number, Charge::Fenced);
+        }
+        table.set_charge(1, 9, Charge::Stands);
+        let expected = (1..=ATTEMPTS_MAX).map(|number| {
+            (number, state(number), if number == 9 { Charge::Stands } else { Charge::Fenced })
+        });
+        assert!(table.attempts(1).eq(expected));
+        assert_eq!((table.attempts(0).count(), table.newest(0)), (0, 0));
+        assert_eq!((table.attempt(1, 0), table.charge(0, 9)), (Attempt::None, Charge::None));
     }
 
     #[test]

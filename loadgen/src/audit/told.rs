@@ -59,6 +59,16 @@ impl Told {
     }
 }
 
+/// The final state of a payment that an answer or an event tells.
+pub(super) fn final_state(ack: &Ack) -> State {
+    match OrderState::from_wire(ack.state) {
+        Some(OrderState::Paid) => State::Paid,
+        Some(OrderState::Failed) => State::Failed,
+        Some(OrderState::Closed) => State::Closed,
+        _ => State::None,
+    }
+}
+
 impl Books {
     /// Takes an acknowledgement of a run.
     #[cfg(test)]
@@ -106,9 +116,10 @@ impl Books {
             let detail = "an acknowledged payment was not found later".to_owned();
             return self.violation(4, Some(digest), detail);
         }
-        // A close of a paid payment is refused and tells that it is paid.
-        let paid = op == Op::Close && ack.code == Code::OrderPaid.wire();
-        if !ack.is_ok() && !paid {
+        // What a refusal tells of the payment is told, too: a close that comes too late, a
+        // reverse behind a refund.
+        let outcome = if op == Op::Refund { State::None } else { final_state(ack) };
+        if !ack.is_ok() && outcome == State::None {
             return;
         }
         let Some(at) = found else {
@@ -141,13 +152,11 @@ impl Books {
     }
 
     fn ack_order(&mut self, at: u32, run: &Run, k: u64, ack: &Ack) {
-        let told = match OrderState::from_wire(ack.state) {
-            Some(OrderState::Paid) => State::Paid,
-            Some(OrderState::Failed) => State::Failed,
-            Some(OrderState::Closed) => State::Closed,
+        let told = final_state(ack);
+        if told == State::None {
             // Not final: may become anything later.
-            _ => return,
-        };
+            return;
+        }
         let payment = self.table.get(at);
         let (before, state) = (payment.acked, payment.state);
         let planned = run.plan.amount(k).minor();
@@ -163,7 +172,9 @@ impl Books {
             self.about(3, at, detail);
         }
         self.judge_refunded(at, ack);
-        self.table.get_mut(at).acked = told;
+        let payment = self.table.get_mut(at);
+        payment.acked = told;
+        payment.told_in_run |= ack.flags & flag::REQUERY == 0;
     }
 
     /// What was said to be given back is in the log.
