@@ -551,9 +551,8 @@ fn a_term_is_not_spoken_of_before_it_is_durable() {
     let last = cluster.site(5);
     last.replica.receive(heartbeat);
     let answers = |messages: &[Message]| {
-        let is_answer = |one: &&Message| {
-            one.get_msg_type() == raft::eraftpb::MessageType::MsgHeartbeatResponse
-        };
+        let is_answer =
+            |one: &&Message| one.get_msg_type() == raft::eraftpb::MessageType::MsgHeartbeatResponse;
         messages.iter().filter(is_answer).count()
     };
     assert_eq!(answers(&last.turn()), 0);
