@@ -610,7 +610,9 @@ impl Replica {
     /// The log begins with the entry at `index` now, or behind it: followers
     /// that need it cannot be served from the log any more.
     pub fn released(&mut self, index: u64) {
-        self.node.mut_store().compact(index);
+        // What is not applied yet is needed here: a log that began anew behind a state
+        // begins with such a block.
+        self.node.mut_store().compact(index.min(self.applied));
     }
 
     /// Whether [`Self::advance`] would bring something.

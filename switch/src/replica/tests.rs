@@ -537,6 +537,23 @@ fn followers_whose_disks_take_their_time_are_not_dead() {
 }
 
 #[test]
+fn a_log_that_begins_with_a_block_that_is_not_applied_keeps_it() {
+    let mut cluster = Cluster::led(3);
+    cluster.site(1).replica.propose(b"first".to_vec()).unwrap();
+    let sent = cluster.site(1).turn();
+    let follower = cluster.site(2);
+    for message in sent.into_iter().filter(|message| message.to == 2) {
+        follower.replica.receive(message);
+    }
+    follower.turn();
+    let last = follower.replica.last();
+    assert!(follower.applied.iter().all(|(index, ..)| *index < last), "not known committed");
+    follower.replica.released(last);
+    cluster.ticks(10);
+    assert_eq!(cluster.blocks(2), [b"first"]);
+}
+
+#[test]
 fn a_term_is_not_spoken_of_before_it_is_durable() {
     let mut cluster = Cluster::led(5);
     cluster.site(5).stuck = true;
