@@ -82,18 +82,15 @@ impl Schedule {
     }
 
     /// Takes all times up to `now_ns`.
+    #[cfg(test)]
     pub(crate) fn skip_until(&mut self, now_ns: u64) {
         while self.peek().is_some_and(|at| at <= now_ns) {
-            self.advance();
+            self.skip();
         }
     }
 
     /// Takes the next time.
     pub(crate) fn skip(&mut self) {
-        self.advance();
-    }
-
-    fn advance(&mut self) {
         self.count += 1;
         match &self.arrival {
             // Multiplied, not summed: no drift over a long run.
@@ -126,7 +123,7 @@ impl Iterator for Schedule {
 
     fn next(&mut self) -> Option<u64> {
         let at = self.peek()?;
-        self.advance();
+        self.skip();
         Some(at)
     }
 }

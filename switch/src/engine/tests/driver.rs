@@ -380,6 +380,13 @@ impl World {
         self.settle();
     }
 
+    /// An order whose charge was sent.
+    pub(super) fn charged(&mut self, number: &str, minor: i64) -> Send {
+        self.pay(number, minor);
+        self.settle();
+        self.sent(Operation::Charge)
+    }
+
     /// A paid order.
     pub(super) fn paid(&mut self, number: &str, minor: i64) -> Send {
         let asked = self.pay(number, minor);

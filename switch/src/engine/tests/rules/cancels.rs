@@ -87,9 +87,7 @@ fn c10_a_cancel_of_what_cannot_be_reversed_gives_the_money_back() {
 #[test]
 fn c10_a_question_that_falls_due_before_the_cancel_is_durable_is_asked_after_it() {
     let mut world = world_of(|c| c.reversible = false);
-    world.pay("a", 100);
-    world.settle();
-    let charge = world.sent(Operation::Charge);
+    let charge = world.charged("a", 100);
     world.pass(5 * SECOND);
     world.nothing_sent();
     let closing = world.close("a");
@@ -107,9 +105,7 @@ fn c10_a_question_that_falls_due_before_the_cancel_is_durable_is_asked_after_it(
 #[test]
 fn c10_a_cancel_that_the_channel_refuses_leaves_the_order_paid() {
     let mut world = world_of(|c| c.reversible = false);
-    world.pay("a", 100);
-    world.settle();
-    let charge = world.sent(Operation::Charge);
+    let charge = world.charged("a", 100);
     let closing = world.close("a");
     world.settle();
     world.answer(&charge, ChannelStatus::Success);
@@ -125,9 +121,7 @@ fn c10_a_cancel_that_the_channel_refuses_leaves_the_order_paid() {
 #[test]
 fn c10_a_reverse_that_meets_a_proposed_success_becomes_a_refund() {
     let mut world = World::new();
-    world.pay("a", 100);
-    world.settle();
-    let charge = world.sent(Operation::Charge);
+    let charge = world.charged("a", 100);
     world.give(Input::Evidence { operation: charge.operation, evidence: success(&charge, 100) });
     let reversing = world.reverse("a");
     let closing = world.close("a");

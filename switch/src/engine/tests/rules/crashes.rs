@@ -69,9 +69,7 @@ fn answer_honestly(world: &mut World) {
 #[test]
 fn c7_after_a_crash_the_channel_is_asked_before_anything_is_sent() {
     let mut world = World::new();
-    world.pay("a", 100);
-    world.settle();
-    world.sent(Operation::Charge);
+    world.charged("a", 100);
     world.crash_at(world.log.len());
     let query = world.sent(Operation::Query);
     world.nothing_sent();

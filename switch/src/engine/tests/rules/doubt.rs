@@ -54,9 +54,7 @@ fn c3_a_decline_for_funds_does_not_shop_around() {
 fn c3_a_dark_channel_is_skipped_and_a_lost_link_makes_doubt() {
     let mut world = world_of(|_| ());
     world.give(Input::ChannelUp { channel: 1, up: false });
-    world.pay("a", 100);
-    world.settle();
-    let send = world.sent(Operation::Charge);
+    let send = world.charged("a", 100);
     assert_eq!(send.channel, 2);
     world.give(Input::LinkLost { channel: 2 });
     world.give(Input::ChannelUp { channel: 2, up: false });
@@ -283,9 +281,7 @@ fn c11_doubt_at_a_channel_without_queries_is_reversed() {
 #[test]
 fn c5_whatever_operators_decide_takes_two() {
     let mut world = World::new();
-    world.pay("a", 100);
-    world.settle();
-    let send = world.sent(Operation::Charge);
+    let send = world.charged("a", 100);
     world.evidence(send.operation, success(&send, 99));
     let short = |text: &str| ShortText::new(text.as_bytes()).expect("short");
     let mut not_moved = |second: &str| {
@@ -342,9 +338,7 @@ fn c4_why_a_payment_failed_whose_charge_was_being_reversed() {
 #[test]
 fn c4_a_declined_payment_says_so_when_a_new_leader_ends_its_route() {
     let mut world = world_of(|_| ());
-    world.pay("a", 100);
-    world.settle();
-    let send = world.sent(Operation::Charge);
+    let send = world.charged("a", 100);
     world.answer_as(send.operation, &send, ChannelStatus::Declined, 4);
     let (mut block, mut lost) = (world.log.pop().expect("a decline"), Vec::new());
     assert_eq!(split_off(&mut block, 0, &mut lost), 1);

@@ -20,9 +20,7 @@ fn c8_late_success_settles_doubt() {
 #[test]
 fn c8_late_success_while_reversing_does_not_stop_the_reversal() {
     let mut world = World::new();
-    world.pay("a", 100);
-    world.settle();
-    let send = world.sent(Operation::Charge);
+    let send = world.charged("a", 100);
     let closing = world.close("a");
     world.settle();
     let reverse = world.sent(Operation::Reverse);
@@ -42,9 +40,7 @@ fn c8_late_success_while_reversing_does_not_stop_the_reversal() {
 #[test]
 fn c8_an_orphan_success_is_given_back_once_and_the_outcome_stays() {
     let mut world = World::new();
-    world.pay("a", 100);
-    world.settle();
-    let send = world.sent(Operation::Charge);
+    let send = world.charged("a", 100);
     world.answer_as(send.operation, &send, ChannelStatus::Declined, 1);
     world.answer(&send, ChannelStatus::Success);
     world.answer(&send, ChannelStatus::Success);
@@ -67,9 +63,7 @@ fn c8_an_orphan_success_is_given_back_once_and_the_outcome_stays() {
 #[test]
 fn c8_a_success_that_crosses_a_proposed_decline_is_not_lost() {
     let mut world = World::new();
-    world.pay("a", 100);
-    world.settle();
-    let send = world.sent(Operation::Charge);
+    let send = world.charged("a", 100);
     let mut declined = success(&send, 0);
     if let Evidence::Answered { status, .. } = &mut declined {
         *status = ChannelStatus::Declined;
@@ -108,9 +102,7 @@ fn c8_a_statement_about_nothing_is_counted() {
 
 /// A closed order whose charge was reversed, and the charge's request.
 fn reversed(world: &mut World) -> Send {
-    world.pay("a", 100);
-    world.settle();
-    let send = world.sent(Operation::Charge);
+    let send = world.charged("a", 100);
     world.close("a");
     world.settle();
     let reverse = world.sent(Operation::Reverse);
@@ -245,9 +237,7 @@ fn c8_a_leader_that_comes_back_asks_anew() {
 #[test]
 fn c8_an_orphan_that_the_channel_does_not_take_back_is_put_in_front_of_an_operator() {
     let mut world = World::new();
-    world.pay("a", 100);
-    world.settle();
-    let send = world.sent(Operation::Charge);
+    let send = world.charged("a", 100);
     world.answer_as(send.operation, &send, ChannelStatus::Declined, 1);
     world.answer(&send, ChannelStatus::Success);
     let refund = world.sent(Operation::Refund);
@@ -273,9 +263,7 @@ fn c8_an_orphan_that_the_channel_does_not_take_back_is_put_in_front_of_an_operat
 #[test]
 fn c3_other_money_while_reversing_alarms_and_the_reversal_goes_on() {
     let mut world = World::new();
-    world.pay("a", 100);
-    world.settle();
-    let send = world.sent(Operation::Charge);
+    let send = world.charged("a", 100);
     world.close("a");
     world.settle();
     let reverse = world.sent(Operation::Reverse);
@@ -289,9 +277,7 @@ fn c3_other_money_while_reversing_alarms_and_the_reversal_goes_on() {
 #[test]
 fn c3_other_money_that_the_channel_does_not_reverse_goes_to_an_operator() {
     let mut world = World::new();
-    world.pay("a", 100);
-    world.settle();
-    world.sent(Operation::Charge);
+    world.charged("a", 100);
     world.close("a");
     world.settle();
     let reverse = world.sent(Operation::Reverse);
@@ -306,9 +292,7 @@ fn c3_other_money_that_the_channel_does_not_reverse_goes_to_an_operator() {
 #[test]
 fn an_orphan_in_front_of_an_operator_is_shown_with_its_own_channel() {
     let mut world = world_of(|_| ());
-    world.pay("a", 100);
-    world.settle();
-    let first = world.sent(Operation::Charge);
+    let first = world.charged("a", 100);
     world.answer_as(first.operation, &first, ChannelStatus::Declined, 4);
     let second = world.sent(Operation::Charge);
     world.answer(&second, ChannelStatus::Success);

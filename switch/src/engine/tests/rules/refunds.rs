@@ -97,9 +97,7 @@ impl World {
 #[test]
 fn c9_a_paid_order_whose_cancel_was_refused_is_refunded() {
     let mut world = world_of(|c| c.reversible = false);
-    world.pay("a", 100);
-    world.settle();
-    let charge = world.sent(Operation::Charge);
+    let charge = world.charged("a", 100);
     world.close("a");
     world.settle();
     world.answer(&charge, ChannelStatus::Success);
