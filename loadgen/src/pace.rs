@@ -37,7 +37,9 @@ pub(crate) enum Pace {
 }
 
 /// A good tick: short against a millisecond, long against a wake-up.
-pub(crate) const TICK: Duration = Duration::from_micros(250);
+pub(crate) const TICK: Duration = Duration::from_micros(TICK_US);
+/// The same in microseconds.
+pub(crate) const TICK_US: u64 = 200;
 const SPIN_NS: u64 = 50_000;
 /// Longest sleep, so that a stopped pacer ends soon.
 const SLEEP_MAX: Duration = Duration::from_millis(20);

@@ -7,7 +7,7 @@ use crate::encode::Encoder;
 use crate::exit::{self, Failure};
 use crate::goal::{Goal, parse_percent};
 use crate::live::Progress;
-use crate::pace::Pace;
+use crate::pace::{Pace, TICK_US};
 use crate::plan::{Mix, Params, Plan, RUN_ID_MAX};
 use crate::report::{self, Events, Origin, Report};
 use crate::schedule::Arrival;
@@ -69,11 +69,11 @@ pub(crate) struct LoadArgs {
     /// Seconds after which a request without answer counts as unknown.
     #[arg(long, default_value_t = 10.0)]
     pub(crate) deadline: f64,
-    /// How the pacing thread waits.
+    /// How the sender waits for what is due.
     #[arg(long, value_enum, default_value_t = Pace::Tick)]
     pub(crate) pace: Pace,
     /// Tick of the pacing, microseconds: longer is later and cheaper.
-    #[arg(long, default_value_t = 250, value_parser = clap::value_parser!(u64).range(10..=10_000))]
+    #[arg(long, default_value_t = TICK_US, value_parser = clap::value_parser!(u64).range(10..=10_000))]
     pub(crate) tick_us: u64,
     /// Write every acknowledgement to a log in this directory, for the audit.
     #[arg(long)]
