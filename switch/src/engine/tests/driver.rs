@@ -387,6 +387,24 @@ impl World {
         self.sent(Operation::Charge)
     }
 
+    /// Anna decides order "a", or a refund of it, with a second operator.
+    pub(super) fn decide(&mut self, refund: Option<&str>, success: bool, second: &str) {
+        let short = |text: &str| ShortText::new(text.as_bytes()).expect("short");
+        let out_refund_no = refund.map(|no| OutRefundNo::parse(no.as_bytes()).expect("valid"));
+        self.give(Input::Admin(AdminInput {
+            ticket: 9,
+            operator: short("anna"),
+            command: AdminCommand::Decide {
+                mch_id: mch(),
+                out_trade_no: no("a"),
+                out_refund_no,
+                success,
+                second: short(second),
+                note: short("bill of today"),
+            },
+        }));
+    }
+
     /// A paid order.
     pub(super) fn paid(&mut self, number: &str, minor: i64) -> Send {
         let asked = self.pay(number, minor);

@@ -2,14 +2,13 @@
 
 use super::{has_alarm, in_doubt, world_of};
 use crate::engine::config::ChannelConfig;
-use crate::engine::input::{AdminCommand, AdminInput, Evidence, Input, Operation};
+use crate::engine::input::{Evidence, Input, Operation};
 use crate::engine::order::AttemptState;
 use crate::engine::output::{AlarmKind, Send};
 use crate::engine::record::split_off;
 use crate::engine::tests::driver::*;
 use protocol::channel::ChannelStatus;
 use protocol::code::{Code, OrderState, Reason};
-use protocol::id::ShortText;
 
 #[test]
 fn c3_not_sent_goes_to_the_next_channel_and_ends_failed_without_one() {
@@ -81,20 +80,8 @@ fn c3_other_money_or_numbers_go_to_an_operator() {
     assert_eq!((reply.state, reply.reason), (OrderState::Manual, Reason::Integrity));
     assert!(has_alarm(&world, AlarmKind::Integrity));
     assert_eq!(world.engine.stats().manual, 1);
-    let short = |text: &str| ShortText::new(text.as_bytes()).expect("short");
     let mut decide = |second: &str| {
-        world.give(Input::Admin(AdminInput {
-            ticket: 9,
-            operator: short("anna"),
-            command: AdminCommand::Decide {
-                mch_id: mch(),
-                out_trade_no: no("a"),
-                out_refund_no: None,
-                success: true,
-                second: short(second),
-                note: short("bill of today"),
-            },
-        }));
+        world.decide(None, true, second);
         world.settle();
         world.out.admin.pop().expect("answered").1
     };
@@ -283,20 +270,8 @@ fn c5_whatever_operators_decide_takes_two() {
     let mut world = World::new();
     let send = world.charged("a", 100);
     world.evidence(send.operation, success(&send, 99));
-    let short = |text: &str| ShortText::new(text.as_bytes()).expect("short");
     let mut not_moved = |second: &str| {
-        world.give(Input::Admin(AdminInput {
-            ticket: 9,
-            operator: short("anna"),
-            command: AdminCommand::Decide {
-                mch_id: mch(),
-                out_trade_no: no("a"),
-                out_refund_no: None,
-                success: false,
-                second: short(second),
-                note: short("bill of today"),
-            },
-        }));
+        world.decide(None, false, second);
         world.settle();
         world.out.admin.pop().expect("answered").1
     };

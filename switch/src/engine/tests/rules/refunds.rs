@@ -1,12 +1,11 @@
 //! Refunds (C9).
 
 use super::{has_alarm, in_doubt, refund_code, world_of};
-use crate::engine::input::{AdminCommand, AdminInput, Evidence, Input, Operation, Waiter};
+use crate::engine::input::{Evidence, Input, Operation, Waiter};
 use crate::engine::output::{AlarmKind, Send};
 use crate::engine::tests::driver::*;
 use protocol::channel::ChannelStatus;
 use protocol::code::{Code, OrderState, Reason, RefundState};
-use protocol::id::{OutRefundNo, ShortText};
 use protocol::message::kind;
 
 #[test]
@@ -198,18 +197,7 @@ fn c8_a_success_that_crosses_an_operators_word_or_a_spent_budget_counts() {
     let refund = world.sent(Operation::Refund);
     world.pass(7300 * SECOND);
     world.out.alarms.clear();
-    world.give(Input::Admin(AdminInput {
-        ticket: 9,
-        operator: ShortText::new(b"anna").expect("short"),
-        command: AdminCommand::Decide {
-            mch_id: mch(),
-            out_trade_no: no("a"),
-            out_refund_no: Some(OutRefundNo::parse(b"r1").expect("valid")),
-            success: false,
-            second: ShortText::new(b"ben").expect("short"),
-            note: ShortText::new(b"bill").expect("short"),
-        },
-    }));
+    world.decide(Some("r1"), false, "ben");
     world.give(Input::Evidence { operation: refund.operation, evidence: success(&refund, 40) });
     world.settle();
     assert_eq!(world.view("a").refunds[0].state, RefundState::Failed);

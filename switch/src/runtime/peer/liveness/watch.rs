@@ -31,6 +31,8 @@ const ACCEPTS: usize = 16;
 /// Beats read at once: those of an hour in which this process stood still. Whoever
 /// sends more is no site.
 const BEATS_MAX: usize = 4096;
+/// Reads in a row that find something, likewise.
+const READS: usize = 16;
 
 /// The pair towards the peer thread.
 const BACK: Token = Token(0);
@@ -353,7 +355,7 @@ impl Watch {
             held.until = now + SILENT_MAX;
         }
         let mut beats = [0; BEATS_MAX];
-        loop {
+        for _ in 0..READS {
             match held.stream.read(&mut beats) {
                 Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
                 Ok(BEATS_MAX) => return Err(ErrorKind::InvalidData.into()),
@@ -362,6 +364,7 @@ impl Watch {
                 Err(error) => return Err(error),
             }
         }
+        Err(ErrorKind::InvalidData.into())
     }
 }
 
