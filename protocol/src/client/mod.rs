@@ -283,7 +283,7 @@ impl Client {
     }
 
     /// Subscribes to the outcome events of every merchant that this gateway may
-    /// speak for.
+    /// speak for, at every site. Returns when one has taken it; the others follow.
     ///
     /// # Errors
     /// [`ClientError::NoAnswer`]: no site took it in time. Else as

@@ -104,6 +104,13 @@ impl Shared {
         self.lock_links().iter().flatten().filter(|link| link.usable()).cloned().collect()
     }
 
+    /// As [`Self::usable_links`], of the site at this place in the settings.
+    pub(super) fn usable_link(&self, site: usize) -> Option<Arc<Link>> {
+        let links = self.lock_links();
+        let link = links.get(site)?.as_ref().ok()?;
+        link.usable().then(|| Arc::clone(link))
+    }
+
     /// Whether a site said this cluster's identity.
     pub(super) fn same_cluster(&self, cluster: u64) -> bool {
         *self.cluster.get_or_init(|| cluster) == cluster

@@ -443,6 +443,41 @@ async fn events_come_and_are_acknowledged_across_lost_connections() {
     assert_eq!(subscription.next().await, Err(ClientError::ShutDown));
 }
 
+/// Each site tells the events of the shards that it leads, and hears no acknowledgement of
+/// another one's.
+#[tokio::test]
+async fn events_come_from_every_site_and_are_acknowledged_there() {
+    let cluster = Cluster::start(vec![always(Act::Done), always(Act::Done)]);
+    let client = cluster.client().await;
+    let mut subscription = client.subscribe(WITHIN).await.unwrap();
+    for times in 1..4 {
+        let (first, second) = (subscription.next().await, subscription.next().await);
+        let mut ids = [first.unwrap().event_id, second.unwrap().event_id];
+        // Not in the order in which they came.
+        ids.reverse();
+        for event_id in ids {
+            subscription.acknowledge(event_id).await.unwrap();
+        }
+        ids.sort_unstable();
+        assert_eq!(ids, [77, 78]);
+        let heard = |site: usize| cluster.sites[site].acknowledged();
+        until(|| heard(0).len() == times && heard(1).len() == times).await;
+        assert!(heard(0).iter().all(|id| *id == 77) && heard(1).iter().all(|id| *id == 78));
+        cluster.sites.iter().for_each(|site| site.cut());
+    }
+    // A site that does not come back holds up nobody else's.
+    cluster.endpoints[0].close(CloseCode::Draining.wire().into(), b"gone");
+    until(|| client.sites()[0].is_err()).await;
+    let mut heard = 0;
+    while heard < 3 {
+        if subscription.next().await.unwrap().event_id == 78 {
+            heard += 1;
+            cluster.sites[1].cut();
+        }
+    }
+    assert_eq!(subscription.acknowledge(5).await, Err(ClientError::ConnectionLost));
+}
+
 async fn refused(config: ClientConfig) -> LinkError {
     match Client::connect(config).await.err() {
         Some(ConnectError::Unreachable(error)) => error,

@@ -344,7 +344,8 @@ fn react(
         }
         kind::SUBSCRIBE => {
             Subscribe::reply_frame(correlation, out);
-            event().encode_frame(correlation, out);
+            let number = site.hello.lock().unwrap().site;
+            event_of(number).encode_frame(correlation, out);
             return true;
         }
         kind::ACK => {
@@ -447,8 +448,13 @@ pub fn refunded() -> RefundReply {
 }
 
 pub fn event() -> Event {
+    event_of(1)
+}
+
+/// Tells by its number which site it is from.
+pub fn event_of(site: u8) -> Event {
     Event {
-        event_id: 77,
+        event_id: 76 + u64::from(site),
         sequence: 1,
         mch_id: MchId::parse(b"m-1").unwrap(),
         out_trade_no: OutTradeNo::parse(b"no-1").unwrap(),
