@@ -6,8 +6,8 @@ use super::api::{
 };
 use super::control::{Answer, Control, ControlError};
 use super::decisions::{Decision, PROPOSAL_LIFE, Proposals, Verdict};
-use crate::config::Problem;
 use crate::config::merchants::MerchantSpec;
+use crate::config::{Problem, quotes_a_value};
 use crate::engine::input::AdminCommand;
 use crate::engine::merchant::Merchant;
 use crate::secret::{Kek, Secret};
@@ -393,7 +393,7 @@ where
 fn parse<T: DeserializeOwned>(body: &Secret) -> Result<T, Refusal> {
     serde_json::from_slice(body.expose()).map_err(|error| {
         let message = error.to_string();
-        let quoted = message.starts_with("invalid type") || message.starts_with("invalid value");
+        let quoted = quotes_a_value(&message);
         let (line, column) = (error.line(), error.column());
         Refusal::bad_request(match quoted {
             true => format!("a value of the wrong type at line {line} column {column}"),

@@ -2,7 +2,7 @@
 //! `POST /v1/merchant`. Parsed strictly, then turned into the engine's form
 //! with every key wrapped.
 
-use super::{ConfigError, Document, Problem, hex};
+use super::{ConfigError, Document, Problem, Quotes, hex};
 use crate::engine::merchant::{
     AddressRange, KeyKind, Limits, Merchant, MerchantKey, MerchantStatus,
 };
@@ -155,7 +155,7 @@ fn read(path: &Path, problems: &mut Vec<Problem>) -> Result<Vec<MerchantSpec>, C
     let mut file = std::fs::File::open(path).map_err(failed)?;
     let mut text = String::new();
     file.read_to_string(&mut text).map_err(failed)?;
-    let mut document = Document::parse(path, &text)?;
+    let mut document = Document::parse(path, &text, Quotes::Nothing)?;
     let specs = document.list::<MerchantSpec>("merchants").unwrap_or_default();
     *problems = document.finish();
     if specs.iter().flat_map(|spec| &spec.keys).any(|key| key.secret.is_some()) {
@@ -465,6 +465,39 @@ mod tests {
         assert!(refused.contains("readable by others (mode 640)"), "{refused}");
         assert!(!refused.contains(&hex));
         assert!(load(format!("kind = \"ed25519\"\npublic_key = \"{hex}\"")).is_ok());
+    }
+
+    /// Not even a part of one that was written wrongly.
+    #[test]
+    fn no_secret_is_shown_of_a_file_that_cannot_be_read() {
+        let key = |line: &str| {
+            format!(
+                "[[merchants]]\nid = \"M\"\n[[merchants.keys]]\nkey_id = 1\n\
+                 kind = \"hmac-sha256\"\n{line}\n"
+            )
+        };
+        let digits = "7315".repeat(4);
+        let wrong = "merchants[0]: a value of the wrong type in `keys.secret`";
+        let cases = [
+            // The parser finds fault with the text.
+            ("secret = \"73157315\n".to_owned(), "not valid TOML", "line 6 column"),
+            ("secret = 5ecre7".to_owned(), "not valid TOML", "line 6 column"),
+            ("secret = 'a\" 73157315".to_owned(), "not valid TOML", "line 6 column"),
+            (format!("secret = {}", digits.repeat(4)), "not valid TOML", "line 6 column"),
+            ("secret = \"73157315\" \"5ecre7\"".to_owned(), "not valid TOML", "line 6 column"),
+            // It reads well, and is of the wrong type.
+            (format!("secret = {digits}"), wrong, ""),
+            (format!("secret = [\"{digits}\"]"), wrong, ""),
+            (format!("secret = {digits}.5"), wrong, ""),
+        ];
+        for (line, expected, place) in cases {
+            let error = parse(&key(&line)).unwrap_err();
+            assert!(error.contains(expected) && error.contains(place), "{line}: {error}");
+            assert!(!error.contains("7315") && !error.contains("5ecre7"), "{error}");
+        }
+        // Words for an enumeration are repeated; numbers in their place are not.
+        let error = parse(&key("").replace("\"hmac-sha256\"", &digits)).unwrap_err();
+        assert!(!error.contains("7315"), "{error}");
     }
 
     #[test]

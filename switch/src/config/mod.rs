@@ -141,7 +141,7 @@ impl Config {
     /// # Errors
     /// As [`Config::load`].
     pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
-        let mut document = Document::parse(path, text)?;
+        let mut document = Document::parse(path, text, Quotes::Text)?;
         let config = Self::from_document(path, &mut document);
         let mut problems = document.finish();
         let Some(mut config) = config else {
@@ -267,22 +267,43 @@ impl Config {
 pub(crate) struct Document {
     table: toml::Table,
     problems: Vec<Problem>,
+    quotes: Quotes,
+}
+
+/// Whether what is said of a file may repeat its text.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Quotes {
+    /// It tells the operator what to look for.
+    Text,
+    /// A misplaced secret would be repeated: only places are told.
+    Nothing,
 }
 
 impl Document {
-    pub(crate) fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+    pub(crate) fn parse(path: &Path, text: &str, quotes: Quotes) -> Result<Self, ConfigError> {
         let table = text.parse().map_err(|error: toml::de::Error| ConfigError::Syntax {
             path: path.to_owned(),
-            message: error.to_string().trim_end().to_owned(),
+            message: match quotes {
+                Quotes::Text => error.to_string().trim_end().to_owned(),
+                Quotes::Nothing => placed(&error, text),
+            },
         })?;
-        Ok(Self { table, problems: Vec::new() })
+        Ok(Self { table, problems: Vec::new(), quotes })
     }
 
     fn read<T: DeserializeOwned>(&mut self, key: &str, value: toml::Value) -> Option<T> {
         match value.try_into::<T>() {
             Ok(section) => Some(section),
             Err(error) => {
-                self.problem(key, flatten(&error));
+                let message = match self.quotes {
+                    Quotes::Nothing if quotes_a_value(error.message()) => {
+                        let told = flatten(&error);
+                        let key = told.strip_prefix(error.message()).unwrap_or_default();
+                        format!("a value of the wrong type{key}")
+                    }
+                    _ => flatten(&error),
+                };
+                self.problem(key, message);
                 None
             }
         }
@@ -353,4 +374,18 @@ impl Document {
 /// The parser's message in one line: it puts the key on a second one.
 fn flatten(error: &toml::de::Error) -> String {
     error.to_string().lines().map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" ")
+}
+
+/// What the parser says, and where, without the line that it shows.
+fn placed(error: &toml::de::Error, text: &str) -> String {
+    let at = error.span().map_or(0, |span| span.start);
+    let before = text.get(..at).unwrap_or(text);
+    let line = before.matches('\n').count() + 1;
+    let column = before.rsplit('\n').next().unwrap_or(before).chars().count() + 1;
+    format!("{} at line {line} column {column}", error.message())
+}
+
+/// Whether serde's words repeat a value, which could be a misplaced secret.
+pub(crate) fn quotes_a_value(message: &str) -> bool {
+    message.starts_with("invalid type") || message.starts_with("invalid value")
 }
