@@ -10,6 +10,7 @@ use protocol::code::Code;
 use protocol::id::{MchId, ShortText};
 use protocol::message::Auth;
 use protocol::sign::MerchantKey;
+use sha2::{Digest, Sha256};
 
 use crate::engine::FoldHasher;
 use crate::engine::merchant::{AddressRange, KeyKind, Merchant};
@@ -17,6 +18,8 @@ use crate::engine::prefetch::prefetch;
 use crate::secret::Kek;
 
 struct Entry {
+    /// What every judgement here rests on, as a hash.
+    authority: u64,
     keys: Vec<(u32, MerchantKey)>,
     gateways: Vec<ShortText>,
     addresses: Vec<AddressRange>,
@@ -76,6 +79,7 @@ impl Directory {
         }
         let left_out = merchant.keys.len() - keys.len();
         let entry = Entry {
+            authority: authority(merchant),
             keys,
             gateways: merchant.gateways.clone(),
             addresses: merchant.addresses.clone(),
@@ -93,8 +97,15 @@ impl Directory {
         entry.addresses.first().into_iter().for_each(prefetch);
     }
 
+    /// What judgements about a merchant rest on at present: a hash of its keys, gateways
+    /// and addresses as they stand in its record, the same at every site that has the
+    /// same record. `None`: no such merchant.
+    pub fn authority(&self, mch_id: &MchId) -> Option<u64> {
+        self.entries.get(mch_id).map(|entry| entry.authority)
+    }
+
     /// Judges a request: gateway, address, timestamp, signature over
-    /// `canonical`, in this order.
+    /// `canonical`, in this order. Tells what that rests on ([`Self::authority`]).
     ///
     /// # Errors
     /// The code of the refusal.
@@ -105,7 +116,7 @@ impl Directory {
         auth: &Auth<'_>,
         now_ms: u64,
         canonical: &[u8],
-    ) -> Result<(), Code> {
+    ) -> Result<u64, Code> {
         let entry = self.entries.get(mch_id).ok_or(Code::UnknownMerchant)?;
         if !entry.gateways.is_empty() && !entry.gateways.contains(&peer.name) {
             return Err(Code::GatewayNotAllowed);
@@ -116,12 +127,12 @@ impl Directory {
             return Err(Code::AddressNotAllowed);
         }
         if auth.key_id == 0 && auth.signature.is_empty() && peer.trusted {
-            return Ok(());
+            return Ok(entry.authority);
         }
         if auth.timestamp_ms.abs_diff(now_ms) > self.window_ms {
             return Err(Code::StaleTimestamp);
         }
-        self.verify(entry, auth, canonical)
+        self.verify(entry, auth, canonical).map(|()| entry.authority)
     }
 
     /// Judges a second signature: by another key of the merchant than the first.
@@ -149,6 +160,31 @@ impl Directory {
     }
 }
 
+/// Of what a request is judged by; limits and status are the engine's.
+fn authority(merchant: &Merchant) -> u64 {
+    let mut hash = Sha256::new();
+    let mut part = |bytes: &[u8]| {
+        // Texts and keys are short; the length keeps neighbours apart.
+        hash.update((bytes.len() as u32).to_le_bytes());
+        hash.update(bytes);
+    };
+    part(&[merchant.keys.len() as u8, merchant.gateways.len() as u8]);
+    for key in &merchant.keys {
+        part(&key.key_id.to_le_bytes());
+        part(&[key.kind as u8]);
+        part(&key.material);
+    }
+    for gateway in &merchant.gateways {
+        part(gateway.as_bytes());
+    }
+    for range in &merchant.addresses {
+        part(&range.address);
+        part(&[range.prefix_len]);
+    }
+    let hash = hash.finalize();
+    u64::from_le_bytes([hash[0], hash[1], hash[2], hash[3], hash[4], hash[5], hash[6], hash[7]])
+}
+
 fn contains(range: &AddressRange, address: &[u8; 16]) -> bool {
     let bits = u32::from(range.prefix_len.min(128));
     let mask = if bits == 0 { 0 } else { u128::MAX << (128 - bits) };
@@ -158,6 +194,64 @@ fn contains(range: &AddressRange, address: &[u8; 16]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whatever_a_judgement_rests_on_is_in_the_authority() {
+        use crate::engine::merchant::{Limits, MerchantKey, MerchantStatus};
+        let text = |text: &[u8]| ShortText::new(text).unwrap();
+        let key = |key_id, material: &[u8]| MerchantKey {
+            key_id,
+            kind: KeyKind::Ed25519,
+            material: material.to_vec(),
+        };
+        let range = AddressRange { address: [7; 16], prefix_len: 100 };
+        let limits = Limits {
+            pay_per_minute: 1,
+            query_per_minute: 1,
+            refund_per_minute: 1,
+            burst: 1,
+            daily_cap: 0,
+            single_max: 0,
+            second_signature_from: 0,
+        };
+        let merchant = Merchant {
+            mch_id: MchId::parse(b"M").unwrap(),
+            status: MerchantStatus::Active,
+            keys: vec![key(1, b"ab"), key(2, b"c")],
+            gateways: vec![text(b"gw-1")],
+            addresses: vec![range],
+            limits,
+        };
+        let other = |change: fn(&mut Merchant)| {
+            let mut other = merchant.clone();
+            change(&mut other);
+            authority(&other)
+        };
+        let changes: [fn(&mut Merchant); 10] = [
+            |_| {},
+            |m| m.keys[0].key_id = 3,
+            |m| m.keys[0].kind = KeyKind::HmacSha256,
+            |m| m.keys[0].material = b"a".to_vec(),
+            |m| drop(m.keys.pop()),
+            |m| m.keys.clear(),
+            |m| m.gateways.clear(),
+            |m| m.gateways.push(ShortText::new(b"gw-2").unwrap()),
+            |m| m.addresses[0].prefix_len = 101,
+            |m| m.addresses.clear(),
+        ];
+        let seen: std::collections::HashSet<u64> = changes.map(other).into();
+        assert_eq!(seen.len(), changes.len());
+        // What the engine judges by its own record.
+        let limited = |m: &mut Merchant| {
+            m.limits.burst = 9;
+            m.status = MerchantStatus::Limited;
+        };
+        assert_eq!(other(limited), authority(&merchant));
+        let mut directory = Directory::new(std::sync::Arc::new(Kek::new(&[3; 32])), 1);
+        assert_eq!(directory.authority(&merchant.mch_id), None);
+        directory.put(&merchant);
+        assert_eq!(directory.authority(&merchant.mch_id), Some(authority(&merchant)));
+    }
 
     #[test]
     fn a_range_covers_its_prefix_and_nothing_else() {

@@ -6,7 +6,7 @@
 //! looks up leaders. Every queue is bounded: consensus survives a dropped
 //! message, a slow site must not hold memory or anybody else up.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use crossbeam::queue::ArrayQueue;
 use tokio::sync::Notify;
@@ -128,6 +128,8 @@ pub struct Route {
     dropped: AtomicU64,
     up: AtomicBool,
     losses: AtomicU64,
+    /// Connections of the other site that were accepted.
+    accepted: AtomicU32,
 }
 
 impl Route {
@@ -137,6 +139,7 @@ impl Route {
             dropped: AtomicU64::new(0),
             up: AtomicBool::new(false),
             losses: AtomicU64::new(0),
+            accepted: AtomicU32::new(0),
         }
     }
 
@@ -203,6 +206,17 @@ impl Route {
     /// forwarded on it is without answer.
     pub fn losses(&self) -> u64 {
         self.losses.load(Ordering::Acquire)
+    }
+
+    /// Peer thread: numbers a connection that the other site has dialled. They count up
+    /// for as long as the process lives, so that an older one is known by its number.
+    pub fn accept(&self) -> u32 {
+        self.accepted.fetch_add(1, Ordering::Relaxed).wrapping_add(1)
+    }
+
+    /// The number of the newest of those.
+    pub fn newest(&self) -> u32 {
+        self.accepted.load(Ordering::Relaxed)
     }
 
     /// Packets dropped so far.

@@ -216,7 +216,6 @@ impl Net {
 
     /// Whether a new request must be shed before any work is spent on it.
     pub fn congested(&self, shard: u16) -> bool {
-        let lane = self.lane(shard);
         if self.behind.get() || self.outstanding.get() >= self.settings.outstanding_max {
             return true;
         }
@@ -224,9 +223,22 @@ impl Net {
         if self.forward.as_ref().is_some_and(|forward| !forward.leads(shard)) {
             return false;
         }
+        self.is_full(shard)
+    }
+
+    /// Whether the shard's worker can be given no more requests for the moment.
+    pub fn is_full(&self, shard: u16) -> bool {
+        let lane = self.lane(shard);
         lane.stuck.get()
             || lane.exchange.overloaded.load(Ordering::Relaxed)
             || lane.batch.borrow().items.len() >= self.settings.batch_items_max
+    }
+
+    /// Whether an open batch has so much in it that it should leave before whole packets
+    /// of requests are added: one packet holds three quarters of what a batch may.
+    pub fn is_filling(&self) -> bool {
+        let many = self.settings.batch_items_max / 8;
+        self.lanes.iter().any(|lane| lane.batch.borrow().items.len() >= many)
     }
 
     /// Whether what the directory says against a request of the shard is the last word:
@@ -365,6 +377,9 @@ impl Net {
             if let Some(heard) = self.heard.borrow_mut().get_mut(usize::from(*shard)) {
                 *heard = *term;
             }
+        }
+        if let Some(forward) = self.forward.as_ref().filter(|_| !out.led.is_empty()) {
+            forward.has_heard();
         }
         // Sends first: the channel works while we encode answers.
         let (mesh, now_us) = (self.control.mesh(), clock::mono_us());

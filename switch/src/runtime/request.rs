@@ -49,6 +49,15 @@ impl From<Code> for Refusal {
     }
 }
 
+/// By what a request was authorised.
+struct Authorised<'a> {
+    mch_id: &'a MchId,
+    /// As [`Directory::authorise`](super::directory::Directory::authorise) says.
+    authority: u64,
+    /// A second signature was verified.
+    second: bool,
+}
+
 /// Takes one frame. Returns whether an answer was put into the stream's buffer.
 pub fn frame(
     net: &Rc<Net>,
@@ -105,19 +114,20 @@ impl Context<'_> {
     fn pay(&self, body: &[u8]) -> Result<(), Refusal> {
         let pay = Pay::decode(body).map_err(|error| error.code())?;
         let shard = self.shard(&pay.mch_id)?;
-        let second = CANONICAL.with_borrow_mut(|(canonical, _)| {
+        let (authority, second) = CANONICAL.with_borrow_mut(|(canonical, _)| {
             canonical.clear();
             self.net.directory.borrow().warm(&pay.mch_id);
             pay.canonical(canonical);
-            self.authorise(&pay.mch_id, &pay.auth, canonical)?;
+            let authority = self.authorise(&pay.mch_id, &pay.auth, canonical)?;
             if pay.second.key_id == 0 {
-                return Ok(false);
+                return Ok((authority, false));
             }
             let directory = self.net.directory.borrow();
             let judged = directory.second(&pay.mch_id, &pay.auth, &pay.second, canonical);
-            judged.map(|()| true).map_err(|code| self.verdict(&pay.mch_id, code))
+            judged.map(|()| (authority, true)).map_err(|code| self.verdict(&pay.mch_id, code))
         })?;
-        if let Some(to) = self.place(shard, second, pay.wait_ms, body)? {
+        let by = Authorised { mch_id: &pay.mch_id, authority, second };
+        if let Some(to) = self.place(shard, &by, pay.wait_ms, body)? {
             push_pay(self.net, shard, &pay, &to);
         }
         self.taken();
@@ -127,10 +137,11 @@ impl Context<'_> {
     fn order(&self, body: &[u8]) -> Result<(), Refusal> {
         let request = OrderRequest::decode(body).map_err(|error| error.code())?;
         let shard = self.shard_of_order(&request.mch_id, &request.order)?;
-        self.authorise_with(&request.mch_id, &request.auth, |out| {
+        let authority = self.authorise_with(&request.mch_id, &request.auth, |out| {
             request.canonical(self.waiter.kind, out);
         })?;
-        if let Some(to) = self.place(shard, false, request.wait_ms, body)? {
+        let by = Authorised { mch_id: &request.mch_id, authority, second: false };
+        if let Some(to) = self.place(shard, &by, request.wait_ms, body)? {
             push_order(self.net, shard, &request, &to);
         }
         self.taken();
@@ -140,8 +151,10 @@ impl Context<'_> {
     fn refund(&self, body: &[u8]) -> Result<(), Refusal> {
         let refund = Refund::decode(body).map_err(|error| error.code())?;
         let shard = self.shard_of_order(&refund.mch_id, &refund.order)?;
-        self.authorise_with(&refund.mch_id, &refund.auth, |out| refund.canonical(out))?;
-        if let Some(to) = self.place(shard, false, refund.wait_ms, body)? {
+        let authority =
+            self.authorise_with(&refund.mch_id, &refund.auth, |out| refund.canonical(out))?;
+        let by = Authorised { mch_id: &refund.mch_id, authority, second: false };
+        if let Some(to) = self.place(shard, &by, refund.wait_ms, body)? {
             push_refund(self.net, shard, &refund, &to);
         }
         self.taken();
@@ -151,8 +164,10 @@ impl Context<'_> {
     fn query_refund(&self, body: &[u8]) -> Result<(), Refusal> {
         let query = QueryRefund::decode(body).map_err(|error| error.code())?;
         let shard = self.shard_of_order(&query.mch_id, &query.order)?;
-        self.authorise_with(&query.mch_id, &query.auth, |out| query.canonical(out))?;
-        if let Some(to) = self.place(shard, false, 0, body)? {
+        let authority =
+            self.authorise_with(&query.mch_id, &query.auth, |out| query.canonical(out))?;
+        let by = Authorised { mch_id: &query.mch_id, authority, second: false };
+        if let Some(to) = self.place(shard, &by, 0, body)? {
             push_query_refund(self.net, shard, &query, &to);
         }
         self.taken();
@@ -164,15 +179,17 @@ impl Context<'_> {
     fn place(
         &self,
         shard: u16,
-        second: bool,
+        by: &Authorised<'_>,
         wait_ms: u32,
         body: &[u8],
     ) -> Result<Option<Delivery>, Code> {
         let (waiter, gateway) = (self.waiter, self.connection.gateway);
+        let &Authorised { mch_id: &mch_id, authority, second } = by;
         let here =
             |waiter| Delivery { waiter, gateway, wait_us: u64::from(wait_ms) * 1000, second };
         let Some(forward) = &self.net.forward else { return Ok(Some(here(waiter))) };
-        let incoming = Incoming { waiter, gateway, shard, second, wait_ms, body };
+        let incoming =
+            Incoming { waiter, mch_id, authority, gateway, shard, second, wait_ms, body };
         Ok(match forward.take(self.net, &incoming)? {
             Placed::Here(waiter) => Some(here(waiter)),
             Placed::Elsewhere => None,
@@ -222,7 +239,7 @@ impl Context<'_> {
         mch_id: &MchId,
         auth: &Auth<'_>,
         canonical_form: impl FnOnce(&mut Vec<u8>),
-    ) -> Result<(), Refusal> {
+    ) -> Result<u64, Refusal> {
         CANONICAL.with_borrow_mut(|(canonical, _)| {
             canonical.clear();
             self.net.directory.borrow().warm(mch_id);
@@ -231,7 +248,7 @@ impl Context<'_> {
         })
     }
 
-    fn authorise(&self, mch_id: &MchId, auth: &Auth<'_>, canonical: &[u8]) -> Result<(), Refusal> {
+    fn authorise(&self, mch_id: &MchId, auth: &Auth<'_>, canonical: &[u8]) -> Result<u64, Refusal> {
         let directory = self.net.directory.borrow();
         let now_ms = self.now.wall_us / 1000;
         let judged = directory.authorise(mch_id, &self.connection.peer, auth, now_ms, canonical);
@@ -306,7 +323,7 @@ impl Delivery {
 }
 
 /// Gives the worker a request that this site or another one has authorised
-/// before; `admit` has the last word once the shard is known.
+/// before; `admit` has the last word once shard and merchant are known.
 ///
 /// # Errors
 /// The code of the refusal: `admit`'s, or that of a body that cannot be read.
@@ -314,12 +331,12 @@ pub fn deliver(
     net: &Net,
     to: &Delivery,
     body: &[u8],
-    admit: impl FnOnce(u16) -> Result<(), Code>,
+    admit: impl FnOnce(u16, &MchId) -> Result<(), Code>,
 ) -> Result<(), Code> {
     let admitted = |mch_id: &MchId, order: Option<&OrderRef>| {
         let shard = mch_id.shard(net.settings.shards);
         order.map_or(Ok(()), |order| belongs(order, shard))?;
-        admit(shard).map(|()| shard)
+        admit(shard, mch_id).map(|()| shard)
     };
     match to.waiter.kind {
         kind::PAY => {

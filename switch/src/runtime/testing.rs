@@ -2,19 +2,26 @@
 //! sockets on loopback, certificates as `init` makes them, no worker.
 
 use std::net::{SocketAddr, TcpListener, UdpSocket};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use storage::Notify;
 
+use super::control::NodeControl;
+use super::directory::Directory;
 use super::ferry::Ferry;
+use super::forward::Forwarder;
 use super::inbox::Exchange;
 use super::mesh::Mesh;
+use super::net::{Net, NetSettings};
 use super::peer::{OwnLog, PeerShared, Peers};
+use super::worker::Shared;
 use crate::config::Config;
 use crate::init::{InitOptions, init};
 use crate::metrics::Metrics;
+use crate::secret::Kek;
 use crate::tls::{EndpointKeys, PeerTls};
 
 /// Longest wait for something that happens by itself.
@@ -157,4 +164,43 @@ impl Node {
             eventually("the link comes up", || self.is_up(site));
         }
     }
+}
+
+/// The state of a site's network thread over what it shares. It knows no merchant.
+pub fn net(
+    config: &Config,
+    shared: &PeerShared,
+    outstanding_max: usize,
+    forward: Option<Forwarder>,
+) -> Rc<Net> {
+    let of_worker = Arc::new(Shared {
+        exchange: Arc::clone(&shared.exchange),
+        metrics: Arc::clone(&shared.metrics),
+        mesh: Arc::clone(&shared.mesh),
+        leave: AtomicBool::new(false),
+        stop: AtomicBool::new(false),
+        storage_full: AtomicBool::new(false),
+        log_is_empty: Arc::default(),
+        report: Mutex::default(),
+    });
+    let settings = NetSettings {
+        shards: config.shards,
+        site: config.site as u8,
+        sites: config.sites.len() as u8,
+        cluster: config.cluster,
+        in_flight_max: outstanding_max.max(1_000) as u32,
+        outstanding_max,
+        // The machine may stand still: not what is tested here.
+        queue_delay_max_us: 60_000_000,
+        batch_items_max: 4_096,
+    };
+    let kek = Arc::new(Kek::load(&config.keys.kek).unwrap());
+    Net::new(
+        settings,
+        vec![Arc::clone(&shared.exchange)],
+        Directory::new(kek, 300_000),
+        Arc::clone(&shared.metrics),
+        Arc::new(NodeControl::new(config, of_worker, Instant::now())),
+        forward,
+    )
 }

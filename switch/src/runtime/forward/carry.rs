@@ -21,7 +21,7 @@ impl Forwarder {
         let Some(site) = self.site(number) else { return };
         // The connection that it came on has ended: it is not counted any more,
         // and nobody waits for it.
-        if site.link.get() != link || site.taken.get() == 0 {
+        if site.link.get() != link || !site.linked.get() || site.taken.get() == 0 {
             return;
         }
         site.taken.set(site.taken.get() - 1);
@@ -45,9 +45,8 @@ impl Forwarder {
     /// Requests that another site could not carry out itself.
     pub(super) fn requests(&self, net: &Net, from: u8, link: u32, packet: &Bytes) {
         let Some(site) = self.site(from) else { return };
-        if site.link.get() != link {
-            self.closed(net, from, site.link.get());
-            site.link.set(link);
+        if !self.is_newest(net, site, from, link) {
+            return;
         }
         let mut rest: &[u8] = packet;
         let metrics = net.metrics.peer(from);
@@ -70,6 +69,21 @@ impl Forwarder {
         }
     }
 
+    /// Whether a connection is the newest of its site, and has not ended. What comes late
+    /// from an earlier one is nobody's: its requests were taken back when it was lost.
+    fn is_newest(&self, net: &Net, site: &Site, from: u8, link: u32) -> bool {
+        match link.wrapping_sub(site.link.get()).cast_signed() {
+            0 => site.linked.get(),
+            ..0 => false,
+            1.. => {
+                self.closed(net, from, site.link.get());
+                site.link.set(link);
+                site.linked.set(true);
+                true
+            }
+        }
+    }
+
     /// Gives another site's request to this site's worker. It goes no further:
     /// two sites that each believe in the other would play ball with it.
     fn carry_out(&self, net: &Net, site: &Site, from: u8, request: &Request<'_>) {
@@ -85,8 +99,11 @@ impl Forwarder {
             wait_us: u64::from(request.wait_ms) * 1000,
             second: request.second,
         };
-        let admitted = request::deliver(net, &delivery, request.body, |shard| {
-            if net.draining.get() || !self.leads(shard) {
+        let admitted = request::deliver(net, &delivery, request.body, |shard, mch_id| {
+            // Where the other site knows of other keys, gateways or addresses than this
+            // one, which has heard of everything, its judgement counts for nothing.
+            let authority = net.directory.borrow().authority(mch_id);
+            if net.draining.get() || !net.judges(shard) || authority != Some(request.authority) {
                 return Err(Code::NotLeader);
             }
             let room = site.taken.get() < ASKED_MAX && !net.congested(shard);
@@ -107,10 +124,9 @@ impl Forwarder {
     /// A connection of another site ended, or was followed by a newer one.
     pub(super) fn closed(&self, net: &Net, from: u8, link: u32) {
         let Some(site) = self.site(from) else { return };
-        if link == 0 || site.link.get() != link {
+        if site.link.get() != link || !site.linked.replace(false) {
             return;
         }
-        site.link.set(0);
         let taken = site.taken.take();
         net.outstanding.set(net.outstanding.get().saturating_sub(taken));
         // Answers of before would only be ignored there.

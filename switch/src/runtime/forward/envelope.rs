@@ -1,8 +1,10 @@
 //! Forwarded requests and their answers inside the packets of a peer link: a
 //! packet holds any number of either, one after the other. Little endian.
 //!
-//! Request: u64 ticket, u32 wait (ms), u16 gateway, u16 body length, u8 kind,
-//! u8 flags (bit 0: a second signature was verified), body as the gateway sent it.
+//! Request: u64 ticket, u64 authority (what the asking site knows of the merchant's
+//! keys, gateways and addresses, as a hash), u32 wait (ms), u16 gateway, u16 body
+//! length, u8 kind, u8 flags (bit 0: a second signature was verified), body as the
+//! gateway sent it. A change here is a new version in `peer/hello`.
 //!
 //! Answer: u64 ticket, u16 body length, u8 kind (the reply's), body as in
 //! docs/WIRE.md.
@@ -19,6 +21,8 @@ const SECOND: u8 = 1;
 pub struct Request<'a> {
     /// Echoed in the answer.
     pub ticket: u64,
+    /// What it was authorised by (`Directory::authority`).
+    pub authority: u64,
     /// How long its gateway still waits, milliseconds; 0: the engine's bound.
     pub wait_ms: u32,
     /// Number of the gateway in the configuration.
@@ -51,6 +55,7 @@ impl<'a> Request<'a> {
     pub fn encode(&self, out: &mut Vec<u8>) {
         debug_assert!(self.body.len() <= BODY_MAX);
         out.extend_from_slice(&self.ticket.to_le_bytes());
+        out.extend_from_slice(&self.authority.to_le_bytes());
         out.extend_from_slice(&self.wait_ms.to_le_bytes());
         out.extend_from_slice(&self.gateway.to_le_bytes());
         out.extend_from_slice(&(self.body.len() as u16).to_le_bytes());
@@ -67,6 +72,7 @@ impl<'a> Request<'a> {
             return Ok(None);
         }
         let ticket = u64::from_le_bytes(array(packet)?);
+        let authority = u64::from_le_bytes(array(packet)?);
         let wait_ms = u32::from_le_bytes(array(packet)?);
         let gateway = u16::from_le_bytes(array(packet)?);
         let length = u16::from_le_bytes(array(packet)?);
@@ -75,7 +81,8 @@ impl<'a> Request<'a> {
         if flags & !SECOND != 0 {
             return Err(Malformed);
         }
-        Ok(Some(Self { ticket, wait_ms, gateway, kind, second: flags == SECOND, body }))
+        let second = flags == SECOND;
+        Ok(Some(Self { ticket, authority, wait_ms, gateway, kind, second, body }))
     }
 }
 
@@ -136,23 +143,24 @@ mod tests {
         #[test]
         fn requests_come_back_in_order(
             sent in vec(
-                (any::<(u64, u32, u16, u8, bool)>(), vec(any::<u8>(), 0..300)), 0..6),
+                (any::<(u64, u64, u32, u16, u8, bool)>(), vec(any::<u8>(), 0..300)), 0..6),
             cut in 1..40_usize,
         ) {
             let mut packet = Vec::new();
-            for ((ticket, wait_ms, gateway, kind, second), body) in &sent {
+            for ((ticket, authority, wait_ms, gateway, kind, second), body) in &sent {
                 Request {
-                    ticket: *ticket, wait_ms: *wait_ms, gateway: *gateway, kind: *kind,
+                    ticket: *ticket, authority: *authority, wait_ms: *wait_ms, gateway: *gateway, kind: *kind,
                     second: *second, body,
                 }.encode(&mut packet);
             }
             let mut rest = packet.as_slice();
-            for ((ticket, wait_ms, gateway, kind, second), body) in &sent {
+            for ((ticket, authority, wait_ms, gateway, kind, second), body) in &sent {
                 let got = Request::take(&mut rest).unwrap().unwrap();
                 prop_assert_eq!(
-                    (got.ticket, got.wait_ms, got.gateway, got.kind, got.second, got.body),
-                    (*ticket, *wait_ms, *gateway, *kind, *second, body.as_slice())
+                    (got.ticket, got.authority, got.wait_ms, got.gateway, got.kind),
+                    (*ticket, *authority, *wait_ms, *gateway, *kind)
                 );
+                prop_assert_eq!((got.second, got.body), (*second, body.as_slice()));
             }
             prop_assert_eq!(Request::take(&mut rest), Ok(None));
             // Cut short, only whole requests come out, and the rest is refused.

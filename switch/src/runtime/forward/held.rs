@@ -2,7 +2,12 @@
 //! given to another site when the one that had it fails: slots that are used
 //! again, memory included. Only a deployment of several sites has it.
 
+use protocol::code::{Code, OrderState, RefundState};
+use protocol::id::MchId;
+use protocol::message::kind;
+
 use crate::engine::input::Waiter;
+use crate::engine::output::ReplyBody;
 
 /// Bytes of all frames held; beyond, new requests are shed.
 const BYTES_MAX: usize = 256 << 20;
@@ -12,9 +17,9 @@ const ROOM_KEPT: usize = 1 << 10;
 /// Who works on a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// Nobody: its shard has no leader that can be reached.
+    /// Nobody: its shard has no leader that can be reached and takes it.
     Waiting {
-        /// The site that said it does not lead; 0: none has.
+        /// The site that did not take it; 0: none was asked.
         refused_by: u8,
         /// When to ask that site again, monotonic microseconds.
         again_us: u64,
@@ -25,16 +30,27 @@ pub enum Place {
     At(u8),
 }
 
+impl Place {
+    /// Of a request that nobody was given yet.
+    pub const NOWHERE: Self = Self::Waiting { refused_by: 0, again_us: 0 };
+}
+
 /// A request without answer.
 pub struct Held {
     /// Where its answer goes.
     pub waiter: Waiter,
+    /// Its merchant.
+    pub mch_id: MchId,
+    /// What it was authorised by (`Directory::authority`).
+    pub authority: u64,
     /// Number of its gateway.
     pub gateway: u16,
     /// Its shard.
     pub shard: u16,
     /// A second signature was verified.
     pub second: bool,
+    /// Somebody had it before and may have carried it out.
+    pub tried: bool,
     /// When its gateway stops waiting, monotonic microseconds.
     pub until_us: u64,
     /// When to stop looking for a leader, monotonic microseconds; 0: one was
@@ -44,6 +60,26 @@ pub struct Held {
     pub place: Place,
     /// Its body as it came.
     pub body: Vec<u8>,
+}
+
+impl Held {
+    /// Whether an answer ends the request. That its site does not lead never does.
+    /// Nor does a refusal for reasons of the moment (load, limits, room) once an
+    /// earlier leader had it: "no money moved" would be true of the last attempt
+    /// only. What an engine says of the number itself is true of all of them: it has
+    /// applied whatever was committed before its term.
+    pub fn is_ended_by(&self, body: &ReplyBody) -> bool {
+        let (code, nothing) = match body {
+            ReplyBody::Order(body) => (body.code, body.state == OrderState::None),
+            ReplyBody::Refund(body) => (body.code, body.state == RefundState::None),
+        };
+        let momentary = nothing && matches!(code.wire(), 400..=599);
+        let reads = matches!(self.waiter.kind, kind::QUERY | kind::QUERY_REFUND);
+        match code {
+            Code::NotLeader | Code::NoLeader => false,
+            _ => !momentary || !self.tried || reads,
+        }
+    }
 }
 
 struct Slot {
@@ -139,13 +175,17 @@ fn ticket(attempt: u32, index: u32) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::output::Reply;
 
     fn held(shard: u16) -> Held {
         Held {
             waiter: Waiter::default(),
+            mch_id: MchId::parse(b"M").unwrap(),
+            authority: 0,
             gateway: 1,
             shard,
             second: false,
+            tried: false,
             until_us: 0,
             patience_us: 0,
             place: Place::Here,
@@ -170,6 +210,31 @@ mod tests {
         assert_eq!(holder.tickets(|_| true).len(), 2);
         assert!(holder.get(renewed).is_none());
         assert_eq!(holder.get(third).unwrap().body, b"3");
+    }
+
+    #[test]
+    fn what_an_earlier_leader_may_have_done_is_not_denied() {
+        let ends = |tried: bool, kind: u8, code: Code, state: OrderState| {
+            let waiter = Waiter { kind, ..Waiter::default() };
+            let mut body = Reply::refusal(waiter, code, 0).body;
+            if let ReplyBody::Order(body) = &mut body {
+                body.state = state;
+            }
+            Held { waiter, tried, ..held(1) }.is_ended_by(&body)
+        };
+        let nothing = OrderState::None;
+        for &code in Code::ALL {
+            let leads = !matches!(code, Code::NotLeader | Code::NoLeader);
+            let momentary = matches!(code.wire(), 400..=599);
+            for kind in [kind::PAY, kind::REFUND, kind::CLOSE, kind::REVERSE] {
+                assert_eq!(ends(false, kind, code, nothing), leads, "{code:?}");
+                assert_eq!(ends(true, kind, code, nothing), leads && !momentary, "{code:?}");
+            }
+            // It changes nothing, so there is nothing to deny.
+            assert_eq!(ends(true, kind::QUERY, code, nothing), leads, "{code:?}");
+            // Told together with the payment.
+            assert_eq!(ends(true, kind::PAY, code, OrderState::Processing), leads, "{code:?}");
+        }
     }
 
     #[test]

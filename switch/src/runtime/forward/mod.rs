@@ -4,9 +4,12 @@
 //! In a deployment of several sites the network thread holds the frame of every
 //! unanswered request, whoever works on it, because leadership may move at any
 //! time and whatever a request's leader had not answered is then given to the
-//! next one. That is safe: requests are idempotent by their number. A request
+//! next one. That is safe: requests are idempotent by their number. What somebody
+//! had before is never refused as if nothing had come of it. A request
 //! makes one hop: the site that receives it and does not lead says so, and the
-//! asking site decides. A deployment of one site has no `Forwarder` at all.
+//! asking site decides. The leader takes the asking site's word for merchant and
+//! signature only where both know the same of the merchant. A deployment of one
+//! site has no `Forwarder` at all.
 //!
 //! Tested by sites on loopback with played workers.
 
@@ -15,15 +18,16 @@ mod envelope;
 mod held;
 #[cfg(test)]
 mod tests;
+mod wait;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use protocol::code::Code;
+use protocol::id::MchId;
 use protocol::message::{OrderReply, RefundReply, kind};
 use tokio::sync::Notify;
 
@@ -32,18 +36,12 @@ use super::ferry::{Arrival, Ferry};
 use super::gateway::Connection;
 use super::mesh::{Mesh, Refused};
 use super::net::Net;
-use super::request::{self, Delivery};
 use crate::engine::input::Waiter;
 use crate::engine::output::{Reply, ReplyBody};
 use envelope::{Answer, Request};
 use held::{Held, Holder, Place};
+use wait::Refusal;
 
-/// How long a request waits for its shard to have a leader, microseconds.
-const PATIENCE_US: u64 = 1_500_000;
-/// Pause before a site is asked again that said it does not lead, microseconds.
-const AGAIN_US: u64 = 20_000;
-/// What an answer may take beyond the gateway's wait, microseconds.
-const GRACE_US: u64 = 1_000_000;
 /// Requests at one site without its answer; more are shed.
 const ASKED_MAX: usize = 16_384;
 /// Requests that wait for a leader; more are shed.
@@ -52,10 +50,6 @@ const WAITING_MAX: usize = 16_384;
 const PACKET_BYTES: usize = 256 << 10;
 /// Closed packets that wait for the link before requests are shed.
 const SEALED_MAX: usize = 8;
-/// How often waiting requests are looked at.
-const TICK: Duration = Duration::from_millis(5);
-/// How often all others are.
-const SWEEP: Duration = Duration::from_millis(250);
 
 /// Marks a waiter that is another site: gateway connections have slots far
 /// below this bit.
@@ -65,6 +59,10 @@ const SITE_BIT: u64 = 1 << 31;
 pub struct Incoming<'a> {
     /// Where its answer goes.
     pub waiter: Waiter,
+    /// Its merchant.
+    pub mch_id: MchId,
+    /// What it was authorised by (`Directory::authority`).
+    pub authority: u64,
     /// Number of its gateway.
     pub gateway: u16,
     /// Its shard.
@@ -115,8 +113,10 @@ struct Site {
     asked: Cell<usize>,
     /// Losses of our link that were dealt with.
     losses: Cell<u64>,
-    /// Its connection whose requests are carried out here; 0: none yet.
+    /// Its newest connection that brought requests; they count up.
     link: Cell<u32>,
+    /// That one has not ended.
+    linked: Cell<bool>,
     /// Requests of that connection without our answer.
     taken: Cell<usize>,
 }
@@ -127,12 +127,16 @@ pub struct Forwarder {
     ferry: Arc<Ferry>,
     /// The engine's bound on a wait, microseconds.
     sync_wait_us: u64,
+    /// How long a request waits for a leader that takes it, microseconds.
+    patience_us: Cell<u64>,
     held: RefCell<Holder>,
     waiting: RefCell<VecDeque<u64>>,
     /// By number - 1; this site's own entry stays idle.
     sites: Vec<Site>,
     /// A first request waits.
     waits: Notify,
+    /// This site knows all that it must to lead a shard.
+    heard: Notify,
 }
 
 /// Where a shard's requests go.
@@ -151,9 +155,11 @@ impl Forwarder {
             mesh,
             ferry,
             sync_wait_us,
+            patience_us: Cell::new(wait::PATIENCE_US),
             held: RefCell::default(),
             waiting: RefCell::default(),
             waits: Notify::new(),
+            heard: Notify::new(),
         }
     }
 
@@ -171,10 +177,15 @@ impl Forwarder {
         self.sites.get(usize::from(site).checked_sub(1)?)
     }
 
-    fn target(&self, shard: u16) -> Target {
+    /// A new leader's own site is asked once it knows of every merchant what was
+    /// committed before: a request must not pass by a key that was revoked.
+    fn target(&self, net: &Net, shard: u16) -> Target {
         match self.mesh.leader(shard) {
             0 => Target::Nobody,
-            leader if leader == self.mesh.site() => Target::Here,
+            leader if leader == self.mesh.site() => match net.judges(shard) {
+                true => Target::Here,
+                false => Target::Nobody,
+            },
             leader if self.mesh.route(leader).is_some_and(|route| route.is_up()) => {
                 Target::Site(leader)
             }
@@ -187,7 +198,7 @@ impl Forwarder {
     /// # Errors
     /// [`Code::Overloaded`], when a bound is reached.
     pub fn take(&self, net: &Net, incoming: &Incoming<'_>) -> Result<Placed, Code> {
-        let target = self.target(incoming.shard);
+        let target = self.target(net, incoming.shard);
         let shed = match target {
             Target::Here => false,
             Target::Site(site) => !self.has_room(site),
@@ -203,12 +214,15 @@ impl Forwarder {
         };
         let held = Held {
             waiter: incoming.waiter,
+            mch_id: incoming.mch_id,
+            authority: incoming.authority,
             gateway: incoming.gateway,
             shard: incoming.shard,
             second: incoming.second,
+            tried: false,
             until_us: now_us + wait_us,
             patience_us: 0,
-            place: Place::Here,
+            place: if matches!(target, Target::Here) { Place::Here } else { Place::NOWHERE },
             body: Vec::new(),
         };
         let ticket = self.held.borrow_mut().insert(held, incoming.body);
@@ -217,7 +231,7 @@ impl Forwarder {
                 return Ok(Placed::Here(Waiter { correlation: ticket, ..incoming.waiter }));
             }
             Target::Site(site) => self.send(net, ticket, site, now_us),
-            Target::Nobody => self.park(ticket, 0, now_us),
+            Target::Nobody => self.park(ticket, Refusal::NONE, now_us),
         }
         Ok(Placed::Elsewhere)
     }
@@ -238,6 +252,7 @@ impl Forwarder {
         let mut forwards = to.forwards.borrow_mut();
         let forwarded = Request {
             ticket,
+            authority: request.authority,
             wait_ms: ((left_us / 1000) as u32).max(1),
             gateway: request.gateway,
             kind: request.waiter.kind,
@@ -252,25 +267,6 @@ impl Forwarder {
         net.flush_soon();
     }
 
-    /// Lets a request wait for a leader. `refused_by`: the site that was asked
-    /// and does not lead, or 0.
-    fn park(&self, ticket: u64, refused_by: u8, now_us: u64) {
-        let mut held = self.held.borrow_mut();
-        let Some(ticket) = held.renew(ticket) else { return };
-        let Some(request) = held.get(ticket) else { return };
-        if let Place::At(site) = request.place
-            && let Some(site) = self.site(site)
-        {
-            site.asked.set(site.asked.get().saturating_sub(1));
-        }
-        if request.patience_us == 0 {
-            request.patience_us = (now_us + PATIENCE_US).min(request.until_us);
-        }
-        request.place = Place::Waiting { refused_by, again_us: now_us + AGAIN_US };
-        self.waiting.borrow_mut().push_back(ticket);
-        self.waits.notify_one();
-    }
-
     /// Takes a worker's reply. Gives it back when it is for a gateway, and with
     /// the waiter that the gateway's connection knows.
     pub fn settle(&self, net: &Net, reply: &Reply) -> Option<Reply> {
@@ -279,12 +275,13 @@ impl Forwarder {
             return None;
         }
         let ticket = reply.waiter.correlation;
-        if self.held.borrow_mut().get(ticket)?.place != Place::Here {
-            return None;
-        }
-        if is_refused(&reply.body) {
-            // Leadership moved on while it was on its way to the worker.
-            self.park(ticket, self.mesh.site(), clock::mono_us());
+        let ended = match self.held.borrow_mut().get(ticket)? {
+            held if held.place == Place::Here => held.is_ended_by(&reply.body),
+            _ => return None,
+        };
+        if !ended {
+            // Leadership moved on while it was on its way to the worker, say.
+            self.park(ticket, Refusal::by(self.mesh.site(), &reply.body), clock::mono_us());
             return None;
         }
         let held = self.held.borrow_mut().remove(ticket)?;
@@ -334,6 +331,11 @@ impl Forwarder {
             match arrival {
                 Arrival::Forwards { from, link, packet } => {
                     self.requests(net, from, link, &packet);
+                    // The worker gets what there is before more comes: else one
+                    // pass over a burst would fill the batch and refuse the rest.
+                    if net.is_filling() {
+                        break;
+                    }
                 }
                 Arrival::Answers { from, packet } => self.answers(net, from, &packet, dirty),
                 Arrival::Closed { from, link } => self.closed(net, from, link),
@@ -389,8 +391,9 @@ impl Forwarder {
         } else {
             ReplyBody::Order(OrderReply::decode(answer.body).map_err(|_| envelope::Malformed)?)
         };
-        if is_refused(&body) {
-            self.park(answer.ticket, from, clock::mono_us());
+        let ended = self.held.borrow_mut().get(answer.ticket).map(|held| held.is_ended_by(&body));
+        if ended == Some(false) {
+            self.park(answer.ticket, Refusal::by(from, &body), clock::mono_us());
             return Ok(());
         }
         body.hint(from);
@@ -413,35 +416,6 @@ impl Forwarder {
         }
     }
 
-    /// Refuses a held request with what is known of its leader.
-    fn give_up(&self, net: &Net, ticket: u64, code: Code, dirty: &mut Vec<Rc<Connection>>) {
-        let Some((waiter, shard)) =
-            self.held.borrow_mut().get(ticket).map(|held| (held.waiter, held.shard))
-        else {
-            return;
-        };
-        let leader = self.mesh.leader(shard);
-        let elsewhere = leader != 0 && leader != self.mesh.site();
-        let code = match code {
-            Code::NoLeader if elsewhere => Code::NotLeader,
-            code => code,
-        };
-        let mut body = Reply::refusal(waiter, code, net.retry_after_ms()).body;
-        if elsewhere {
-            body.hint(leader);
-        }
-        self.finish(net, ticket, body, dirty);
-    }
-
-    /// Lets the requests that match wait for a leader anew.
-    fn recall(&self, wanted: impl Fn(&Held) -> bool) {
-        let tickets = self.held.borrow().tickets(wanted);
-        let now_us = clock::mono_us();
-        for ticket in tickets {
-            self.park(ticket, 0, now_us);
-        }
-    }
-
     /// A gateway's connection ended: nobody waits for its requests.
     pub fn forget(&self, connection: u64) {
         let tickets = self.held.borrow().tickets(|held| held.waiter.connection == connection);
@@ -452,114 +426,4 @@ impl Forwarder {
             }
         }
     }
-
-    /// Gives waiting requests to their leaders as soon as there are any, and
-    /// ends those whose time is over.
-    pub async fn run(&self, net: &Net) {
-        let mut dirty = Vec::new();
-        let (mut changes, mut sweep_us) = (0, 0);
-        loop {
-            // Asked for before looking, so that no change is missed.
-            let mut changed = std::pin::pin!(self.mesh.leaders_changed.notified());
-            changed.as_mut().enable();
-            let now_us = clock::mono_us();
-            if std::mem::replace(&mut changes, self.mesh.changes()) != changes {
-                net.tell_leaders();
-                self.follow_leaders();
-            }
-            self.place_waiting(net, now_us, &mut dirty);
-            if now_us >= sweep_us {
-                sweep_us = now_us + SWEEP.as_micros() as u64;
-                self.sweep(net, now_us, &mut dirty);
-            }
-            for connection in dirty.drain(..) {
-                connection.wake_streams();
-            }
-            let idle = self.waiting.borrow().is_empty();
-            tokio::select! {
-                () = changed => {}
-                () = self.waits.notified(), if idle => {}
-                () = tokio::time::sleep(if idle { SWEEP } else { TICK }) => {}
-            }
-        }
-    }
-
-    /// Takes requests back from sites that lead their shards no longer: a site
-    /// that has died or stands still cannot say so itself.
-    fn follow_leaders(&self) {
-        self.recall(|held| match held.place {
-            Place::At(site) => {
-                let leader = self.mesh.leader(held.shard);
-                leader != 0 && leader != site
-            }
-            _ => false,
-        });
-    }
-
-    fn place_waiting(&self, net: &Net, now_us: u64, dirty: &mut Vec<Rc<Connection>>) {
-        let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
-        for ticket in waiting {
-            let Some((shard, patience_us, place)) = self
-                .held
-                .borrow_mut()
-                .get(ticket)
-                .map(|held| (held.shard, held.patience_us, held.place))
-            else {
-                continue;
-            };
-            let Place::Waiting { refused_by, again_us } = place else { continue };
-            let asked = |site: u8| site == refused_by && now_us < again_us;
-            match self.target(shard) {
-                _ if now_us >= patience_us => self.give_up(net, ticket, Code::NoLeader, dirty),
-                Target::Here if !asked(self.mesh.site()) => {
-                    self.keep_here(net, ticket, now_us, dirty);
-                }
-                Target::Site(site) if !asked(site) && self.has_room(site) => {
-                    self.send(net, ticket, site, now_us);
-                }
-                _ => self.waiting.borrow_mut().push_back(ticket),
-            }
-        }
-        net.metrics.leaderless.set(self.waiting.borrow().len() as u64);
-    }
-
-    /// Gives a request that waited to this site's own worker.
-    fn keep_here(&self, net: &Net, ticket: u64, now_us: u64, dirty: &mut Vec<Rc<Connection>>) {
-        let delivered = {
-            let mut held = self.held.borrow_mut();
-            let Some(request) = held.get(ticket) else { return };
-            request.place = Place::Here;
-            let delivery = Delivery {
-                waiter: Waiter { correlation: ticket, ..request.waiter },
-                gateway: request.gateway,
-                wait_us: request.until_us.saturating_sub(now_us).max(1),
-                second: request.second,
-            };
-            request::deliver(net, &delivery, &request.body, |shard| {
-                if net.congested(shard) { Err(Code::Overloaded) } else { Ok(()) }
-            })
-        };
-        if let Err(code) = delivered {
-            self.give_up(net, ticket, code, dirty);
-        }
-    }
-
-    /// Ends requests that a site should have answered long ago.
-    fn sweep(&self, net: &Net, now_us: u64, dirty: &mut Vec<Rc<Connection>>) {
-        let overdue = self.held.borrow().tickets(|held| {
-            matches!(held.place, Place::At(_)) && held.until_us + GRACE_US < now_us
-        });
-        for ticket in overdue {
-            self.give_up(net, ticket, Code::NoLeader, dirty);
-        }
-    }
-}
-
-/// Whether a reply says that its site does not lead the shard.
-fn is_refused(body: &ReplyBody) -> bool {
-    let code = match body {
-        ReplyBody::Order(body) => body.code,
-        ReplyBody::Refund(body) => body.code,
-    };
-    matches!(code, Code::NotLeader | Code::NoLeader)
 }

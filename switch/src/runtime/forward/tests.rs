@@ -76,7 +76,7 @@ fn only_the_leader_refuses_for_good_by_what_it_knows_of_the_merchant() {
     with_sites(2, 1_000, |_cluster, sites, mut gateway| async move {
         let other = ShortText::new(b"gw-9").unwrap();
         let foreign = Merchant { gateways: vec![other], ..merchant() };
-        sites[0].net.directory.borrow_mut().put(&foreign);
+        sites[0].knows(&foreign);
         let mut refused = async |correlation| {
             gateway.query(correlation, 0).await;
             let (answered, code, hint, ..) = gateway.answer().await;
@@ -89,17 +89,23 @@ fn only_the_leader_refuses_for_good_by_what_it_knows_of_the_merchant() {
         sites[0].mesh.publish_leader(shard(), 2, 1);
         assert_eq!(refused(3).await, (Code::NotLeader, 0), "it has not heard of all merchants");
         // The worker hands over what was committed before its term.
-        let exchange = &sites[0].node.as_ref().unwrap().shared.exchange;
-        let mut out = exchange.out_batch();
-        out.led.push((shard(), 2));
-        assert!(exchange.push_out(out).is_ok());
+        sites[0].hears(2);
         eventually_async("it has heard", || sites[0].net.judges(shard())).await;
         assert_eq!(refused(4).await, (Code::GatewayNotAllowed, 0));
         // Another term: what was committed in between is not there yet.
         sites[0].mesh.publish_leader(shard(), 4, 1);
         assert_eq!(refused(5).await, (Code::NotLeader, 0));
-        sites[0].net.directory.borrow_mut().put(&merchant());
-        assert_eq!(refused(6).await, (Code::Ok, 0));
+        sites[0].knows(&merchant());
+        // Nor does it carry anything out before.
+        let seen = || sites[0].worker().seen.len();
+        let before = seen();
+        sites[0].is_patient();
+        let (answer, ()) = tokio::join!(refused(6), async {
+            sites[0].waits_with(1).await;
+            assert_eq!(seen(), before);
+            sites[0].hears(4);
+        });
+        assert_eq!(answer, (Code::Ok, 0));
         assert!(sites[1].worker().seen.is_empty());
         idle(&sites).await;
     });
@@ -130,9 +136,7 @@ fn without_a_leader_a_request_waits_for_one() {
         for leader in [1, 2] {
             sites.iter().for_each(|site| site.believe(0));
             gateway.query(u64::from(leader), 0).await;
-            let forward = sites[0].forward();
-            let waits = || forward.waiting.borrow().len() == 1;
-            eventually_async("it waits", waits).await;
+            sites[0].waits_with(1).await;
             sites.iter().for_each(|site| site.believe(leader));
             let hint = if leader == 1 { 0 } else { leader };
             let expected = (u64::from(leader), Code::Ok, hint, i64::from(leader), 0);
@@ -200,12 +204,165 @@ fn what_was_at_a_site_whose_link_is_lost_goes_to_the_new_leader() {
         gateway.query(6, 0).await;
         sites[1].sees(1).await;
         sites[1].die().await;
-        let forward = sites[0].forward();
-        let waits = || forward.waiting.borrow().len() == 1;
-        eventually_async("it is remembered", waits).await;
+        sites[0].waits_with(1).await;
         sites[0].believe(1);
         assert_eq!(gateway.answer().await, (6, Code::Ok, 0, 1, 0));
         idle(&sites[..1]).await;
+    });
+}
+
+/// A refusal would be taken for "nothing was charged", while the site that died may have
+/// seen to it that something was.
+#[test]
+fn what_a_leader_had_is_not_refused_by_the_next_one_as_if_nothing_had_come_of_it() {
+    with_sites(2, 1_000, |_cluster, mut sites, mut gateway| async move {
+        sites.iter().for_each(|site| site.believe(2));
+        sites[0].is_patient();
+        sites[1].worker().mode = Mode::Keep;
+        let signs = sites[0].with_key(1);
+        sites.iter().for_each(|site| site.knows(&signs));
+        gateway.pay(6, 1, 30_000).await;
+        sites[1].sees(1).await;
+        sites[1].die().await;
+        sites[0].waits_with(1).await;
+        // It is offered to the new leader again.
+        sites[0].worker().mode = Mode::Shed;
+        sites[0].believe(1);
+        sites[0].sees(1).await;
+        sites[0].worker().mode = Mode::Answer;
+        assert_eq!(gateway.answer().await, (6, Code::Ok, 0, 1, 0));
+        // What nobody had before is refused at once.
+        sites[0].worker().mode = Mode::Shed;
+        gateway.pay(7, 1, 30_000).await;
+        assert_eq!(gateway.answer().await.1, Code::Overloaded);
+        idle(&sites[..1]).await;
+    });
+}
+
+#[test]
+fn what_a_leader_had_and_no_other_one_takes_is_unknown_in_the_end() {
+    with_sites(3, 1_000, |_cluster, sites, mut gateway| async move {
+        for (term, next) in [(1, 1), (2, 3)] {
+            sites.iter().for_each(|site| site.follow(2, term));
+            sites[1].worker().mode = Mode::Keep;
+            let before = sites[1].worker().seen.len();
+            gateway.refund(term).await;
+            sites[1].sees(before + 1).await;
+            let new = &sites[usize::from(next) - 1];
+            new.worker().mode = Mode::Shed;
+            sites.iter().for_each(|site| site.follow(next, term));
+            let (answered, code, hint, _, retry_ms) = gateway.answer().await;
+            assert_eq!(answered, term);
+            let expected = if next == 1 { (Code::NoLeader, 0) } else { (Code::NotLeader, 3) };
+            assert_eq!((code, hint), expected);
+            assert!(retry_ms > 0 && !new.worker().seen.is_empty());
+            sites[1].worker().mode = Mode::Answer;
+            idle(&sites).await;
+        }
+    });
+}
+
+/// More than a batch holds, and all that may be unanswered.
+#[test]
+fn however_many_wait_the_new_leader_s_worker_gets_them_all() {
+    const MANY: u64 = 5_000;
+    with_sites(2, MANY as usize, |_cluster, sites, mut gateway| async move {
+        sites[0].is_patient();
+        for leader in [1, 2] {
+            sites.iter().for_each(|site| site.believe(0));
+            gateway.queries(0..MANY, 60_000).await;
+            sites[0].waits_with(MANY as usize).await;
+            sites.iter().for_each(|site| site.believe(leader));
+            let mut answered = vec![false; MANY as usize];
+            for _ in 0..MANY {
+                let (correlation, code, ..) = gateway.answer().await;
+                assert_eq!(code, Code::Ok);
+                assert!(!std::mem::replace(&mut answered[correlation as usize], true));
+            }
+            idle(&sites).await;
+        }
+    });
+}
+
+/// What was authorised by a record that has been replaced is not carried out: the leader
+/// knows of the new one, the asking site does not yet.
+#[test]
+fn a_key_that_was_revoked_opens_nothing_through_a_site_that_is_behind() {
+    with_sites(2, 1_000, |_cluster, sites, mut gateway| async move {
+        sites.iter().for_each(|site| site.believe(2));
+        let (old, new) = (sites[0].with_key(1), sites[0].with_key(2));
+        sites[0].knows(&old);
+        sites[1].knows(&new);
+        gateway.pay(1, 1, 100).await;
+        let (_, code, hint, _, retry_ms) = gateway.answer().await;
+        assert_eq!((code, hint), (Code::NotLeader, 2));
+        assert!(retry_ms > 0);
+        // Or while it waits for a leader.
+        sites[0].is_patient();
+        for leader in [2, 1] {
+            sites.iter().for_each(|site| site.believe(0));
+            sites[0].knows(&old);
+            gateway.pay(2, 1, 30_000).await;
+            sites[0].waits_with(1).await;
+            sites[0].knows(&new);
+            sites.iter().for_each(|site| site.believe(leader));
+            let (_, code, hint, ..) = gateway.answer().await;
+            let elsewhere = leader != 1;
+            let expected = if elsewhere { Code::NotLeader } else { Code::NoLeader };
+            assert_eq!((code, hint), (expected, if elsewhere { 2 } else { 0 }));
+        }
+        idle(&sites).await;
+        assert!(sites.iter().all(|site| site.worker().seen.is_empty()));
+        // Asked again it is judged by the new record.
+        gateway.pay(3, 1, 100).await;
+        assert_eq!(gateway.answer().await.1, Code::UnknownKey);
+        idle(&sites).await;
+    });
+}
+
+/// Packets of a connection that was replaced may be handed over behind the first ones of
+/// the new one: different tasks read them.
+#[test]
+fn what_comes_late_from_an_older_link_changes_nothing() {
+    with_sites(2, 1_000, |_cluster, sites, mut gateway| async move {
+        sites.iter().for_each(|site| site.believe(2));
+        sites[1].worker().mode = Mode::Keep;
+        gateway.query(1, 0).await;
+        gateway.query(2, 0).await;
+        sites[1].sees(2).await;
+        let link = sites[1].forward().site(1).unwrap().link.get();
+        let late = |link: u32| {
+            let mut packet = Vec::new();
+            let (kind, body) = (kind::QUERY, &b""[..]);
+            let request = Request {
+                ticket: 1,
+                authority: 0,
+                wait_ms: 0,
+                gateway: 1,
+                kind,
+                second: false,
+                body,
+            };
+            request.encode(&mut packet);
+            let arrival = Arrival::Forwards { from: 1, link, packet: packet.into() };
+            assert!(sites[1].ferry.push(arrival).is_ok());
+            assert!(sites[1].ferry.push(Arrival::Closed { from: 1, link }).is_ok());
+        };
+        late(link.wrapping_sub(1));
+        late(link.wrapping_sub(1 << 30));
+        gateway.query(3, 0).await;
+        sites[1].sees(3).await;
+        sites[1].worker().mode = Mode::Answer;
+        let mut answered = Vec::new();
+        for _ in 0..3 {
+            let (correlation, code, ..) = gateway.answer().await;
+            assert_eq!(code, Code::Ok);
+            answered.push(correlation);
+        }
+        answered.sort_unstable();
+        assert_eq!(answered, [1, 2, 3]);
+        idle(&sites).await;
+        assert_eq!(sites[1].worker().seen.len(), 3);
     });
 }
 
@@ -335,7 +492,9 @@ fn packets_that_cannot_be_read_are_counted_and_harm_nobody() {
         // A request of no known kind, or with a body that is none, is refused.
         for (kind, body) in [(kind::SUBSCRIBE, &b""[..]), (kind::PAY, &b"no"[..])] {
             let mut packet = Vec::new();
-            let request = Request { ticket: 1, wait_ms: 0, gateway: 1, kind, second: false, body };
+            let authority = 0;
+            let request =
+                Request { ticket: 1, authority, wait_ms: 0, gateway: 1, kind, second: false, body };
             request.encode(&mut packet);
             route.offer_forwards(packet).unwrap();
         }

@@ -151,8 +151,7 @@ impl Core {
         let Accepted { site, forwards, answers, urgent, bulk, states } = accepted;
         let Some(route) = self.shared.mesh.route(site) else { return };
         let peer = self.peer(site);
-        peer.links.set(peer.links.get().wrapping_add(1));
-        let link = peer.links.get();
+        let link = route.accept();
         if let Some(older) = peer.inbound.replace(Some(quic.clone())) {
             older.close(CloseCode::Normal.wire().into(), b"replaced by a newer connection");
         }
@@ -179,7 +178,7 @@ impl Core {
             self.say(Whose::Theirs, site, format!("closed: {reason}"));
             quic.close(code.wire().into(), reason.as_bytes());
         }
-        if peer.links.get() == link {
+        if route.newest() == link {
             peer.inbound.replace(None);
             if let Some(metrics) = self.metrics(site) {
                 metrics.inbound.set(0);

@@ -22,7 +22,7 @@ use crate::runtime::mesh::Traffic;
 /// Bytes of a greeting.
 pub const HELLO_LEN: usize = 40;
 const MAGIC: [u8; 4] = *b"PSPL";
-const VERSION: u16 = 4;
+const VERSION: u16 = 5;
 
 /// A greeting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -244,8 +244,6 @@ struct Peer {
     redial: tokio::sync::Notify,
     /// Its connection to us.
     inbound: RefCell<Option<quinn::Connection>>,
-    /// Counts its connections to us.
-    links: Cell<u32>,
     /// What was last said about our connection and about its own, so that a
     /// condition is told once.
     said: [RefCell<String>; 2],

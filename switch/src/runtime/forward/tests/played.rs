@@ -5,24 +5,21 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::thread;
-use std::time::Instant;
 
+use protocol::code::{Method, Scene};
 use protocol::frame::{Header, Splitter};
 use protocol::id::{MchId, OutRefundNo, OutTradeNo};
-use protocol::message::{Auth, Leader, Leaders, OrderRef, OrderRequest, Refund};
+use protocol::message::{Auth, Leader, Leaders, OrderRef, OrderRequest, Pay, Refund, Tags};
 use protocol::money::{Amount, Currency};
+use protocol::sign::HmacKey;
 
 use super::super::*;
-use crate::engine::merchant::{Limits, Merchant, MerchantStatus};
-use crate::runtime::control::NodeControl;
-use crate::runtime::directory::Directory;
+use crate::engine::merchant::{KeyKind, Limits, Merchant, MerchantStatus};
 use crate::runtime::gateway::Front;
 use crate::runtime::inbox::{Exchange, Item};
-use crate::runtime::net::NetSettings;
 use crate::runtime::peer::PeerShared;
-use crate::runtime::testing::{Cluster, Node, eventually_async};
-use crate::runtime::worker::Shared;
-use crate::secret::Kek;
+use crate::runtime::testing::{self, Cluster, Node, eventually_async};
+use crate::secret::{Kek, Secret};
 use crate::tls::{self, Credentials, EndpointKeys};
 
 /// What a played worker does with requests.
@@ -36,6 +33,8 @@ pub enum Mode {
     Keep,
     /// Answers while its site leads, else says that it does not.
     Honest,
+    /// Refuses for now.
+    Shed,
 }
 
 pub struct State {
@@ -75,6 +74,7 @@ impl Worker {
                 let origin = match item {
                     Item::Query(order) | Item::Close(order) | Item::Reverse(order) => &order.origin,
                     Item::Refund(refund) => &refund.origin,
+                    Item::Pay(pay, _) => &pay.origin,
                     Item::ConnectionClosed(connection) => {
                         state.closed.push(*connection);
                         continue;
@@ -91,9 +91,13 @@ impl Worker {
             let leads = match mode {
                 Mode::Refuse => false,
                 Mode::Honest => mesh.leader(shard()) == mesh.site(),
-                Mode::Answer | Mode::Keep => true,
+                Mode::Answer | Mode::Keep | Mode::Shed => true,
             };
-            let code = if leads { Code::Ok } else { Code::NotLeader };
+            let code = match mode {
+                Mode::Shed => Code::Overloaded,
+                _ if leads => Code::Ok,
+                _ => Code::NotLeader,
+            };
             let mut reply = Reply::refusal(waiter, code, 0);
             match &mut reply.body {
                 ReplyBody::Order(body) => body.amount = mesh.site().into(),
@@ -119,6 +123,9 @@ pub struct Site {
     pub node: Option<Node>,
     pub remains: Option<(PeerShared, Arc<Notify>)>,
     pub mesh: Arc<Mesh>,
+    pub exchange: Arc<Exchange>,
+    pub ferry: Arc<Ferry>,
+    pub kek: Arc<Kek>,
     pub net: Rc<Net>,
     pub worker: Worker,
     pub address: SocketAddr,
@@ -154,6 +161,11 @@ pub fn merchant() -> Merchant {
     }
 }
 
+/// The secret of the merchant's key with this number.
+fn secret_of(key_id: u32) -> [u8; 32] {
+    [key_id as u8; 32]
+}
+
 impl Site {
     pub fn start(cluster: &Cluster, number: u8, outstanding_max: usize) -> Self {
         let mut config = cluster.config(number).clone();
@@ -161,41 +173,11 @@ impl Site {
         let node = Node::start(&config);
         let shared = &node.shared;
         let worker = Worker::start(Arc::clone(&shared.mesh), Arc::clone(&shared.exchange));
-        let of_worker = Arc::new(Shared {
-            exchange: Arc::clone(&shared.exchange),
-            metrics: Arc::clone(&shared.metrics),
-            mesh: Arc::clone(&shared.mesh),
-            leave: AtomicBool::new(false),
-            stop: AtomicBool::new(false),
-            storage_full: AtomicBool::new(false),
-            log_is_empty: Arc::default(),
-            report: Mutex::default(),
-        });
-        let control = Arc::new(NodeControl::new(&config, of_worker, Instant::now()));
-        let kek = Arc::new(Kek::load(&config.keys.kek).unwrap());
-        let mut directory = Directory::new(kek, 300_000);
-        directory.put(&merchant());
-        let settings = NetSettings {
-            shards: config.shards,
-            site: number,
-            sites: config.sites.len() as u8,
-            cluster: config.cluster,
-            in_flight_max: 1_000,
-            outstanding_max,
-            // The machine may stand still: not what is tested here.
-            queue_delay_max_us: 60_000_000,
-            batch_items_max: 4_096,
-        };
         let forward =
             Forwarder::new(Arc::clone(&shared.mesh), Arc::clone(&shared.ferry), 60_000_000);
-        let net = Net::new(
-            settings,
-            vec![Arc::clone(&shared.exchange)],
-            directory,
-            Arc::clone(&shared.metrics),
-            control,
-            Some(forward),
-        );
+        let net = testing::net(&config, shared, outstanding_max, Some(forward));
+        net.directory.borrow_mut().put(&merchant());
+        let kek = Arc::new(Kek::load(&config.keys.kek).unwrap());
         tokio::task::spawn_local(Rc::clone(&net).run_flusher());
         tokio::task::spawn_local(Rc::clone(&net).run_dispatcher(Arc::clone(&node.net_wake)));
         tokio::task::spawn_local(Rc::clone(&net).run_forwarding());
@@ -211,12 +193,63 @@ impl Site {
         tokio::task::spawn_local(front.run(endpoint.clone()));
         let address = endpoint.local_addr().unwrap();
         let mesh = Arc::clone(&shared.mesh);
-        Self { node: Some(node), remains: None, mesh, net, worker, address, _endpoint: endpoint }
+        let (exchange, ferry) = (Arc::clone(&shared.exchange), Arc::clone(&shared.ferry));
+        Self {
+            node: Some(node),
+            remains: None,
+            mesh,
+            exchange,
+            ferry,
+            kek,
+            net,
+            worker,
+            address,
+            _endpoint: endpoint,
+        }
     }
 
-    /// Lets the site believe that another one leads.
+    /// Lets the site believe that a site leads; one that leads itself has heard of
+    /// everything before.
     pub fn believe(&self, leader: u8) {
-        self.mesh.publish_leader(shard(), 1, leader);
+        self.follow(leader, 1);
+    }
+
+    /// As [`Self::believe`], in this term.
+    pub fn follow(&self, leader: u8, term: u64) {
+        self.mesh.publish_leader(shard(), term, leader);
+        if leader == self.mesh.site() {
+            self.hears(term);
+        }
+    }
+
+    /// The worker hands over what was committed before a term.
+    pub fn hears(&self, term: u64) {
+        let mut out = self.exchange.out_batch();
+        out.led.push((shard(), term));
+        assert!(self.exchange.push_out(out).is_ok(), "the network thread keeps up");
+    }
+
+    /// No request that waits here is given up because the machine stood still.
+    pub fn is_patient(&self) {
+        self.forward().patience_us.set(60_000_000);
+    }
+
+    /// Waits until a number of requests wait for a leader here.
+    pub async fn waits_with(&self, requests: usize) {
+        let waits = || self.forward().waiting.borrow().len() == requests;
+        eventually_async("they wait", waits).await;
+    }
+
+    /// The merchant with one key.
+    pub fn with_key(&self, key_id: u32) -> Merchant {
+        let secret = Secret::new(secret_of(key_id).to_vec());
+        let key = self.kek.wrap(&mch_id(), key_id, KeyKind::HmacSha256, &secret).unwrap();
+        Merchant { keys: vec![key], ..merchant() }
+    }
+
+    /// Hears of a merchant's record.
+    pub fn knows(&self, merchant: &Merchant) {
+        assert_eq!(self.net.directory.borrow_mut().put(merchant), 0);
     }
 
     pub fn worker(&self) -> MutexGuard<'_, State> {
@@ -292,6 +325,11 @@ impl Gateway {
     }
 
     pub async fn query(&mut self, correlation: u64, wait_ms: u32) {
+        self.queries(std::iter::once(correlation), wait_ms).await;
+    }
+
+    /// Many at once.
+    pub async fn queries(&mut self, correlations: impl Iterator<Item = u64>, wait_ms: u32) {
         let request = OrderRequest {
             mch_id: mch_id(),
             order: OrderRef::OutTradeNo(OutTradeNo::parse(b"T1").unwrap()),
@@ -299,8 +337,40 @@ impl Gateway {
             wait_ms,
             auth: Auth::NONE,
         };
+        let mut frames = Vec::new();
+        correlations.for_each(|correlation| {
+            request.encode_frame(kind::QUERY, correlation, &mut frames);
+        });
+        self.send.write_all(&frames).await.unwrap();
+    }
+
+    /// A pay, signed with the key of this number.
+    pub async fn pay(&mut self, correlation: u64, key_id: u32, wait_ms: u32) {
+        let now_ms = clock::now().wall_us / 1000;
+        let auth = Auth { key_id, timestamp_ms: now_ms, nonce: 1, signature: b"" };
+        let pay = Pay {
+            amount: Amount::new(5).unwrap(),
+            time_expire_ms: now_ms + 600_000,
+            wait_ms,
+            currency: Currency::new(*b"CNY").unwrap(),
+            method: Method::Wallet,
+            scene: Scene::App,
+            client_ip: [0; 16],
+            mch_id: mch_id(),
+            out_trade_no: OutTradeNo::parse(b"T1").unwrap(),
+            payer_token: b"token",
+            device_id: b"",
+            notify: b"",
+            tags: Tags { count: 0, encoded: b"" },
+            auth,
+            second: Auth::NONE,
+        };
+        let mut canonical = Vec::new();
+        pay.canonical(&mut canonical);
+        let signature = HmacKey::new(&secret_of(key_id)).sign(&canonical);
+        let pay = Pay { auth: Auth { signature: &signature, ..auth }, ..pay };
         let mut frame = Vec::new();
-        request.encode_frame(kind::QUERY, correlation, &mut frame);
+        pay.encode_frame(correlation, &mut frame);
         self.send.write_all(&frame).await.unwrap();
     }
 
