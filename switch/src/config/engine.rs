@@ -38,10 +38,10 @@ impl Config {
     }
 
     fn channel(&self, section: &ChannelSection) -> ChannelConfig {
-        // A leader that was replaced without knowing may send for so long, and a
-        // request may wait on its way to the link.
+        // A leader that was replaced without knowing may send for so long, a request may
+        // wait on its way to the link, and then for the link's writer.
         let lease_us = if self.sites.len() > 1 { self.timing().lease_us() } else { 0 };
-        let own_us = lease_us + HOLD_US;
+        let own_us = lease_us + HOLD_US + section.link_idle_ms() * MS;
         let life_us = section.max_msg_life_ms * MS;
         ChannelConfig {
             number: section.number,

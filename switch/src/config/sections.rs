@@ -361,8 +361,9 @@ pub struct ChannelSection {
 }
 
 impl ChannelSection {
-    /// A link on which nothing comes for this long is given up. Until then a request
-    /// may wait in it, and may still arrive although its leader was replaced.
+    /// A link on which nothing comes for this long is given up, and so is one that does
+    /// not take a request for this long. Until then a request may wait in it, and may
+    /// still arrive although its leader was replaced.
     pub fn link_idle_ms(&self) -> u64 {
         self.reply_timeout_ms.clamp(1_000, 3_000)
     }

@@ -2,7 +2,13 @@
 //! a few long-lived streams each.
 //!
 //! Says of every request what it knows: handed over, provably not sent, or lost
-//! with its connection. Never retries; the engine decides what to ask next.
+//! with its connection. Never retries; the engine decides what to ask next. Holds no
+//! request for longer than `link_idle_ms`: the connection ends instead.
+//!
+//! Tested with a played channel.
+
+#[cfg(test)]
+mod tests;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -10,6 +16,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use protocol::channel::ChannelReply;
+use protocol::code::CloseCode;
 use protocol::frame::Splitter;
 use tokio::sync::Notify;
 
@@ -32,8 +39,11 @@ const RECONNECT_MAX: Duration = Duration::from_secs(2);
 /// One operation in this many is timed.
 const SAMPLE: u64 = 64;
 
+/// What waits for a stream's writer.
 struct Outgoing {
     buffer: RefCell<Vec<u8>>,
+    /// When its first byte came, monotonic microseconds.
+    since_us: Cell<u64>,
     dirty: Cell<bool>,
     wake: Notify,
 }
@@ -65,6 +75,7 @@ impl Link {
             streams: (0..STREAMS)
                 .map(|_| Outgoing {
                     buffer: RefCell::new(Vec::new()),
+                    since_us: Cell::new(0),
                     dirty: Cell::new(false),
                     wake: Notify::new(),
                 })
@@ -104,6 +115,9 @@ impl Link {
         let mut buffer = stream.buffer.borrow_mut();
         if buffer.len() > UNSENT_MAX {
             return false;
+        }
+        if buffer.is_empty() {
+            stream.since_us.set(clock::mono_us());
         }
         let correlation = send.operation.pack();
         send.request.encode_frame(correlation, &mut buffer);
@@ -191,8 +205,10 @@ impl Link {
         for stream in 0..STREAMS {
             path.streams[stream].buffer.borrow_mut().clear();
             let Ok((send, recv)) = quic.open_bi().await else { return };
-            let link = Rc::clone(self);
-            tokio::task::spawn_local(async move { link.write(index, stream, send).await });
+            let (link, connection) = (Rc::clone(self), quic.clone());
+            tokio::task::spawn_local(async move {
+                link.write(index, stream, send, &connection).await;
+            });
             let (link, net) = (Rc::clone(self), Rc::clone(net));
             let connection = quic.clone();
             tokio::task::spawn_local(async move { link.read(&net, recv, &connection).await });
@@ -219,9 +235,21 @@ impl Link {
         }
     }
 
-    async fn write(self: Rc<Self>, index: usize, stream: usize, mut send: quinn::SendStream) {
+    /// Writes what is buffered, as long as the channel takes it in time. A lease that
+    /// was there when a request was buffered says nothing of when it is written: behind a
+    /// channel that acknowledges and does not read it could wait for ever, and leave
+    /// when another leader has long ruled that it never will. So what has waited for
+    /// longer than the link may hold it ends the connection and is dropped.
+    async fn write(
+        self: Rc<Self>,
+        index: usize,
+        stream: usize,
+        mut send: quinn::SendStream,
+        quic: &quinn::Connection,
+    ) {
         let path = &self.paths[index];
         let outgoing = &path.streams[stream];
+        let hold_us = self.settings.link_idle_ms() * 1_000;
         loop {
             let bytes = std::mem::take(&mut *outgoing.buffer.borrow_mut());
             if bytes.is_empty() {
@@ -231,10 +259,20 @@ impl Link {
                 }
                 continue;
             }
-            if send.write_chunk(Bytes::from(bytes)).await.is_err() {
-                return;
+            let waited_us = clock::mono_us().saturating_sub(outgoing.since_us.get());
+            let left = Duration::from_micros(hold_us.saturating_sub(waited_us));
+            if left.is_zero() {
+                break;
+            }
+            match tokio::time::timeout(left, send.write_chunk(Bytes::from(bytes))).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return,
+                Err(_) => break,
             }
         }
+        eprintln!("channel {}: does not read what it is sent", self.settings.name);
+        quic.close(CloseCode::SlowPeer.wire().into(), b"requests are not read");
+        outgoing.buffer.borrow_mut().clear();
     }
 
     async fn read(&self, net: &Rc<Net>, mut recv: quinn::RecvStream, quic: &quinn::Connection) {
