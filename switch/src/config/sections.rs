@@ -193,7 +193,7 @@ impl Default for LogConfig {
             batch_max_kib: 4096,
             reserve_mib: 256,
             idle_seal_ms: 100,
-            commit_interval_us: 600,
+            commit_interval_us: 450,
             checkpoint_mib: 1024,
             keep_mib: 0,
         }

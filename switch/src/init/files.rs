@@ -134,7 +134,7 @@ admin_key = "certs/admin.key"
 # batch_max_kib = 4096              # written and synced at once
 # reserve_mib = 256                 # free space below which no payment is admitted
 # idle_seal_ms = 100                # an idle log seals its last batch after this
-# commit_interval_us = 600          # least average time between two log writes; less on fast disks
+# commit_interval_us = 450          # least average time between two log writes; less on fast disks
 # checkpoint_mib = 1024             # log after which states are written down again; 0: never
 # keep_mib = 0                      # log kept beside the checkpoints; 0: all of it
 

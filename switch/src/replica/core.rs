@@ -13,21 +13,17 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use raft::eraftpb::{Entry, EntryType, HardState as RaftHardState, Message, MessageType};
-use raft::{Config, INVALID_ID, RawNode, StateRole};
+use raft::eraftpb::{Entry, Message, MessageType};
+use raft::{Config, ProgressState, RawNode, StateRole};
 
 use super::lease::{Head, Lease};
 use super::members::{self, Members};
 use super::placement::{self, Health, Placement, Stall};
+use super::ready::Ticket;
 use super::snapshot::Sending;
-use super::store::{self, Store, Wanted};
+use super::store::{Store, Wanted};
 use super::timing::Timing;
 use super::{Base, HardState};
-
-/// How long after a sign of death elections are tried eagerly, ticks.
-const EAGER_TICKS: u64 = 20;
-/// Ticks between two of these.
-const EAGER_EVERY: u64 = 3;
 
 /// Bytes of entries in one message; a larger block travels alone.
 const MESSAGE_BYTES: u64 = 128 << 10;
@@ -37,6 +33,10 @@ const WINDOW: usize = 256;
 /// every shard: without a bound that takes cores, disk and network away from the
 /// sites that serve, for long enough to let elections time out.
 const LAGGARD_WINDOW: usize = 4;
+/// Blocks of other sites that may wait for this one's disk, bytes: what comes beyond is
+/// passed over, and asked for again once the disk has caught up. The leader's window
+/// does not bound them, because answers to heartbeats widen it.
+const UNDURABLE_MAX: usize = 16 << 20;
 
 /// Settings of a replica.
 #[derive(Clone, Debug)]
@@ -120,19 +120,6 @@ pub struct Outputs {
     pub reads: Vec<u64>,
 }
 
-/// A batch of frames on its way to the disk, and the messages that wait for it.
-struct Ticket {
-    number: u64,
-    /// Position of its last frame, once the log has it.
-    lsn: Option<u64>,
-    messages: Vec<Message>,
-    since_tick: u64,
-    /// It holds a term or a vote, without which nothing may be said of them.
-    promises: bool,
-    /// With it a change of members is known committed after a restart.
-    settles: bool,
-}
-
 /// Counted since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
@@ -154,34 +141,36 @@ pub struct Replica {
     pub(super) members: Members,
     /// Changes of members whose commit is not durable here yet.
     pub(super) unsettled: u32,
-    tickets: VecDeque<Ticket>,
+    pub(super) tickets: VecDeque<Ticket>,
+    /// Bytes of the blocks in `tickets`.
+    pub(super) undurable: usize,
     /// Everything up to this position of the log is durable.
-    durable: u64,
+    pub(super) durable: u64,
     /// Messages that may leave: their ticket was reached since the last
     /// `advance`, or they need none.
     pub(super) released: Vec<Message>,
     pub(super) applied: u64,
     pub(super) applied_term: u64,
     /// The term in which the engine was told to lead.
-    leading: Option<u64>,
-    saved_commit: u64,
+    pub(super) leading: Option<u64>,
+    pub(super) saved_commit: u64,
     /// Term and vote on their way to the log, or there.
-    promised: (u64, u64),
+    pub(super) promised: (u64, u64),
     pub(super) tick: u64,
     pub(super) placement: Placement,
     pub(super) health: Health,
     lease: Lease,
-    counters: Counters,
-    was_candidate: bool,
+    pub(super) counters: Counters,
+    pub(super) was_candidate: bool,
     /// Until this tick the leader is taken for dead, and an election that does
     /// not get through is tried again without waiting for the time-out.
-    eager_until: u64,
+    pub(super) eager_until: u64,
     spare: Vec<Vec<u8>>,
     /// What the log must say before anything else.
-    anew: Option<Base>,
+    pub(super) anew: Option<Base>,
     /// A leader counts on blocks up to here that this log does not hold.
     forgotten: Option<u64>,
-    stall: Stall,
+    pub(super) stall: Stall,
 }
 
 impl Replica {
@@ -230,6 +219,7 @@ impl Replica {
             members,
             unsettled: 0,
             tickets: VecDeque::new(),
+            undurable: 0,
             durable: 0,
             released: Vec::new(),
             applied,
@@ -340,7 +330,12 @@ impl Replica {
         }
         let (first, site) = (self.first_served(), self.config.site);
         let others = self.node.raft.prs().iter().filter(|(id, _)| **id != site);
-        others.filter(|(_, progress)| progress.matched + 1 < first).count() as u64
+        // Of one that has not answered yet in this term nothing is known.
+        let beyond = others.filter(|(_, progress)| {
+            let known = progress.matched > 0 && progress.matched + 1 < first;
+            progress.state == ProgressState::Snapshot || known
+        });
+        beyond.count() as u64
     }
 
     /// Whether a block would be taken now.
@@ -381,16 +376,50 @@ impl Replica {
             return;
         }
         self.health.heard(message.from, self.tick);
+        if message.get_msg_type() == MessageType::MsgAppend
+            && !message.entries.is_empty()
+            && self.undurable > UNDURABLE_MAX
+        {
+            return;
+        }
+        let head = Head::of(&message);
         if message.get_msg_type() == MessageType::MsgHeartbeatResponse {
             // A bit that the library does not look at in these.
             self.health.set_unwilling(message.from, message.reject);
+            self.hear_of_life(message);
+        } else {
+            // Refused messages (of foreign or removed replicas) have no effect.
+            drop(self.node.step(message));
         }
-        let head = Head::of(&message);
-        // Refused messages (of foreign or removed replicas) have no effect.
-        drop(self.node.step(message));
         let raft = &self.node.raft;
         self.lease.received(&head, self.config.site, raft.leader_id, raft.term);
         self.after_input();
+    }
+
+    /// Takes an answer to a heartbeat. The library answers it with the blocks that the
+    /// follower lacks, also when the same ones are on their way to it already: a disk that
+    /// hangs for a second would be sent them some sixty times. Without blocks the question
+    /// is the same, and whoever has lost the first one says so.
+    fn hear_of_life(&mut self, message: Message) {
+        let from = message.from;
+        let asked =
+            self.is_leader()
+                && self.node.raft.prs().get(from).is_some_and(|progress| {
+                    progress.state == ProgressState::Probe && progress.paused
+                });
+        let before = self.node.raft.msgs.len();
+        drop(self.node.step(message));
+        if !asked {
+            return;
+        }
+        let repeats =
+            |one: &mut Message| one.to == from && one.get_msg_type() == MessageType::MsgAppend;
+        let messages = &mut self.node.raft.msgs;
+        // Not left with the library, which would add blocks to it that need not follow.
+        for mut message in messages.extract_if(before.min(messages.len()).., repeats) {
+            message.clear_entries();
+            self.released.push(message);
+        }
     }
 
     /// Whether a leader counts on more than this log holds. It names no commit index to
@@ -456,54 +485,11 @@ impl Replica {
         for (id, progress) in self.node.raft.mut_prs().iter_mut() {
             // Of one that has not answered yet in this term nothing is known.
             let behind = progress.matched > 0 && progress.matched + placement::LEVEL_ENTRIES < last;
-            if *id != site {
+            // A window that is fuller than the narrow one would let nothing through until
+            // it has run empty: one message per heartbeat, when they are all lost.
+            if *id != site && (!behind || progress.ins.count() <= LAGGARD_WINDOW) {
                 progress.ins.set_cap(if behind { LAGGARD_WINDOW } else { WINDOW });
             }
-        }
-    }
-
-    /// Sites that shall not lead (a bit per site number): leadership leaves
-    /// them and does not come back while they are in the set.
-    pub fn set_away(&mut self, away: u64) {
-        self.placement.set_away(away);
-    }
-
-    /// Hands leadership to a site, when it is one that can take it.
-    pub fn transfer(&mut self, site: u64) -> bool {
-        let possible = self.is_leader()
-            && site != self.config.site
-            && self.may_lead(site)
-            && self.node.raft.lead_transferee.is_none();
-        if possible {
-            self.node.transfer_leader(site);
-            self.counters.transfers += 1;
-        }
-        possible
-    }
-
-    /// The process of another site has ended, as far as somebody can tell. Only
-    /// starts a pre-vote sooner: a wrong hint costs an election, and the old
-    /// leader's lease may overlap with the new one's beginning.
-    pub fn peer_gone(&mut self, site: u64) {
-        self.health.lost(site);
-        if self.is_leader() || self.node.raft.leader_id != site {
-            return;
-        }
-        let term = self.node.raft.term;
-        self.node.raft.become_follower(term, INVALID_ID);
-        self.after_input();
-        if self.placement.is_next(self.config.site, site) {
-            self.eager_until = self.tick + EAGER_TICKS;
-            self.campaign();
-        }
-    }
-
-    /// The other followers hear of a death a little later or earlier: a vote
-    /// that they did not give yet is asked for again soon.
-    fn stand_again(&mut self) {
-        let waits = self.tick < self.eager_until && self.tick.is_multiple_of(EAGER_EVERY);
-        if waits && !self.is_leader() && self.node.raft.leader_id == INVALID_ID {
-            self.campaign();
         }
     }
 
@@ -514,13 +500,6 @@ impl Replica {
         }
     }
 
-    fn campaign(&mut self) {
-        // Fails only while a membership change waits to be applied; the election
-        // time-out tries again.
-        drop(self.node.campaign());
-        self.after_input();
-    }
-
     /// Asks for a read barrier: once `token` comes back, everything that was
     /// committed anywhere before this call is applied here. Only while leading.
     pub fn read_barrier(&mut self, token: u64) -> bool {
@@ -529,43 +508,6 @@ impl Replica {
             self.node.read_index(token.to_le_bytes().to_vec());
         }
         leads
-    }
-
-    /// The frames of a ticket are in the log's hands, the last one at `lsn`.
-    pub fn appended(&mut self, ticket: u64, lsn: u64) {
-        if let Some(found) = self.tickets.iter_mut().find(|t| t.number == ticket && t.lsn.is_none())
-        {
-            found.lsn = Some(lsn);
-        }
-        if lsn <= self.durable {
-            // Without frames of its own, behind a write that is done already:
-            // nothing else would come to release it.
-            self.release();
-        }
-    }
-
-    /// Everything up to `lsn` is durable.
-    pub fn durable(&mut self, lsn: u64) {
-        self.durable = self.durable.max(lsn);
-        self.release();
-    }
-
-    /// Lets go what waits for nothing but what is durable.
-    fn release(&mut self) {
-        let mut reached = None;
-        while let Some(ticket) = self.tickets.front() {
-            if ticket.lsn.is_none_or(|last| last > self.durable) {
-                break;
-            }
-            if let Some(mut ticket) = self.tickets.pop_front() {
-                reached = Some(ticket.number);
-                self.unsettled -= u32::from(ticket.settles);
-                self.released.append(&mut ticket.messages);
-            }
-        }
-        if let Some(number) = reached {
-            self.node.on_persist_ready(number);
-        }
     }
 
     /// A range of entries that a follower waits for and that must be read back
@@ -584,176 +526,12 @@ impl Replica {
         }
     }
 
-    /// A commit index worth writing beside other frames, so that a restart
-    /// finds more of the log committed. Never needed for safety.
-    pub fn commit_to_save(&mut self) -> Option<HardState> {
-        let state = self.node.raft.hard_state();
-        // Frames on their way may hold a term or vote that must come first.
-        if state.commit <= self.saved_commit || self.node.has_ready() {
-            return None;
-        }
-        self.saved_commit = state.commit;
-        Some(HardState { term: state.term, vote: state.vote, commit: state.commit })
-    }
-
-    /// The hard state as the log holds it, to be written again: `None` while a
-    /// newer one is on its way.
-    pub fn state_again(&mut self) -> Option<HardState> {
-        if self.node.has_ready() {
-            return None;
-        }
-        let state = self.node.raft.hard_state();
-        self.saved_commit = self.saved_commit.max(state.commit);
-        Some(HardState { term: state.term, vote: state.vote, commit: state.commit })
-    }
-
     /// The log begins with the entry at `index` now, or behind it: followers
     /// that need it cannot be served from the log any more.
     pub fn released(&mut self, index: u64) {
         // What is not applied yet is needed here: a log that began anew behind a state
         // begins with such a block.
         self.node.mut_store().compact(index.min(self.applied));
-    }
-
-    /// Whether [`Self::advance`] would bring something.
-    pub fn has_outputs(&self) -> bool {
-        let waits = !self.released.is_empty() || self.anew.is_some();
-        waits || self.stepped_down() || self.node.has_ready()
-    }
-
-    /// Collects what is to be done. Frames must reach the log in order.
-    pub fn advance(&mut self, out: &mut Outputs) {
-        if self.stepped_down() {
-            self.leading = None;
-            out.steps.push(Step::StepDown);
-        }
-        self.take_outputs(out);
-        let unwilling = self.stall.is_unwilling(self.tick);
-        for message in out.messages.iter_mut().filter(|_| unwilling) {
-            message.reject |= message.get_msg_type() == MessageType::MsgHeartbeatResponse;
-        }
-    }
-
-    fn take_outputs(&mut self, out: &mut Outputs) {
-        out.appends.extend(self.anew.take().map(Append::Base));
-        out.messages.append(&mut self.released);
-        while self.node.has_ready() {
-            self.take_ready(out);
-        }
-        // A witness stays quiet until it has handed over.
-        let settled = self.applied_term == self.node.raft.term && !self.is_witness();
-        if self.leading.is_none() && self.is_leader() && settled {
-            self.leading = Some(self.node.raft.term);
-            self.counters.elections += 1;
-            out.steps.push(Step::Lead { term: self.node.raft.term });
-        }
-    }
-
-    fn stepped_down(&self) -> bool {
-        self.leading.is_some_and(|term| term != self.node.raft.term || !self.is_leader())
-    }
-
-    fn take_ready(&mut self, out: &mut Outputs) {
-        let mut ready = self.node.ready();
-        let mut messages = ready.take_messages();
-        self.take_sendings(&mut messages, &mut out.sendings);
-        out.messages.append(&mut messages);
-        let begins = match ready.snapshot().is_empty() {
-            true => None,
-            false => self.begin_at(ready.snapshot(), out),
-        };
-        let entries = ready.take_entries();
-        debug_assert!(begins.is_none() || entries.is_empty(), "a state comes alone");
-        let mut state = ready.must_sync().then(|| ready.hs().cloned()).flatten();
-        if state.is_none() && entries.iter().any(is_change) {
-            // Whoever confirms the next step of a change knows durably that the step
-            // before is committed: had it forgotten, it would ask only the
-            // members of before, of whom the new ones need none.
-            state = Some(self.node.raft.hard_state());
-        }
-        let writes = !entries.is_empty() || state.is_some() || begins.is_some();
-        let elects = |state: &RaftHardState| (state.term, state.vote) != self.promised;
-        let promises = state.as_ref().is_some_and(elects) || begins.is_some();
-        out.urgent |= state.as_ref().is_some_and(elects) || entries.iter().any(is_first);
-        // Entries first: a commit index in front of them could, after a crash
-        // between the two, speak of what stood there before.
-        for entry in entries {
-            let chain = self.node.mut_store().append(entry.clone());
-            let data = store::payload(&entry);
-            out.appends.push_back(Append::Block(Entry { data, ..entry }, chain));
-        }
-        if let Some(state) = state {
-            out.appends.push_back(Append::HardState(self.save(state)));
-        }
-        let number = ready.number();
-        let mut messages = ready.take_persisted_messages();
-        for read in ready.take_read_states() {
-            if let Ok(token) = read.request_ctx.as_slice().try_into() {
-                out.reads.push(u64::from_le_bytes(token));
-            }
-        }
-        let committed = ready.take_committed_entries();
-        self.node.advance_append_async(ready);
-        if let Some(base) = begins {
-            // Its file is durable, which is what counts at the next start.
-            self.node.on_persist_ready(number);
-            self.node.advance_apply_to(base.index);
-        }
-        if writes || !self.tickets.is_empty() {
-            if !promises && !self.tickets.iter().any(|ticket| ticket.promises) {
-                out.messages.extend(messages.extract_if(.., |one| is_sign_of_life(one)));
-            }
-            out.appends.push_back(Append::Ticket(number));
-            let since_tick = self.tick;
-            let (lsn, settles) = (None, false);
-            let ticket = Ticket { number, lsn, messages, since_tick, promises, settles };
-            self.tickets.push_back(ticket);
-        } else {
-            self.node.on_persist_ready(number);
-            out.messages.append(&mut messages);
-        }
-        let changes = committed.iter().any(is_change);
-        self.apply(committed, out);
-        if changes {
-            self.settle(number, out);
-        }
-    }
-
-    /// Writes down that a change of members is committed: without that, a site
-    /// that is left alone would ask those that are gone after a restart.
-    fn settle(&mut self, number: u64, out: &mut Outputs) {
-        let state = self.node.raft.hard_state();
-        let commit = self.applied;
-        let state = HardState { term: state.term, vote: state.vote, commit };
-        self.saved_commit = self.saved_commit.max(commit);
-        out.appends.push_back(Append::HardState(state));
-        out.appends.push_back(Append::Ticket(number));
-        let (lsn, messages, since_tick) = (None, Vec::new(), self.tick);
-        let (promises, settles) = (false, true);
-        self.tickets.push_back(Ticket { number, lsn, messages, since_tick, promises, settles });
-        self.unsettled += 1;
-    }
-
-    fn save(&mut self, state: RaftHardState) -> HardState {
-        let saved = HardState { term: state.term, vote: state.vote, commit: state.commit };
-        self.saved_commit = self.saved_commit.max(state.commit);
-        self.promised = (saved.term, saved.vote);
-        self.node.mut_store().set_hard_state(state);
-        saved
-    }
-
-    fn apply(&mut self, committed: Vec<Entry>, out: &mut Outputs) {
-        let Some(last) = committed.last() else { return };
-        (self.applied, self.applied_term) = (last.index, last.term);
-        for entry in committed {
-            let block = store::payload(&entry);
-            let (index, term) = (entry.index, entry.term);
-            if entry.get_entry_type() != EntryType::EntryNormal {
-                self.apply_change(&entry);
-            }
-            out.steps.push(Step::Apply { index, term, block });
-        }
-        self.node.advance_apply_to(self.applied);
     }
 
     /// Whether consensus has elected this replica, even if the engine was not told.
@@ -821,105 +599,4 @@ impl Replica {
         buffer.clear();
         self.spare.push(buffer);
     }
-
-    /// After every input: the time-out that the library drew is replaced by ours.
-    fn after_input(&mut self) {
-        let raft = &mut self.node.raft;
-        let ticks = self.placement.timeout(self.config.site, raft.term) as usize;
-        if raft.randomized_election_timeout() != ticks {
-            raft.set_randomized_election_timeout(ticks);
-        }
-        let candidate = self.is_candidate();
-        if candidate && !self.was_candidate {
-            self.counters.campaigns += 1;
-        }
-        self.was_candidate = candidate;
-    }
-
-    /// How long the first write that waits has waited, ticks.
-    fn disk_waits(&self) -> u64 {
-        self.tickets.front().map_or(0, |ticket| self.tick - ticket.since_tick)
-    }
-
-    /// Whether this shard's writes do not become durable.
-    pub fn is_stalled(&self) -> bool {
-        self.disk_waits() > u64::from(self.config.timing.stall_ticks)
-    }
-
-    /// Whether the log's disk hangs, as any of its shards has found. Once a tick.
-    pub fn set_stalled(&mut self, stalled: bool) {
-        self.stall.set(stalled, self.tick);
-    }
-
-    /// Hands leadership to where it belongs, when that site can take it, or
-    /// away from here when this site's disk does not answer.
-    fn place(&mut self) {
-        let stall = u64::from(self.config.timing.stall_ticks);
-        let waits = self.disk_waits();
-        // Also before it leads: its disk may hang on the first entry of its term. And
-        // where nothing is to be written now: what comes next would wait.
-        let stuck = self.is_leader() && (waits > stall || self.stall.is_now());
-        // A leader that may not be one has nothing to wait for.
-        let idle = self.is_leader() && !self.may_lead(self.config.site);
-        let placed = stuck || self.leads() || idle;
-        if !placed || self.node.raft.lead_transferee.is_some() {
-            self.placement.rest();
-            return;
-        }
-        if let Some(site) = self.successor(stuck) {
-            self.transfer(site);
-        } else if stuck && waits > 4 * stall && !self.members.is_alone(self.config.site) {
-            // Nobody is level: let whoever can be elected lead.
-            let term = self.node.raft.term;
-            self.node.raft.become_follower(term, INVALID_ID);
-        }
-    }
-
-    /// The site to hand over to now, if there is one. Those that would rather not lead
-    /// are better than one that cannot or shall not.
-    fn successor(&mut self, stuck: bool) -> Option<u64> {
-        let (last, candidates) = (self.last(), self.candidates());
-        let (site, tick) = (self.config.site, self.tick);
-        let (raft, health, placement) = (&self.node.raft, &self.health, &mut self.placement);
-        let level = |site: u64| {
-            members::has(candidates, site)
-                && health.is_live(site, tick)
-                && raft.prs().get(site).is_some_and(|found| {
-                    // What it has confirmed in this term is durable there.
-                    found.matched > 0 && found.matched + placement::LEVEL_ENTRIES >= last
-                })
-        };
-        let willing = |site: u64| level(site) && !health.is_unwilling(site);
-        if stuck {
-            let best = placement.stalled(site, tick, willing);
-            return best.or_else(|| placement.stalled(site, tick, level));
-        }
-        let best = placement.target(site, tick, willing);
-        match placement.leaves(site) {
-            true => best.or_else(|| placement.target(site, tick, level)),
-            false => best,
-        }
-    }
-}
-
-/// Whether a message says nothing of entries and gives no vote. The library holds such
-/// ones back with the rest until what came with them is durable, so that a disk
-/// that takes its time would look like a dead site to the leader.
-fn is_sign_of_life(message: &Message) -> bool {
-    matches!(
-        message.get_msg_type(),
-        MessageType::MsgHeartbeatResponse
-            | MessageType::MsgRequestPreVote
-            | MessageType::MsgRequestPreVoteResponse
-    )
-}
-
-/// Whether an entry changes the members.
-fn is_change(entry: &Entry) -> bool {
-    entry.get_entry_type() != EntryType::EntryNormal
-}
-
-/// Whether an entry is the one with which a leader begins its term.
-fn is_first(entry: &Entry) -> bool {
-    entry.get_entry_type() == EntryType::EntryNormal && entry.data.is_empty()
 }

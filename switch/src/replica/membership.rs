@@ -206,6 +206,14 @@ impl Replica {
         }
         debug_assert_eq!(self.members, before.after(&change), "recovery comes to the same");
         self.placement.set_members(&self.config, &self.members);
+        let log = &self.node.raft.raft_log;
+        let writes = log.persisted < log.last_index();
+        if writes && self.is_leader() && !self.members.contains(self.config.site) {
+            // Elected within the change, and others were sooner with its first entry: the
+            // library looks itself up among the members when a leader's become durable.
+            let term = self.node.raft.term;
+            self.node.raft.become_follower(term, INVALID_ID);
+        }
         if self.is_leader() {
             for (site, matched) in held {
                 if !self.members.contains(site) && site != self.config.site {

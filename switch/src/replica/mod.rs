@@ -9,7 +9,9 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `core` | the replica: inputs, outputs, what waits for the disk |
+//! | `core` | the replica: inputs and what it knows |
+//! | `ready` | outputs, and what waits for the disk |
+//! | `leading` | elections and hand-overs |
 //! | `timing` | how fast it acts: heartbeats, elections, leases |
 //! | `store` | the entries that consensus may still ask for |
 //! | `recover` | a replica while its log is read back |
@@ -24,11 +26,13 @@
 mod base;
 mod core;
 mod force;
+mod leading;
 mod lease;
 mod members;
 mod membership;
 pub mod message;
 mod placement;
+mod ready;
 mod recover;
 mod snapshot;
 mod store;

@@ -1,6 +1,8 @@
 //! The replica in scenes: three of them joined by hand, disks that confirm when
 //! told to. The seeded simulation of whole clusters is in `runtime/worker/sim`.
 
+mod laggards;
+mod leading;
 mod members;
 mod snapshot;
 
@@ -156,6 +158,11 @@ impl Cluster {
 
     /// Runs turns until nothing moves.
     fn settle(&mut self) {
+        self.settle_but(|_| false);
+    }
+
+    /// As `settle`; some messages are lost.
+    fn settle_but(&mut self, is_lost: impl Fn(&Message) -> bool) {
         for _ in 0..10_000 {
             for site in &mut self.sites {
                 self.queue.extend(site.turn());
@@ -166,7 +173,8 @@ impl Cluster {
                 }
                 continue;
             };
-            if !self.cut.contains(&message.from) && !self.cut.contains(&message.to) {
+            let cut = self.cut.contains(&message.from) || self.cut.contains(&message.to);
+            if !cut && !is_lost(&message) {
                 let to = message.to;
                 self.site(to).replica.receive(message);
             }

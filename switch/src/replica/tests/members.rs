@@ -549,3 +549,44 @@ impl Site {
         *self = self.restarted(config);
     }
 }
+
+/// A site that is removed has the end of the change, which the leader lost, and is elected
+/// with it. The others are sooner to write its first entry down.
+#[test]
+fn a_removed_site_that_was_elected_within_the_change_steps_down() {
+    let mut cluster = Cluster::with_more(0);
+    let joint = cluster.site(1).replica.last() + 1;
+    cluster.site(1).replica.change_members(&[1, 2], &[], BY).unwrap();
+    let is_end = |entry: &raft::eraftpb::Entry| entry.index > joint;
+    cluster.settle_but(|message| message.to == 2 && message.entries.iter().any(is_end));
+    assert_eq!(cluster.site(3).replica.last(), joint + 1);
+    assert_eq!(cluster.site(2).replica.last(), joint);
+    let begins = |append: &Append| match append {
+        Append::Block(entry, _) => is_end(entry),
+        _ => false,
+    };
+    let lost = cluster.site(1).log.iter().position(begins).expect("the leader wrote the end");
+    cluster.restart(1, lost);
+    for site in [2, 3] {
+        let whole = cluster.site(site).log.len();
+        cluster.restart(site, whole);
+    }
+    cluster.site(3).replica.campaign();
+    for _ in 0..100 {
+        if cluster.site(3).replica.is_elected() {
+            break;
+        }
+        for site in &mut cluster.sites {
+            cluster.queue.extend(site.turn());
+        }
+        if let Some(message) = cluster.queue.pop_front() {
+            let to = message.to;
+            cluster.site(to).replica.receive(message);
+        }
+    }
+    assert!(cluster.site(3).replica.is_elected());
+    cluster.site(3).stuck = true;
+    cluster.settle();
+    assert!(!cluster.members(3).contains(3), "the end of the change is committed");
+    cluster.goes_on(&[1, 2]);
+}

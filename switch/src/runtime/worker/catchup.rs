@@ -72,7 +72,12 @@ impl CatchUp {
         }
         for (at, shard) in shards.iter_mut().enumerate() {
             while let Some(wanted) = shard.replica.take_wanted() {
-                if let Err(wanted) = self.ask(at, shard.replica.shard(), wanted, log) {
+                let number = shard.replica.shard();
+                if let Some(first) = forgotten(log, number, &wanted) {
+                    // Whoever needs it is given a state instead.
+                    shard.replica.released(first);
+                    shard.replica.fetched(wanted, Vec::new());
+                } else if let Err(wanted) = self.ask(at, number, wanted, log) {
                     shard.replica.fetched(wanted, Vec::new());
                 }
             }
@@ -100,6 +105,12 @@ impl CatchUp {
     }
 }
 
+/// The first block whose place in the log is known, where that is behind what is wanted:
+/// of a long log only so many places are kept in memory.
+fn forgotten<D: Disk>(log: &Log<D>, shard: u16, wanted: &Wanted) -> Option<u64> {
+    log.first_index(shard).filter(|first| *first > wanted.from)
+}
+
 /// The blocks of a route, or as many of them as can be read.
 pub(super) fn read<P: Pages>(
     reader: &mut BlockReader<P>,
@@ -117,4 +128,40 @@ pub(super) fn read<P: Pages>(
         eprintln!("catch-up: blocks for another site cannot be read back: {error}");
     }
     entries
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use raft::GetEntriesContext;
+    use storage::{Frame, FrameKind, Settings, SimDisk};
+
+    #[test]
+    fn what_the_log_has_no_place_of_is_not_asked_for_again_and_again() {
+        let settings = Settings {
+            cluster: 1,
+            worker: 0,
+            segment_bytes: 64 << 10,
+            batch_max_bytes: 16 << 10,
+            idle_seal_us: 1_000,
+        };
+        let disk = SimDisk::new(1, settings.segment_bytes);
+        let mut log = Log::with_disk(disk, settings, &mut |_| Ok(())).unwrap().0;
+        let context = || GetEntriesContext::empty(false);
+        let wanted = |from| Wanted { from, to: from + 1, max_bytes: 1, context: context() };
+        assert_eq!(forgotten(&log, 0, &wanted(1)), None, "nothing is known of an empty log");
+        // Its beginning is gone, as that of a log of more segments than are remembered.
+        let chain = [3; 32];
+        let payload = b"a block".as_slice();
+        let base =
+            Frame { kind: FrameKind::Base, shard: 0, term: 1, index: 50, chain, payload: &[] };
+        log.append(&base).unwrap();
+        let chain = storage::chain_next(&chain, payload);
+        let block = Frame { kind: FrameKind::Block, index: 51, chain, payload, ..base };
+        log.append(&block).unwrap();
+        log.submit().unwrap();
+        while log.poll().unwrap().is_none() {}
+        assert_eq!(forgotten(&log, 0, &wanted(1)), Some(51));
+        assert_eq!(forgotten(&log, 0, &wanted(51)), None);
+    }
 }
