@@ -3,9 +3,9 @@
 
 use raft::eraftpb::{Entry, EntryType, HardState as RaftHardState, Message, MessageType};
 
+use super::HardState;
 use super::core::{Append, Outputs, Replica, Step};
 use super::store;
-use super::HardState;
 
 /// A batch of frames on its way to the disk, and the messages that wait for it.
 pub(super) struct Ticket {
