@@ -4,7 +4,9 @@
 //! check out it hands their frames over. From the first block that does not,
 //! it looks at every following block for proof that something later was
 //! durable. Proof means damage and the log is refused; no proof means a torn
-//! tail, which was never acknowledged. Never changes a file. Tested by
+//! tail, which was never acknowledged. A block that cannot be read is neither: a
+//! crash does not leave one, and what stands in it is not known, so behind the
+//! first bad place it always refuses. Never changes a file. Tested by
 //! `tests/faults.rs` against a simulated disk and by `tests/files.rs`.
 
 use std::ops::ControlFlow;
@@ -101,6 +103,8 @@ struct Tail {
     record: Option<(Lsn, u64)>,
     /// Ranges of blocks that are not zero, at most one per segment.
     written: Vec<(u64, u64, u64)>,
+    /// The first block that the device could not read.
+    unreadable: Option<Position>,
 }
 
 pub(crate) struct Scanner<'a> {
@@ -112,7 +116,7 @@ pub(crate) struct Scanner<'a> {
     window: Vec<u8>,
     pos: Position,
     segment_bytes: u64,
-    /// Blocks of this segment that the device could not read.
+    /// Blocks of this segment that the device could not read, ascending.
     unreadable: Vec<u64>,
 }
 
@@ -466,11 +470,19 @@ impl<'a> Scanner<'a> {
     fn start_tail(&mut self, cause: DamageCause, record: Option<(Lsn, u64)>) {
         let unreadable = self.unreadable.iter().any(|at| *at >= self.pos.offset);
         let cause = if unreadable { DamageCause::Unreadable } else { cause };
-        self.tail = Some(Tail { at: self.pos, cause, record, written: Vec::new() });
+        let (at, written, unreadable) = (self.pos, Vec::new(), None);
+        self.tail = Some(Tail { at, cause, record, written, unreadable });
     }
 
-    /// A block behind the first bad place: zeros, torn data, or proof.
+    /// A block behind the first bad place: zeros, torn data, proof, or unknown.
     fn tail_block(&mut self, block: &[u8]) -> Result<(), ScanError> {
+        if self.unreadable.binary_search(&self.pos.offset).is_ok() {
+            let at = self.pos;
+            if let Some(tail) = &mut self.tail {
+                tail.unreadable.get_or_insert(at);
+            }
+            return Ok(());
+        }
         if is_zero(block) {
             return Ok(());
         }
@@ -483,15 +495,42 @@ impl<'a> Scanner<'a> {
                 Err(HeaderFault::Damaged) => {}
             }
         }
+        // Within reach of the one write it may be a payload that looks like a header:
+        // whoever writes payloads does not know our log id, but may try the rest.
+        let may_be_torn = self.within_reach();
         match BatchHeader::decode(block) {
+            Ok(header) if may_be_torn && header.log != self.identity.log => {}
             Ok(header) => self.tail_batch(&header)?,
-            Err(HeaderFault::Version(v)) => {
+            Err(HeaderFault::Version(v)) if !may_be_torn => {
                 return Err(self.damage(self.pos, DamageCause::UnknownVersion(v), None));
             }
-            Err(HeaderFault::Damaged) => {}
+            Err(HeaderFault::Version(_) | HeaderFault::Damaged) => {}
         }
         self.note_written();
         Ok(())
+    }
+
+    /// Where in this segment the one write that can have been in flight begins, if
+    /// it can have gone to this segment.
+    fn write_start(&self, segment: u64) -> Option<u64> {
+        let end = self.verified.end;
+        match segment.checked_sub(end.segment)? {
+            0 => Some(end.offset),
+            1 => Some(0),
+            _ => None,
+        }
+    }
+
+    /// How many bytes it can have: a batch and the header of a segment.
+    fn reach(&self) -> u64 {
+        self.verified.write_max + BLOCK
+    }
+
+    /// Whether that write can have touched the block at hand.
+    fn within_reach(&self) -> bool {
+        let Position { segment, offset } = self.pos;
+        let start = self.write_start(segment);
+        start.is_some_and(|start| offset >= start && offset + BLOCK <= start + self.reach())
     }
 
     /// The next segment's header: the log went on there, or this is proof.
@@ -535,19 +574,18 @@ impl<'a> Scanner<'a> {
             return Err(self.proven(self.verified.next_batch));
         }
         let Some(tail) = &self.tail else { return Ok(None) };
+        if let Some(at) = tail.unreadable {
+            return Err(self.damage(at, DamageCause::Unreadable, None));
+        }
         let end = self.verified.end;
-        let reach = self.verified.write_max + BLOCK;
+        let reach = self.reach();
         let opened = Position { segment: end.segment + 1, offset: BLOCK };
         let header_alone = tail.at == opened && tail.written.is_empty();
         let header = [(opened.segment, 0, BLOCK)];
         // A header whose batch never came must go: the log may go on before it.
         let written = if header_alone { &header[..] } else { &tail.written[..] };
         let Some(&(segment, from, to)) = written.first() else { return Ok(None) };
-        let start = if segment == end.segment {
-            end.offset
-        } else if segment == end.segment + 1 {
-            0
-        } else {
+        let Some(start) = self.write_start(segment) else {
             let at = Position { segment, offset: from };
             return Err(self.damage(at, DamageCause::UnexpectedData, None));
         };
