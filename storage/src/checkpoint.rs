@@ -120,6 +120,17 @@ impl<F: Files> Checkpoints<F> {
         Ok(indexes)
     }
 
+    /// Shards and indexes of all checkpoints, each shard's newest first.
+    ///
+    /// # Errors
+    /// [`DiskError`] when the directory cannot be read.
+    pub fn list_all(&mut self) -> Result<Vec<(u16, u64)>, DiskError> {
+        let names = self.files.list()?;
+        let mut all: Vec<_> = names.iter().filter_map(|name| parse_name(name)).collect();
+        all.sort_unstable_by_key(|(shard, index)| (*shard, std::cmp::Reverse(*index)));
+        Ok(all)
+    }
+
     /// Starts a checkpoint. It exists once [`CheckpointWriter::commit`] says so.
     ///
     /// # Errors
@@ -159,8 +170,13 @@ impl<F: Files> Checkpoints<F> {
         let mut writer = CheckpointWriter { store, temporary, of, chunks: 0, bytes: 0, sum };
         let mut bytes = [0; HEADER_BYTES];
         header.encode(&mut bytes);
-        writer.put(&bytes)?;
-        Ok(writer)
+        match writer.put(&bytes) {
+            Ok(()) => Ok(writer),
+            Err(error) => {
+                writer.abandon();
+                Err(error.into())
+            }
+        }
     }
 
     /// Reads a checkpoint and hands its chunks to `each`, in order, each after
@@ -270,8 +286,21 @@ impl<F: Files> CheckpointWriter<F> {
     /// returns `Ok` nothing may be released on its account.
     ///
     /// # Errors
-    /// [`CheckpointError::Disk`]; the checkpoint may or may not exist then.
+    /// [`CheckpointError::Disk`]; the checkpoint may or may not exist then, and
+    /// nothing else is left of it.
     pub fn commit(mut self) -> Result<Checkpoint, CheckpointError> {
+        if let Err(error) = self.finish() {
+            self.abandon();
+            return Err(error.into());
+        }
+        // It is durable, whatever becomes of the older ones: the next one that is
+        // written removes what stays now.
+        let _ = self.store.prune(self.of.shard);
+        Ok(self.of)
+    }
+
+    /// Writes the end, and gives the file its name.
+    fn finish(&mut self) -> Result<(), DiskError> {
         self.put(&[0; PREFIX_BYTES])?;
         let mut footer = [0; HEADER_BYTES];
         let sum = self.sum.clone().finalize().into();
@@ -280,9 +309,7 @@ impl<F: Files> CheckpointWriter<F> {
         files.append(&footer)?;
         files.sync()?;
         files.rename(&self.temporary, &file_name(self.of.shard, self.of.index))?;
-        files.sync_dir()?;
-        self.store.prune(self.of.shard)?;
-        Ok(self.of)
+        files.sync_dir()
     }
 
     /// Gives the checkpoint up and its space back. What the disk does not remove

@@ -149,6 +149,9 @@ pub enum LogError {
         /// What the replaying side said.
         source: ReplayError,
     },
+    /// The replaying side refused the log as a whole: not opened, not changed.
+    #[error("log refused: {0}")]
+    Refused(ReplayError),
     /// The disk failed while opening or closing.
     #[error(transparent)]
     Disk(DiskError),

@@ -217,6 +217,9 @@ pub(crate) struct Anchor {
     pub(crate) chain: [u8; 32],
 }
 
+/// Longest file that says where a log begins: with an anchor for every shard.
+pub(crate) const RELEASED_BYTES_MAX: usize = 128 + (u16::MAX as usize + 1) * ANCHOR_BYTES;
+
 /// Where a log begins whose oldest segments were released: the header of its
 /// first segment, and the shards' chains.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -41,10 +41,10 @@ pub use disk::{BackendKind, DiskError, DiskFacts, DiskOp, Fallback, FileDisk, Si
 pub use error::{ConfigFault, Damage, DamageCause, LogError, ReplayError, VerifyError};
 pub use format::{BATCH_HEADER_BYTES, BLOCK_BYTES, FORMAT_VERSION, FRAME_HEADER_BYTES};
 pub use frame::{CHAIN_START, Frame, FrameKind, Lsn, chain_next};
-pub use log::{Closed, Log, LogRelease, LogStats, Recovery};
+pub use log::{Closed, Log, LogRelease, LogStats, Recovery, Replay};
 pub use notify::Notify;
 pub use places::{NotInLog, Route};
 pub use reader::{BlockReadError, BlockReader};
 pub use release::Release;
 pub use scan::{Cut, Position, ShardEnd};
-pub use verify::{FrameAt, VerifyReport, read, verify};
+pub use verify::{FrameAt, VerifyReport, checkpoints, read, verify};

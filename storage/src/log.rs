@@ -8,13 +8,15 @@ mod history;
 mod open;
 
 pub use history::LogRelease;
-pub use open::Closed;
 pub(crate) use open::load_released;
+pub use open::{Closed, Replay};
 use open::{identity_damage, open_error, shard_ends, start_writing};
 
 use crate::chain::Spans;
 use crate::config::{LogConfig, Settings};
-use crate::disk::{Buffer, Disk, DiskError, DiskFacts, FileDisk, SegmentFile, Space, Write};
+use crate::disk::{
+    Buffer, Disk, DiskError, DiskFacts, DiskOp, FileDisk, SegmentFile, Space, Write,
+};
 use crate::error::{DamageCause, LogError, ReplayError};
 use crate::format::{
     Anchor, BATCH_HEADER_BYTES, BLOCK_BYTES, BatchHeader, FLAG_SEAL, FRAME_HEADER_BYTES, Identity,
@@ -178,10 +180,7 @@ impl<D: Disk> Log<D> {
         Closed::with_disk(disk, settings)?.open(replay)
     }
 
-    fn recover(
-        closed: Closed<D>,
-        replay: &mut dyn FnMut(Frame<'_>) -> Result<(), ReplayError>,
-    ) -> Result<(Log<D>, Recovery), LogError> {
+    fn recover(closed: Closed<D>, replay: &mut dyn Replay) -> Result<(Log<D>, Recovery), LogError> {
         let Closed { mut disk, settings, stored } = closed;
         let identity = match stored {
             Some(identity) => identity,
@@ -195,7 +194,7 @@ impl<D: Disk> Log<D> {
         let mut recovered = RecoveredPlaces::default();
         let mut visit = |found: Found, frame: Frame<'_>| {
             recovered.note(found, &frame);
-            replay(frame)
+            replay.frame(frame)
         };
         let scanned = scan(&mut disk, identity, released.as_ref(), false, &mut visit);
         let (verified, cut) = match (stored, scanned) {
@@ -204,6 +203,8 @@ impl<D: Disk> Log<D> {
             (None, Err(ScanError::Disk(error))) => return Err(LogError::Disk(error)),
             (None, _) => return Err(identity_damage(&disk, DamageCause::MissingIdentity)),
         };
+        // The last one to refuse: from here on the log is changed.
+        replay.end(&shard_ends(&verified)).map_err(LogError::Refused)?;
         if let Some(cut) = &cut {
             let to = cut.offset + cut.bytes;
             disk.erase(cut.segment, cut.offset, to).map_err(LogError::Disk)?;
@@ -337,6 +338,7 @@ impl<D: Disk> Log<D> {
         self.count(flight, written.elapsed_us);
         debug_assert!(flight.last_lsn >= self.durable, "the durable mark never goes back");
         self.durable = flight.last_lsn;
+        self.holdings.landed();
         // Nothing was started since: this is where the completed write ends.
         self.durable_end = Position { segment: self.segment.id, offset: self.offset };
         Ok(Some(Lsn(self.durable)))
@@ -447,7 +449,7 @@ impl<D: Disk> Log<D> {
         let bytes = (self.open_end - BATCH_START).next_multiple_of(BLOCK_BYTES);
         let opens_segment = self.offset + bytes as u64 > self.segment.bytes;
         let prev_end = self.offset;
-        if opens_segment && !self.enter_next_segment()? {
+        if opens_segment && !self.enter_next_segment(bytes as u64)? {
             self.resting = Some(resting);
             return Ok(false);
         }
@@ -477,7 +479,8 @@ impl<D: Disk> Log<D> {
         Ok(true)
     }
 
-    fn enter_next_segment(&mut self) -> Result<bool, LogError> {
+    /// Goes over to the next segment, which must hold a batch of `bytes`.
+    fn enter_next_segment(&mut self, bytes: u64) -> Result<bool, LogError> {
         let Some(segment) = self.disk.next_segment().map_err(|error| self.stop(error))? else {
             self.counters.segment_waits += u64::from(!self.waiting_for_segment);
             self.waiting_for_segment = true;
@@ -485,6 +488,10 @@ impl<D: Disk> Log<D> {
         };
         self.waiting_for_segment = false;
         assert_eq!(segment.id, self.segment.id + 1, "segments are used in order");
+        if BLOCK_BYTES as u64 + bytes > segment.bytes {
+            // Written behind its end, the batch would be refused at the next start.
+            return Err(self.stop(DiskError::short(DiskOp::Prepare)));
+        }
         self.segment = segment;
         self.offset = BLOCK_BYTES as u64;
         Ok(true)
@@ -533,6 +540,9 @@ impl<D: Disk> Log<D> {
         for _ in 0..WAIT_ROUNDS {
             if self.segment.id > 0 || self.disk.facts().spares > 0 {
                 return Ok(());
+            }
+            if let Some(error) = self.disk.failure() {
+                return Err(LogError::Disk(error));
             }
             self.disk.wait(WAIT_US);
         }

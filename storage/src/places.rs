@@ -237,6 +237,7 @@ impl RecoveredPlaces {
             if let Some((_, at)) = self.batch.replace(begins) {
                 self.places.close_batch(at);
                 self.holdings.close_batch(at.segment);
+                self.holdings.landed();
             }
         }
         self.places.note(frame);
@@ -247,6 +248,8 @@ impl RecoveredPlaces {
         if let Some((_, at)) = self.batch {
             self.places.close_batch(at);
             self.holdings.close_batch(at.segment);
+            // Recovery hands nothing over before it has made durable what it read.
+            self.holdings.landed();
         }
         (self.places, self.holdings)
     }

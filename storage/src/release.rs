@@ -49,7 +49,11 @@ struct Newest {
 #[derive(Debug, Default)]
 pub(crate) struct Holdings {
     segments: VecDeque<SegmentHeld>,
+    /// Of what is durable, by shard.
     newest: Vec<Newest>,
+    /// Of the batch in flight, likewise; 0 for none.
+    flying: Vec<Newest>,
+    flies: bool,
     /// The batch being filled, by shard.
     open: Vec<Held>,
     touched: bool,
@@ -61,6 +65,7 @@ impl Holdings {
         if at >= self.open.len() {
             self.open.resize(at + 1, Held::default());
             self.newest.resize(at + 1, Newest::default());
+            self.flying.resize(at + 1, Newest::default());
         }
         self.touched = true;
         let held = &mut self.open[at];
@@ -71,7 +76,8 @@ impl Holdings {
         }
     }
 
-    /// The batch being filled lies in `segment`.
+    /// The batch being filled lies in `segment`, and is not durable yet: a crash may
+    /// leave nothing of it, and then what was the newest before it still is.
     pub(crate) fn close_batch(&mut self, segment: u64) {
         if !std::mem::take(&mut self.touched) {
             return;
@@ -82,16 +88,29 @@ impl Holdings {
         }
         let Some(last) = self.segments.back_mut() else { return };
         last.highest.resize(self.open.len().max(last.highest.len()), 0);
-        let shards = self.open.iter_mut().zip(&mut last.highest).zip(&mut self.newest);
-        for ((open, highest), newest) in shards {
+        let shards = self.open.iter_mut().zip(&mut last.highest).zip(&mut self.flying);
+        for ((open, highest), flying) in shards {
             let held = std::mem::take(open);
             *highest = (*highest).max(held.highest);
+            self.flies |= held.hard_state || held.note;
             if held.hard_state {
-                newest.hard_state = segment;
+                flying.hard_state = segment;
             }
             if held.note {
-                newest.note = segment;
+                flying.note = segment;
             }
+        }
+    }
+
+    /// The batch that was closed last is durable.
+    pub(crate) fn landed(&mut self) {
+        if !std::mem::take(&mut self.flies) {
+            return;
+        }
+        for (newest, flying) in self.newest.iter_mut().zip(&mut self.flying) {
+            let flown = std::mem::take(flying);
+            newest.hard_state = newest.hard_state.max(flown.hard_state);
+            newest.note = newest.note.max(flown.note);
         }
     }
 
@@ -132,6 +151,7 @@ pub(crate) fn merge(anchors: &mut Vec<Anchor>, checkpoints: &[Checkpoint]) {
 
 /// Segments that nobody needs, to be deleted on any thread; one at a time.
 #[derive(Debug)]
+#[must_use = "nothing is deleted before it runs"]
 pub struct Release<F: Files, P: Pages> {
     pub(crate) files: F,
     pub(crate) pages: P,
@@ -150,8 +170,9 @@ impl<F: Files, P: Pages> Release<F, P> {
     ///
     /// # Errors
     /// [`DiskError`]: the old or the new beginning holds, and nothing that
-    /// is needed is gone. The next release, or start, does the rest.
-    pub fn run(mut self) -> Result<(), DiskError> {
+    /// is needed is gone. To be run again; the next release, or start, does the
+    /// rest too.
+    pub fn run(&mut self) -> Result<(), DiskError> {
         let mut block = Buffer::new(BLOCK_BYTES);
         let at = Position { segment: self.first, offset: 0 };
         let unreadable = DiskError::short(DiskOp::Read);
@@ -165,7 +186,8 @@ impl<F: Files, P: Pages> Release<F, P> {
             .filter(|header| header.identity == self.identity && header.segment == self.first)
             .ok_or(unreadable)?;
         let mut bytes = Vec::new();
-        encode_released(&Released { header, anchors: self.anchors.clone() }, &mut bytes);
+        let anchors = self.anchors.clone();
+        encode_released(&Released { header, anchors }, &mut bytes);
         self.files.create(RELEASED_TEMPORARY)?;
         self.files.append(&bytes)?;
         self.files.sync()?;

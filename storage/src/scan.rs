@@ -4,8 +4,12 @@
 //! check out it hands their frames over. From the first block that does not,
 //! it looks at every following block for proof that something later was
 //! durable. Proof means damage and the log is refused; no proof means a torn
-//! tail, which was never acknowledged. Never changes a file. Tested by
+//! tail, which was never acknowledged. A block that cannot be read is neither: a
+//! crash does not leave one, and what stands in it is not known, so behind the
+//! first bad place it always refuses. Never changes a file. Tested by
 //! `tests/faults.rs` against a simulated disk and by `tests/files.rs`.
+
+mod tail;
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -18,6 +22,8 @@ use crate::format::{
     batch_hash, decode_frame, decode_prepared, is_zero,
 };
 use crate::frame::{Frame, Lsn};
+
+use self::tail::Tail;
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
 
@@ -93,16 +99,6 @@ pub(crate) struct Verified {
     pub(crate) first_lsn: u64,
 }
 
-/// The first place that does not check out, and what follows it.
-#[derive(Debug)]
-struct Tail {
-    at: Position,
-    cause: DamageCause,
-    record: Option<(Lsn, u64)>,
-    /// Ranges of blocks that are not zero, at most one per segment.
-    written: Vec<(u64, u64, u64)>,
-}
-
 pub(crate) struct Scanner<'a> {
     identity: Identity,
     path: &'a dyn Fn(u64) -> PathBuf,
@@ -112,7 +108,7 @@ pub(crate) struct Scanner<'a> {
     window: Vec<u8>,
     pos: Position,
     segment_bytes: u64,
-    /// Blocks of this segment that the device could not read.
+    /// Blocks of this segment that the device could not read, ascending.
     unreadable: Vec<u64>,
 }
 
@@ -461,111 +457,6 @@ impl<'a> Scanner<'a> {
         verified.batches += 1;
         verified.segments = self.pos.segment - verified.first_segment + 1;
         verified.write_max = u64::from(header.write_max);
-    }
-
-    fn start_tail(&mut self, cause: DamageCause, record: Option<(Lsn, u64)>) {
-        let unreadable = self.unreadable.iter().any(|at| *at >= self.pos.offset);
-        let cause = if unreadable { DamageCause::Unreadable } else { cause };
-        self.tail = Some(Tail { at: self.pos, cause, record, written: Vec::new() });
-    }
-
-    /// A block behind the first bad place: zeros, torn data, or proof.
-    fn tail_block(&mut self, block: &[u8]) -> Result<(), ScanError> {
-        if is_zero(block) {
-            return Ok(());
-        }
-        if self.pos.offset == 0 {
-            match SegmentHeader::decode(block) {
-                Ok(header) => return self.tail_segment(&header, block),
-                Err(HeaderFault::Version(v)) => {
-                    return Err(self.damage(self.pos, DamageCause::UnknownVersion(v), None));
-                }
-                Err(HeaderFault::Damaged) => {}
-            }
-        }
-        match BatchHeader::decode(block) {
-            Ok(header) => self.tail_batch(&header)?,
-            Err(HeaderFault::Version(v)) => {
-                return Err(self.damage(self.pos, DamageCause::UnknownVersion(v), None));
-            }
-            Err(HeaderFault::Damaged) => {}
-        }
-        self.note_written();
-        Ok(())
-    }
-
-    /// The next segment's header: the log went on there, or this is proof.
-    fn tail_segment(&mut self, header: &SegmentHeader, block: &[u8]) -> Result<(), ScanError> {
-        let spotless = self.tail.as_ref().is_some_and(|tail| tail.written.is_empty());
-        if !spotless && header.identity == self.identity {
-            let batch = header.first_batch.saturating_sub(1);
-            return Err(self.proven(batch));
-        }
-        self.enter_segment(header, block)
-    }
-
-    fn tail_batch(&self, header: &BatchHeader) -> Result<(), ScanError> {
-        if header.log != self.identity.log {
-            return Err(self.damage(self.pos, DamageCause::Foreign, None));
-        }
-        if header.watermark >= self.verified.next_batch {
-            return Err(self.proven(header.watermark));
-        }
-        let at_home = header.segment == self.pos.segment && header.offset == self.pos.offset;
-        if at_home && header.batch == self.verified.next_batch {
-            return Ok(());
-        }
-        Err(self.damage(self.pos, DamageCause::Misplaced, None))
-    }
-
-    fn note_written(&mut self) {
-        let (segment, from, to) = (self.pos.segment, self.pos.offset, self.pos.offset + BLOCK);
-        let Some(tail) = &mut self.tail else { return };
-        match tail.written.last_mut() {
-            Some(range) if range.0 == segment => range.2 = to,
-            _ => tail.written.push((segment, from, to)),
-        }
-    }
-
-    /// Nothing later was proven durable: is what stands behind the end within
-    /// reach of the one write that can have been in flight?
-    fn judge(&mut self) -> Result<Option<Cut>, ScanError> {
-        // A beginning is recorded only when its first batch is durable.
-        if self.verified.first_segment > 1 && self.verified.batches == 0 {
-            return Err(self.proven(self.verified.next_batch));
-        }
-        let Some(tail) = &self.tail else { return Ok(None) };
-        let end = self.verified.end;
-        let reach = self.verified.write_max + BLOCK;
-        let opened = Position { segment: end.segment + 1, offset: BLOCK };
-        let header_alone = tail.at == opened && tail.written.is_empty();
-        let header = [(opened.segment, 0, BLOCK)];
-        // A header whose batch never came must go: the log may go on before it.
-        let written = if header_alone { &header[..] } else { &tail.written[..] };
-        let Some(&(segment, from, to)) = written.first() else { return Ok(None) };
-        let start = if segment == end.segment {
-            end.offset
-        } else if segment == end.segment + 1 {
-            0
-        } else {
-            let at = Position { segment, offset: from };
-            return Err(self.damage(at, DamageCause::UnexpectedData, None));
-        };
-        if to > start + reach {
-            let at = Position { segment, offset: from.max(start) };
-            return Err(self.damage(at, DamageCause::UnexpectedData, None));
-        }
-        if let Some(&(segment, offset, _)) = written.get(1) {
-            let at = Position { segment, offset };
-            return Err(self.damage(at, DamageCause::UnexpectedData, None));
-        }
-        Ok(Some(Cut {
-            file: (self.path)(segment),
-            offset: start,
-            bytes: to - start,
-            batch: self.verified.next_batch,
-            segment,
-        }))
     }
 
     /// The first bad place is damage, because `batch` was durable.

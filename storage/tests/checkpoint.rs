@@ -32,7 +32,10 @@ fn chunks(index: u64) -> Vec<Vec<u8>> {
 fn write<F: Files>(store: &Checkpoints<F>, of: Checkpoint) -> Result<(), CheckpointError> {
     let mut writer = store.create(of, &note(of.index))?;
     for chunk in chunks(of.index) {
-        writer.chunk(&chunk)?;
+        if let Err(error) = writer.chunk(&chunk) {
+            writer.abandon();
+            return Err(error);
+        }
     }
     assert_eq!(writer.commit()?, of);
     Ok(())
@@ -125,6 +128,39 @@ fn a_crash_at_every_step_leaves_whole_checkpoints_only() {
             }
         }
     }
+}
+
+/// A disk that fails at one step and then works again, as a full one does that
+/// somebody makes room on.
+#[test]
+fn a_failure_at_every_step_leaves_nothing_but_checkpoints() {
+    let mut failures = 0;
+    for steps in 0.. {
+        let (disk, mut store) = sim(7);
+        for index in [10, 20] {
+            write(&store, of(1, index)).unwrap();
+        }
+        let before = disk.file_operations();
+        disk.fail_one_file_after(steps);
+        let written = write(&store, of(1, 30));
+        if disk.file_operations() - before <= steps {
+            break;
+        }
+        failures += 1;
+        let mut files = disk.clone();
+        let names = files.list().unwrap();
+        assert!(!names.iter().any(|name| name.ends_with(".tmp")), "{steps}: {names:?}");
+        let found = store.list(1).unwrap();
+        assert!(written.is_err() || found[0] == 30);
+        // Only the older ones could not be removed: it is there all the same.
+        assert!(written.is_err() || found.len() == 3, "{steps}: {found:?}");
+        for index in found {
+            check(&mut store, 1, index);
+        }
+        write(&store, of(1, 40)).unwrap();
+        assert_eq!(store.list(1).unwrap().len(), 2, "the next one removes what stayed");
+    }
+    assert!(failures > 8, "only {failures} steps");
 }
 
 #[test]

@@ -230,6 +230,11 @@ impl Placed {
     fn at(&self) -> Position {
         Position { segment: self.segment, offset: self.offset }
     }
+
+    fn covers(&self, at: Position) -> bool {
+        let bytes = self.offset..self.offset + self.bytes;
+        at.segment == self.segment && bytes.contains(&at.offset)
+    }
 }
 
 fn placed(disk: &SimDisk) -> Vec<Placed> {
@@ -448,6 +453,37 @@ fn a_full_disk_waits_and_goes_on() {
     });
 }
 
+/// A prepared segment that cannot hold the batch stops the log before anything of the
+/// batch is written.
+#[test]
+fn a_spare_that_is_too_small_stops_the_log() {
+    for_each_seed("small spare", |seed| {
+        let mut node = Node::new(seed);
+        let mut log = node.recover();
+        node.disk.edit(2, |bytes| bytes.truncate(2 * BLOCK_BYTES));
+        node.disk.edit(3, |bytes| bytes.truncate(2 * BLOCK_BYTES));
+        let (kind, chain, payload) = (FrameKind::Note, [0; 32], vec![1; 5_000]);
+        let record = Record { kind, shard: 0, term: 0, index: 0, chain, payload };
+        let error = loop {
+            log.append(&record.frame()).unwrap();
+            match log.submit() {
+                Ok(started) => assert!(started),
+                Err(error) => break error,
+            }
+            node.appended.push(record.clone());
+            node.poll(&mut log).unwrap();
+        };
+        assert!(matches!(error, LogError::Poisoned(_)), "{error}");
+        assert!(matches!(log.append(&record.frame()), Err(LogError::Poisoned(_))));
+        drop(log);
+        node.disk.crash(Tear::Nothing);
+        let mut log = node.recover();
+        node.write(&mut log, 30).unwrap();
+        log.close().unwrap();
+        node.recover();
+    });
+}
+
 // --- damage -------------------------------------------------------------------
 
 /// Damages one batch that a later batch or a seal proves durable, and expects
@@ -543,6 +579,146 @@ fn an_older_block_in_its_place() {
 fn unreadable_block() {
     damaged("unreadable", |node, target| {
         node.disk.inject(Fault::Unreadable { at: target.at() });
+    });
+}
+
+/// Every block from `at` to the end of its segment and of all later ones.
+fn blocks_from(disk: &SimDisk, at: Position) -> Vec<Position> {
+    let mut blocks = Vec::new();
+    for segment in at.segment.. {
+        let Some(bytes) = disk.contents(segment) else { break };
+        let first = if segment == at.segment { at.offset } else { 0 };
+        let offsets = (first..bytes.len() as u64).step_by(BLOCK_BYTES);
+        blocks.extend(offsets.map(|offset| Position { segment, offset }));
+    }
+    blocks
+}
+
+/// After an orderly end these blocks cannot be read any more: what stood there is
+/// not known, and not for a start to write over.
+fn unreadable_after_close(kind: &str, lost: impl Fn(&Node) -> Vec<Position>) {
+    for_each_seed(kind, |seed| {
+        let (node, log) = Node::grown(seed);
+        log.close().unwrap();
+        let lost = lost(&node);
+        for at in &lost {
+            node.disk.inject(Fault::Unreadable { at: *at });
+        }
+        let damage = node.refused();
+        assert_eq!(damage.cause, DamageCause::Unreadable);
+        let is_named = |at: &Position| {
+            let file = format!("{:016x}.wal", at.segment);
+            damage.offset == at.offset && damage.file.ends_with(file)
+        };
+        assert!(lost.iter().any(is_named), "{damage}");
+        assert_eq!(node.refused(), damage, "refusing changes nothing");
+    });
+}
+
+#[test]
+fn unreadable_last_batch_and_seal() {
+    unreadable_after_close("unreadable end", |node| {
+        let batches = node.batches();
+        let last = batches[batches.len() - 2];
+        blocks_from(&node.disk, last.at())
+            .into_iter()
+            .filter(|at| batches.iter().any(|batch| batch.batch >= last.batch && batch.covers(*at)))
+            .collect()
+    });
+}
+
+#[test]
+fn unreadable_seal() {
+    unreadable_after_close("unreadable seal", |node| vec![node.batches().last().unwrap().at()]);
+}
+
+#[test]
+fn unreadable_from_somewhere_to_the_end() {
+    unreadable_after_close("unreadable from", |node| {
+        let batches = node.batches();
+        let from = batches[node.random().below(batches.len() as u64) as usize];
+        blocks_from(&node.disk, from.at())
+    });
+}
+
+#[test]
+fn unreadable_whole_log() {
+    unreadable_after_close("unreadable whole", |node| {
+        blocks_from(&node.disk, Position { segment: 1, offset: 0 })
+    });
+}
+
+/// Text in the form of a batch header: magic, version and checksum that fit, every
+/// byte printable unless the version is given.
+fn forged(version: Option<u16>) -> Vec<u8> {
+    let mut bytes = vec![b'a'; 128];
+    bytes[..4].copy_from_slice(b"PSWB");
+    bytes[4..6].copy_from_slice(&version.map_or(*b"zz", u16::to_le_bytes));
+    for n in 0u32.. {
+        bytes[8..16].copy_from_slice(format!("{n:08}").as_bytes());
+        let crc = crc32c::crc32c(&bytes[..124]).to_le_bytes();
+        if crc.iter().all(|byte| (b' '..=b'~').contains(byte)) {
+            bytes[124..].copy_from_slice(&crc);
+            return bytes;
+        }
+    }
+    unreachable!("one in fifty has such a checksum")
+}
+
+/// Whoever writes payloads may write them so that one stands at the beginning of a
+/// block: of a torn batch it is no more than that.
+#[test]
+fn a_payload_that_looks_like_a_header_is_torn_data() {
+    for version in [None, Some(1)] {
+        for_each_seed("forged header", |seed| {
+            let (mut node, mut log) = Node::grown(3 * seed + 1);
+            let mut payload = vec![b'x'; 9_000];
+            // Behind the headers of batch and frame this is where the second block begins.
+            payload[BLOCK_BYTES - 128 - 64..][..128].copy_from_slice(&forged(version));
+            let (kind, chain) = (FrameKind::Note, [0; 32]);
+            let record = Record { kind, shard: 0, term: 0, index: 0, chain, payload };
+            log.append(&record.frame()).unwrap();
+            assert!(log.submit().unwrap());
+            drop(log);
+            node.disk.crash(Tear::Everything);
+            let torn = *node.batches().iter().rfind(|batch| batch.bytes == 3 * BLOCK).unwrap();
+            node.disk.edit(torn.segment, |file| file[torn.offset as usize..][..512].fill(0));
+            let (log, records, recovery) = node.open().expect("torn, not refused");
+            assert_eq!(records, node.appended);
+            let cut = recovery.cut.expect("the cut is told");
+            assert_eq!((cut.offset + cut.bytes, cut.batch), (torn.offset + torn.bytes, torn.batch));
+            drop(log);
+            node.recover();
+        });
+    }
+}
+
+#[test]
+fn headers_of_another_version_or_log_where_no_torn_write_reaches_are_refused() {
+    for_each_seed("version out of reach", |seed| {
+        for (version, cause) in
+            [(None, DamageCause::UnknownVersion(0x7a7a)), (Some(1), DamageCause::Foreign)]
+        {
+            let (mut node, mut log) = Node::grown(seed);
+            while node.batches().last().unwrap().segment < 2 {
+                node.write(&mut log, 1).unwrap();
+            }
+            log.close().unwrap();
+            let seal = *node.batches().last().unwrap();
+            let end = Position { segment: seal.segment, offset: seal.offset + seal.bytes };
+            let reach = node.settings.batch_max_bytes as u64 + BLOCK;
+            let beyond = Position { segment: seal.segment + 1, offset: reach };
+            let at_the_end = if end.offset < SEGMENT { end } else { beyond };
+            for at in [beyond, Position { segment: seal.segment + 2, offset: BLOCK }, at_the_end] {
+                let whole = node.disk.contents(at.segment).unwrap();
+                node.disk.edit(at.segment, |file| {
+                    file[at.offset as usize..][..128].copy_from_slice(&forged(version));
+                });
+                let damage = node.refused();
+                assert_eq!((damage.cause, damage.offset), (cause, at.offset));
+                node.disk.edit(at.segment, |file| *file = whole);
+            }
+        }
     });
 }
 

@@ -389,6 +389,55 @@ fn what_replay_refuses_is_told() {
     assert_eq!(error.to_string(), "record 3 cannot be replayed: not mine");
 }
 
+struct Judge {
+    frames: u64,
+    last: u64,
+}
+
+impl storage::Replay for Judge {
+    fn frame(&mut self, _: Frame<'_>) -> Result<(), storage::ReplayError> {
+        self.frames += 1;
+        Ok(())
+    }
+
+    fn end(&mut self, ends: &[storage::ShardEnd]) -> Result<(), storage::ReplayError> {
+        let end = ends.iter().map(|end| end.index).max().unwrap_or(0);
+        if end >= self.last { Ok(()) } else { Err(storage::ReplayError::new("ends early")) }
+    }
+}
+
+/// Whoever holds the log against something else does so before a torn tail is cut: it
+/// may be no tail that was torn, but a batch that was acknowledged and is damaged.
+#[test]
+fn a_log_that_is_refused_as_a_whole_is_not_changed() {
+    let dir = tempfile::tempdir().unwrap();
+    written(dir.path(), Backend::Blocking, 25);
+    let (file, offset, _) = find(dir.path(), 25);
+    flip(&file, offset);
+    let bytes = || {
+        let mut files: Vec<_> =
+            std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        files.retain(|path| path.extension().is_some_and(|extension| extension == "wal"));
+        files.sort();
+        files.into_iter().map(|path| std::fs::read(path).unwrap()).collect::<Vec<_>>()
+    };
+    let before = bytes();
+    let open = |last| {
+        let mut judge = Judge { frames: 0, last };
+        let own = config(dir.path(), Backend::Blocking);
+        let closed = storage::Closed::lock(&own, Notify::new().unwrap()).unwrap();
+        (closed.open_judged(&mut judge).map(|(_, recovery)| recovery), judge.frames)
+    };
+    for _ in 0..2 {
+        let (refused, frames) = open(25);
+        let Err(LogError::Refused(why)) = refused else { panic!("opened, or for another reason") };
+        assert_eq!((why.to_string().as_str(), frames), ("ends early", 24));
+        assert!(bytes() == before, "refusing changes nothing");
+    }
+    let (opened, _) = open(24);
+    assert!(opened.unwrap().cut.is_some());
+}
+
 #[test]
 fn sizes_that_cannot_work_are_refused_before_anything_is_touched() {
     let dir = tempfile::tempdir().unwrap();
@@ -404,6 +453,110 @@ fn sizes_that_cannot_work_are_refused_before_anything_is_touched() {
         assert!(matches!(open_with(broken), Err(LogError::Config(_))));
     }
     assert!(!inner.exists());
+}
+
+/// Segments and batches became larger than the spares of the run before.
+#[test]
+fn spares_smaller_than_a_batch_are_filled_up() {
+    for backend in BACKENDS {
+        let dir = tempfile::tempdir().unwrap();
+        let (writer, ..) = open_with(config(dir.path(), backend)).unwrap();
+        writer.log.close().unwrap();
+        let larger = LogConfig {
+            segment_bytes: 1 << 20,
+            batch_max_bytes: 512 << 10,
+            ..config(dir.path(), backend)
+        };
+        let large = vec![7; 200 << 10];
+        for round in 0..3 {
+            let (mut writer, _, payloads) = open_with(larger.clone()).unwrap();
+            assert_eq!(payloads, vec![large.clone(); round]);
+            writer.write(&large);
+            writer.log.close().unwrap();
+        }
+        assert_eq!(verify(dir.path()).unwrap().blocks, 3);
+        let first = std::fs::metadata(segment(dir.path(), 1)).unwrap().len();
+        assert_eq!(first, 64 << 10, "what was written is left as it is");
+    }
+}
+
+/// A spare loses its end while the log is open: nothing is acknowledged that the next
+/// start would refuse.
+#[test]
+fn a_spare_cut_short_ends_the_log_before_anything_is_written_to_it() {
+    for backend in BACKENDS {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut writer, ..) = open_with(config(dir.path(), backend)).unwrap();
+        for spare in [2, 3] {
+            while !segment(dir.path(), spare).exists() {
+                writer.notify.wait(50_000);
+            }
+            let options = std::fs::File::options().write(true).open(segment(dir.path(), spare));
+            options.unwrap().set_len(8192).unwrap();
+        }
+        let mut acknowledged = 0;
+        let error = loop {
+            writer.append(&[3; 9_000]);
+            match writer.log.submit() {
+                Ok(started) => assert!(started),
+                Err(error) => break error,
+            }
+            while writer.log.in_flight() {
+                writer.log.poll().unwrap();
+                writer.notify.wait(1_000);
+            }
+            acknowledged += 1;
+        };
+        assert!(matches!(error, LogError::Poisoned(_)), "{error}");
+        drop(writer);
+        let (mut writer, _, payloads) = open_with(config(dir.path(), backend)).unwrap();
+        assert_eq!(payloads.len(), acknowledged);
+        for _ in 0..20 {
+            writer.write(&[4; 9_000]);
+        }
+        drop(writer);
+        assert_eq!(open_with(config(dir.path(), backend)).unwrap().2.len(), acknowledged + 20);
+    }
+}
+
+#[test]
+fn why_no_segment_can_be_prepared_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("reserve")).unwrap();
+    let own = LogConfig { reserve_bytes: 1 << 20, ..config(dir.path(), Backend::Blocking) };
+    let Err(LogError::Disk(error)) = open_with(own) else { panic!("opened, or not told") };
+    assert_eq!((error.op, error.errno), (storage::DiskOp::Prepare, Some(21)), "a directory");
+}
+
+/// Files that grew beyond anything the log writes are not read into memory.
+#[test]
+fn small_files_of_any_length_are_read_in_part_only() {
+    for (name, cause) in
+        [("identity", None), ("prepared", None), ("released", Some(DamageCause::Identity))]
+    {
+        let dir = tempfile::tempdir().unwrap();
+        written(dir.path(), Backend::Blocking, 3);
+        let options =
+            std::fs::File::options().create(true).append(true).open(dir.path().join(name));
+        options.unwrap().set_len(1 << 42).unwrap();
+        match (open_with(config(dir.path(), Backend::Blocking)), cause) {
+            (Ok((.., payloads)), None) => assert_eq!(payloads.len(), 3),
+            (Err(LogError::Damage(damage)), Some(cause)) => assert_eq!(damage.cause, cause),
+            (Ok(_), Some(_)) => panic!("{name} was taken"),
+            (Err(error), _) => panic!("{name}: {error}"),
+        }
+    }
+}
+
+#[test]
+fn directories_are_made_with_all_above_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("data").join("site").join("worker-0");
+    storage::disk::make_dir(&log).unwrap();
+    assert!(log.is_dir());
+    storage::disk::make_dir(&log).unwrap();
+    std::fs::write(dir.path().join("file"), b"").unwrap();
+    assert!(storage::disk::make_dir(&dir.path().join("file").join("log")).is_err());
 }
 
 const CHILD_DIR: &str = "STORAGE_TEST_CHILD_DIR";

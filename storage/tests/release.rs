@@ -5,7 +5,7 @@
 use storage::disk::{Files, SimDisk, Tear};
 use storage::{
     BLOCK_BYTES, BlockReadError, CHAIN_START, Checkpoint, Damage, DamageCause, Frame, FrameKind,
-    Log, LogConfig, LogError, Lsn, Notify, Recovery, Settings, chain_next, verify,
+    Log, LogConfig, LogError, LogRelease, Lsn, Notify, Recovery, Settings, chain_next, verify,
 };
 
 const SHARDS: usize = 3;
@@ -220,7 +220,7 @@ fn a_crash_at_every_step_loses_nothing_and_refuses_nothing() {
                 node.write(&mut log);
             }
             let checkpoints = node.checkpoints();
-            let Some(release) = log.plan_release(&checkpoints).unwrap() else { continue };
+            let Some(mut release) = log.plan_release(&checkpoints).unwrap() else { continue };
             releases += 1;
             let first = release.first();
             if node.below(2) == 0 {
@@ -242,8 +242,8 @@ fn a_crash_at_every_step_loses_nothing_and_refuses_nothing() {
     assert!(releases > 100, "only {releases} releases");
 }
 
-/// A log whose first segments are released, closed.
-fn trimmed() -> Node {
+/// A log, and the release of its first segments, which was not run.
+fn about_to_release() -> (Node, Log<SimDisk>, LogRelease<SimDisk>) {
     for seed in 0.. {
         let (mut node, mut log) = Node::new(seed);
         for _ in 0..60 {
@@ -257,15 +257,21 @@ fn trimmed() -> Node {
         let checkpoints: Vec<_> = node.committed.iter().enumerate().map(last).collect();
         node.released = node.committed.iter().copied().map(Some).collect();
         if let Some(release) = log.plan_release(&checkpoints).unwrap() {
-            release.run().unwrap();
-            for _ in 0..8 {
-                node.write(&mut log);
-            }
-            log.close().unwrap();
-            return node;
+            return (node, log, release);
         }
     }
     unreachable!("some seed releases")
+}
+
+/// A log whose first segments are released, closed.
+fn trimmed() -> Node {
+    let (mut node, mut log, mut release) = about_to_release();
+    release.run().unwrap();
+    for _ in 0..8 {
+        node.write(&mut log);
+    }
+    log.close().unwrap();
+    node
 }
 
 fn first_kept(disk: &SimDisk) -> u64 {
@@ -388,6 +394,78 @@ fn what_is_still_needed_stays() {
     assert!(matches!(refused, Err(LogError::IndexGap { shard: 0, index: 30 })));
 }
 
+/// What is only on its way does not take the place of what is durable: a crash may
+/// leave nothing of it.
+#[test]
+fn a_vote_in_flight_does_not_give_up_the_one_before() {
+    for tear in [Tear::Nothing, Tear::Everything] {
+        let (mut node, mut log) = Node::new(5);
+        let vote = |term: u8| Record {
+            kind: FrameKind::HardState,
+            shard: 2,
+            index: 0,
+            chain: [0; 32],
+            payload: vec![term; 24],
+        };
+        log.append(&vote(1).frame()).unwrap();
+        node.records.push(vote(1));
+        while log.stats().segment < 3 {
+            let payload = vec![1; 1_500];
+            let index = node.chains[0].len() as u64;
+            let chain = chain_next(&node.chains[0][index as usize - 1], &payload);
+            let record = Record { kind: FrameKind::Block, shard: 0, index, chain, payload };
+            log.append(&record.frame()).unwrap();
+            node.records.push(record);
+            node.chains[0].push(chain);
+            assert!(log.submit().unwrap());
+            while log.in_flight() {
+                log.poll().unwrap();
+            }
+        }
+        let index = node.chains[0].len() as u64 - 1;
+        let chain = node.chains[0][index as usize];
+        let all = [Checkpoint { shard: 0, index, term: 1, chain }];
+        log.append(&vote(2).frame()).unwrap();
+        assert!(log.submit().unwrap() && log.in_flight());
+        if let Some(mut release) = log.plan_release(&all).unwrap() {
+            release.run().unwrap();
+        }
+        drop(log);
+        node.disk.crash(tear);
+        let (mut log, found, _) = node.try_open().unwrap();
+        let votes: Vec<_> = found.iter().filter(|record| record.shard == 2).cloned().collect();
+        match tear {
+            Tear::Nothing => assert_eq!(votes, [vote(1)]),
+            _ => assert_eq!(votes, [vote(1), vote(2)]),
+        }
+        // Once the newer one is durable the older one may go.
+        log.append(&vote(3).frame()).unwrap();
+        log.submit().unwrap();
+        while log.in_flight() {
+            log.poll().unwrap();
+        }
+        let mut release = log.plan_release(&all).unwrap().expect("something to release");
+        release.run().unwrap();
+        drop(log);
+        let (_, found, _) = node.try_open().unwrap();
+        assert_eq!(found.last(), Some(&vote(3)));
+        assert!(!found.contains(&vote(1)));
+    }
+}
+
+#[test]
+fn a_release_that_failed_can_be_run_again() {
+    for failing in 0..6 {
+        let (mut node, log, mut release) = about_to_release();
+        let first = release.first();
+        node.disk.fail_one_file_after(failing);
+        assert!(release.run().is_err());
+        release.run().unwrap();
+        assert_eq!(first_kept(&node.disk), first);
+        drop(node.crash(log));
+    }
+}
+
 #[test]
 fn on_files_the_log_shrinks_and_is_verified_and_read() {
     let dir = tempfile::tempdir().unwrap();
@@ -422,9 +500,9 @@ fn on_files_the_log_shrinks_and_is_verified_and_read() {
     let old = log.route(0, 1, 121).unwrap();
     let mut reader = log.reader();
     let checkpoint = Checkpoint { shard: 0, index: 100, term: 1, chain: chains[100] };
-    let release = log.plan_release(&[checkpoint]).unwrap().unwrap();
+    let mut release = log.plan_release(&[checkpoint]).unwrap().unwrap();
     let first = release.first();
-    std::thread::spawn(|| release.run()).join().unwrap().unwrap();
+    std::thread::spawn(move || release.run()).join().unwrap().unwrap();
     assert!(matches!(reader.blocks(&old, 1, &mut |_| ()), Err(BlockReadError::Gone(_))));
     write(&mut log, &mut chains, 30);
     let from = log.first_index(0).unwrap();

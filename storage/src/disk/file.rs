@@ -12,14 +12,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::blocking::BlockingWriter;
-use super::directory::Directory;
+use super::directory::{Directory, make_dir};
 use super::files::DirFiles;
 use super::pages::FilePages;
-use super::prepare::{Plan, Prepared, Preparer, open_for_writing};
+use super::prepare::{Plan, Prepared, Preparer, fill_up, open_for_writing};
 use super::uring::UringWriter;
 use super::{
     BackendKind, Buffer, Disk, DiskError, DiskFacts, DiskOp, Fallback, SegmentFile, Source, Space,
-    VisitPiece, Write, Written, segment_path,
+    VisitPiece, Write, Written, segment_path, sys,
 };
 use crate::config::{Backend, LogConfig};
 use crate::error::LogError;
@@ -61,7 +61,7 @@ impl FileDisk {
     pub fn open(config: &LogConfig, notify: Notify) -> Result<FileDisk, LogError> {
         let failed =
             |error: std::io::Error| LogError::Disk(DiskError::io(DiskOp::Directory, &error));
-        std::fs::create_dir_all(&config.dir).map_err(failed)?;
+        make_dir(&config.dir).map_err(failed)?;
         let lock = lock(config)?;
         let directory = Directory::new(&config.dir);
         let direct = remove_leftovers_and_probe(&config.dir).map_err(failed)?;
@@ -84,6 +84,19 @@ impl FileDisk {
             fallback,
             _lock: lock,
         })
+    }
+
+    /// Spares of an earlier run that are smaller than segments are to be now (the
+    /// configured size was raised, or the file system cut them short) would not hold a
+    /// batch as large as it may be.
+    fn fill_up_spares(&mut self) -> Result<(), DiskError> {
+        for spare in self.existing.iter_mut().filter(|spare| spare.bytes < self.segment_bytes) {
+            let path = segment_path(self.directory.path(), spare.id);
+            fill_up(&path, spare.bytes, self.segment_bytes, self.direct)
+                .map_err(|error| DiskError::io(DiskOp::Prepare, &error))?;
+            spare.bytes = self.segment_bytes;
+        }
+        Ok(())
     }
 
     fn open_segment(&self, segment: u64) -> Result<File, DiskError> {
@@ -240,6 +253,7 @@ impl Disk for FileDisk {
         }
         self.directory.sync().map_err(|error| DiskError::io(DiskOp::Sync, &error))?;
         self.existing = spares.iter().copied().collect();
+        self.fill_up_spares()?;
         let last = spares.last().or(current.as_ref()).map_or(0, |segment| segment.id);
         let plan = Plan {
             dir: self.directory.dir(),
@@ -248,6 +262,7 @@ impl Disk for FileDisk {
             direct: self.direct,
             next_id: last + 1,
             existing: spares.len(),
+            allocate: sys::allocate,
         };
         self.preparer = Some(Preparer::start(plan, self.notify.clone())?);
         Ok(())
@@ -263,6 +278,12 @@ impl Disk for FileDisk {
             }
             None => preparer.take()?,
         };
+        if let Some(Prepared { segment, file }) = &prepared {
+            let metadata = file.metadata().map_err(|error| DiskError::io(DiskOp::Open, &error))?;
+            if metadata.len() != segment.bytes {
+                return Err(DiskError::short(DiskOp::Prepare));
+            }
+        }
         Ok(prepared.map(|prepared| {
             self.current = Some(Arc::new(prepared.file));
             prepared.segment
@@ -277,7 +298,7 @@ impl Disk for FileDisk {
 
     fn write(&mut self, write: Write) -> Result<(), DiskError> {
         // The medium failed in the background: no segment would ever follow.
-        if let Some(error) = self.preparer.as_ref().and_then(Preparer::failure) {
+        if let Some(error) = self.failure() {
             return Err(error);
         }
         let file = self.current.as_ref().ok_or(DiskError::short(DiskOp::Write))?;
@@ -296,6 +317,10 @@ impl Disk for FileDisk {
 
     fn wait(&mut self, timeout_us: u64) {
         self.notify.wait(timeout_us);
+    }
+
+    fn failure(&self) -> Option<DiskError> {
+        self.preparer.as_ref().and_then(Preparer::failure)
     }
 
     fn space(&self) -> Space {

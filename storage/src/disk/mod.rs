@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 pub use buffer::Buffer;
-pub use directory::Directory;
+pub use directory::{Directory, make_dir};
 pub use file::FileDisk;
 pub use files::{DirFiles, Files};
 pub use pages::{FilePages, PageFault, Pages};
@@ -218,7 +218,8 @@ pub trait Disk: Source {
     fn store_identity(&mut self, block: &[u8]) -> Result<(), DiskError>;
     /// Overwrites a range with zeros, durably.
     fn erase(&mut self, segment: u64, from: u64, to: u64) -> Result<(), DiskError>;
-    /// Goes over to writing: `current` continues, `spares` are empty and follow.
+    /// Goes over to writing: `current` continues, `spares` are empty and follow,
+    /// each filled up to the size of new ones where it is smaller.
     fn begin(
         &mut self,
         current: Option<SegmentFile>,
@@ -240,6 +241,10 @@ pub trait Disk: Source {
     /// Sleeps until a write completes or a segment becomes ready, at most
     /// `timeout_us` microseconds.
     fn wait(&mut self, timeout_us: u64);
+    /// Why no segment will become ready any more, when that is so.
+    fn failure(&self) -> Option<DiskError> {
+        None
+    }
     /// Room on the file system.
     fn space(&self) -> Space;
     /// Bytes free for anybody on the file system, as last seen; `None` when

@@ -4,12 +4,10 @@
 //! that no lock is needed. A segment that was deleted meanwhile is "gone", not
 //! an error. Tested through `tests/reader.rs`.
 
-use std::fs::File;
 use std::io::ErrorKind;
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
-use super::directory::open_for_reading;
+use super::directory::{SegmentReader, is_bad_block};
 use super::{DiskError, DiskOp, segment_path};
 use crate::scan::Position;
 
@@ -20,7 +18,7 @@ pub enum PageFault {
     Gone,
     /// The device cannot read it.
     Unreadable,
-    /// The segment could not be opened.
+    /// The segment could not be opened, or not be read for a reason of the process.
     Failed(DiskError),
 }
 
@@ -37,7 +35,7 @@ pub trait Pages: Clone + Send {
 #[derive(Debug)]
 pub struct FilePages {
     dir: PathBuf,
-    open: Option<(u64, File)>,
+    open: Option<(u64, SegmentReader)>,
 }
 
 impl FilePages {
@@ -58,24 +56,23 @@ impl Pages for FilePages {
     }
 
     fn read(&mut self, at: Position, buffer: &mut [u8]) -> Result<usize, PageFault> {
-        let file = match self.open.take() {
+        let mut file = match self.open.take() {
             Some((segment, file)) if segment == at.segment => file,
-            _ => match open_for_reading(&segment_path(&self.dir, at.segment)) {
+            _ => match SegmentReader::open(segment_path(&self.dir, at.segment)) {
                 Ok(file) => file,
-                Err(error) if error.kind() == ErrorKind::NotFound => return Err(PageFault::Gone),
-                Err(error) => return Err(PageFault::Failed(DiskError::io(DiskOp::Open, &error))),
+                Err(error) => return Err(fault(DiskOp::Open, &error)),
             },
         };
-        let (_, file) = self.open.insert((at.segment, file));
-        let mut filled = 0;
-        while filled < buffer.len() {
-            match file.read_at(&mut buffer[filled..], at.offset + filled as u64) {
-                Ok(0) => break,
-                Ok(bytes) => filled += bytes,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(_) => return Err(PageFault::Unreadable),
-            }
-        }
-        Ok(filled)
+        let read = file.read(buffer, at.offset).map_err(|error| fault(DiskOp::Read, &error));
+        self.open = Some((at.segment, file));
+        read
+    }
+}
+
+fn fault(op: DiskOp, error: &std::io::Error) -> PageFault {
+    match error.kind() {
+        ErrorKind::NotFound => PageFault::Gone,
+        _ if op == DiskOp::Read && is_bad_block(error) => PageFault::Unreadable,
+        _ => PageFault::Failed(DiskError::io(op, error)),
     }
 }

@@ -39,6 +39,8 @@ pub(super) struct Plan {
     pub(super) next_id: u64,
     /// Spares that already exist.
     pub(super) existing: usize,
+    /// How space is taken without writing it; not every file system can.
+    pub(super) allocate: fn(&File, u64) -> io::Result<()>,
 }
 
 #[derive(Debug, Default)]
@@ -214,23 +216,37 @@ impl Work {
             self.set_reserve(true);
             return Ok(());
         }
-        if missing > 0 {
-            let file = OpenOptions::new()
-                .create(true)
-                .truncate(false)
-                .write(true)
-                .open(self.reserve_path())?;
-            match sys::allocate(&file, self.plan.reserve_bytes) {
-                Ok(()) => {}
-                Err(error) if is_full(&error) => {
-                    self.set_reserve(true);
-                    return Ok(());
-                }
-                Err(error) => return Err(error),
-            }
+        let kept = match missing {
+            0 => Ok(()),
+            _ => self.fill_reserve(kept),
+        };
+        match kept {
+            Ok(()) => self.set_reserve(false),
+            Err(error) if is_full(&error) => self.set_reserve(true),
+            Err(error) => return Err(error),
         }
-        self.set_reserve(false);
         Ok(())
+    }
+
+    /// Takes the reserve's space, of which there is `kept`; by writing it where the
+    /// file system cannot do so otherwise.
+    fn fill_reserve(&self, kept: u64) -> io::Result<()> {
+        let mut options = OpenOptions::new();
+        let file = options.create(true).truncate(false).write(true).open(self.reserve_path())?;
+        if self.is_allocated(&file, self.plan.reserve_bytes)? {
+            return Ok(());
+        }
+        write_zeros(&file, kept, self.plan.reserve_bytes, &mut || !self.stopped())?;
+        file.sync_all()
+    }
+
+    /// `false` where the file system cannot take space without writing it.
+    fn is_allocated(&self, file: &File, bytes: u64) -> io::Result<bool> {
+        match (self.plan.allocate)(file, bytes) {
+            Ok(()) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     fn reserve_path(&self) -> PathBuf {
@@ -264,25 +280,18 @@ impl Work {
         let path = segment_path(&self.plan.dir, self.plan.next_id);
         let bytes = self.plan.segment_bytes;
         let file = create(&temporary, self.plan.direct)?;
-        sys::allocate(&file, bytes).or_else(|error| match error.raw_os_error() {
-            Some(libc::EOPNOTSUPP) => Ok(()),
-            _ => Err(error),
-        })?;
-        let zeros = Buffer::new(FILL_BYTES.min(bytes as usize));
-        let mut at = 0;
-        while at < bytes {
-            if self.stopped() {
-                drop(file);
-                std::fs::remove_file(&temporary)?;
-                return Ok(None);
-            }
-            let part = (bytes - at).min(zeros.len() as u64) as usize;
-            file.write_all_at(&zeros[..part], at)?;
-            at += part as u64;
+        self.is_allocated(&file, bytes)?;
+        let whole = write_zeros(&file, 0, bytes, &mut || {
             // In a hurry when nothing is ready any more.
             if ready > 0 && self.shared.ready.load(Ordering::Acquire) > 0 {
                 std::thread::park_timeout(FILL_PAUSE);
             }
+            !self.stopped()
+        })?;
+        if !whole {
+            drop(file);
+            std::fs::remove_file(&temporary)?;
+            return Ok(None);
         }
         file.sync_all()?;
         std::fs::rename(&temporary, &path)?;
@@ -299,6 +308,36 @@ fn is_full(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
 }
 
+/// Zeros from `at` to `end`, for as long as `goes_on`; says whether all were written.
+fn write_zeros(
+    file: &File,
+    mut at: u64,
+    end: u64,
+    goes_on: &mut dyn FnMut() -> bool,
+) -> io::Result<bool> {
+    let zeros = Buffer::new(FILL_BYTES.min(end.saturating_sub(at) as usize));
+    while at < end {
+        let part = (end - at).min(zeros.len() as u64) as usize;
+        file.write_all_at(&zeros[..part], at)?;
+        at += part as u64;
+        if !goes_on() {
+            return Ok(at >= end);
+        }
+    }
+    Ok(true)
+}
+
+/// Makes a spare segment of `from` bytes one of `to` bytes, durably. It is a spare of
+/// some size at every moment.
+pub(super) fn fill_up(path: &Path, from: u64, to: u64, direct: bool) -> io::Result<()> {
+    let flags = if direct { libc::O_DIRECT } else { 0 };
+    let file = OpenOptions::new().write(true).custom_flags(flags).open(path)?;
+    // At once, so that a crash leaves one of the two lengths.
+    file.set_len(to)?;
+    write_zeros(&file, from, to, &mut || true)?;
+    file.sync_all()
+}
+
 fn create(path: &Path, direct: bool) -> io::Result<File> {
     let flags = if direct { libc::O_DIRECT } else { 0 };
     OpenOptions::new().write(true).create(true).truncate(true).custom_flags(flags).open(path)
@@ -308,4 +347,76 @@ fn create(path: &Path, direct: bool) -> io::Result<File> {
 pub(super) fn open_for_writing(path: &Path, direct: bool) -> io::Result<File> {
     let flags = libc::O_DSYNC | if direct { libc::O_DIRECT } else { 0 };
     OpenOptions::new().write(true).custom_flags(flags).open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    const SEGMENT: u64 = 128 << 10;
+    const RESERVE: u64 = 1 << 20;
+
+    type Allocate = fn(&File, u64) -> io::Result<()>;
+
+    fn prepared(allocate: Allocate, count: u64) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let notify = Notify::new().unwrap();
+        let plan = Plan {
+            dir: dir.path().to_owned(),
+            segment_bytes: SEGMENT,
+            reserve_bytes: RESERVE,
+            direct: false,
+            next_id: 1,
+            existing: 0,
+            allocate,
+        };
+        let preparer = Preparer::start(plan, notify.clone()).unwrap();
+        for id in 1..=count {
+            let prepared = loop {
+                match preparer.take().unwrap() {
+                    Some(prepared) => break prepared,
+                    None => assert!(notify.wait(20_000_000), "no segment became ready"),
+                }
+            };
+            assert_eq!(prepared.segment, SegmentFile { id, bytes: SEGMENT });
+            assert_eq!(prepared.file.metadata().unwrap().len(), SEGMENT);
+        }
+        assert_eq!((preparer.failure(), preparer.space()), (None, Space::Ok));
+        dir
+    }
+
+    /// The reserve is real space there too: written, where it cannot be had otherwise.
+    #[test]
+    fn file_systems_that_take_no_space_ahead_hold_a_log_too() {
+        let refuse: Allocate = |_, _| Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
+        for allocate in [sys::allocate, refuse] {
+            let dir = prepared(allocate, 4);
+            let reserve = std::fs::metadata(dir.path().join("reserve")).unwrap();
+            assert_eq!(reserve.len(), RESERVE);
+            assert!(reserve.blocks() * 512 >= RESERVE, "{} blocks", reserve.blocks());
+        }
+    }
+
+    #[test]
+    fn what_ends_the_thread_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let notify = Notify::new().unwrap();
+        let plan = Plan {
+            dir: dir.path().to_owned(),
+            segment_bytes: SEGMENT,
+            reserve_bytes: RESERVE,
+            direct: false,
+            next_id: 1,
+            existing: 0,
+            allocate: |_, _| Err(io::Error::from_raw_os_error(libc::EPERM)),
+        };
+        let preparer = Preparer::start(plan, notify.clone()).unwrap();
+        while preparer.failure().is_none() {
+            assert!(notify.wait(20_000_000), "it goes on");
+        }
+        assert_eq!(preparer.failure().and_then(|error| error.errno), Some(libc::EPERM));
+        assert!(preparer.take().is_err());
+    }
 }

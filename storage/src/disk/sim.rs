@@ -168,7 +168,15 @@ impl SimDisk {
     /// Lets the next `operations` changes of whole files succeed and all later
     /// ones fail, until the next crash.
     pub fn fail_files_after(&self, operations: u64) {
-        self.state().small.left = Some(operations);
+        let mut state = self.state();
+        (state.small.left, state.small.once) = (Some(operations), false);
+    }
+
+    /// Lets the next `operations` changes of whole files succeed and the one behind
+    /// them fail.
+    pub fn fail_one_file_after(&self, operations: u64) {
+        let mut state = self.state();
+        (state.small.left, state.small.once) = (Some(operations), true);
     }
 
     /// Changes of whole files so far.
@@ -475,6 +483,11 @@ impl Disk for SimDisk {
         spares: &[SegmentFile],
     ) -> Result<(), DiskError> {
         let mut state = self.state();
+        let bytes = state.segment_bytes as usize;
+        for spare in spares {
+            let file = state.files.entry(spare.id).or_default();
+            file.resize(file.len().max(bytes), 0);
+        }
         state.current = current.map_or(0, |segment| segment.id);
         state.spares = spares.iter().map(|segment| segment.id).collect();
         state.prepare();

@@ -30,6 +30,8 @@ pub(super) struct SimFiles {
     made: u64,
     /// Operations that still succeed.
     pub(super) left: Option<u64>,
+    /// Only one fails then.
+    pub(super) once: bool,
     pub(super) done: u64,
 }
 
@@ -54,7 +56,12 @@ impl SimFiles {
     pub(super) fn step(&mut self) -> Result<(), DiskError> {
         self.done += 1;
         match &mut self.left {
-            Some(0) => Err(DiskError { op: DiskOp::Write, errno: Some(5) }),
+            Some(0) => {
+                if std::mem::take(&mut self.once) {
+                    self.left = None;
+                }
+                Err(DiskError { op: DiskOp::Write, errno: Some(5) })
+            }
             Some(left) => {
                 *left -= 1;
                 Ok(())
@@ -146,6 +153,6 @@ impl SimFiles {
         }
         self.durable = names.clone();
         self.names = names;
-        self.left = None;
+        (self.left, self.once) = (None, false);
     }
 }

@@ -59,7 +59,44 @@ impl<D: Disk> Closed<D> {
         self,
         replay: &mut dyn FnMut(Frame<'_>) -> Result<(), ReplayError>,
     ) -> Result<(Log<D>, Recovery), LogError> {
+        Log::recover(self, &mut Frames(replay))
+    }
+
+    /// As [`Closed::open`], for somebody who also judges the whole.
+    ///
+    /// # Errors
+    /// As [`Log::open`], and [`LogError::Refused`].
+    pub fn open_judged(self, replay: &mut dyn Replay) -> Result<(Log<D>, Recovery), LogError> {
         Log::recover(self, replay)
+    }
+}
+
+/// What a log is read back by.
+pub trait Replay {
+    /// Takes the next frame.
+    ///
+    /// # Errors
+    /// [`ReplayError`]: the log is refused.
+    fn frame(&mut self, frame: Frame<'_>) -> Result<(), ReplayError>;
+
+    /// Everything was read that will count: the last block of each shard. Nothing in
+    /// the log was changed yet, a torn tail was not cut.
+    ///
+    /// # Errors
+    /// [`ReplayError`]: the log is refused as it is.
+    fn end(&mut self, ends: &[ShardEnd]) -> Result<(), ReplayError>;
+}
+
+/// Takes frames and any end.
+struct Frames<'f>(&'f mut dyn FnMut(Frame<'_>) -> Result<(), ReplayError>);
+
+impl Replay for Frames<'_> {
+    fn frame(&mut self, frame: Frame<'_>) -> Result<(), ReplayError> {
+        (self.0)(frame)
+    }
+
+    fn end(&mut self, _: &[ShardEnd]) -> Result<(), ReplayError> {
+        Ok(())
     }
 }
 

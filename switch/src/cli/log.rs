@@ -1,6 +1,9 @@
 //! `payswitch log`: checking and printing a log without owning it, beside a
 //! running site or after its end.
 
+mod start;
+
+use self::start::Start;
 use super::{Exit, Failure, print};
 use crate::config::hex;
 use crate::engine::record::Records;
@@ -12,10 +15,13 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use storage::{Frame, FrameAt, FrameKind, VerifyError, VerifyReport};
 
+/// How often a log is read whose checkpoints a running site replaces meanwhile.
+const ROUNDS_MAX: u32 = 5;
+
 #[derive(Subcommand, Debug)]
 pub(super) enum LogCommand {
-    /// Check every checksum, position and hash chain. Exit code 2: damaged; the
-    /// message names file and offset.
+    /// Check every checksum, position and hash chain, the checkpoints, and whether the
+    /// log leads to them. Exit code 2: damaged; the message names file and offset.
     Verify {
         /// A site's data directory, or one worker's log in it.
         dir: PathBuf,
@@ -82,38 +88,38 @@ fn logs(dir: &Path) -> Result<Vec<PathBuf>, Failure> {
     Ok(workers)
 }
 
-fn verify(out: &mut impl Write, dir: &Path) -> Result<(), Failure> {
-    let report = storage::verify(dir)?;
-    let records = count_records(dir)?;
-    let VerifyReport { cluster, worker, segments, batches, frames, blocks, .. } = &report;
-    print(
-        out,
-        format_args!(
-            "{}: cluster {cluster:016x}, worker {worker}\n\
-             segments {segments}\nbatches {batches}\nframes {frames}\nblocks {blocks}\nrecords {records}\n",
-            dir.display()
-        ),
-    )?;
-    for end in &report.shards {
-        let (shard, index) = (end.shard, end.index);
-        print(out, format_args!("shard {shard} last_index {index}\n"))?;
-    }
-    if let Some(torn) = &report.torn {
-        let (file, offset, bytes) = (torn.file.display(), torn.offset, torn.bytes);
-        let text = format_args!(
-            "torn tail: {bytes} bytes in {file} at offset {offset}, never acknowledged; cut at the next start\n"
-        );
-        print(out, text)?;
-    }
-    print(out, format_args!("sound\n"))
+/// What was found in one log.
+struct Checked {
+    report: VerifyReport,
+    records: u64,
+    start: Start,
+    /// Why a start would be refused.
+    refused: Option<String>,
 }
 
-/// Reads every record: a log that storage finds sound may still have been
+/// Checks the log and what a start would make of it. A running site writes
+/// checkpoints and gives up log meanwhile: no verdict is out of two times.
+fn check(dir: &Path) -> Result<Checked, Failure> {
+    for _ in 0..ROUNDS_MAX {
+        let mut start = Start::load(dir)?;
+        let (report, records) = read(dir, &mut start)?;
+        let refused = start.refused(&report.shards);
+        let is_sound = refused.is_none() && start.unsound.is_empty();
+        if is_sound || start.is_current(dir)? {
+            return Ok(Checked { report, records, start, refused });
+        }
+    }
+    let text = format_args!("the checkpoints in {} change too fast", dir.display());
+    Err(Failure::new(Exit::Environment, text))
+}
+
+/// Reads every record too: a log that storage finds sound may still have been
 /// written by another version of the engine.
-fn count_records(dir: &Path) -> Result<u64, Failure> {
+fn read(dir: &Path, start: &mut Start) -> Result<(VerifyReport, u64), Failure> {
     let mut records = 0;
     let mut unreadable = None;
-    storage::read(dir, &mut |at| {
+    let report = storage::read(dir, &mut |at| {
+        start.frame(&at.frame);
         if at.frame.kind == FrameKind::Block && unreadable.is_none() {
             match count_block(&at) {
                 Ok(count) => records += count,
@@ -123,8 +129,53 @@ fn count_records(dir: &Path) -> Result<u64, Failure> {
     })?;
     match unreadable {
         Some(failure) => Err(failure),
-        None => Ok(records),
+        None => Ok((report, records)),
     }
+}
+
+fn verify(out: &mut impl Write, dir: &Path) -> Result<(), Failure> {
+    let Checked { report, records, start, refused } = check(dir)?;
+    let VerifyReport { cluster, worker, segments, batches, frames, blocks, .. } = &report;
+    print(
+        out,
+        format_args!(
+            "{}: cluster {cluster:016x}, worker {worker}\n\
+             segments {segments}\nbatches {batches}\nframes {frames}\nblocks {blocks}\nrecords {records}\n\
+             checkpoints {}\n",
+            dir.display(),
+            start.sound
+        ),
+    )?;
+    for end in &report.shards {
+        let (shard, index, chain) = (end.shard, end.index, hex::encode(&end.chain));
+        print(
+            out,
+            format_args!("shard {shard} last_index {index}\nshard {shard} chain {chain}\n"),
+        )?;
+    }
+    print_end(out, &report)?;
+    for unsound in &start.unsound {
+        print(out, format_args!("not sound: {unsound}; a start passes over it\n"))?;
+    }
+    match refused.or(start.unsound.into_iter().next()) {
+        Some(text) => Err(Failure::new(Exit::Usage, format_args!("{}: {text}", dir.display()))),
+        None => print(out, format_args!("sound\n")),
+    }
+}
+
+/// How the log ends.
+fn print_end(out: &mut impl Write, report: &VerifyReport) -> Result<(), Failure> {
+    let end = match report.sealed {
+        true => "sealed: a damaged last batch would be noticed",
+        false => "not sealed: a damaged last batch would look torn",
+    };
+    print(out, format_args!("end {end}\n"))?;
+    let Some(torn) = &report.torn else { return Ok(()) };
+    let (file, offset, bytes) = (torn.file.display(), torn.offset, torn.bytes);
+    let text = format_args!(
+        "torn tail: {bytes} bytes in {file} at offset {offset}, never acknowledged; cut at the next start\n"
+    );
+    print(out, text)
 }
 
 fn count_block(at: &FrameAt<'_>) -> Result<u64, Failure> {
@@ -165,11 +216,15 @@ impl Filter {
 
 fn dump(out: &mut impl Write, dir: &Path, filter: &Filter) -> Result<(), Failure> {
     let mut ended: Option<Result<(), Failure>> = None;
-    storage::read(dir, &mut |at| {
+    let report = storage::read(dir, &mut |at| {
         if ended.is_none() && filter.shows(&at.frame) {
             ended = dump_frame(out, &at, filter).err();
         }
     })?;
+    if report.missed > 0 && ended.is_none() {
+        let (missed, dir) = (report.missed, dir.display());
+        eprintln!("{dir}: the running site gave up {missed} frames before they were read");
+    }
     ended.unwrap_or(Ok(()))
 }
 
@@ -243,6 +298,7 @@ fn frame(at: &FrameAt<'_>) -> serde_json::Value {
 mod tests {
     use super::*;
     use crate::engine::record::Record;
+    use crate::replica::{Base, Members};
     use storage::{Backend, Log, LogConfig, Notify, chain_next};
 
     const CLUSTER: u64 = 0xabc;
@@ -263,8 +319,8 @@ mod tests {
         write_payloads(dir, blocks, block);
     }
 
-    fn write_payloads(dir: &Path, blocks: u64, payload: fn(u64) -> Vec<u8>) {
-        let config = LogConfig {
+    fn config(dir: &Path) -> LogConfig {
+        LogConfig {
             dir: dir.to_owned(),
             backend: Backend::Blocking,
             cluster: CLUSTER,
@@ -273,14 +329,31 @@ mod tests {
             batch_max_bytes: 64 << 10,
             reserve_bytes: 0,
             idle_seal_us: 1_000,
-        };
-        let notify = Notify::new().unwrap();
-        let (mut log, _) = Log::open(config, notify.clone(), &mut |_| Ok(())).unwrap();
+        }
+    }
+
+    fn append_hard_state(log: &mut Log, shard: u16) {
         let hard_state = HardState { term: 1, vote: 1, commit: 0 }.encode();
+        let (kind, term, index, chain) = (FrameKind::HardState, 1, 0, [0; 32]);
+        log.append(&Frame { kind, shard, term, index, chain, payload: &hard_state }).unwrap();
+    }
+
+    fn flush(log: &mut Log, notify: &Notify) {
+        while log.unsubmitted() || log.in_flight() {
+            if !log.in_flight() {
+                log.submit().unwrap();
+            }
+            if log.poll().unwrap().is_none() {
+                notify.wait(10_000);
+            }
+        }
+    }
+
+    fn write_payloads(dir: &Path, blocks: u64, payload: fn(u64) -> Vec<u8>) {
+        let notify = Notify::new().unwrap();
+        let (mut log, _) = Log::open(config(dir), notify.clone(), &mut |_| Ok(())).unwrap();
         for shard in [3, 5] {
-            let (term, index, chain) = (1, 0, [0; 32]);
-            let kind = FrameKind::HardState;
-            log.append(&Frame { kind, shard, term, index, chain, payload: &hard_state }).unwrap();
+            append_hard_state(&mut log, shard);
         }
         let mut chains = [[0; 32]; 2];
         for index in 1..=blocks {
@@ -291,12 +364,7 @@ mod tests {
                 let frame = Frame { kind, shard, term: 1, index, chain, payload: &payload };
                 log.append(&frame).unwrap();
             }
-            log.submit().unwrap();
-            while log.in_flight() {
-                if log.poll().unwrap().is_none() {
-                    notify.wait(10_000);
-                }
-            }
+            flush(&mut log, &notify);
         }
         log.close().unwrap();
     }
@@ -318,11 +386,100 @@ mod tests {
                 "blocks 8\n",
                 "records 20\n",
                 "shard 3 last_index 4\n",
+                "checkpoints 0\n",
+                "end sealed",
                 "sound\n",
             ] {
                 assert!(text.contains(part), "{part}: {text}");
             }
+            let chain = (1..=4).fold([0; 32], |chain, index| chain_next(&chain, &block(index)));
+            let chain = format!("shard 5 chain {}\n", hex::encode(&chain));
+            assert!(text.contains(&chain), "{chain}: {text}");
         }
+    }
+
+    /// Checkpoints of both shards at their last blocks, and nothing in the log that
+    /// they hold, as a site leaves it that gives log up.
+    fn released(data: &Path) -> PathBuf {
+        let dir = data.join("worker-0");
+        write_log(&dir, 300);
+        let ends = storage::verify(&dir).unwrap().shards;
+        let ends: Vec<_> = ends.into_iter().filter(|end| end.index > 0).collect();
+        let notify = Notify::new().unwrap();
+        let (mut log, _) = Log::open(config(&dir), notify.clone(), &mut |_| Ok(())).unwrap();
+        let members = Members::new(&[1]);
+        let mut checkpoints = Vec::new();
+        for end in ends {
+            let (shard, index, chain) = (end.shard, end.index, end.chain);
+            let base = Base { index, term: 1, chain, members, received: false };
+            let mut writer =
+                log.checkpoints().create(base.checkpoint(shard), &base.note()).unwrap();
+            writer.chunk(b"a state").unwrap();
+            checkpoints.push(writer.commit().unwrap());
+            append_hard_state(&mut log, shard);
+        }
+        flush(&mut log, &notify);
+        log.plan_release(&checkpoints).unwrap().expect("something to release").run().unwrap();
+        log.close().unwrap();
+        dir
+    }
+
+    fn checkpoint_file(dir: &Path, shard: u16) -> PathBuf {
+        dir.join(format!("{shard:04x}-{:016x}.checkpoint", 300))
+    }
+
+    #[test]
+    fn a_log_without_the_checkpoints_that_it_rests_on_is_not_sound() {
+        let data = tempfile::tempdir().unwrap();
+        let dir = released(data.path());
+        let verify = || run_log(LogCommand::Verify { dir: dir.clone() });
+        let text = verify().unwrap();
+        assert!(text.contains("checkpoints 2\n") && text.ends_with("sound\n"), "{text}");
+
+        let file = checkpoint_file(&dir, 5);
+        let whole = std::fs::read(&file).unwrap();
+        let mut flipped = whole.clone();
+        flipped[140] ^= 1;
+        std::fs::write(&file, flipped).unwrap();
+        let failure = verify().unwrap_err();
+        assert_eq!(failure.exit, Exit::Usage);
+        assert!(failure.message.contains("shard 5 begins with block"), "{}", failure.message);
+
+        std::fs::remove_file(&file).unwrap();
+        let failure = verify().unwrap_err();
+        assert!(failure.message.contains("shard 5 begins with block"), "{}", failure.message);
+
+        std::fs::write(&file, whole).unwrap();
+        verify().unwrap();
+    }
+
+    /// A start would do without it; whoever asks is told all the same.
+    #[test]
+    fn a_damaged_checkpoint_is_named_with_file_and_offset() {
+        let data = tempfile::tempdir().unwrap();
+        let dir = data.path().join("worker-0");
+        write_log(&dir, 300);
+        let chain = [0; 32];
+        let (mut log, _) =
+            Log::open(config(&dir), Notify::new().unwrap(), &mut |_| Ok(())).unwrap();
+        let base =
+            Base { index: 300, term: 1, chain, members: Members::new(&[1]), received: false };
+        log.checkpoints().create(base.checkpoint(5), &base.note()).unwrap().commit().unwrap();
+        append_hard_state(&mut log, 3);
+        log.close().unwrap();
+        let failure = run_log(LogCommand::Verify { dir: dir.clone() }).unwrap_err();
+        let text = "shard 5 does not lead to its checkpoint of block 300";
+        assert!(failure.message.contains(text), "{}", failure.message);
+
+        let file = checkpoint_file(&dir, 5);
+        let mut bytes = std::fs::read(&file).unwrap();
+        bytes[130] ^= 1;
+        std::fs::write(&file, bytes).unwrap();
+        let failure = run_log(LogCommand::Verify { dir }).unwrap_err();
+        assert_eq!(failure.exit, Exit::Usage);
+        let name = file.file_name().unwrap().to_str().unwrap();
+        let is_named = failure.message.contains(name) && failure.message.contains("offset 128");
+        assert!(is_named, "{}", failure.message);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 use storage::{
     Checkpoints, Closed, DiskError, FRAME_HEADER_BYTES, Frame, FrameKind, Log, LogError, Notify,
-    ReplayError,
+    Replay, ReplayError, ShardEnd,
 };
 
 /// Longest confirmation that is read, bytes.
@@ -24,7 +24,10 @@ const WAIT_US: u64 = 10_000;
 impl From<LogError> for Failure {
     fn from(error: LogError) -> Self {
         let exit = match error {
-            LogError::Config(_) | LogError::Damage(_) | LogError::Replay { .. } => Exit::Usage,
+            LogError::Config(_)
+            | LogError::Damage(_)
+            | LogError::Replay { .. }
+            | LogError::Refused(_) => Exit::Usage,
             _ => Exit::Environment,
         };
         Self::new(exit, error)
@@ -46,14 +49,9 @@ pub(super) fn run(
     let unavailable = |error: std::io::Error| Failure::new(Exit::Environment, error);
     let notify = Notify::new().map_err(unavailable)?;
     let closed = Closed::lock(&log_config, notify.clone())?;
-    let mut shards = begin(out, &config, closed.checkpoints())?;
-    let (mut log, recovery) =
-        closed.open(&mut |frame| take(&mut shards, &frame).map_err(ReplayError::new))?;
-    for (number, shard) in (0..).zip(&mut shards) {
-        let end = recovery.shards.iter().find(|end| end.shard == number);
-        let checked = shard.check(end.map(|end| end.index));
-        checked.map_err(|error| Failure::new(Exit::Usage, error))?;
-    }
+    let mut read = ReadBack(begin(out, &config, closed.checkpoints())?);
+    let (mut log, _) = closed.open_judged(&mut read)?;
+    let ReadBack(shards) = read;
     tell(out, &config, &shards)?;
     confirm(out, input, &config)?;
     let at_us = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros() as u64;
@@ -132,6 +130,24 @@ fn newest(
         print(out, format_args!("checkpoint of shard {shard} at {index} is not used: {why}\n"))?;
     }
     Ok(None)
+}
+
+/// The shards while the log is read.
+struct ReadBack(Vec<Recovering>);
+
+impl Replay for ReadBack {
+    fn frame(&mut self, frame: Frame<'_>) -> Result<(), ReplayError> {
+        take(&mut self.0, &frame).map_err(ReplayError::new)
+    }
+
+    fn end(&mut self, ends: &[ShardEnd]) -> Result<(), ReplayError> {
+        for (number, shard) in (0..).zip(&mut self.0) {
+            let end = ends.iter().find(|end| end.shard == number);
+            let checked = shard.check(end.map(|end| end.index));
+            checked.map_err(|error| ReplayError::new(error.to_string()))?;
+        }
+        Ok(())
+    }
 }
 
 fn take(shards: &mut [Recovering], frame: &Frame<'_>) -> Result<(), String> {

@@ -42,7 +42,7 @@ pub fn time_line(log_dir: &Path, view: OrderView) -> Result<Explain, String> {
     let shard = view.transaction_id.shard();
     let mut records: Vec<ExplainRecord> = Vec::new();
     let mut starts_with_begin = false;
-    storage::read(log_dir, &mut |at| {
+    let report = storage::read(log_dir, &mut |at| {
         let frame = at.frame;
         if frame.kind != storage::FrameKind::Block || frame.shard != shard {
             return;
@@ -69,7 +69,7 @@ pub fn time_line(log_dir: &Path, view: OrderView) -> Result<Explain, String> {
         refunded: view.refunded,
         reserved: view.reserved,
         // Its segments were given up: the state is out of a checkpoint.
-        beginning_gone: !starts_with_begin,
+        beginning_gone: !starts_with_begin || report.missed > 0,
         records,
     })
 }

@@ -102,7 +102,7 @@ enum Event {
 pub fn serve(config: Config) -> Result<(), ServeError> {
     let started = Instant::now();
     let config_error = |error: &dyn std::fmt::Display| ServeError::Config(error.to_string());
-    std::fs::create_dir_all(&config.data_dir)
+    storage::disk::make_dir(&config.data_dir)
         .map_err(|error| environment(&config.data_dir, &error))?;
     forgotten::refuse(&config.data_dir, config.site)?;
     let keys =
@@ -342,11 +342,8 @@ fn recover(
             started.elapsed().as_millis()
         );
     }
-    let mut replay = |frame: storage::Frame<'_>| {
-        recovering.frame(&frame).map_err(|error| storage::ReplayError::new(error.to_string()))
-    };
-    let (log, recovery) = closed.open(&mut replay).map_err(|error| log_error(&error))?;
-    recovering.check(&recovery.shards).map_err(|error| ServeError::Damaged(error.to_string()))?;
+    let opened = closed.open_judged(&mut recovering);
+    let (log, recovery) = opened.map_err(|error| log_error(&error))?;
     shared.log_is_empty.store(recovery.frames == 0, Ordering::Release);
     drop(events.send(Event::Recovered(Box::new(recovery))));
     Worker::new(recovering, log, Arc::clone(shared), settings)
@@ -355,9 +352,9 @@ fn recover(
 
 fn log_error(error: &storage::LogError) -> ServeError {
     match error {
-        storage::LogError::Damage(_) | storage::LogError::Replay { .. } => {
-            ServeError::Damaged(error.to_string())
-        }
+        storage::LogError::Damage(_)
+        | storage::LogError::Replay { .. }
+        | storage::LogError::Refused(_) => ServeError::Damaged(error.to_string()),
         _ => ServeError::Log(error.to_string()),
     }
 }

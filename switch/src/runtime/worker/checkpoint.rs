@@ -50,6 +50,13 @@ pub(super) enum Order<D: Disk> {
     Release(Box<LogRelease<D>>),
 }
 
+/// What came of an order.
+pub(super) enum Done<D: Disk> {
+    Checkpoint(Ended),
+    /// Segments were deleted; or not all of them, and it is to be done again.
+    Release(Option<Box<LogRelease<D>>>),
+}
+
 /// How a checkpoint ended; one for each that was begun and not given up.
 pub(super) struct Ended {
     shard: u16,
@@ -116,6 +123,10 @@ pub(super) struct Checkpointer<D: Disk = FileDisk> {
     /// the last may turn out damaged.
     before: Vec<Option<Checkpoint>>,
     release: Option<Box<LogRelease<D>>>,
+    /// The thread has one.
+    releases: bool,
+    /// One that failed is not tried again before.
+    release_not_before_us: u64,
     /// Shards whose checkpoint is on its way to another site: it stays the
     /// newest, and the log behind it stays, until it is there.
     held: Vec<usize>,
@@ -170,6 +181,8 @@ impl<D: Disk> Checkpointer<D> {
             before: vec![None; last.len()],
             last,
             release: None,
+            releases: false,
+            release_not_before_us: 0,
             held: Vec::new(),
             not_before_us: 0,
             next_slice_us: 0,
@@ -215,9 +228,9 @@ impl<D: Disk> Checkpointer<D> {
         self.release = Some(Box::new(release));
     }
 
-    /// Whether the last release was handed over.
+    /// Whether the last release is done.
     pub(super) fn may_release(&self) -> bool {
-        self.release.is_none()
+        self.release.is_none() && !self.releases
     }
 
     /// When the next slice is due, microseconds; `None` while there is none.
@@ -229,15 +242,19 @@ impl<D: Disk> Checkpointer<D> {
     /// One turn's share.
     pub(super) fn run(&mut self, shards: &mut [Shard], log: (u64, Space), now: Now) {
         let (appended, space) = log;
-        while let Some(ended) = self.desk.take() {
-            self.take_end(ended, shards, now);
+        while let Some(done) = self.desk.take() {
+            match done {
+                Done::Checkpoint(ended) => self.take_end(ended, shards, now),
+                Done::Release(failed) => {
+                    self.releases = false;
+                    if failed.is_some() {
+                        self.release_not_before_us = now.mono_us + RETRY_US;
+                    }
+                    self.release = failed;
+                }
+            }
         }
-        if let Some(release) = self.release.take()
-            && let Err(NotTaken::Full(Order::Release(release))) =
-                self.desk.offer(Order::Release(release))
-        {
-            self.release = Some(release);
-        }
+        self.send_release(now);
         if self.active.is_none() && space == Space::Ok && now.mono_us >= self.not_before_us {
             self.begin(shards, appended, now);
         }
@@ -253,6 +270,18 @@ impl<D: Disk> Checkpointer<D> {
             self.next_slice_us = now.mono_us + pause;
         }
         self.send(shards, now);
+    }
+
+    fn send_release(&mut self, now: Now) {
+        if now.mono_us < self.release_not_before_us {
+            return;
+        }
+        let Some(release) = self.release.take() else { return };
+        match self.desk.offer(Order::Release(release)) {
+            Ok(()) => self.releases = true,
+            Err(NotTaken::Full(Order::Release(release))) => self.release = Some(release),
+            Err(_) => {}
+        }
     }
 
     /// Whether somebody waits for checkpoints.
@@ -387,45 +416,49 @@ impl<D: Disk> Writing<D> {
 
 impl<D: Disk> Labour for Writing<D> {
     type Order = Order<D>;
-    type Done = Ended;
+    type Done = Done<D>;
 
     /// What follows a failure is passed over until the next begins.
-    fn carry_out(&mut self, order: Order<D>) -> Option<Ended> {
-        match order {
-            Order::Begin(shard, base) => {
-                let error = self.begin(shard, &base).err()?;
-                Some(Ended { shard, index: base.index, result: Err(error) })
-            }
+    fn carry_out(&mut self, order: Order<D>) -> Option<Done<D>> {
+        let (shard, index, result) = match order {
+            Order::Begin(shard, base) => (shard, base.index, Err(self.begin(shard, &base).err()?)),
             Order::Chunk(chunk) => {
                 let (shard, index, mut writer) = self.current.take()?;
                 match writer.chunk(&chunk) {
                     Ok(()) => {
                         self.current = Some((shard, index, writer));
-                        None
+                        return None;
                     }
                     Err(error) => {
                         // Gives back the space, of which there may be none.
                         writer.abandon();
-                        Some(Ended { shard, index, result: Err(error) })
+                        (shard, index, Err(error))
                     }
                 }
             }
             Order::Commit => {
                 let (shard, index, writer) = self.current.take()?;
                 let bytes = writer.bytes();
-                Some(Ended { shard, index, result: writer.commit().map(|_| bytes) })
+                (shard, index, writer.commit().map(|_| bytes))
             }
-            Order::Release(release) => {
-                let first = release.first();
-                match release.run() {
-                    Ok(()) => println!("log: begins with segment {first} now"),
-                    // What is needed is there; the next release, or start, goes on.
-                    Err(error) => {
-                        eprintln!("log: segments before {first} are not released: {error}")
-                    }
-                }
-                None
-            }
+            Order::Release(release) => return Some(Done::Release(run_release::<D>(release))),
+        };
+        Some(Done::Checkpoint(Ended { shard, index, result }))
+    }
+}
+
+/// Gives the release back when it failed: nobody else plans for those segments again
+/// before the next start.
+fn run_release<D: Disk>(mut release: Box<LogRelease<D>>) -> Option<Box<LogRelease<D>>> {
+    let first = release.first();
+    match release.run() {
+        Ok(()) => {
+            println!("log: begins with segment {first} now");
+            None
+        }
+        Err(error) => {
+            eprintln!("log: segments before {first} are not released, tried again later: {error}");
+            Some(release)
         }
     }
 }

@@ -1,8 +1,11 @@
 //! The shards' state while the worker's log is read back.
 
+#[cfg(test)]
+mod tests;
+
 use bytes::Bytes;
 use storage::disk::Files;
-use storage::{Checkpoints, FRAME_HEADER_BYTES, Frame, FrameKind, ShardEnd};
+use storage::{Checkpoints, FRAME_HEADER_BYTES, Frame, FrameKind, Replay, ReplayError, ShardEnd};
 
 use super::checkpoint::Last;
 use super::restore::{Restored, restore_all};
@@ -112,6 +115,18 @@ impl Recovering {
             (shard, checkpoint)
         });
         finished.unzip()
+    }
+}
+
+/// The log is held against the checkpoints before anything in it is changed: what
+/// looks like a torn tail may be a batch that a checkpoint proves durable.
+impl Replay for Recovering {
+    fn frame(&mut self, frame: Frame<'_>) -> Result<(), ReplayError> {
+        Self::frame(self, &frame).map_err(|error| ReplayError::new(error.to_string()))
+    }
+
+    fn end(&mut self, ends: &[ShardEnd]) -> Result<(), ReplayError> {
+        self.check(ends).map_err(|error| ReplayError::new(error.to_string()))
     }
 }
 

@@ -116,14 +116,13 @@ impl Writer {
         }
     }
 
-    /// Writes down once more what the shards' hard states are.
-    pub(super) fn repeat_states(&mut self, shards: &mut [Shard]) {
-        for (at, shard) in shards.iter_mut().enumerate() {
-            if let Some(state) = shard.replica.state_again() {
-                self.queued_bytes += crate::replica::HardState::LEN;
-                self.queue.push_back((at, Append::HardState(state)));
-            }
-        }
+    /// Writes down once more what the hard state of the shard at this place is; `false`
+    /// when the replica has a newer one to be written first.
+    pub(super) fn repeat_state(&mut self, at: usize, shard: &mut Shard) -> bool {
+        let Some(state) = shard.replica.state_again() else { return false };
+        self.queued_bytes += crate::replica::HardState::LEN;
+        self.queue.push_back((at, Append::HardState(state)));
+        true
     }
 
     /// Whether it is too early for what waits. Elections never wait: every one of
@@ -163,8 +162,10 @@ impl Writer {
         while let Some((at, append)) = self.queue.front() {
             let bytes = payload_bytes(append);
             let is_ticket = matches!(append, Append::Ticket(_));
-            // The last bytes are kept for the commit indexes that ride along.
-            if !is_ticket && bytes + 2 * FRAME_HEADER_BYTES > log.room() {
+            // The last bytes are kept for the commit indexes that ride along. What an empty
+            // batch has no room for will never have any: the log says so, and it ends here.
+            let waits = log.unsubmitted() && bytes + 2 * FRAME_HEADER_BYTES > log.room();
+            if !is_ticket && waits {
                 break;
             }
             let Some(shard) = shards.get_mut(*at) else { break };
@@ -249,7 +250,93 @@ fn put<D: Disk>(shard: &mut Shard, append: &Append, log: &mut Log<D>) -> Result<
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+    use storage::disk::SimDisk;
+    use storage::{CHAIN_START, LogError, Settings, chain_next};
+
     use super::*;
+    use crate::engine::Engine;
+    use crate::replica::{ReplicaConfig, Timing};
+    use crate::runtime::testing::Cluster;
+
+    fn shard() -> Shard {
+        let replica = replica::Recovering::new(ReplicaConfig {
+            shard: 0,
+            site: 1,
+            witnesses: Vec::new(),
+            voters: vec![1],
+            preference: vec![1],
+            seed: 1,
+            tail_bytes_max: 0,
+            timing: Timing::default(),
+        });
+        let engine = Engine::new(Cluster::new(1).configs[0].engine(0));
+        Shard::new(engine, replica.start(), Default::default())
+    }
+
+    fn log() -> Log<SimDisk> {
+        let settings = Settings {
+            cluster: 7,
+            worker: 0,
+            segment_bytes: 68 << 10,
+            batch_max_bytes: 64 << 10,
+            idle_seal_us: 1_000,
+        };
+        let disk = SimDisk::new(3, settings.segment_bytes);
+        Log::with_disk(disk, settings, &mut |_| Ok(())).unwrap().0
+    }
+
+    /// Queues blocks of these sizes, from index 1 on.
+    fn queued(sizes: &[usize]) -> Writer {
+        let mut wants = replica::Outputs::default();
+        let mut chain = CHAIN_START;
+        for (index, bytes) in (1..).zip(sizes) {
+            let block = Bytes::from(vec![7; *bytes]);
+            chain = chain_next(&chain, &block);
+            wants.appends.push_back(Append::Block(replica::entry(index, 1, block), chain));
+        }
+        let mut writer = Writer::new(0, true);
+        writer.take(0, &mut wants);
+        writer
+    }
+
+    /// Appends what there is room for and writes it; the bytes.
+    fn step(writer: &mut Writer, log: &mut Log<SimDisk>) -> Result<usize, WorkerError> {
+        let taken = writer.append(&mut [shard()], log)?;
+        assert!(log.submit()?);
+        while log.in_flight() {
+            log.poll()?;
+        }
+        Ok(taken)
+    }
+
+    #[test]
+    fn a_block_waits_for_a_batch_that_has_room_and_the_largest_fills_one() {
+        let mut log = log();
+        let max = log.payload_max();
+        // Without the room that is kept for commit indexes beside other frames.
+        let sizes = [100, max - 1, max, 300, 200];
+        let mut writer = queued(&sizes);
+        for taken in [100, max - 1, max, 500] {
+            assert_eq!(step(&mut writer, &mut log).unwrap(), taken);
+        }
+        assert!(writer.is_empty());
+    }
+
+    /// Another site's batches may be larger than this one's: it would wait for ever, and
+    /// every shard behind it.
+    #[test]
+    fn a_block_that_no_batch_can_hold_ends_the_worker() {
+        let mut log = log();
+        let mut writer = queued(&[100, log.payload_max() + 1, 100]);
+        assert_eq!(step(&mut writer, &mut log).unwrap(), 100);
+        let error = step(&mut writer, &mut log).unwrap_err();
+        let max = log.payload_max();
+        assert!(
+            matches!(error, WorkerError::Log(LogError::PayloadTooLarge { max: told }) if told == max),
+            "{error}"
+        );
+    }
 
     fn at(mono_us: u64) -> Now {
         Now { mono_us, ..Now::default() }

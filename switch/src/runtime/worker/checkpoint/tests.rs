@@ -124,3 +124,49 @@ fn a_quiet_shard_is_written_when_the_others_have_grown() {
     scene.run_until("it is written", |metrics| metrics.checkpoints.value() == 1);
     assert_eq!(run(&mut scene, 10 << 20), None, "nothing came since");
 }
+
+/// Nobody plans again for segments that were to go: a release that failed is done
+/// again, after a pause, until then no other one is made.
+#[test]
+fn a_release_that_failed_is_tried_again() {
+    use storage::disk::SimDisk;
+    use storage::{Frame, FrameKind, Settings, chain_next};
+    let config = &Cluster::new(1).configs[0];
+    let settings = Settings {
+        cluster: 1,
+        worker: 0,
+        segment_bytes: 68 << 10,
+        batch_max_bytes: 64 << 10,
+        idle_seal_us: 1_000,
+    };
+    let disk = SimDisk::new(3, settings.segment_bytes);
+    let (mut log, _) = Log::with_disk(disk.clone(), settings, &mut |_| Ok(())).unwrap();
+    let (mut chain, payload) = (storage::CHAIN_START, [7; 40 << 10]);
+    for index in 1..=4 {
+        chain = chain_next(&chain, &payload);
+        let (kind, shard, term) = (FrameKind::Block, 0, 1);
+        log.append(&Frame { kind, shard, term, index, chain, payload: &payload }).unwrap();
+        log.submit().unwrap();
+        while log.in_flight() {
+            log.poll().unwrap();
+        }
+    }
+    let metrics = Arc::new(Metrics::new(config));
+    let mut checkpointer = Checkpointer::here(&log, &metrics, vec![Last::default()], 0);
+    let release = log.plan_release(&[Checkpoint { shard: 0, index: 4, term: 1, chain }]);
+    checkpointer.release(release.unwrap().expect("something to release"));
+    let mut turn = |mono_us| {
+        let now = Now { mono_us, ..Now::default() };
+        checkpointer.run(&mut [], (0, Space::Ok), now);
+        let works = checkpointer.desk().work();
+        (works, checkpointer.may_release())
+    };
+    disk.fail_files_after(0);
+    assert_eq!(turn(1_000), (true, false), "it fails");
+    assert!(disk.contents(1).is_some());
+    disk.fail_files_after(u64::MAX);
+    assert_eq!(turn(2_000), (false, false), "not at once");
+    assert_eq!(turn(2_000 + RETRY_US), (true, false));
+    assert!(disk.contents(1).is_none() && disk.contents(2).is_none());
+    assert_eq!(turn(3_000 + RETRY_US), (false, true));
+}
