@@ -261,7 +261,6 @@ pub(crate) async fn run(args: &RunArgs, stop: &Notify) -> Result<Report, Failure
         plan.params().run_id,
     );
     let origin = Origin::now();
-    let started_unix = origin.started_unix;
     let pacing = phase.closed.is_none().then(|| options.pacing(&phase));
     let mut events = None;
     let (outcome, ended) = match args.workers {
@@ -284,10 +283,8 @@ pub(crate) async fn run(args: &RunArgs, stop: &Notify) -> Result<Report, Failure
     // What cannot be written does not keep the rest from being.
     let json = args.json.as_ref().map_or(Ok(()), |path| report.write(path));
     let page = args.report.as_ref().map_or(Ok(()), |path| report::write_page(&report, path));
-    let hlog = args
-        .hlog
-        .as_ref()
-        .map_or(Ok(()), |path| report::write_hlog(path, started_unix, &phase, &outcome));
+    let hlog =
+        args.hlog.as_ref().map_or(Ok(()), |path| report::write_hlog(path, &phase, &outcome));
     ended.and(json).and(page).and(hlog)?;
     Ok(report)
 }
