@@ -136,11 +136,17 @@ impl Sheet {
     }
 
     fn table(self, caption: &str) -> Block {
-        Block::Table(Table {
-            caption: caption.to_owned(),
-            head: words(&["", "A", "B", "B over A"]),
-            rows: self.rows,
-        })
+        self.headed(caption, "B over A")
+    }
+
+    /// Of words, not of figures.
+    fn facts(self) -> Block {
+        self.headed("", "B against A")
+    }
+
+    fn headed(self, caption: &str, verdict: &str) -> Block {
+        let (caption, head) = (caption.to_owned(), words(&["", "A", "B", verdict]));
+        Block::Table(Table { caption, head, rows: self.rows })
     }
 }
 
@@ -187,8 +193,10 @@ fn validity(a: &Run, b: &Run) -> Block {
     sheet.fact("goals", both(goals), (before, missed(b)));
     audits(&mut sheet, parts::audit_badge(a.audit.as_ref()), parts::audit_badge(b.audit.as_ref()));
     let violations = |run: &Run| run.audit.as_ref().map(|audit| audit.violation_count as f64);
-    sheet.row("violations", (violations(a), violations(b)), scale::grouped, Better::Less);
-    sheet.table("")
+    if let (Some(a), Some(b)) = (violations(a), violations(b)) {
+        sheet.row("violations", (Some(a), Some(b)), scale::grouped, Better::Less);
+    }
+    sheet.facts()
 }
 
 fn goals(run: &Run) -> String {
@@ -309,7 +317,7 @@ fn drills(a: &Drill, b: &Drill, names: (&str, &str)) -> Compared {
         sheet.latencies("after", &a.after, &b.after);
     }
     let mut chapters = vec![
-        Chapter::new("What they are", vec![facts.table("")]),
+        Chapter::new("What they are", vec![facts.facts()]),
         Chapter::new("Figures", vec![sheet.table(CAPTION)]),
     ];
     let during = |of: &Distribution| of.get("during").cloned();
@@ -374,7 +382,7 @@ fn searches(a: &Search, b: &Search, names: (&str, &str)) -> Compared {
         page_search::over_load("p99 over load", caption, &lines(|of| of.p99)),
     ];
     let mut chapters = vec![
-        Chapter::new("What they are", vec![facts.table("")]),
+        Chapter::new("What they are", vec![facts.facts()]),
         Chapter::new("Figures", vec![sheet.table(CAPTION)]),
     ];
     if !(a.steps.is_empty() && b.steps.is_empty()) {

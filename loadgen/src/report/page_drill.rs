@@ -180,7 +180,7 @@ fn tiles(drill: &Drill) -> Vec<Tile> {
     }
     if let Some(latency) = &drill.latency_us {
         let p99 = |of: &Percentiles| scale::time_or(of.of(|of| of.p99));
-        let detail = format!("{} before", p99(&latency.before));
+        let detail = format!("before: {}", p99(&latency.before));
         tiles.push(tile("p99 during the fault", p99(&latency.during), detail));
     }
     let levels = drill.repetitions.iter().flat_map(|one| &one.level_ms).flatten().copied();
