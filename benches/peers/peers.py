@@ -367,8 +367,10 @@ class Payswitch:
         told = json.loads(out.read_text())
         if told["ok"] != told["sent"]:
             print(f"# payswitch: {told['sent'] - told['ok']} of {told['sent']} payments not paid", file=sys.stderr)
-        return {"rate": told["achieved_rate"], "p50": told["latency_us"]["p50"] / 1e3,
-                "p99": told["latency_us"]["p99"] / 1e3}
+        # What was not paid is infinitely slow.
+        p50, p99 = (float("inf") if us is None else us / 1e3
+                    for us in (told["latency_us"]["p50"], told["latency_us"]["p99"]))
+        return {"rate": told["achieved_rate"], "p50": p50, "p99": p99}
 
 
 def measure(peer, clients, seconds, keep):

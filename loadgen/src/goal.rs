@@ -9,7 +9,8 @@ use std::fmt;
 /// What is asked of a run.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Goal {
-    /// A percentile of the planned-time latency is at most this.
+    /// A percentile of the planned-time latency is at most this; what was refused,
+    /// unanswered or not sent is infinitely slow.
     Latency {
         /// Which, 1.0 for the maximum.
         quantile: f64,
@@ -106,7 +107,10 @@ impl Goal {
                 let measured = match value {
                     Some(ns) => format!("{:.3} ms", ns as f64 / 1e6),
                     None if latency.count() == 0 => "no data".to_owned(),
-                    None => "never answered".to_owned(),
+                    None => {
+                        let share = latency.infinite() as f64 / latency.count() as f64;
+                        format!("infinite: {:.3} % failed", share * 100.0)
+                    }
                 };
                 let met = value.is_some_and(|ns| ns <= *at_most_ns);
                 Verdict { goal: text.clone(), met, measured }
@@ -182,6 +186,17 @@ mod tests {
             let verdict = Goal::parse(goal).unwrap().judge(&figures);
             assert_eq!((verdict.met, verdict.measured.as_str()), (false, "no data"));
         }
+    }
+
+    #[test]
+    fn what_failed_is_told_where_it_decides() {
+        let mut latency = Latency::new();
+        (0..96).for_each(|_| latency.record(1_000_000));
+        (0..4).for_each(|_| latency.record_infinite());
+        let figures = Figures { overall: &latency, of: &|_| &latency, errors: None, rate: None };
+        let verdict = Goal::parse("p99=10ms").unwrap().judge(&figures);
+        assert_eq!((verdict.met, verdict.measured.as_str()), (false, "infinite: 4.000 % failed"));
+        assert!(judged("p90=10ms", &latency));
     }
 
     #[test]

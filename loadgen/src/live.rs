@@ -134,8 +134,14 @@ fn tinted(text: &str, tint: Tint, colour: bool) -> String {
     if colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
 }
 
-fn ms(us: Option<u64>) -> String {
-    us.map_or_else(|| "-".to_owned(), |us| format!("{:.2}", us as f64 / 1_000.0))
+/// A percentile of a second; without one something failed that decides it, or there was
+/// nothing.
+fn ms(us: Option<u64>, second: &Second) -> String {
+    match us {
+        Some(us) => format!("{:.2}", us as f64 / 1_000.0),
+        None if second.never > 0 => "never".to_owned(),
+        None => "-".to_owned(),
+    }
 }
 
 /// A second in one plain line.
@@ -148,8 +154,8 @@ fn line(frame: &Frame) -> String {
         second.sent,
         second.ok,
         second.refused,
-        ms(second.p50_us),
-        ms(second.p99_us),
+        ms(second.p50_us, second),
+        ms(second.p99_us, second),
         frame.in_flight,
         frame.waiting,
         frame.late_us,
@@ -178,10 +184,10 @@ fn lines(frame: &Frame, history: &VecDeque<u64>, colour: bool) -> Vec<String> {
     ));
     lines.push(format!(
         "  {}   p90 {}   {}   slowest {} ms   {}",
-        strong(format!("p50 {}", ms(second.p50_us))),
-        ms(second.p90_us),
-        strong(format!("p99 {}", ms(second.p99_us))),
-        ms(second.max_us),
+        strong(format!("p50 {}", ms(second.p50_us, second))),
+        ms(second.p90_us, second),
+        strong(format!("p99 {}", ms(second.p99_us, second))),
+        ms(second.max_us, second),
         faint("from plan"),
     ));
     lines.push(format!(
@@ -287,6 +293,7 @@ mod tests {
                 p90_us: Some(4_100),
                 p99_us: Some(12_300),
                 max_us: None,
+                never: 0,
             },
             duration_s: Some(12),
             in_flight: 37,
@@ -365,6 +372,15 @@ mod tests {
         let text = view(false).redraw(&frame(), 100);
         assert!(!text.contains('m') || !text.contains("\x1b[1m") && !text.contains("\x1b[31m"));
         assert!(!text.replace("\x1b[K", "").replace("\x1b[J", "").contains('\x1b'), "{text:?}");
+    }
+
+    #[test]
+    fn a_percentile_that_failures_decide_is_never() {
+        let mut failing = frame();
+        (failing.second.p99_us, failing.second.never) = (None, 4);
+        let text = lines(&failing, &VecDeque::new(), false).join("\n");
+        assert!(text.contains("p50 1.62   p90 4.10   p99 never   slowest never ms"), "{text}");
+        assert!(line(&failing).contains("p99   never ms"), "{}", line(&failing));
     }
 
     #[test]

@@ -20,6 +20,7 @@ mod history;
 mod hlog;
 mod host;
 mod interrupt;
+mod latency;
 mod live;
 mod machine;
 mod measure;

@@ -1,107 +1,52 @@
 //! What a run measured: latency from the planned time (the headline), latency
 //! from the real send, lateness, and counts of everything that happened or did not.
 //!
-//! A request that was never answered counts as infinitely slow, one that was
-//! never sent is counted by itself. Knows no socket. Tested on its percentiles.
+//! A request that was refused, never answered or never sent counts as infinitely slow:
+//! whoever asked for it did not get it. Knows no socket. Tested on its percentiles.
 
+pub(crate) use crate::latency::Latency;
 use crate::plan::Op;
 use crate::series::Series;
-use hdrhistogram::Histogram;
 use protocol::code::{Code, OrderState, RefundState};
 use std::collections::BTreeMap;
 
-/// Histograms hold 1 us to 200 s with three significant digits.
-pub(crate) const LOWEST_NS: u64 = 1_000;
-pub(crate) const HIGHEST_NS: u64 = 200_000_000_000;
-
-/// A latency distribution in nanoseconds, with its infinite values.
-#[derive(Clone)]
-pub(crate) struct Latency {
-    histogram: Histogram<u64>,
-    /// Values that never came.
-    infinite: u64,
-}
-
-impl Latency {
-    /// An empty distribution.
-    pub(crate) fn new() -> Self {
-        Self::with_digits(3)
-    }
-
-    /// Of less precision, which stays in the processor's cache.
-    fn small() -> Self {
-        Self::with_digits(2)
-    }
-
-    fn with_digits(digits: u8) -> Self {
-        let histogram = Histogram::new_with_bounds(LOWEST_NS, HIGHEST_NS, digits)
-            .expect("constant bounds are legal");
-        Self { histogram, infinite: 0 }
-    }
-
-    /// Adds a value.
-    pub(crate) fn record(&mut self, ns: u64) {
-        self.histogram.saturating_record(ns);
-    }
-
-    /// Adds a value that never came.
-    pub(crate) fn record_infinite(&mut self) {
-        self.infinite += 1;
-    }
-
-    /// Adds all values of another distribution.
-    pub(crate) fn add(&mut self, other: &Self) {
-        self.histogram.add(&other.histogram).expect("same constant bounds");
-        self.infinite += other.infinite;
-    }
-
-    /// Number of values, infinite ones included.
-    pub(crate) fn count(&self) -> u64 {
-        self.histogram.len() + self.infinite
-    }
-
-    /// Nanoseconds below which this share of the values lies; `None` when that
-    /// is infinite or there are no values.
-    pub(crate) fn quantile(&self, share: f64) -> Option<u64> {
-        let finite = self.histogram.len();
-        if finite == 0 {
-            return None;
-        }
-        let rank = (share * self.count() as f64).ceil().max(1.0);
-        // Half a rank of slack: the share is a rounded number.
-        if rank > finite as f64 + 0.5 {
-            return None;
-        }
-        Some(self.histogram.value_at_quantile((rank / finite as f64).min(1.0)))
-    }
-
-    /// Largest value; `None` when infinite or absent.
-    pub(crate) fn max(&self) -> Option<u64> {
-        (self.infinite == 0 && !self.histogram.is_empty()).then(|| self.histogram.max())
-    }
-
-    /// The finite values, and how many are not.
-    pub(crate) fn parts(&self) -> (&Histogram<u64>, u64) {
-        (&self.histogram, self.infinite)
-    }
-
-    /// Forgets everything.
-    pub(crate) fn clear(&mut self) {
-        self.histogram.reset();
-        self.infinite = 0;
-    }
-}
-
 /// One operation's figures.
 pub(crate) struct OpFigures {
-    /// From the planned time to the answer.
+    /// From the planned time to the answer that was asked for; infinite for what was
+    /// refused, never answered or never sent.
     pub(crate) planned: Latency,
-    /// From the real send to the answer.
+    /// From the real send to the answer, of what was admitted.
     pub(crate) raw: Latency,
     /// Sent.
     pub(crate) sent: u64,
     /// Answered as asked.
     pub(crate) ok: u64,
+    /// Refusals and other answers not asked for.
+    pub(crate) refused: u64,
+    /// Planned, and not sent for lack of a window or a connection.
+    pub(crate) not_sent: u64,
+}
+
+impl OpFigures {
+    fn new() -> Self {
+        let (planned, raw) = (Latency::new(), Latency::new());
+        Self { planned, raw, sent: 0, ok: 0, refused: 0, not_sent: 0 }
+    }
+
+    /// From the planned time, of what was sent and not refused: what an overload is held
+    /// against. It flatters whoever refuses, so it is never the headline.
+    pub(crate) fn admitted(&self) -> Latency {
+        self.planned.without_infinite(self.refused + self.not_sent)
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.planned.add(&other.planned);
+        self.raw.add(&other.raw);
+        self.sent += other.sent;
+        self.ok += other.ok;
+        self.refused += other.refused;
+        self.not_sent += other.not_sent;
+    }
 }
 
 /// One second of a run.
@@ -123,6 +68,8 @@ pub(crate) struct Second {
     pub(crate) p99_us: Option<u64>,
     /// Planned-time latency, microseconds.
     pub(crate) max_us: Option<u64>,
+    /// Requests that were found refused, unanswered or not sent: infinite in the above.
+    pub(crate) never: u64,
 }
 
 /// A request as far as its figures are concerned; nanoseconds on the run's clock.
@@ -168,7 +115,7 @@ pub(crate) struct Measure {
     /// Moment at which the generator was ready to send minus planned send: its
     /// own fault, where lateness includes waiting for the switch's window.
     pub(crate) own_lateness: Latency,
-    /// Latency of refusals, kept out of the other histograms.
+    /// Latency of refusals, which are infinite in the other histograms.
     pub(crate) refusals: Latency,
     /// Few differ and most are the first: found at once.
     codes: Vec<(Code, u64)>,
@@ -222,12 +169,10 @@ pub(crate) struct Measure {
 impl Measure {
     /// A measurement of requests planned in this span of the run's clock.
     pub(crate) fn new(from_ns: u64, until_ns: u64) -> Self {
-        let figures =
-            |_| OpFigures { planned: Latency::new(), raw: Latency::new(), sent: 0, ok: 0 };
         Self {
             from_ns,
             until_ns,
-            ops: Op::ALL.iter().map(figures).collect(),
+            ops: Op::ALL.iter().map(|_| OpFigures::new()).collect(),
             lateness: Latency::new(),
             own_lateness: Latency::new(),
             refusals: Latency::new(),
@@ -264,12 +209,7 @@ impl Measure {
     /// Takes in what was measured at the same time. Seconds are left out: their
     /// percentiles do not add up; the series' do.
     pub(crate) fn add(&mut self, other: &Self) {
-        for (all, one) in self.ops.iter_mut().zip(&other.ops) {
-            all.planned.add(&one.planned);
-            all.raw.add(&one.raw);
-            all.sent += one.sent;
-            all.ok += one.ok;
-        }
+        self.ops.iter_mut().zip(&other.ops).for_each(|(all, one)| all.add(one));
         self.lateness.add(&other.lateness);
         self.own_lateness.add(&other.own_lateness);
         self.refusals.add(&other.refusals);
@@ -348,11 +288,17 @@ impl Measure {
     }
 
     /// A request was planned and not sent.
-    pub(crate) fn not_sent(&mut self, planned_ns: u64) {
+    pub(crate) fn not_sent(&mut self, op: Op, planned_ns: u64) {
+        self.second.record_infinite();
         if let Some(series) = &mut self.series {
             series.failed(planned_ns, "NOT_SENT");
         }
-        self.not_sent += u64::from(self.counts(planned_ns));
+        if self.counts(planned_ns) {
+            self.not_sent += 1;
+            let figures = &mut self.ops[op as usize];
+            figures.not_sent += 1;
+            figures.planned.record_infinite();
+        }
     }
 
     /// A request was left out.
@@ -378,8 +324,9 @@ impl Measure {
         let latency = now_ns.saturating_sub(sample.planned_ns);
         self.all_ok += u64::from(ok);
         self.all_refused += u64::from(!ok);
-        if ok {
-            self.second.record(latency);
+        match ok {
+            true => self.second.record(latency),
+            false => self.second.record_infinite(),
         }
         if ok && (self.from_ns..self.until_ns).contains(&now_ns) {
             self.ok_in_span += 1;
@@ -392,14 +339,16 @@ impl Measure {
         if code == Code::Ok {
             count(&mut self.states, state, 1);
         }
+        let figures = &mut self.ops[sample.op as usize];
         if let Some(how) = failure(sample.op, code) {
             self.refused += 1;
+            figures.refused += 1;
+            figures.planned.record_infinite();
             count(&mut self.failed, how, 1);
             self.refusals.record(latency);
             return;
         }
         self.ok += 1;
-        let figures = &mut self.ops[sample.op as usize];
         figures.ok += 1;
         figures.planned.record(latency);
         figures.raw.record(now_ns.saturating_sub(sample.sent_ns));
@@ -451,6 +400,7 @@ impl Measure {
             p90_us: us(self.second.quantile(0.9)),
             p99_us: us(self.second.quantile(0.99)),
             max_us: us(self.second.max()),
+            never: self.second.infinite(),
         };
         self.marks = (self.all_sent, self.all_ok, self.all_refused);
         self.second.clear();
@@ -493,6 +443,13 @@ impl Measure {
         }
         all
     }
+
+    /// Planned-time latency over all operations of what was sent and not refused.
+    pub(crate) fn admitted(&self) -> Latency {
+        let mut all = Latency::new();
+        self.ops.iter().for_each(|figures| all.add(&figures.admitted()));
+        all
+    }
 }
 
 fn count<T: PartialEq>(counts: &mut Vec<(T, u64)>, value: T, more: u64) {
@@ -533,31 +490,6 @@ mod tests {
     }
 
     #[test]
-    fn unanswered_requests_are_infinitely_slow() {
-        let mut latency = Latency::new();
-        (1..=98).for_each(|ms| latency.record(ms * 1_000_000));
-        latency.record_infinite();
-        latency.record_infinite();
-        let p98 = latency.quantile(0.98).unwrap();
-        assert!((97_900_000..98_200_000).contains(&p98), "{p98}");
-        assert_eq!((latency.quantile(0.99), latency.max()), (None, None));
-        assert_eq!(Latency::new().quantile(0.5), None);
-    }
-
-    #[test]
-    fn merged_distributions_hold_both() {
-        let (mut a, mut b) = (Latency::new(), Latency::new());
-        (0..50).for_each(|_| a.record(1_000_000));
-        (0..50).for_each(|_| b.record(9_000_000));
-        b.record_infinite();
-        a.add(&b);
-        assert_eq!(a.count(), 101);
-        assert!(a.quantile(0.25).unwrap() < 1_100_000);
-        assert!(a.quantile(0.75).unwrap() > 8_900_000);
-        assert_eq!(a.quantile(1.0), None);
-    }
-
-    #[test]
     fn warm_up_is_left_out_and_latency_counts_from_the_plan() {
         let mut measure = Measure::new(1_000_000, 100_000_000);
         for planned in [0, 2_000_000] {
@@ -576,12 +508,58 @@ mod tests {
         let mut measure = Measure::new(0, 1_000_000_000);
         let none = Business::Order(OrderState::None);
         measure.answered(sample(0), (Code::Overloaded, none), 1, 50_000);
-        assert_eq!((measure.ops[0].planned.count(), measure.refusals.count()), (0, 1));
+        let pay = &measure.ops[0];
+        assert_eq!((pay.planned.count(), pay.planned.quantile(0.01)), (1, None));
+        assert_eq!((pay.admitted().count(), measure.refusals.count()), (0, 1));
         let conflict = Sample { op: Op::Conflict, ..sample(0) };
         measure.answered(conflict, (Code::IdempotencyConflict, none), 1, 50_000);
         assert_eq!((measure.ok, measure.refused), (1, 1));
         assert_eq!(measure.by_code()["OVERLOADED"], 1);
         assert_eq!(measure.failed_by_code(), BTreeMap::from([("OVERLOADED", 1)]));
+    }
+
+    #[test]
+    fn what_was_refused_or_never_sent_is_infinite_and_admitted_is_told_beside_it() {
+        let mut measure = Measure::new(1_000_000, 1_000_000_000);
+        let told = (Code::Ok, Business::Order(OrderState::Paid));
+        for n in 0..98 {
+            measure.answered(sample(2_000_000 + n), told, 1, 3_000_000 + n);
+        }
+        measure.answered(sample(2_000_000), (Code::Overloaded, told.1), 1, 2_050_000);
+        measure.not_sent(Op::Query, 2_000_000);
+        // The warm-up counts in neither.
+        measure.not_sent(Op::Query, 0);
+        measure.answered(sample(0), (Code::Overloaded, told.1), 1, 50_000);
+        let mut both = Measure::new(0, 1_000_000_000);
+        both.add(&measure);
+        both.add(&measure);
+        for (measure, times) in [(&measure, 1), (&both, 2)] {
+            let ((planned, raw), admitted) = (measure.overall(), measure.admitted());
+            assert_eq!((planned.count(), planned.infinite()), (100 * times, 2 * times));
+            assert!(planned.quantile(0.98).is_some());
+            assert_eq!((planned.quantile(0.99), planned.max()), (None, None));
+            assert_eq!((admitted.count(), admitted.infinite()), (98 * times, 0));
+            assert!(admitted.max().is_some());
+            assert_eq!((raw.count(), raw.infinite()), (98 * times, 0));
+            let query = &measure.ops[Op::Query as usize];
+            assert_eq!((query.not_sent, query.planned.infinite()), (times, times));
+            assert_eq!(query.admitted().count(), 0);
+        }
+    }
+
+    #[test]
+    fn a_second_of_the_live_view_is_infinite_where_nothing_was_got() {
+        let mut measure = Measure::new(0, 1_000_000_000);
+        let told = (Code::Ok, Business::Order(OrderState::Paid));
+        (0..9).for_each(|_| measure.answered(sample(0), told, 1, 1_000_000));
+        measure.not_sent(Op::Pay, 0);
+        let second = measure.close_second(1);
+        assert!(second.p90_us.is_some());
+        assert_eq!((second.p99_us, second.max_us, second.never), (None, None, 1));
+        measure.answered(sample(0), (Code::Overloaded, told.1), 1, 1_000_000);
+        let second = measure.close_second(2);
+        assert_eq!((second.p50_us, second.refused, second.never), (None, 1, 1));
+        assert_eq!(measure.close_second(3).never, 0);
     }
 
     #[test]
@@ -599,7 +577,7 @@ mod tests {
             measure.answered(Sample { op, ..sample(0) }, (code, none), 1, 50_000);
         }
         measure.unanswered(sample(0));
-        measure.not_sent(0);
+        measure.not_sent(Op::Pay, 0);
         let failed =
             [("ACCEPTED", 1), (Code::OrderPaid.name(), 1), ("UNANSWERED", 1), ("NOT_SENT", 1)];
         assert_eq!(measure.failed_by_code(), BTreeMap::from(failed));

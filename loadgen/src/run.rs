@@ -127,12 +127,12 @@ pub(crate) struct RunArgs {
 }
 
 impl LoadArgs {
-    /// The plan and what signs its requests. `rate` sets how far back queries
-    /// and refunds reach: to payments planned half a second ago.
+    /// The plan and what signs its requests. Queries and refunds are about payments that
+    /// are at least `lag` requests old, so the first so many requests are all pays.
     pub(crate) fn plan(
         &self,
         gateway: &GatewayFile,
-        rate: f64,
+        lag: u64,
     ) -> Result<(Rc<Plan>, Encoder), Failure> {
         let mut merchants: Vec<Merchant> = gateway.load_merchants()?;
         if let Some(wanted) = self.merchants {
@@ -157,7 +157,7 @@ impl LoadArgs {
             hot_ppm: ppm(self.hot),
             notify: self.events,
             zipf: self.zipf,
-            lag: (rate / 2.0).ceil().max(1.0) as u64,
+            lag,
             merchants: merchants.iter().map(|merchant| merchant.id.as_str().to_owned()).collect(),
         };
         let plan = Plan::new(params).ok_or_else(|| {
@@ -195,10 +195,17 @@ impl LoadArgs {
     }
 }
 
+/// Requests after which a payment can be referred to: half a second at this rate.
+pub(crate) fn lag_at(rate: f64) -> u64 {
+    (rate / 2.0).ceil().max(1.0) as u64
+}
+
 impl RunArgs {
-    /// The rate that sets how far back references reach.
-    pub(crate) fn lag_rate(&self) -> f64 {
-        if self.closed.is_some() { 100_000.0 } else { self.rate.unwrap_or(1.0) }
+    /// Requests after which a payment can be referred to. In a closed loop no more than
+    /// those in flight can be open.
+    pub(crate) fn lag(&self) -> u64 {
+        let closed = self.closed.map(|in_flight| in_flight.max(1) as u64);
+        closed.unwrap_or_else(|| lag_at(self.rate.unwrap_or(1.0)))
     }
 
     /// The phase, its numbers judged.
@@ -209,6 +216,11 @@ impl RunArgs {
         }
         if self.closed.is_some_and(|closed| !(1..=self.load.in_flight).contains(&closed)) {
             return Err(Failure::usage("--closed: 1 to --in-flight"));
+        }
+        let of_rate = self.goals.iter().find(|goal| matches!(goal, Goal::Rate { .. }));
+        if let Some(goal) = of_rate.filter(|_| self.closed.is_some()) {
+            let text = format_args!("--goal {goal}: a closed loop offers what is answered");
+            return Err(Failure::usage(text));
         }
         let duration = seconds("duration", self.duration)?;
         let warmup = Duration::try_from_secs_f64(self.warmup).unwrap_or(duration);
@@ -246,7 +258,7 @@ pub(crate) async fn run(args: &RunArgs, stop: &Notify) -> Result<Report, Failure
         // Subscriptions of one gateway share the events, whoever sent the payment.
         return Err(Failure::usage("--events: with one worker only"));
     }
-    let (plan, encoder) = args.load.plan(&gateway, args.lag_rate())?;
+    let (plan, encoder) = args.load.plan(&gateway, args.lag())?;
     let acks = args.load.ack_writer(plan.params())?;
     println!(
         "{}: {} over {} connections x {} streams, seed {}, run {}",
@@ -261,7 +273,6 @@ pub(crate) async fn run(args: &RunArgs, stop: &Notify) -> Result<Report, Failure
         plan.params().run_id,
     );
     let origin = Origin::now();
-    let started_unix = origin.started_unix;
     let pacing = phase.closed.is_none().then(|| options.pacing(&phase));
     let mut events = None;
     let (outcome, ended) = match args.workers {
@@ -284,10 +295,47 @@ pub(crate) async fn run(args: &RunArgs, stop: &Notify) -> Result<Report, Failure
     // What cannot be written does not keep the rest from being.
     let json = args.json.as_ref().map_or(Ok(()), |path| report.write(path));
     let page = args.report.as_ref().map_or(Ok(()), |path| report::write_page(&report, path));
-    let hlog = args
-        .hlog
-        .as_ref()
-        .map_or(Ok(()), |path| report::write_hlog(path, started_unix, &phase, &outcome));
+    let hlog = args.hlog.as_ref().map_or(Ok(()), |path| report::write_hlog(path, &phase, &outcome));
     ended.and(json).and(page).and(hlog)?;
     Ok(report)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::Op;
+    use crate::plan::tests::params;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        run: RunArgs,
+    }
+
+    fn args(more: &[&str]) -> RunArgs {
+        let all = ["run", "--config", "gateway.toml"].iter().chain(more);
+        Command::try_parse_from(all).unwrap().run
+    }
+
+    #[test]
+    fn the_mix_of_a_closed_loop_begins_when_its_first_payments_can_be_over() {
+        let run = args(&["--closed", "64", "--mix", "pay=50,query=50"]);
+        assert_eq!(run.lag(), 64);
+        let plan = Plan::new(Params { mix: run.load.mix, lag: run.lag(), ..params() }).unwrap();
+        let queries = (64..1_064).filter(|n| plan.op(*n) == Op::Query).count();
+        assert!((400..600).contains(&queries), "{queries}");
+        assert!((0..64).all(|n| plan.op(n) == Op::Pay));
+        assert_eq!(args(&["--rate", "2000"]).lag(), 1_000);
+        assert_eq!(args(&["--rate", "0.01"]).lag(), 1);
+    }
+
+    #[test]
+    fn a_closed_loop_has_no_rate_to_be_asked_for() {
+        let refused = |more: &[&str]| args(more).phase().err().map(|failure| failure.message);
+        let told = refused(&["--closed", "8", "--goal", "p99=1s", "--goal", "rate=99%"]);
+        assert_eq!(told.as_deref(), Some("--goal rate=99%: a closed loop offers what is answered"));
+        assert_eq!(refused(&["--closed", "8", "--goal", "p99=1s"]), None);
+        assert_eq!(refused(&["--rate", "8", "--goal", "rate=99%"]), None);
+    }
 }

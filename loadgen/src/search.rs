@@ -8,13 +8,16 @@
 //! repeated once, and when it is so again the search ends without a result; so it
 //! does when the sites are full. Runs and connections are outside of it. Tested
 //! against made-up switches.
+//!
+//! What is found is what was answered in the least of the confirmations: the planned rate
+//! holds requests that were left out, too.
 
 use crate::config::GatewayFile;
 use crate::drive::{Phase, Session};
 use crate::exit::{self, Exit, Failure};
 use crate::goal::Goal;
 use crate::report::{self, Origin, Report};
-use crate::run::LoadArgs;
+use crate::run::{LoadArgs, lag_at};
 use crate::schedule::Arrival;
 use clap::Args;
 use std::path::{Path, PathBuf};
@@ -64,6 +67,14 @@ pub(crate) struct SearchArgs {
     report: Option<PathBuf>,
 }
 
+impl SearchArgs {
+    /// Requests after which a payment can be referred to: half a second at the first rate.
+    /// Later ones have less, so what is not over by then is left out.
+    fn lag(&self) -> u64 {
+        lag_at(self.start)
+    }
+}
+
 /// What the search wants next.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Want {
@@ -71,14 +82,24 @@ pub(crate) enum Want {
     Try(f64),
     /// Confirmed.
     Found(f64),
-    /// Not even the slowest rate keeps the goals, or the tries are used up.
+    /// Not even the slowest rate keeps the goals.
     NotFound,
+    /// The tries are used up.
+    Spent {
+        /// The highest rate that kept the goals, unconfirmed.
+        good: Option<f64>,
+    },
     /// At this rate the generator was the bottleneck, twice: what the switch can do
     /// is not known.
     Limited {
         /// The rate.
         rate: f64,
         /// The highest one that kept the goals, unconfirmed.
+        good: Option<f64>,
+    },
+    /// It was stopped before its end.
+    Stopped {
+        /// The highest rate that kept the goals, unconfirmed.
         good: Option<f64>,
     },
     /// The sites hold all that they can: no rate would be kept any more.
@@ -145,6 +166,11 @@ impl Search {
         self.confirming
     }
 
+    /// Ends it as far as it is.
+    pub(crate) fn stop(&mut self) {
+        self.ended = Some(Want::Stopped { good: self.good });
+    }
+
     /// Takes the result of the rate that was wanted.
     pub(crate) fn tell(&mut self, verdict: Verdict) {
         self.tries += 1;
@@ -162,7 +188,7 @@ impl Search {
             self.decide();
         }
         if self.tries >= TRIES_MAX && self.ended.is_none() {
-            self.ended = Some(Want::NotFound);
+            self.ended = Some(Want::Spent { good: self.good });
         }
     }
 
@@ -220,6 +246,32 @@ struct Step {
     report: Report,
 }
 
+/// How a search ended, as it stands in the JSON.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Ended {
+    Found,
+    NotFound,
+    TriesSpent,
+    GeneratorLimited,
+    SitesFull,
+    Stopped,
+    Failed,
+}
+
+impl Ended {
+    fn of(want: Want) -> Self {
+        match want {
+            Want::Found(_) => Self::Found,
+            Want::NotFound => Self::NotFound,
+            Want::Spent { .. } => Self::TriesSpent,
+            Want::Limited { .. } => Self::GeneratorLimited,
+            Want::Full { .. } => Self::SitesFull,
+            Want::Stopped { .. } | Want::Try(_) => Self::Stopped,
+        }
+    }
+}
+
 /// The search's result, as it stands in the JSON.
 #[derive(serde::Serialize)]
 struct Findings {
@@ -228,8 +280,12 @@ struct Findings {
     version: &'static str,
     seed: u64,
     goals: Vec<String>,
-    /// Highest confirmed rate; `null` when there is none.
+    /// Highest confirmed rate as it was planned; `null` when there is none.
     rate: Option<f64>,
+    /// What was answered per second in the least of its confirmations.
+    achieved_rate: Option<f64>,
+    /// How it ended.
+    ended: Ended,
     /// The generator was the bottleneck, so that there is none.
     generator_limited: bool,
     /// The sites were full, so that there is none.
@@ -294,7 +350,7 @@ pub(crate) async fn run(args: &SearchArgs, stop: &Notify) -> Result<(), Failure>
     for path in [&args.json, &args.report].into_iter().flatten() {
         exit::writable(path)?;
     }
-    let (plan, encoder) = args.load.plan(&gateway, 100_000.0)?;
+    let (plan, encoder) = args.load.plan(&gateway, args.lag())?;
     let acks = args.load.ack_writer(plan.params())?;
     let session =
         Session::connect(&gateway, Rc::clone(&plan), encoder, acks, args.load.options()?).await?;
@@ -305,11 +361,7 @@ pub(crate) async fn run(args: &SearchArgs, stop: &Notify) -> Result<(), Failure>
         "{:>10}  {:>10}  {:>9}  {:>9}  {:>8}  {:>8}  verdict",
         "offered/s", "ok/s", "p50 ms", "p99 ms", "refused", "unsent"
     );
-    let found = loop {
-        let rate = match search.want() {
-            Want::Try(rate) => rate,
-            end => break end,
-        };
+    while let Want::Try(rate) = search.want() {
         let phase = Phase {
             arrival: Arrival::Constant,
             rate,
@@ -322,8 +374,9 @@ pub(crate) async fn run(args: &SearchArgs, stop: &Notify) -> Result<(), Failure>
         let (outcome, driven) = session.drive(&phase, stop).await?;
         if driven.is_err() || outcome.interrupted {
             // The rates tried so far are worth telling.
-            ended = driven.and(Err(Failure::new(Exit::Invalid, "stopped before the end")));
-            break Want::NotFound;
+            ended = driven;
+            search.stop();
+            break;
         }
         let report = Report::new(plan.params(), &phase, &outcome, &args.goals);
         let (verdict, reason) = judge(&report);
@@ -331,24 +384,40 @@ pub(crate) async fn run(args: &SearchArgs, stop: &Notify) -> Result<(), Failure>
         print_step(&report, verdict, confirmation, &reason);
         steps.push(Step { rate, kept, confirmation, reason, report });
         search.tell(verdict);
-    };
+    }
     session.close().await;
-    let goals: Vec<String> = args.goals.iter().map(ToString::to_string).collect();
-    let (version, seed) = (env!("CARGO_PKG_VERSION"), args.load.seed);
+    let found = search.want();
     let rate = if let Want::Found(rate) = found { Some(rate) } else { None };
-    let generator_limited = matches!(found, Want::Limited { .. });
-    let sites_full = matches!(found, Want::Full { .. });
-    let result =
-        Findings { origin, version, seed, goals, rate, generator_limited, sites_full, steps };
+    let result = Findings {
+        origin,
+        version: env!("CARGO_PKG_VERSION"),
+        seed: args.load.seed,
+        goals: args.goals.iter().map(ToString::to_string).collect(),
+        rate,
+        achieved_rate: rate.and_then(|rate| least(rate, &steps)),
+        ended: if ended.is_err() { Ended::Failed } else { Ended::of(found) },
+        generator_limited: matches!(found, Want::Limited { .. }),
+        sites_full: matches!(found, Want::Full { .. }),
+        steps,
+    };
     result.print_curve();
     let json = args.json.as_ref().map_or(Ok(()), |path| result.write(path));
     let page = args.report.as_ref().map_or(Ok(()), |path| report::write_page(&result, path));
     ended.and(json).and(page)?;
     let goals = result.goals.join(", ");
-    if let Want::Found(rate) = found {
-        println!("\n{rate:.0} requests/s keep {goals} ({CONFIRMATIONS} confirmations)");
+    if let Some((rate, achieved)) = rate.zip(result.achieved_rate) {
+        println!(
+            "\n{achieved:.0} requests/s keep {goals}: the least of {CONFIRMATIONS} confirmations at \
+             {rate:.0}/s"
+        );
     }
     conclusion(found, &goals)
+}
+
+/// What was answered per second in the least of a rate's confirmations.
+fn least(rate: f64, steps: &[Step]) -> Option<f64> {
+    let confirmed = steps.iter().filter(|step| step.confirmation && step.kept && step.rate == rate);
+    confirmed.map(|step| step.report.achieved_rate).reduce(f64::min)
 }
 
 /// How the search ends.
@@ -357,6 +426,18 @@ fn conclusion(found: Want, goals: &str) -> Result<(), Failure> {
         Want::Found(_) => Ok(()),
         Want::NotFound | Want::Try(_) => {
             Err(Failure::new(Exit::Missed, format_args!("no rate keeps {goals}")))
+        }
+        Want::Spent { good } => {
+            let text = format_args!(
+                "no rate was confirmed: {TRIES_MAX} runs are used up and contradict each other; \
+                 {}. Search on a quiet machine, or with longer steps (--step-seconds)",
+                known(good, goals)
+            );
+            Err(Failure::new(Exit::Missed, text))
+        }
+        Want::Stopped { good } => {
+            let text = format_args!("stopped before the end: {}", known(good, goals));
+            Err(Failure::new(Exit::Invalid, text))
         }
         Want::Limited { rate, good } => {
             let text = format_args!(
@@ -428,7 +509,23 @@ fn print_step(report: &Report, verdict: Verdict, confirmation: bool, reason: &st
 mod tests {
     use super::*;
     use crate::report::tests::report_of;
+    use clap::Parser;
     use protocol::code::Code;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        search: SearchArgs,
+    }
+
+    #[test]
+    fn the_mix_begins_within_the_warm_up_of_the_first_rate() {
+        let lag = |start: &str| {
+            let all = ["search", "--config", "gateway.toml", "--goal", "p99=1s", "--start", start];
+            Command::try_parse_from(all).unwrap().search.lag()
+        };
+        assert_eq!((lag("5000"), lag("200")), (2_500, 100));
+    }
 
     /// Searches a switch that keeps its goals as `keeps` says.
     fn search(start: f64, mut keeps: impl FnMut(f64, u32) -> bool) -> (Want, u32) {
@@ -489,6 +586,11 @@ mod tests {
         assert_eq!(judge(&report_of(20_000_000, &["p99=1ms"], &ok)).0, Verdict::Generator);
         assert_eq!(judge(&report_of(0, &[], &[])).0, Verdict::Missed);
         assert_eq!(with(Code::Overloaded, 5), Verdict::Missed);
+        // A hundredth that failed is no miss by itself, and none of p99; it is of p99.9.
+        let hundredth = [vec![Code::Overloaded], vec![Code::Ok; 99]].concat();
+        let judged = |goal| judge(&report_of(0, &[goal], &hundredth));
+        assert_eq!(judged("p99=1ms").0, Verdict::Kept);
+        assert_eq!(judged("p999=1ms"), (Verdict::Missed, "goal".to_owned()));
         assert_eq!(with(Code::CapacityReached, 1), Verdict::Full);
         assert_eq!(with(Code::StorageFull, 1), Verdict::Full);
     }
@@ -516,6 +618,49 @@ mod tests {
     fn a_noisy_switch_does_not_keep_the_search_for_ever() {
         let (end, tries) = search(5_000.0, |_, tries| tries % 2 == 0);
         assert!(tries <= TRIES_MAX, "{end:?}");
+    }
+
+    #[test]
+    fn used_up_runs_and_a_stop_are_no_answer_and_say_what_was_seen() {
+        // Below 50,000/s all is well, until it comes to confirm that.
+        let (end, tries) = search(5_000.0, |rate, tries| tries < 13 && rate < 50_000.0);
+        let Want::Spent { good: Some(good) } = end else { panic!("{end:?} after {tries}") };
+        assert_eq!(tries, TRIES_MAX);
+        let told = conclusion(end, "p99=10ms").unwrap_err();
+        assert_eq!(told.exit, Exit::Missed);
+        for part in ["no rate was confirmed", "60 runs", &format!("{good:.0}/s kept p99=10ms")] {
+            assert!(told.message.contains(part), "{part}: {}", told.message);
+        }
+        let mut search = Search::new(5_000.0, 1e6);
+        search.tell(Verdict::Kept);
+        search.stop();
+        let told = conclusion(search.want(), "p99=10ms").unwrap_err();
+        let text = "stopped before the end: 5000/s kept p99=10ms, unconfirmed";
+        assert_eq!((told.exit, told.message.as_str()), (Exit::Invalid, text));
+        let named = |want| serde_json::to_value(Ended::of(want)).unwrap();
+        assert_eq!(named(search.want()), "stopped");
+        assert_eq!(named(end), "tries_spent");
+    }
+
+    #[test]
+    fn the_least_of_the_confirmations_is_what_was_found() {
+        let step = |rate: f64, ok: usize, kept, confirmation| Step {
+            rate,
+            kept,
+            confirmation,
+            reason: String::new(),
+            report: report_of(0, &[], &vec![Code::Ok; ok]),
+        };
+        let steps = [
+            step(100.0, 10, true, false),
+            step(100.0, 97, true, true),
+            step(100.0, 20, false, true),
+            step(100.0, 90, true, true),
+            step(90.0, 5, true, true),
+        ];
+        // The runs last a second.
+        assert_eq!(least(100.0, &steps), Some(90.0));
+        assert_eq!(least(80.0, &steps), None);
     }
 
     /// Searches an endless switch with a generator that is the bottleneck as `limited` says.

@@ -288,10 +288,15 @@ impl Point {
         self.latency = merged;
     }
 
+    /// Requests that failed, each infinitely slow.
+    fn infinite(&self) -> u64 {
+        self.failed.iter().map(|count| u64::from(*count)).sum()
+    }
+
     /// Microseconds below which this share of the latencies lies.
     fn quantile(&self, share: f64) -> Option<u32> {
         let finite: u64 = self.latency.iter().map(|(_, count)| u64::from(*count)).sum();
-        let rank = (share * (finite + u64::from(self.never)) as f64 - 1e-6).ceil().max(1.0) as u64;
+        let rank = (share * (finite + self.infinite()) as f64 - 1e-6).ceil().max(1.0) as u64;
         let mut seen = 0;
         let found = self.latency.iter().find(|(_, count)| {
             seen += u64::from(*count);
@@ -383,7 +388,7 @@ pub(crate) struct Columns {
     by_site: BTreeMap<String, Vec<u32>>,
     /// By their planned time.
     failed: BTreeMap<String, Vec<u32>>,
-    /// By planned time; `null` without data, or infinite when `never` says so.
+    /// By planned time; `null` without data, or infinite: what `failed` counts never came.
     p50_us: Vec<Option<u32>>,
     p90_us: Vec<Option<u32>>,
     p99_us: Vec<Option<u32>>,
@@ -481,9 +486,9 @@ impl Timeline {
     }
 
     /// Latencies of each interval, microseconds with their counts, and how many
-    /// never came.
-    pub(crate) fn latencies(&self) -> impl Iterator<Item = (&[(u32, u32)], u32)> {
-        self.points.iter().map(|point| (point.latency.as_slice(), point.never))
+    /// requests failed, each infinitely slow.
+    pub(crate) fn latencies(&self) -> impl Iterator<Item = (&[(u32, u32)], u64)> {
+        self.points.iter().map(|point| (point.latency.as_slice(), point.infinite()))
     }
 }
 
@@ -519,10 +524,24 @@ mod tests {
         );
         let p50 = columns.p50_us[0].unwrap();
         assert!((200_000..=202_000).contains(&p50), "{p50}");
-        // The one that never came is the slowest.
+        // The one that failed is the slowest.
         assert_eq!((columns.p99_us[0], columns.max_us[0], columns.p50_us[2]), (None, None, None));
         assert_eq!((columns.in_flight[2], columns.waiting[2]), (7, 9));
         assert!((1_000..=1_010).contains(&columns.late_max_us[0]));
+    }
+
+    #[test]
+    fn what_was_refused_or_never_sent_is_the_slowest_of_its_interval() {
+        for cause in ["OVERLOADED", "NOT_SENT", "UNANSWERED"] {
+            let mut series = Series::new(START);
+            (0..9).for_each(|n| series.ok(at(n), at(n + 5), 1));
+            series.failed(at(9), cause);
+            // The next interval is not concerned.
+            series.ok(at(110), at(115), 1);
+            let columns = series.finish().columns();
+            assert!(columns.p90_us[0].is_some() && columns.max_us[1].is_some(), "{cause}");
+            assert_eq!((columns.p99_us[0], columns.max_us[0]), (None, None), "{cause}");
+        }
     }
 
     #[test]

@@ -63,7 +63,7 @@ async fn connect(
     acks: Option<AckWriter>,
 ) -> Result<Session, Failure> {
     let gateway = GatewayFile::load(&args.load.config)?;
-    let (plan, encoder) = args.load.plan(&gateway, args.lag_rate())?;
+    let (plan, encoder) = args.load.plan(&gateway, args.lag())?;
     Session::connect(&gateway, plan, encoder, acks, options).await
 }
 

@@ -120,6 +120,31 @@ fn one_second_of_stall_shows_in_planned_latency_and_hides_in_raw() {
 }
 
 #[test]
+fn requests_that_were_shed_are_no_goal_met() {
+    let deployment = Deployment::init(5);
+    let null = deployment.null(1_000);
+    // What is not shed is answered at once; a second of stall sheds a sixth.
+    let load = ["--rate", "1000", "--duration", "6", "--warmup", "0", "--in-flight", "40"];
+    let goals = ["--goal", "p50=100s", "--goal", "p99=100s", "--deadline", "60"];
+    let mut run = start_run(&deployment, &[&load[..], &goals].concat());
+    wait_until("it has sent", || run.printed().contains("1 s  sent"));
+    null.signal("STOP");
+    std::thread::sleep(Duration::from_secs(1));
+    null.signal("CONT");
+    assert_eq!(run.wait(WITHIN).code(), Some(1), "{}", run.printed());
+    assert!(told(&run).contains("goals missed: p99=100s"), "{}", told(&run));
+    let result = result(&deployment);
+    let number = |name: &str| result[name].as_u64().unwrap();
+    assert!(number("not_sent") > 60, "{result}");
+    assert_eq!(number("sent") + number("not_sent"), 6_000);
+    assert!(result["latency_us"]["p99"].is_null() && result["latency_us"]["p50"].is_u64());
+    assert_eq!(result["latency_us"]["count"], 6_000);
+    // What was admitted was answered, every one.
+    assert!(result["latency_admitted_us"]["max"].is_u64());
+    assert_eq!(result["latency_admitted_us"]["count"].as_u64(), Some(number("sent")));
+}
+
+#[test]
 fn the_generator_says_that_it_was_the_bottleneck() {
     let deployment = Deployment::init(5);
     let _null = deployment.null(60_000);

@@ -19,14 +19,13 @@ use crate::exit::{Exit, Failure};
 use crate::hlog;
 use crate::measure::Latency;
 use crate::report::{Curve, Origin, Percentiles, curve};
-use crate::series::Timeline;
 pub(super) use repetition::Repetition;
 pub(super) use row::Row;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// What stands in place of a figure that there is not.
 const NO_DATA: &str = "no data";
@@ -116,6 +115,8 @@ pub(super) struct Report {
     origin: Origin,
     #[serde(skip)]
     wanted: Targets,
+    #[serde(skip)]
+    began: Instant,
 }
 
 impl Report {
@@ -145,6 +146,7 @@ impl Report {
             origin: Origin::now(),
             ended: None,
             wanted: case.targets.clone(),
+            began: Instant::now(),
         }
     }
 
@@ -191,20 +193,25 @@ impl Report {
         self.origin = std::mem::take(&mut self.origin).of_switch(version);
     }
 
-    /// Writes the latency histograms before, during and after the fault, and those of
-    /// the last repetition's intervals.
+    /// Writes the latency histograms before, during and after the fault of every repetition.
     pub(super) fn write_hlog(&self, path: &Path) -> Result<(), Failure> {
+        let began = SystemTime::now().checked_sub(self.began.elapsed()).unwrap_or(UNIX_EPOCH);
+        hlog::write(path, began, None, &self.phases())
+    }
+
+    fn phases(&self) -> Vec<hlog::Part> {
         let mut parts = Vec::new();
         for (number, repetition) in self.repetitions.iter().enumerate() {
-            let phases = PHASES.iter().zip(&repetition.latency);
-            parts.extend(phases.map(|(phase, latency)| hlog::Part {
+            let load = repetition.began.saturating_duration_since(self.began);
+            let phases = PHASES.iter().zip(repetition.latency.iter().zip(repetition.spans));
+            parts.extend(phases.map(|(phase, (latency, (from_ns, until_ns)))| hlog::Part {
                 tag: format!("{}.{phase}.planned", number + 1),
-                from: Duration::ZERO,
-                length: Duration::ZERO,
+                from: load + Duration::from_nanos(from_ns),
+                length: Duration::from_nanos(until_ns.saturating_sub(from_ns)),
                 latency: latency.clone(),
             }));
         }
-        hlog::write(path, self.origin.started_unix, &Timeline::default(), &parts)
+        parts
     }
 
     /// It did not come to its end.

@@ -668,9 +668,9 @@ impl State {
 
     /// A planned request is never sent.
     fn not_sent(&mut self, n: u64, planned_ns: u64) {
-        self.measure.not_sent(planned_ns);
-        let now_ns = self.now_ns();
-        self.trace(self.plan.op(n), self.plan.target(n), planned_ns, End::NotSent, now_ns);
+        let (op, now_ns) = (self.plan.op(n), self.now_ns());
+        self.measure.not_sent(op, planned_ns);
+        self.trace(op, self.plan.target(n), planned_ns, End::NotSent, now_ns);
     }
 
     fn trace(&mut self, op: Op, k: u64, planned_ns: u64, end: End, done_ns: u64) {

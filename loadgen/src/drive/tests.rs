@@ -271,6 +271,10 @@ fn what_exceeds_the_limit_is_shed_and_counted() {
     assert!((10..=100).contains(&measure.sent), "{}", measure.sent);
     assert_eq!(measure.sent, measure.unanswered);
     assert_eq!(measure.sent + measure.not_sent, 200_000);
+    // Nobody got any of them, in the figures of each operation too.
+    let (all, _) = measure.overall();
+    assert_eq!((all.count(), all.infinite()), (200_000, 200_000));
+    assert_eq!(measure.admitted().count(), measure.unanswered);
 }
 
 #[test]

@@ -412,7 +412,7 @@ pub(super) fn distribution(curves: &[Curve]) -> String {
                 (place(*share), bottom),
             );
             let text = (place(*share) - 4.0, TOP + 12.0);
-            svg.text("note", text, Anchor::End, "from here on: never answered");
+            svg.text("note", text, Anchor::End, "from here on: never answered as asked");
         }
         for (share, us) in curve.points.iter().filter_map(|(share, us)| Some((share, (*us)?))) {
             let title =

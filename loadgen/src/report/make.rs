@@ -44,7 +44,7 @@ pub(crate) fn run(args: &ReportArgs) -> Result<(), Failure> {
                 compare::Side { name: name.into_owned(), view }
             };
             compare::document(&side(0, a), &side(1, b)).ok_or_else(|| {
-                Failure::usage("a run and a drill cannot be compared: give two of a kind")
+                Failure::usage("results of different kinds cannot be compared: give two of a kind")
             })?
         }
         views => summary(views)?,
@@ -66,7 +66,7 @@ fn summary(views: &[View]) -> Result<Document, Failure> {
     let drill = |view: &View| match view {
         View::Drill(drill) => Ok(Drill::clone(drill)),
         View::Run(_) | View::Search(_) => {
-            Err(Failure::usage("only drills can be summed up; give one or two runs"))
+            Err(Failure::usage("only drills can be summed up; give one or two runs or searches"))
         }
     };
     let drills = views.iter().map(drill).collect::<Result<Vec<Drill>, _>>()?;
@@ -238,6 +238,72 @@ mod tests {
         ] {
             assert!(page.contains(part), "{part}");
         }
+    }
+
+    /// Every target is met and nothing was found, and it is a failure all the same.
+    fn broken_off() -> Value {
+        let mut drill = drill_json(true);
+        drill["passed"] = json!(false);
+        drill["ended"] = json!("site 2 is not level\nafter 60 s");
+        drill
+    }
+
+    #[test]
+    fn a_drill_that_broke_off_is_not_green() {
+        let page = rendered(broken_off());
+        let badges = &page[..page.find("<h2>").unwrap()];
+        let first = badges.find("<li class=\"badge bad\">").unwrap();
+        assert_eq!(badges.find("<li class=\"badge "), Some(first), "the verdict comes first");
+        for part in ["broke off", "site 2 is not level", "all 1 met", "not complete"] {
+            assert!(badges.contains(part), "{part}");
+        }
+        assert!(page.contains("<pre><code>site 2 is not level\nafter 60 s</code></pre>"));
+        assert!(rendered(drill_json(true)).contains("<strong>passed</strong>"));
+        // An audit that missed the last repetition is none of the whole.
+        let mut early = drill_json(true);
+        early["audited"] = json!(1);
+        assert!(rendered(early.clone()).contains("not complete"));
+        early["audited"] = json!(2);
+        assert!(!rendered(early).contains("not complete"));
+    }
+
+    #[test]
+    fn a_drill_that_broke_off_is_neither_passed_nor_clean_among_others() {
+        let views = [drill_json(true), broken_off()].map(|json| View::of(json).unwrap());
+        let page = summary(&views).unwrap().render();
+        assert_eq!(
+            page.matches("<strong>1 of 2</strong>").count(),
+            2,
+            "passed, and audits that are clean"
+        );
+        assert!(page.contains("broke off: site 2 is not level"));
+        let mut violated = broken_off();
+        violated["audit"]["violation_count"] = json!(1);
+        let views = [View::of(violated).unwrap()];
+        let page = summary(&views).unwrap().render();
+        assert!(
+            page.contains("failed: the audit found violations") && page.contains("1 violation")
+        );
+    }
+
+    #[test]
+    fn refusals_are_in_the_latency_of_a_page_and_what_was_admitted_beside_it() {
+        let mut run = run_json();
+        run["latency_us"] = json!({"p50": 905, "p90": 2_000, "count": 1_000});
+        run["latency_admitted_us"] = json!({"p50": 900, "p90": 1_900, "p99": 7_700, "p999": 9_000, "max": 9_900, "count": 980});
+        run["distribution"]["admitted"] = json!([[0.0, 500], [0.99, 7_700]]);
+        let page = rendered(run.clone());
+        for part in [
+            "<dt>Latency p99</dt><dd>never</dd>",
+            "7.7 ms of what was admitted",
+            "all, admitted",
+            "from the planned time, admitted",
+        ] {
+            assert!(page.contains(part), "{part}");
+        }
+        // Where nothing was refused there is nothing to tell apart.
+        run["refused"] = json!(0);
+        assert!(!rendered(run).contains("admitted"));
     }
 
     #[test]

@@ -10,6 +10,7 @@
 
 mod chart;
 mod compare;
+mod health;
 mod html;
 mod make;
 mod page_drill;
@@ -28,22 +29,18 @@ use crate::goal::{Figures, Goal, Verdict};
 use crate::hlog;
 use crate::host::Host;
 use crate::machine::{self, Machine};
-use crate::measure::{Latency, Measure, Second};
+use crate::measure::{Latency, Second};
 use crate::pace::Pacing;
 use crate::plan::{Op, Params};
 use crate::series::Columns;
+use health::Health;
+pub(crate) use health::was_bottleneck;
 pub(crate) use make::{ReportArgs, run, write as write_page, write_summary};
 use protocol::code::Code;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
-
-/// Up to this the generator's own lateness (99th percentile) is noise.
-const OWN_LATENESS_FINE_NS: u64 = 5_000_000;
-/// A larger part of the switch's p99 than one in so many is told to the reader.
-const OWN_SHARE_MAX: u64 = 4;
-/// Above this the run is invalid, however slow the switch.
-const OWN_LATENESS_MAX_NS: u64 = 100_000_000;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Percentiles in microseconds; `null` is infinite or without data.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -142,7 +139,7 @@ pub(crate) struct Window {
 #[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct Origin {
     command: String,
-    pub(crate) started_unix: u64,
+    started_unix: u64,
     machine: Machine,
     /// Version of the switch, where this program started it.
     payswitch: Option<String>,
@@ -170,18 +167,11 @@ impl Origin {
 struct Operation {
     sent: u64,
     ok: u64,
+    refused: u64,
+    not_sent: u64,
     latency_us: Percentiles,
+    latency_admitted_us: Percentiles,
     latency_raw_us: Percentiles,
-}
-
-/// Whether the generator kept up.
-#[derive(Debug, Serialize)]
-struct Health {
-    valid: bool,
-    reason: Option<String>,
-    /// What a reader of the tail should know though the run is valid.
-    note: Option<String>,
-    own_lateness_us: Percentiles,
 }
 
 /// The whole result, as it stands in the JSON.
@@ -213,8 +203,10 @@ pub(crate) struct Report {
     malformed_replies: u64,
     by_code: BTreeMap<&'static str, u64>,
     by_state: BTreeMap<&'static str, u64>,
-    /// Planned-time latency.
+    /// Planned-time latency; infinite for what was refused, unanswered or not sent.
     pub(crate) latency_us: Percentiles,
+    /// The same without what was refused or not sent.
+    latency_admitted_us: Percentiles,
     latency_raw_us: Percentiles,
     lateness_us: Percentiles,
     refusal_latency_us: Percentiles,
@@ -275,19 +267,24 @@ impl Report {
             overall: &overall,
             of: &|op| &measure.ops[op as usize].planned,
             errors: (planned > 0).then(|| errors as f64 / planned as f64),
-            rate: (offered_rate > 0.0).then(|| achieved_rate / offered_rate),
+            // A closed loop offers what is answered.
+            rate: (offered_rate > 0.0 && phase.closed.is_none())
+                .then(|| achieved_rate / offered_rate),
         };
         let operation = |op: Op| {
             let figures = &measure.ops[op as usize];
             let value = Operation {
                 sent: figures.sent,
                 ok: figures.ok,
+                refused: figures.refused,
+                not_sent: figures.not_sent,
                 latency_us: Percentiles::of(&figures.planned),
+                latency_admitted_us: Percentiles::of(&figures.admitted()),
                 latency_raw_us: Percentiles::of(&figures.raw),
             };
             (op.name(), value)
         };
-        let used = |op: &Op| measure.ops[*op as usize].sent > 0;
+        let used = |op: &Op| measure.ops[*op as usize].planned.count() > 0;
         Self {
             version: env!("CARGO_PKG_VERSION"),
             seed: params.seed,
@@ -314,13 +311,14 @@ impl Report {
             by_code: measure.by_code(),
             by_state: measure.by_state(),
             latency_us: Percentiles::of(&overall),
+            latency_admitted_us: Percentiles::of(&measure.admitted()),
             latency_raw_us: Percentiles::of(&raw),
             lateness_us: Percentiles::of(&measure.lateness),
             refusal_latency_us: Percentiles::of(&measure.refusals),
             operations: Op::ALL.into_iter().filter(used).map(operation).collect(),
             cpu_s: outcome.cpu_s,
             cpu_us_per_request: outcome.cpu_s * 1e6 / measure.all_sent().max(1) as f64,
-            generator: health(measure, &raw, outcome),
+            generator: health::health(measure, &raw, outcome),
             host: outcome.host,
             goals: goals.iter().map(|goal| goal.judge(&figures)).collect(),
             events: None,
@@ -340,7 +338,9 @@ impl Report {
     /// Adds what a page shows beyond the totals.
     pub(crate) fn with_story(mut self, outcome: &Outcome, origin: Origin, events: Events) -> Self {
         let (planned, raw) = outcome.measure.overall();
-        self.distribution = BTreeMap::from([("planned", curve(&planned)), ("raw", curve(&raw))]);
+        let admitted = outcome.measure.admitted();
+        let all = [("planned", &planned), ("admitted", &admitted), ("raw", &raw)];
+        self.distribution = all.map(|(name, latency)| (name, curve(latency))).into();
         // The wait for the last answers is no part of the picture.
         let mut timeline = outcome.timeline.clone();
         timeline.until((self.duration_s * 1e9) as u64);
@@ -438,85 +438,42 @@ impl Report {
     }
 }
 
-/// Writes the latency histograms of a phase: of every operation, from the planned time
-/// and raw, and of every interval.
-pub(crate) fn write_hlog(
-    path: &Path,
-    started_unix: u64,
-    phase: &Phase,
-    outcome: &Outcome,
-) -> Result<(), Failure> {
-    let (from, length) = (phase.warmup, phase.duration.saturating_sub(phase.warmup));
+/// Writes the latency histograms of a phase: of every operation, from the planned time,
+/// of what was admitted and raw, and of every interval.
+pub(crate) fn write_hlog(path: &Path, phase: &Phase, outcome: &Outcome) -> Result<(), Failure> {
+    let (measure, from) = (&outcome.measure, phase.warmup);
+    // Shorter than planned when it was stopped.
+    let length = Duration::from_nanos(measure.span_ns());
     let part = |name: &str, kind: &str, latency: &Latency| hlog::Part {
         tag: format!("{name}.{kind}"),
         from,
         length,
         latency: latency.clone(),
     };
-    let (planned, raw) = outcome.measure.overall();
-    let mut parts = vec![part("all", "planned", &planned), part("all", "raw", &raw)];
+    let (planned, raw) = measure.overall();
+    let mut parts = vec![
+        part("all", "planned", &planned),
+        part("all", "admitted", &measure.admitted()),
+        part("all", "raw", &raw),
+    ];
     for op in Op::ALL {
-        let figures = &outcome.measure.ops[op as usize];
+        let figures = &measure.ops[op as usize];
         parts.push(part(op.name(), "planned", &figures.planned));
+        parts.push(part(op.name(), "admitted", &figures.admitted()));
         parts.push(part(op.name(), "raw", &figures.raw));
     }
-    hlog::write(path, started_unix, &outcome.timeline, &parts)
-}
-
-/// Whether the generator was the bottleneck of a phase.
-pub(crate) fn was_bottleneck(measure: &Measure) -> bool {
-    let (_, raw) = measure.overall();
-    let p99 = |latency: &Latency| latency.quantile(0.99);
-    outweighs(p99(&measure.own_lateness).unwrap_or(0), p99(&raw).unwrap_or(u64::MAX))
-}
-
-/// The generator is the bottleneck when its own lateness outweighs what the
-/// switch took; both are 99th percentiles.
-fn outweighs(late_ns: u64, raw_ns: u64) -> bool {
-    late_ns > OWN_LATENESS_MAX_NS || late_ns > raw_ns.max(OWN_LATENESS_FINE_NS)
-}
-
-fn health(measure: &Measure, raw: &Latency, outcome: &Outcome) -> Health {
-    let late = measure.own_lateness.quantile(0.99).unwrap_or(0);
-    let raw = raw.quantile(0.99).unwrap_or(u64::MAX);
-    let reason = if measure.ok == 0 {
-        Some("no data: nothing was answered as asked".to_owned())
-    } else if outweighs(late, raw) {
-        let ms = |ns: u64| match ns {
-            u64::MAX => "never answered".to_owned(),
-            ns => format!("{:.1} ms", ns as f64 / 1e6),
-        };
-        Some(format!(
-            "the generator was the bottleneck: 1 % of its requests left at least {} after they were \
-             due although nothing held them back, and the switch's own p99 is {}; it used {:.1} CPU \
-             seconds; host: {}",
-            ms(late),
-            ms(raw),
-            outcome.cpu_s,
-            outcome.host
-        ))
-    } else {
-        None
-    };
-    let own_lateness_us = Percentiles::of(&measure.own_lateness);
-    let note = (reason.is_none() && late > OWN_LATENESS_FINE_NS && late > raw / OWN_SHARE_MAX)
-        .then(|| {
-            let percent = late.saturating_mul(100) / raw.max(1);
-            format!(
-                "kept up, but its lateness is {percent} % of the raw p99: read the tail with care"
-            )
-        });
-    Health { valid: reason.is_none(), reason, note, own_lateness_us }
+    let began = SystemTime::now().checked_sub(outcome.start.elapsed()).unwrap_or(UNIX_EPOCH);
+    let intervals = hlog::Intervals { timeline: &outcome.timeline, from, until: from + length };
+    hlog::write(path, began, Some(&intervals), &parts)
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::measure::{Business, Sample};
+    use crate::measure::{Business, Measure, Sample};
     use crate::plan::tests::params;
     use crate::schedule::Arrival;
     use protocol::code::OrderState;
-    use std::time::Duration;
 
     fn report(late_ns: u64, goals: &[&str], answers: u64) -> Report {
         report_of(late_ns, goals, &vec![Code::Ok; answers as usize])
@@ -533,6 +490,10 @@ pub(crate) mod tests {
             let paid = Business::Order(OrderState::Paid);
             measure.answered(sample, (*code, paid), 1, planned_ns + late_ns + 500_000);
         }
+        report_of_measure(measure, goals)
+    }
+
+    fn report_of_measure(measure: Measure, goals: &[&str]) -> Report {
         let phase = Phase {
             arrival: Arrival::Constant,
             rate: 100.0,
@@ -579,30 +540,65 @@ pub(crate) mod tests {
         assert_eq!(serde_json::to_value(told).unwrap()["events"]["missing"], 0);
     }
 
+    /// Pays in one second, and what was refused and never sent beside them.
+    fn with_failures(goals: &[&str], ok: u64, refused: u64, not_sent: u64) -> Report {
+        let mut measure = Measure::new(0, 1_000_000_000);
+        let paid = Business::Order(OrderState::Paid);
+        for n in 0..ok + refused {
+            let sample = Sample { op: Op::Pay, planned_ns: n, sent_ns: n };
+            let code = if n < ok { Code::Ok } else { Code::Overloaded };
+            measure.sent(sample);
+            measure.answered(sample, (code, paid), 1, n + 500_000);
+        }
+        (0..not_sent).for_each(|n| measure.not_sent(Op::Query, n));
+        report_of_measure(measure, goals)
+    }
+
     #[test]
-    fn lateness_that_colours_the_tail_is_told_and_spoils_nothing() {
-        let health = |late_ms: u64, raw_ms: u64| {
-            let mut measure = Measure::new(0, 1_000_000_000);
-            let mut raw = Latency::new();
-            measure.own_lateness.record(late_ms * 1_000_000);
-            raw.record(raw_ms * 1_000_000);
-            measure.ok = 1;
-            let outcome = Outcome {
-                measure,
-                trace: Vec::new(),
-                timeline: crate::series::Timeline::default(),
-                start: std::time::Instant::now(),
-                cpu_s: 0.1,
-                host: Host::default(),
-                interrupted: false,
-            };
-            let health = health(&outcome.measure, &raw, &outcome);
-            (health.valid, health.note.is_some())
-        };
-        assert_eq!(health(4, 5), (true, false));
-        assert_eq!(health(20, 100), (true, false));
-        assert_eq!(health(30, 100), (true, true));
-        assert_eq!(health(101, 1_000), (false, false));
+    fn a_goal_is_not_met_by_the_rest_after_what_was_refused_or_never_sent() {
+        for goal in ["p99=10ms", "max=10ms"] {
+            assert_eq!(exit(&with_failures(&[goal], 1_000, 0, 0)), None, "{goal}");
+            for (refused, not_sent) in [(3_000, 0), (0, 3_000), (20, 20)] {
+                let report = with_failures(&[goal], 1_000, refused, not_sent);
+                assert_eq!(exit(&report), Some(Exit::Missed), "{goal} {refused} {not_sent}");
+            }
+        }
+        // A hundredth that failed leaves the 99th percentile, and is what it may be.
+        assert_eq!(exit(&with_failures(&["p99=10ms", "errors=1%"], 990, 5, 5)), None);
+        let more = with_failures(&["p99=10ms", "errors=1%"], 989, 5, 6);
+        assert!(more.goals.iter().all(|goal| !goal.met), "{:?}", more.goals);
+        // Each operation is judged by what was asked of itself.
+        let of_pay = with_failures(&["p99@pay=10ms"], 1_000, 0, 3_000);
+        assert_eq!(exit(&of_pay), None);
+        assert_eq!(exit(&with_failures(&["p99@query=10ms"], 1_000, 0, 3_000)), Some(Exit::Missed));
+    }
+
+    #[test]
+    fn what_was_admitted_is_told_beside_the_latency_of_all() {
+        let report = with_failures(&[], 1_000, 3_000, 500);
+        let rows = report.latencies();
+        let names: Vec<&str> = rows.iter().map(|(name, _)| name.as_str()).collect();
+        let expected = [
+            "planned, all",
+            "planned, admitted",
+            "raw, admitted",
+            "lateness of sends",
+            "until refused",
+            "planned, pay",
+            "  admitted",
+            "planned, query",
+            "  admitted",
+        ];
+        assert_eq!(names, expected);
+        let json = serde_json::to_value(&report).unwrap();
+        assert_eq!(json["latency_us"]["count"], 4_500);
+        assert!(json["latency_us"]["p50"].is_null());
+        assert_eq!(json["latency_admitted_us"]["count"], 1_000);
+        assert_eq!(json["latency_admitted_us"]["max"], json["latency_raw_us"]["max"]);
+        let query = &json["operations"]["query"];
+        assert_eq!((&query["sent"], &query["not_sent"]), (&0.into(), &500.into()));
+        let all = with_failures(&[], 1_000, 0, 0);
+        assert!(all.latencies().iter().all(|(name, _)| *name != "planned, admitted"));
     }
 
     #[test]

@@ -5,7 +5,7 @@
 use super::html::{Badge, Block, Cell, Chapter, Document, Grade, Table, Tile};
 use super::parts::{self, Story, tile, words};
 use super::scale;
-use super::view::{Drill, Repetition};
+use super::view::{Drill, Percentiles, Repetition};
 
 /// Repetitions listed in a table.
 const REPETITIONS_MAX: usize = 200;
@@ -24,8 +24,8 @@ pub(super) fn document(drill: &Drill) -> Document {
 
 /// One page for many drills: a table of all, then a part for each.
 pub(super) fn summary(drills: &[Drill]) -> Document {
-    let passed = drills.iter().filter(|drill| drill.passed).count();
-    let clean = |drill: &&Drill| drill.audit.as_ref().is_some_and(super::view::Audit::is_clean);
+    let passed = drills.iter().filter(|drill| drill.has_passed()).count();
+    let clean = |drill: &&Drill| audit_badge(drill).grade == Grade::Good;
     let audited = drills.iter().filter(clean).count();
     let badge = |subject: &str, good: usize| Badge {
         grade: Grade::of(good == drills.len() && good > 0),
@@ -56,24 +56,20 @@ pub(super) fn summary(drills: &[Drill]) -> Document {
 
 fn overview(drills: &[Drill]) -> Block {
     let row = |drill: &Drill| {
-        let gap = |of: fn(&super::view::Spread) -> f64| {
-            let ms = drill.unavailability.as_ref().map(|spread| of(spread) * 1e3);
-            Cell::Number(scale::time_or(ms))
+        let [p50, _, max] = drill.unavailable_us().map_or([None; 3], |gaps| gaps.map(Some));
+        let verdict = verdict_badge(drill);
+        let text = match verdict.detail.is_empty() {
+            true => verdict.verdict,
+            false => format!("{}: {}", verdict.verdict, verdict.detail),
         };
-        let missed = drill.targets.iter().find(|target| !target.met);
-        let verdict = match missed {
-            _ if drill.passed => "passed".to_owned(),
-            Some(target) => format!("missed: {}", target.goal),
-            None => "failed".to_owned(),
-        };
-        let audit = parts::audit_badge(drill.audit.as_ref());
+        let audit = audit_badge(drill);
         let failed: u64 = drill.errors_by_code.values().sum();
         vec![
             Cell::Text(drill.drill.clone()),
-            Cell::Graded(Grade::of(drill.passed), verdict),
+            Cell::Graded(verdict.grade, text),
             Cell::Graded(audit.grade, audit.verdict),
-            gap(|spread| spread.p50),
-            gap(|spread| spread.max),
+            Cell::Number(scale::time_or(p50)),
+            Cell::Number(scale::time_or(max)),
             Cell::Number(scale::grouped(failed as f64)),
             Cell::Number(drill.repetitions.len().to_string()),
         ]
@@ -109,11 +105,39 @@ fn subtitle(drill: &Drill) -> String {
 
 fn badges(drill: &Drill) -> Vec<Badge> {
     vec![
+        verdict_badge(drill),
         parts::verdicts_badge("Targets", &drill.targets),
-        parts::audit_badge(drill.audit.as_ref()),
+        audit_badge(drill),
         generator_badge(drill),
         failures_badge(drill),
     ]
+}
+
+/// How it went as a whole, and why not well: a violation says most, then what ended it.
+pub(super) fn verdict_badge(drill: &Drill) -> Badge {
+    let missed = drill.targets.iter().find(|target| !target.met);
+    let violations = drill.audit.as_ref().map_or(0, |audit| audit.violation_count);
+    let (verdict, detail) = match (&drill.ended, missed) {
+        _ if drill.has_passed() => ("passed", String::new()),
+        _ if violations > 0 => ("failed", "the audit found violations".to_owned()),
+        (Some(ended), _) => ("broke off", ended.lines().next().unwrap_or_default().to_owned()),
+        (None, Some(target)) => {
+            ("missed", format!("{}, measured {}", target.goal, target.measured))
+        }
+        (None, None) => ("failed", "no data: nothing was audited".to_owned()),
+    };
+    let (subject, verdict) = ("Drill".to_owned(), verdict.to_owned());
+    Badge { grade: Grade::of(drill.has_passed()), subject, verdict, detail }
+}
+
+/// A badge of the audit. One that did not see a drill to its end says nothing of the rest.
+pub(super) fn audit_badge(drill: &Drill) -> Badge {
+    let badge = parts::audit_badge(drill.audit.as_ref());
+    if badge.grade != Grade::Good || drill.is_audited_to_its_end() {
+        return badge;
+    }
+    let detail = format!("nothing found so far, {}", badge.detail);
+    Badge { grade: Grade::Open, verdict: "not complete".to_owned(), detail, ..badge }
 }
 
 /// Beyond this the generator's lateness blurs the windows, milliseconds.
@@ -146,15 +170,18 @@ fn failures_badge(drill: &Drill) -> Badge {
 
 fn tiles(drill: &Drill) -> Vec<Tile> {
     let mut tiles = Vec::new();
-    if let Some(spread) = &drill.unavailability {
-        let detail = format!("of {} shards hit", spread.count);
-        tiles.push(tile("Unavailable p50", scale::time(spread.p50 * 1e3), detail));
-        tiles.push(tile("Unavailable p99", scale::time(spread.p99 * 1e3), "of the same"));
-        tiles.push(tile("Unavailable at most", scale::time(spread.max * 1e3), "of the same"));
+    if let Some([p50, p99, max]) = drill.unavailable_us() {
+        let hit = drill.repetitions.iter().map(|one| one.unavailability_ms.len() as u64).sum();
+        let count = drill.unavailability.as_ref().map_or(hit, |spread| spread.count);
+        let detail = format!("of {count} shards hit");
+        tiles.push(tile("Unavailable p50", scale::time(p50), detail));
+        tiles.push(tile("Unavailable p99", scale::time(p99), "of the same"));
+        tiles.push(tile("Unavailable at most", scale::time(max), "of the same"));
     }
     if let Some(latency) = &drill.latency_us {
-        let detail = format!("{} before", scale::time_or(latency.before.p99));
-        tiles.push(tile("p99 during the fault", scale::time_or(latency.during.p99), detail));
+        let p99 = |of: &Percentiles| scale::time_or(of.of(|of| of.p99));
+        let detail = format!("before: {}", p99(&latency.before));
+        tiles.push(tile("p99 during the fault", p99(&latency.during), detail));
     }
     let levels = drill.repetitions.iter().flat_map(|one| &one.level_ms).flatten().copied();
     if let Some(level) = levels.reduce(f64::max) {
@@ -166,6 +193,10 @@ fn tiles(drill: &Drill) -> Vec<Tile> {
 
 fn chapters(drill: &Drill) -> Vec<Chapter> {
     let mut chapters = Vec::new();
+    if let Some(ended) = &drill.ended {
+        let blocks = vec![Block::Code(ended.clone())];
+        chapters.push(Chapter::new("Broken off before its end", blocks));
+    }
     let shown = shown(drill);
     if let Some((number, repetition, timeline)) = shown {
         let story = Story::new(timeline, 0.0, &repetition.marks);
@@ -248,15 +279,13 @@ fn repetitions(drill: &Drill) -> Block {
         let median = gaps.get(gaps.len().saturating_sub(1) / 2).map(|ms| ms * 1e3);
         let level = one.level_ms.iter().flatten().copied().reduce(f64::max).map(|ms| ms * 1e3);
         let failed: u64 = one.failed_by_code.values().sum();
-        let worst = one
-            .worst_ms()
-            .map(|ms| if ms.is_finite() { scale::time(ms * 1e3) } else { "never".to_owned() });
+        let worst = one.worst_ms().map(|ms| ms * 1e3);
         let number = |count: u64| Cell::Number(scale::grouped(count as f64));
         vec![
             Cell::Number((at + 1).to_string()),
             Cell::Text(victims.join(", ")),
             Cell::Number(scale::time_or(median)),
-            Cell::Number(worst.unwrap_or_else(|| "–".to_owned())),
+            Cell::Number(scale::time_or(worst)),
             Cell::Number(scale::time_or(level)),
             number(failed),
             number(one.failed_elsewhere),

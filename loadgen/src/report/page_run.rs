@@ -77,16 +77,22 @@ fn failures_badge(run: &Run) -> Badge {
 }
 
 fn tiles(run: &Run) -> Vec<Tile> {
-    let of = &run.latency_us;
+    let latency = |name: &str, value: parts::Value| {
+        let detail = match run.admitted() {
+            Some(of) => format!("{} of what was admitted", scale::time_or(of.of(value))),
+            None => "from the planned time".to_owned(),
+        };
+        tile(name, scale::time_or(run.latency_us.of(value)), detail)
+    };
     let mut tiles = vec![
         tile(
             "Answered as asked",
             format!("{}/s", scale::compact(run.achieved_rate)),
             format!("{} in all", scale::grouped(run.ok as f64)),
         ),
-        tile("Latency p50", scale::time_or(of.p50), "from the planned time"),
-        tile("Latency p99", scale::time_or(of.p99), "from the planned time"),
-        tile("Slowest", scale::time_or(of.max), "from the planned time"),
+        latency("Latency p50", |of| of.p50),
+        latency("Latency p99", |of| of.p99),
+        latency("Slowest", |of| of.max),
         tile(
             "Failed",
             run.failed_share().map_or_else(|| "–".to_owned(), scale::percent),
@@ -146,20 +152,27 @@ fn failures(run: &Run, figure: Option<Block>) -> Vec<Block> {
 }
 
 fn latency(run: &Run) -> Vec<Block> {
-    let names = [
+    let mut names = vec![
         ("raw", "c2 dashed", "raw: from the real send"),
         ("planned", "c1", "from the planned time"),
     ];
-    let about = "The distance between the two lines is waiting that a measurement from the real send \
+    let mut about = "The distance between the two lines is waiting that a measurement from the real \
+                     send would hide.";
+    if run.admitted().is_some() {
+        names.insert(1, ("admitted", "c3", "from the planned time, admitted"));
+        about = "What was refused or never sent counts from the planned time, and in neither of the \
+                 other two; the distance between those is waiting that a measurement from the real send \
                  would hide.";
+    }
     let mut blocks: Vec<Block> =
         parts::distribution(&run.distribution, &names, about).into_iter().collect();
-    let mut rows = vec![
-        ("all, from the planned time".to_owned(), run.latency_us),
-        ("all, raw".to_owned(), run.latency_raw_us),
-    ];
+    let mut rows = vec![("all, from the planned time".to_owned(), run.latency_us)];
+    rows.extend(run.admitted().map(|of| ("all, admitted".to_owned(), *of)));
+    rows.push(("all, raw".to_owned(), run.latency_raw_us));
     for (name, operation) in &run.operations {
         rows.push((format!("{name}, from the planned time"), operation.latency_us));
+        let admitted = operation.latency_admitted_us.filter(|_| run.admitted().is_some());
+        rows.extend(admitted.map(|of| (format!("{name}, admitted"), of)));
         rows.push((format!("{name}, raw"), operation.latency_raw_us));
     }
     blocks.push(parts::percentiles(&rows));

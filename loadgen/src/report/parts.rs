@@ -118,11 +118,12 @@ impl<'a> Story<'a> {
             layer("p90", "p90", &timeline.p90_us),
             layer("p50", "p50", &timeline.p50_us),
         ];
-        let never: f64 = timeline.never.iter().sum();
-        let infinite = match never > 0.0 {
+        let failed = timeline.failed();
+        let infinite = match failed > 0.0 {
             true => format!(
-                " {} requests were never answered: where they decide a percentile, its line has a gap.",
-                scale::grouped(never)
+                " {} requests were refused, never answered or never sent: where they decide a \
+                 percentile, its line has a gap.",
+                scale::grouped(failed)
             ),
             false => String::new(),
         };
@@ -374,20 +375,30 @@ pub(super) fn distributions(curves: &[Curve], about: &str) -> Option<Block> {
     }))
 }
 
+/// A percentile of a distribution.
+pub(super) type Value = fn(&Percentiles) -> Option<f64>;
+
+/// Those that are shown, with their names.
+pub(super) const PERCENTILES: [(&str, Value); 5] = [
+    ("p50", |of| of.p50),
+    ("p90", |of| of.p90),
+    ("p99", |of| of.p99),
+    ("p99.9", |of| of.p999),
+    ("slowest", |of| of.max),
+];
+
 /// Rows of percentiles.
 pub(super) fn percentiles(rows: &[(String, Percentiles)]) -> Block {
     let row = |(name, of): &(String, Percentiles)| {
-        let time = |us: Option<f64>| {
-            let never = if of.count > 0 { "never" } else { "–" };
-            Cell::Number(us.map_or_else(|| never.to_owned(), scale::time))
-        };
         let mut cells = vec![Cell::Text(name.clone())];
-        cells.extend([of.p50, of.p90, of.p99, of.p999, of.max].map(time));
+        cells.extend(PERCENTILES.map(|(_, value)| Cell::Number(scale::time_or(of.of(value)))));
         cells.push(Cell::Number(scale::grouped(of.count as f64)));
         cells
     };
     Block::Table(Table {
-        caption: "A request that was never answered counts as infinitely slow (never).".to_owned(),
+        caption: "A request that was refused, never answered or never sent counts as infinitely \
+                  slow (never)."
+            .to_owned(),
         head: words(&["", "p50", "p90", "p99", "p99.9", "slowest", "requests"]),
         rows: rows.iter().map(row).collect(),
     })

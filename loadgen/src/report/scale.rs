@@ -115,9 +115,10 @@ fn digits(value: f64) -> String {
     }
 }
 
-/// Microseconds with the unit that suits.
+/// Microseconds with the unit that suits; infinite is what never came.
 pub(super) fn time(us: f64) -> String {
     match us {
+        us if us.is_infinite() => "never".to_owned(),
         us if us >= 1e6 => format!("{} s", digits(us / 1e6)),
         us if us >= 1e3 => format!("{} ms", digits(us / 1e3)),
         us => format!("{} µs", digits(us)),

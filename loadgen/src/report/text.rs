@@ -63,22 +63,39 @@ impl Report {
             "\n{:<22}{:>10}{:>10}{:>10}{:>10}{:>10}  ms",
             "latency", "p50", "p90", "p99", "p99.9", "max"
         );
-        print_row("planned, all", &self.latency_us);
-        print_row("raw, all", &self.latency_raw_us);
-        print_row("lateness of sends", &self.lateness_us);
-        if self.refused > 0 {
-            print_row("planned, refusals", &self.refusal_latency_us);
-        }
-        if self.operations.len() > 1 {
-            for (name, operation) in &self.operations {
-                print_row(&format!("planned, {name}"), &operation.latency_us);
-            }
+        for (name, latency) in self.latencies() {
+            print_row(&name, latency);
         }
         println!(
             "Planned latency counts from when a request should have left: it holds the waiting that \
-             a stall causes\nbehind it. Raw latency counts from the real send and hides it. Never \
-             answered counts as infinite.\n"
+             a stall causes\nbehind it, and is infinite for what was refused, never answered or never \
+             sent. Admitted leaves out what was\nrefused or never sent. Raw latency counts from the \
+             real send: it leaves that out as well, and hides the waiting.\n"
         );
+    }
+}
+
+impl Report {
+    /// The rows of the table; what was admitted only where that is not everything.
+    pub(super) fn latencies(&self) -> Vec<(String, &Percentiles)> {
+        let mut rows = vec![("planned, all".to_owned(), &self.latency_us)];
+        if self.refused + self.not_sent > 0 {
+            rows.push(("planned, admitted".to_owned(), &self.latency_admitted_us));
+        }
+        rows.push(("raw, admitted".to_owned(), &self.latency_raw_us));
+        rows.push(("lateness of sends".to_owned(), &self.lateness_us));
+        if self.refused > 0 {
+            rows.push(("until refused".to_owned(), &self.refusal_latency_us));
+        }
+        if self.operations.len() > 1 {
+            for (name, operation) in &self.operations {
+                rows.push((format!("planned, {name}"), &operation.latency_us));
+                if operation.refused + operation.not_sent > 0 {
+                    rows.push(("  admitted".to_owned(), &operation.latency_admitted_us));
+                }
+            }
+        }
+        rows
     }
 }
 

@@ -30,6 +30,13 @@ pub(super) struct Percentiles {
     pub(super) count: u64,
 }
 
+impl Percentiles {
+    /// One of them, infinite where it is not there although there are values.
+    pub(super) fn of(&self, value: fn(&Self) -> Option<f64>) -> Option<f64> {
+        value(self).or((self.count > 0).then_some(f64::INFINITY))
+    }
+}
+
 /// A moment at which something was done to the system under load.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
@@ -99,6 +106,11 @@ impl Timeline {
         self.ok.len() as f64 * self.interval_s()
     }
 
+    /// Requests that failed: infinite in the percentiles.
+    pub(super) fn failed(&self) -> f64 {
+        self.failed.values().flatten().sum()
+    }
+
     fn is_sound(&self) -> bool {
         let columns = [&self.planned, &self.sent, &self.ok, &self.in_flight];
         (1.0..=1e9).contains(&self.interval_ms)
@@ -131,6 +143,7 @@ pub(super) struct Operation {
     pub(super) sent: u64,
     pub(super) ok: u64,
     pub(super) latency_us: Percentiles,
+    pub(super) latency_admitted_us: Option<Percentiles>,
     pub(super) latency_raw_us: Percentiles,
 }
 
@@ -235,6 +248,7 @@ pub(super) struct Run {
     pub(super) by_code: BTreeMap<String, u64>,
     pub(super) retried_by_code: BTreeMap<String, u64>,
     pub(super) latency_us: Percentiles,
+    pub(super) latency_admitted_us: Option<Percentiles>,
     pub(super) latency_raw_us: Percentiles,
     pub(super) operations: BTreeMap<String, Operation>,
     pub(super) cpu_s: f64,
@@ -261,6 +275,12 @@ impl Run {
     pub(super) fn failed_share(&self) -> Option<f64> {
         let failed = self.refused.saturating_add(self.unanswered).saturating_add(self.not_sent);
         (self.planned() > 0).then(|| failed as f64 / self.planned() as f64)
+    }
+
+    /// Latency of what was sent and not refused, where that is not everything.
+    pub(super) fn admitted(&self) -> Option<&Percentiles> {
+        let all = self.refused.saturating_add(self.not_sent) == 0;
+        self.latency_admitted_us.as_ref().filter(|_| !all)
     }
 }
 
@@ -336,7 +356,39 @@ pub(super) struct Drill {
     pub(super) audit: Option<Audit>,
     pub(super) targets: Vec<Verdict>,
     pub(super) passed: bool,
+    /// How it ended when it did not come to its end.
+    pub(super) ended: Option<String>,
+    /// Repetitions that the last audit saw.
+    pub(super) audited: Option<usize>,
     pub(super) repetitions: Vec<Repetition>,
+}
+
+impl Drill {
+    /// Whether it came to its end and everything was as it should be.
+    pub(super) fn has_passed(&self) -> bool {
+        self.passed && self.ended.is_none()
+    }
+
+    /// Whether the audit saw everything that was done, and all that was to be done was.
+    pub(super) fn is_audited_to_its_end(&self) -> bool {
+        let seen = self.audited.is_none_or(|audited| audited >= self.repetitions.len());
+        self.ended.is_none() && seen
+    }
+
+    /// Unavailability of the shards that were hit: p50, p99 and maximum, microseconds;
+    /// infinite where that was never answered.
+    pub(super) fn unavailable_us(&self) -> Option<[f64; 3]> {
+        if let Some(Spread { p50, p99, max, .. }) = self.unavailability {
+            return Some([p50, p99, max].map(|ms| ms * 1e3));
+        }
+        let all = self.repetitions.iter().flat_map(|one| &one.unavailability_ms);
+        let mut all: Vec<f64> =
+            all.map(|one| one.ms.map_or(f64::INFINITY, |ms| ms * 1e3)).collect();
+        all.sort_unstable_by(f64::total_cmp);
+        let last = all.len().checked_sub(1)?;
+        let rank = |share: f64| (share * all.len() as f64).ceil() as usize;
+        Some([0.5, 0.99, 1.0].map(|share| all[rank(share).saturating_sub(1).min(last)]))
+    }
 }
 
 /// One rate that a search tried.
@@ -362,6 +414,8 @@ pub(super) struct Search {
     pub(super) generator_limited: bool,
     /// The sites were full, so that there is none.
     pub(super) sites_full: bool,
+    /// How it ended; files of other versions do not say.
+    pub(super) ended: Option<String>,
     pub(super) steps: Vec<Step>,
 }
 
@@ -442,6 +496,22 @@ mod tests {
         std::fs::write(&path, "{").unwrap();
         assert!(View::load(&path).unwrap_err().message.contains("x.json"));
         assert!(View::load(&dir.path().join("missing")).is_err());
+    }
+
+    #[test]
+    fn a_shard_that_was_never_answered_is_in_the_unavailability_of_a_drill() {
+        let drill = |ms: Value| match View::of(json!({"drill": "x", "repetitions": ms})) {
+            Ok(View::Drill(drill)) => drill.unavailable_us(),
+            other => panic!("{other:?}"),
+        };
+        let of = |ms: &[Option<f64>]| {
+            let shards: Vec<Value> = ms.iter().map(|ms| json!({"shard": 1, "ms": ms})).collect();
+            drill(json!([{"unavailability_ms": shards}]))
+        };
+        let told = of(&[None, Some(90.0), Some(80.0)]).unwrap();
+        assert_eq!(told, [90_000.0, f64::INFINITY, f64::INFINITY]);
+        assert_eq!(of(&[None]), Some([f64::INFINITY; 3]));
+        assert_eq!((of(&[]), drill(json!([]))), (None, None));
     }
 
     #[test]

@@ -34,7 +34,7 @@ const CALM_FACTOR: f64 = 1.2;
 const WINDOWS_MAX: usize = 12;
 
 /// A stretch of a phase, nanoseconds since it began.
-type Span = (u64, u64);
+pub(super) type Span = (u64, u64);
 
 /// One repetition.
 #[derive(Serialize)]
@@ -85,6 +85,12 @@ pub(in crate::drill) struct Repetition {
     pub(super) timeline: Option<Columns>,
     #[serde(skip)]
     pub(super) latency: [Latency; 3],
+    /// Of what they are.
+    #[serde(skip)]
+    pub(super) spans: [Span; 3],
+    /// When the load did.
+    #[serde(skip)]
+    pub(super) began: Instant,
 }
 
 /// One affected shard.
@@ -128,6 +134,7 @@ impl Repetition {
         let calm_until_ns = begun_ns.saturating_sub(CALM_END_NS);
         let calm = (WARM_UP_NS.min(calm_until_ns), calm_until_ns);
         let calm_gap_ms = shards.iter().filter_map(|of| gap_ms(of, calm)).reduce(f64::max);
+        let spans = [calm, (begun_ns, healed_ns), (healed_ns, end_ns)];
         let measure = &outcome.measure;
         let mut timeline = outcome.timeline.clone();
         timeline.until(end_ns);
@@ -161,8 +168,9 @@ impl Repetition {
             marks: marks(&told.faults, at),
             windows: windows(&shards, calm_gap_ms.map_or(0, |ms| (ms * CALM_FACTOR * 1e6) as u64)),
             timeline: Some(timeline.columns()),
-            latency: [calm, (begun_ns, healed_ns), (healed_ns, end_ns)]
-                .map(|span| latency(&trace, span)),
+            latency: spans.map(|span| latency(&trace, span)),
+            spans,
+            began: outcome.start,
         }
     }
 
@@ -171,9 +179,10 @@ impl Repetition {
         self.failed_by_code = measure.failed_by_code();
         let span_s = measure.span_ns() as f64 / 1e9;
         self.answered_during = if span_s > 0.0 { measure.ok_in_span as f64 / span_s } else { 0.0 };
-        let (mut all, _) = measure.overall();
-        (0..measure.refused + measure.not_sent).for_each(|_| all.record_infinite());
+        // What failed is infinite in it, as in a trace.
+        let (all, _) = measure.overall();
         self.latency = [Latency::new(), all, Latency::new()];
+        self.spans = [(0, 0), (0, measure.span_ns()), (0, 0)];
     }
 
     /// What a page of a run shows of it.

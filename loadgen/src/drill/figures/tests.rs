@@ -290,6 +290,44 @@ fn only_refusals_during_the_fault_make_an_overload() {
 }
 
 #[test]
+fn phases_stand_in_the_log_of_histograms_where_they_were() {
+    let mut report = report(Drill::KillSite, vec![repetition(trace(80), 0)], 0);
+    let later = report.began + Duration::from_secs(60);
+    report.repetitions.push(Repetition { began: later, ..repetition(trace(80), 0) });
+    report.repetitions[0].began = report.began;
+    let phases = report.phases();
+    let told: Vec<_> = phases
+        .iter()
+        .map(|part| (part.tag.as_str(), part.from.as_millis(), part.length.as_millis()))
+        .collect();
+    let of_each = [("before", 500, 1_400), ("during", 2_000, 1_000), ("after", 3_000, 900)];
+    let mut expected = Vec::new();
+    for (number, at) in [(1, 0), (2, 60_000)] {
+        let tag = |phase: &str| format!("{number}.{phase}.planned");
+        expected.extend(of_each.map(|(phase, from, length)| (tag(phase), at + from, length)));
+    }
+    let expected: Vec<_> =
+        expected.iter().map(|(tag, from, length)| (tag.as_str(), *from, *length)).collect();
+    assert_eq!(told, expected);
+}
+
+#[test]
+fn a_load_without_a_trace_counts_its_failures_once() {
+    let mut measure = Measure::new(0, 2_000 * MS);
+    for n in 0..98 {
+        let sample = crate::measure::Sample { op: Op::Pay, planned_ns: n, sent_ns: n };
+        let paid = crate::measure::Business::Order(protocol::code::OrderState::Paid);
+        measure.answered(sample, (Code::Ok, paid), 1, n + MS);
+    }
+    (0..2).for_each(|_| measure.not_sent(Op::Pay, 0));
+    let mut one = repetition(trace(0), 0);
+    one.of_measure(&measure);
+    let during = &one.latency[1];
+    assert_eq!((during.count(), during.infinite()), (100, 2));
+    assert_eq!(one.spans[1], (0, 2_000 * MS));
+}
+
+#[test]
 fn percentiles_are_of_the_nearest_rank() {
     let spread = Spread::of((1..=200).map(|ms| Some(f64::from(ms)))).unwrap();
     assert_eq!((spread.p50, spread.p99, spread.max, spread.count), (100.0, 198.0, 200.0, 200));
