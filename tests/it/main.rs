@@ -7,6 +7,7 @@ mod clock_step;
 mod cluster;
 mod damage;
 mod drill;
+mod front;
 mod full_disk;
 mod generator;
 mod members;

@@ -39,6 +39,19 @@ pub async fn connect(
     deployment: &Deployment,
     credentials: &Credentials<'_>,
 ) -> Result<quinn::Connection, String> {
+    let address: SocketAddr = deployment.address("gateway", "listen").parse().expect("an address");
+    client(deployment, credentials)
+        .connect(address, "site-1.site.payswitch")
+        .map_err(|error| error.to_string())?
+        .await
+        .map_err(|error| error.to_string())
+}
+
+/// An endpoint that connects with these credentials.
+///
+/// # Panics
+/// When the deployment's files cannot be used.
+pub fn client(deployment: &Deployment, credentials: &Credentials<'_>) -> quinn::Endpoint {
     let mut roots = rustls::RootCertStore::empty();
     let ca = CertificateDer::from_pem_file(deployment.file("certs/ca.pem")).expect("the CA");
     roots.add(ca).expect("a usable CA");
@@ -58,13 +71,9 @@ pub async fn connect(
     };
     tls.alpn_protocols = vec![credentials.alpn.to_vec()];
     let crypto = QuicClientConfig::try_from(tls).expect("QUIC ciphers");
-    let endpoint = quinn::Endpoint::client(([127, 0, 0, 1], 0).into()).expect("a socket");
-    let address: SocketAddr = deployment.address("gateway", "listen").parse().expect("an address");
+    let mut endpoint = quinn::Endpoint::client(([127, 0, 0, 1], 0).into()).expect("a socket");
+    endpoint.set_default_client_config(quinn::ClientConfig::new(Arc::new(crypto)));
     endpoint
-        .connect_with(quinn::ClientConfig::new(Arc::new(crypto)), address, "site-1.site.payswitch")
-        .map_err(|error| error.to_string())?
-        .await
-        .map_err(|error| error.to_string())
 }
 
 /// A merchant's id and signing key.

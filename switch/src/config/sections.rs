@@ -74,7 +74,7 @@ pub struct GatewayConfig {
     #[serde(default = "defaults::in_flight_max")]
     pub in_flight_max: u32,
     /// Most handshakes under way: at it new connections are refused. From half of
-    /// it on addresses must be validated (Retry).
+    /// it on addresses must be validated (Retry). One host has a quarter of it.
     #[serde(default = "defaults::handshakes_max")]
     pub handshakes_max: u32,
     /// Longest handshake.
@@ -231,7 +231,8 @@ pub struct WorkerConfig {
     pub block_max_bytes: u32,
     /// Processor the worker is pinned to; absent: not pinned.
     pub cpu: Option<u16>,
-    /// Unanswered requests of all connections before new ones are shed.
+    /// Unanswered requests of all connections before new ones are shed. Where there are
+    /// several gateways, each has half of it at most.
     pub outstanding_max: u32,
 }
 

@@ -295,7 +295,15 @@ pub enum Input<'a> {
         /// The gateway: it gets events of the merchants it is allowed for.
         gateway: u16,
     },
-    /// A subscriber took an event over.
+    /// A subscription ended, its connection lives on.
+    Unsubscribe {
+        /// `Waiter::connection`.
+        connection: u64,
+        /// `Waiter::stream`.
+        stream: u32,
+    },
+    /// A subscriber took an event over. Counts only from the connection and stream of a
+    /// subscription whose gateway may have the event.
     EventAck {
         /// Which.
         event_id: u64,

@@ -191,7 +191,10 @@ impl Engine {
             Input::Refund(refund) => self.refund(&refund, now, out),
             Input::QueryRefund(query) => self.query_refund(&query, now, out),
             Input::Subscribe { waiter, gateway } => self.subscribe(waiter, gateway, now, out),
-            Input::EventAck { event_id, .. } => self.event_ack(event_id, now, out),
+            Input::Unsubscribe { connection, stream } => {
+                self.outbox.unsubscribe(connection, stream);
+            }
+            Input::EventAck { event_id, waiter } => self.event_ack(event_id, &waiter, now, out),
             Input::ConnectionClosed { connection } => self.connection_closed(connection),
             Input::Evidence { operation, evidence } => {
                 self.evidence(operation, &evidence, now, out);

@@ -54,6 +54,12 @@ struct Subscriber {
     gateway: u16,
 }
 
+impl Subscriber {
+    fn is_on(&self, connection: u64, stream: u32) -> bool {
+        (self.waiter.connection, self.waiter.stream) == (connection, stream)
+    }
+}
+
 pub(super) struct Outbox {
     shard: u16,
     events: HashMap<u64, Held>,
@@ -106,8 +112,15 @@ impl Outbox {
         backlog.into_iter().chain(self.again.front().map(|(due, _)| due)).min()
     }
 
-    pub(super) fn unsubscribe(&mut self, connection: u64) {
+    /// Every subscription of a connection ends.
+    pub(super) fn unsubscribe_all(&mut self, connection: u64) {
         self.subscribers.retain(|subscriber| subscriber.waiter.connection != connection);
+    }
+
+    /// One subscription ends. What it got and did not acknowledge goes to others
+    /// when it is due again.
+    pub(super) fn unsubscribe(&mut self, connection: u64, stream: u32) {
+        self.subscribers.retain(|subscriber| !subscriber.is_on(connection, stream));
     }
 
     /// A new leader does not know what was delivered: all of it, again.
@@ -186,9 +199,7 @@ impl Engine {
     /// that comes to lead finds those that were made while another did.
     pub(super) fn subscribe(&mut self, waiter: Waiter, gateway: u16, now: Now, out: &mut Outputs) {
         let subscribers = &mut self.outbox.subscribers;
-        subscribers.retain(|known| {
-            (known.waiter.connection, known.waiter.stream) != (waiter.connection, waiter.stream)
-        });
+        subscribers.retain(|known| !known.is_on(waiter.connection, waiter.stream));
         if subscribers.len() >= SUBSCRIBERS_MAX {
             return;
         }
@@ -201,8 +212,26 @@ impl Engine {
         self.deliver_new(now, out);
     }
 
-    pub(super) fn event_ack(&mut self, event_id: u64, now: Now, out: &mut Outputs) {
-        if self.term.is_some() {
+    /// Ids can be guessed, so only a subscriber that may have the event, and only once
+    /// it was delivered, takes it over. Anybody else's word counts for nothing: a
+    /// subscriber of before that has a new stream, or whose event the leader before this
+    /// one had delivered, hears it again.
+    pub(super) fn event_ack(
+        &mut self,
+        event_id: u64,
+        waiter: &Waiter,
+        now: Now,
+        out: &mut Outputs,
+    ) {
+        if self.term.is_none() {
+            return;
+        }
+        let Some(held) = self.outbox.events.get(&event_id) else { return };
+        let takes = |subscriber: &Subscriber| {
+            subscriber.is_on(waiter.connection, waiter.stream)
+                && self.may_have(subscriber.gateway, held.payment)
+        };
+        if held.tries > 0 && self.outbox.subscribers.iter().any(takes) {
             self.drop_event(event_id, false, now, out);
         }
     }
@@ -256,19 +285,22 @@ impl Engine {
     /// A subscriber whose gateway may have the payment's events; they take turns.
     fn pick_subscriber(&mut self, sequence: u64) -> Option<Waiter> {
         let count = self.outbox.subscribers.len();
-        let merchant = &self.merchants.at(self.orders[sequence].merchant).merchant;
         for offset in 0..count {
             let at = (self.outbox.turn + offset) % count;
             let subscriber = self.outbox.subscribers[at];
-            let name = self.config.gateways.get(usize::from(subscriber.gateway).wrapping_sub(1));
-            let allowed = merchant.gateways.is_empty()
-                || name.is_some_and(|name| merchant.gateways.contains(name));
-            if allowed {
+            if self.may_have(subscriber.gateway, sequence) {
                 self.outbox.turn = at + 1;
                 return Some(subscriber.waiter);
             }
         }
         None
+    }
+
+    /// Whether a gateway may have the events of a payment: it may speak for its merchant.
+    fn may_have(&self, gateway: u16, sequence: u64) -> bool {
+        let merchant = &self.merchants.at(self.orders[sequence].merchant).merchant;
+        let name = self.config.gateways.get(usize::from(gateway).wrapping_sub(1));
+        merchant.gateways.is_empty() || name.is_some_and(|name| merchant.gateways.contains(name))
     }
 
     fn event_of(&self, id: u64, held: &Held) -> Event {

@@ -288,7 +288,7 @@ impl Engine {
 
     /// A gateway connection ended.
     pub(super) fn connection_closed(&mut self, connection: u64) {
-        self.outbox.unsubscribe(connection);
+        self.outbox.unsubscribe_all(connection);
         let waits = &self.waiters.waits;
         let gone: Vec<u32> = waits
             .indexes()

@@ -4,7 +4,7 @@
 //! Never executes a request: valid ones go to the open batch of their lane,
 //! invalid ones are answered here.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
@@ -18,9 +18,12 @@ use tokio::sync::Notify;
 
 use super::clock;
 use super::directory::{Peer, mapped};
+use super::handshakes::{Admission, Handshakes};
+use super::inbox::Item;
 use super::net::{Net, stream_slot};
 use super::notice::Told;
 use super::request;
+use super::stream::{Stream, Streams};
 use crate::config::Config;
 use crate::engine::input::Waiter;
 use crate::engine::output::{Reply, ReplyBody};
@@ -33,26 +36,6 @@ const GO_AWAY_MIN: Duration = Duration::from_secs(2);
 /// Unread answers of one stream before its connection is closed, bytes.
 const UNREAD_MAX: usize = 1 << 20;
 
-/// One long-lived or single-use stream of a connection.
-pub struct Stream {
-    /// Slot within the connection.
-    pub slot: u32,
-    /// Frames to write.
-    pub buffer: RefCell<Vec<u8>>,
-    /// Requests without answer.
-    pub pending: Cell<u32>,
-    /// The peer finished its side.
-    finished: Cell<bool>,
-    /// The write side failed or ended.
-    closed: Cell<bool>,
-    /// Events flow on it: it stays open after the peer finished.
-    pub subscribed: Cell<bool>,
-    /// When an unfinished frame began, monotonic microseconds; 0: none.
-    partial_since_us: Cell<u64>,
-    dirty: Cell<bool>,
-    wake: Notify,
-}
-
 /// A gateway's connection.
 pub struct Connection {
     /// Slot and generation.
@@ -63,8 +46,14 @@ pub struct Connection {
     pub gateway: u16,
     /// Requests without answer.
     pub in_flight: Cell<u32>,
+    /// The same of all connections of its gateway.
+    pub of_gateway: Rc<Cell<usize>>,
+    /// Most of those.
+    pub of_gateway_max: usize,
+    /// It is closed or forgotten: what is still read of it counts for nothing.
+    pub gone: Cell<bool>,
     quic: quinn::Connection,
-    streams: RefCell<Vec<Option<Rc<Stream>>>>,
+    streams: Streams,
     dirty: Cell<bool>,
     /// There is something to say on the control stream.
     control: Notify,
@@ -74,84 +63,67 @@ pub struct Connection {
 }
 
 impl Connection {
-    fn stream(&self, slot: u32) -> Option<Rc<Stream>> {
-        self.streams.borrow().get(slot as usize).cloned().flatten()
-    }
-
-    fn add_stream(&self) -> Rc<Stream> {
-        let mut streams = self.streams.borrow_mut();
-        let slot = streams.iter().position(Option::is_none).unwrap_or_else(|| {
-            streams.push(None);
-            streams.len() - 1
-        });
-        let stream = Rc::new(Stream {
-            slot: slot as u32,
-            buffer: RefCell::new(Vec::new()),
-            pending: Cell::new(0),
-            finished: Cell::new(false),
-            closed: Cell::new(false),
-            subscribed: Cell::new(false),
-            partial_since_us: Cell::new(0),
-            dirty: Cell::new(false),
-            wake: Notify::new(),
-        });
-        streams[slot] = Some(Rc::clone(&stream));
-        stream
-    }
-
-    /// Frees a stream's slot once nothing can be answered on it any more, so
-    /// that a late answer never reaches a newer stream.
-    fn release_stream(&self, stream: &Stream) {
-        if stream.closed.get()
-            && stream.pending.get() == 0
-            && let Some(slot) = self.streams.borrow_mut().get_mut(stream.slot as usize)
-        {
-            *slot = None;
-        }
-    }
-
     /// Encodes an answer into its stream's buffer.
     pub fn reply(self: &Rc<Self>, reply: &Reply, dirty: &mut Vec<Rc<Connection>>) {
         let waiter = &reply.waiter;
-        let Some(stream) = self.stream(stream_slot(waiter.stream)) else { return };
+        let Some(stream) = self.streams.get(stream_slot(waiter.stream)) else { return };
         stream.pending.set(stream.pending.get().saturating_sub(1));
+        if stream.closed.get() {
+            self.streams.release(&stream);
+            return;
+        }
         encode_reply(reply, &mut stream.buffer.borrow_mut());
         self.touch(&stream, dirty);
     }
 
-    /// Encodes an event into its subscriber's buffer.
-    pub fn event(self: &Rc<Self>, waiter: &Waiter, event: &Event, dirty: &mut Vec<Rc<Connection>>) {
-        let Some(stream) = self.stream(stream_slot(waiter.stream)) else { return };
+    /// Encodes an event into its subscriber's buffer, unless the subscription has ended
+    /// meanwhile: it comes again then, to another one. Returns whether it was encoded.
+    pub fn event(
+        self: &Rc<Self>,
+        waiter: &Waiter,
+        event: &Event,
+        dirty: &mut Vec<Rc<Connection>>,
+    ) -> bool {
+        let Some(stream) = self.streams.get(stream_slot(waiter.stream)) else { return false };
+        if stream.name != waiter.stream || !stream.subscribed.get() {
+            return false;
+        }
         event.encode_frame(waiter.correlation, &mut stream.buffer.borrow_mut());
         self.touch(&stream, dirty);
+        true
     }
 
     fn touch(self: &Rc<Self>, stream: &Rc<Stream>, dirty: &mut Vec<Rc<Connection>>) {
-        if stream.closed.get() {
-            self.release_stream(stream);
-            return;
-        }
         stream.dirty.set(true);
-        if stream.buffer.borrow().len() > UNREAD_MAX {
-            self.close(CloseCode::SlowPeer, "answers are not read");
-        }
+        self.bound_unread(stream);
         if !self.dirty.replace(true) {
             dirty.push(Rc::clone(self));
+        }
+    }
+
+    /// Closes the connection when what waits to be written on the stream is too much.
+    fn bound_unread(&self, stream: &Stream) {
+        if stream.closed.get() {
+            // The peer wants to hear nothing there.
+            stream.buffer.take();
+        } else if stream.buffer.borrow().len() > UNREAD_MAX {
+            self.close(CloseCode::SlowPeer, "answers are not read");
         }
     }
 
     /// Wakes the writers of the streams that got something.
     pub fn wake_streams(&self) {
         self.dirty.set(false);
-        for stream in self.streams.borrow().iter().flatten() {
+        self.streams.each(|stream| {
             if stream.dirty.replace(false) {
                 stream.wake.notify_one();
             }
-        }
+        });
     }
 
     /// Closes the connection with a code and a reason for the peer's log.
     pub fn close(&self, code: CloseCode, reason: &str) {
+        self.gone.set(true);
         self.quic.close(code.wire().into(), reason.as_bytes());
     }
 
@@ -207,39 +179,42 @@ pub struct Front {
 impl Front {
     /// Accepts connections until the endpoint closes.
     pub async fn run(self: Rc<Self>, endpoint: quinn::Endpoint) {
-        let handshakes = Rc::new(Cell::new(0_u32));
+        let limits = &self.config.gateway;
+        let handshakes = Handshakes::new(limits.handshakes_max);
         while let Some(incoming) = endpoint.accept().await {
-            let limits = &self.config.gateway;
-            if self.net.connections().len() >= limits.connections_max as usize
-                || handshakes.get() >= limits.handshakes_max
-            {
-                self.net.metrics.connections_refused.add(1);
-                incoming.refuse();
-                continue;
-            }
-            // Half the budget of handshakes in use: make addresses prove themselves.
-            if handshakes.get() * 2 >= limits.handshakes_max && !incoming.remote_address_validated()
-            {
-                // Retry only fails for validated addresses, which this one is not.
-                drop(incoming.retry());
-                continue;
-            }
-            handshakes.set(handshakes.get() + 1);
-            self.net.metrics.handshakes.set(handshakes.get().into());
-            let front = Rc::clone(&self);
-            let handshakes = Rc::clone(&handshakes);
-            let handshake_max = Duration::from_millis(self.config.gateway.handshake_timeout_ms);
-            tokio::task::spawn_local(async move {
-                let accepted = tokio::time::timeout(handshake_max, incoming).await;
-                handshakes.set(handshakes.get() - 1);
-                front.net.metrics.handshakes.set(handshakes.get().into());
-                if let Ok(Ok(quic)) = accepted {
-                    front.serve(quic).await;
-                } else {
-                    front.net.metrics.connections_refused.add(1);
+            let address = incoming.remote_address().ip();
+            let admission = if self.net.connections().len() >= limits.connections_max as usize {
+                Admission::Refused
+            } else {
+                handshakes.admit(address, incoming.remote_address_validated())
+            };
+            match admission {
+                Admission::Taken(handshake) => {
+                    self.net.metrics.handshakes.set(handshakes.total().into());
+                    let (front, handshakes) = (Rc::clone(&self), Rc::clone(&handshakes));
+                    tokio::task::spawn_local(async move {
+                        let accepted = front.shake_hands(incoming).await;
+                        drop(handshake);
+                        front.net.metrics.handshakes.set(handshakes.total().into());
+                        match accepted {
+                            Some(quic) => front.serve(quic).await,
+                            None => front.net.metrics.connections_refused.add(1),
+                        }
+                    });
                 }
-            });
+                // Retry only fails for validated addresses, which this one is not.
+                Admission::Unproven => drop(incoming.retry()),
+                Admission::Refused => {
+                    self.net.metrics.connections_refused.add(1);
+                    incoming.refuse();
+                }
+            }
         }
+    }
+
+    async fn shake_hands(&self, incoming: quinn::Incoming) -> Option<quinn::Connection> {
+        let allowed = Duration::from_millis(self.config.gateway.handshake_timeout_ms);
+        tokio::time::timeout(allowed, incoming).await.ok()?.ok()
     }
 
     async fn serve(self: Rc<Self>, quic: quinn::Connection) {
@@ -251,35 +226,69 @@ impl Front {
                 return;
             }
         };
-        let connection = self.net.register(|id| Connection {
-            id,
-            peer,
-            gateway,
-            in_flight: Cell::new(0),
-            quic: quic.clone(),
-            streams: RefCell::new(Vec::new()),
-            dirty: Cell::new(false),
-            control: Notify::new(),
-            leaving_since_us: Cell::new(0),
-            opened_us: clock::mono_us(),
-        });
+        let connection = self.net.register(|id| self.connection(id, peer, gateway, &quic));
         let control = Rc::clone(&connection);
         let front = Rc::clone(&self);
         tokio::task::spawn_local(async move { front.run_control(&control).await });
         while let Ok((send, recv)) = quic.accept_bi().await {
-            let stream = connection.add_stream();
-            let writer = (Rc::clone(&connection), Rc::clone(&stream));
-            tokio::task::spawn_local(async move { write(&writer.0, &writer.1, send).await });
-            let front = Rc::clone(&self);
-            let connection = Rc::clone(&connection);
-            tokio::task::spawn_local(async move { front.read(&connection, &stream, recv).await });
+            self.open_stream(&connection, send, recv);
         }
-        for stream in connection.streams.borrow().iter().flatten() {
+        // What had come with the end is handed out before it: readers may only now begin.
+        self.net.unregister(&connection);
+        connection.streams.each(|stream| {
             stream.closed.set(true);
             stream.wake.notify_one();
-        }
+        });
         connection.go_away();
-        self.net.unregister(&connection);
+    }
+
+    /// How many requests of one gateway may be unanswered: half of all, where there are
+    /// others to leave room for.
+    fn gateway_share(&self) -> usize {
+        let all = self.net.settings.outstanding_max;
+        if self.config.gateways.len() > 1 { all.div_ceil(2) } else { all }
+    }
+
+    fn connection(
+        &self,
+        id: u64,
+        peer: Peer,
+        gateway: u16,
+        quic: &quinn::Connection,
+    ) -> Connection {
+        Connection {
+            id,
+            peer,
+            gateway,
+            in_flight: Cell::new(0),
+            of_gateway: self.net.unanswered_of(gateway),
+            of_gateway_max: self.gateway_share(),
+            gone: Cell::new(false),
+            quic: quic.clone(),
+            streams: Streams::default(),
+            dirty: Cell::new(false),
+            control: Notify::new(),
+            leaving_since_us: Cell::new(0),
+            opened_us: clock::mono_us(),
+        }
+    }
+
+    fn open_stream(
+        self: &Rc<Self>,
+        connection: &Rc<Connection>,
+        mut send: quinn::SendStream,
+        mut recv: quinn::RecvStream,
+    ) {
+        let Some(stream) = connection.streams.open() else {
+            // Fail only when the stream has ended already.
+            drop(send.reset(CloseCode::Overload.wire().into()));
+            drop(recv.stop(CloseCode::Overload.wire().into()));
+            return;
+        };
+        let (front, writer) = (Rc::clone(self), (Rc::clone(connection), Rc::clone(&stream)));
+        tokio::task::spawn_local(async move { front.write(&writer.0, &writer.1, send).await });
+        let (front, connection) = (Rc::clone(self), Rc::clone(connection));
+        tokio::task::spawn_local(async move { front.read(&connection, &stream, recv).await });
     }
 
     /// Reads the gateway's identity off its certificate.
@@ -351,7 +360,22 @@ impl Front {
         connection.quic.closed().await;
     }
 
+    /// Reads a stream to its end.
     async fn read(
+        &self,
+        connection: &Rc<Connection>,
+        stream: &Rc<Stream>,
+        recv: quinn::RecvStream,
+    ) {
+        self.read_frames(connection, stream, recv).await;
+        stream.partial_since_us.set(0);
+        self.unsubscribe(connection, stream);
+        stream.finished.set(true);
+        stream.wake.notify_one();
+        connection.streams.release(stream);
+    }
+
+    async fn read_frames(
         &self,
         connection: &Rc<Connection>,
         stream: &Rc<Stream>,
@@ -360,35 +384,84 @@ impl Front {
         let mut chunks: [Bytes; 64] = std::array::from_fn(|_| Bytes::new());
         let mut splitter = Splitter::new();
         while let Ok(Some(count)) = recv.read_chunks(&mut chunks).await {
-            let now = clock::now();
-            let mut wrote = false;
-            for chunk in &chunks[..count] {
-                let split = splitter.push(chunk, |header, body| {
+            let mut now = clock::now();
+            let mut completed = false;
+            for chunk in &mut chunks[..count] {
+                let chunk = std::mem::take(chunk);
+                if stream.subscribed.get() {
+                    self.have_room(connection, stream).await;
+                    now = clock::now();
+                }
+                if connection.gone.get() {
+                    return;
+                }
+                let mut wrote = false;
+                let split = splitter.push(&chunk, |header, body| {
+                    completed = true;
                     wrote |= request::frame(&self.net, connection, stream, header, body, now);
                 });
                 if let Err(error) = split {
                     connection.close(error.close_code(), "not a frame of this protocol");
                     return;
                 }
+                // Answers of the worker are bounded where they come in, these here.
+                if wrote {
+                    connection.bound_unread(stream);
+                    stream.wake.notify_one();
+                }
             }
-            for chunk in &mut chunks[..count] {
-                *chunk = Bytes::new();
-            }
-            let since = if splitter.is_empty() { 0 } else { now.mono_us.max(1) };
-            if since == 0 || stream.partial_since_us.get() == 0 {
-                stream.partial_since_us.set(since);
-            }
-            if wrote {
-                stream.wake.notify_one();
-            }
+            stream.has_read(completed, !splitter.is_empty(), now.mono_us);
         }
-        stream.partial_since_us.set(0);
-        stream.finished.set(true);
-        stream.wake.notify_one();
     }
 
-    /// Once a second: publishes how many requests are unanswered, closes connections that leave frames unfinished or are
-    /// past their age.
+    /// Acknowledgements have no answer that could refuse them: where they come faster than
+    /// the worker takes them, the stream that brings them is not read.
+    async fn have_room(&self, connection: &Connection, stream: &Stream) {
+        while self.net.is_crowded() && !connection.gone.get() {
+            // It is not the peer that keeps us waiting.
+            stream.partial_since_us.set(0);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// A subscription ends with either side of its stream: nobody could acknowledge, or
+    /// hear, what is told on it.
+    fn unsubscribe(&self, connection: &Connection, stream: &Stream) {
+        if stream.subscribed.replace(false) && !connection.gone.get() {
+            self.net.broadcast(|| Item::Unsubscribe(connection.id, stream.name));
+        }
+    }
+
+    /// Writes a stream's buffer whenever it was woken; ends when the peer has
+    /// finished and everything is answered.
+    async fn write(
+        &self,
+        connection: &Rc<Connection>,
+        stream: &Rc<Stream>,
+        mut send: quinn::SendStream,
+    ) {
+        while !stream.closed.get() {
+            let bytes = std::mem::take(&mut *stream.buffer.borrow_mut());
+            if !bytes.is_empty() {
+                if send.write_chunk(Bytes::from(bytes)).await.is_err() {
+                    break;
+                }
+                continue;
+            }
+            if stream.finished.get() && stream.pending.get() == 0 {
+                // Fails only when the stream is already gone.
+                drop(send.finish());
+                break;
+            }
+            stream.wake.notified().await;
+        }
+        stream.closed.set(true);
+        self.unsubscribe(connection, stream);
+        connection.streams.release(stream);
+    }
+
+    /// Once a second: publishes how many requests are unanswered, closes connections that
+    /// leave frames unfinished or are past their age.
     pub async fn run_sweeper(self: Rc<Self>) {
         let frame_us = self.config.gateway.frame_timeout_ms * 1000;
         let age_us = self.config.gateway.connection_age_h * 3_600_000_000;
@@ -398,11 +471,7 @@ impl Front {
             self.net.metrics.in_flight.set(self.net.outstanding.get() as u64);
             let now = clock::mono_us();
             for connection in self.net.connections() {
-                let stalled = connection.streams.borrow().iter().flatten().any(|stream| {
-                    let since = stream.partial_since_us.get();
-                    since != 0 && now.saturating_sub(since) > frame_us
-                });
-                if stalled {
+                if connection.streams.is_stalled(now, frame_us) {
                     connection.close(CloseCode::SlowPeer, "a frame was left unfinished");
                 } else if connection.is_overstayed(now) {
                     connection.close(CloseCode::Draining, "the connection was told to go");
@@ -414,44 +483,5 @@ impl Front {
     }
 }
 
-/// Writes a stream's buffer whenever it was woken; ends when the peer has
-/// finished and everything is answered.
-async fn write(connection: &Rc<Connection>, stream: &Rc<Stream>, mut send: quinn::SendStream) {
-    while !stream.closed.get() {
-        let bytes = std::mem::take(&mut *stream.buffer.borrow_mut());
-        if !bytes.is_empty() {
-            if send.write_chunk(Bytes::from(bytes)).await.is_err() {
-                break;
-            }
-            continue;
-        }
-        if stream.finished.get() && stream.pending.get() == 0 && !stream.subscribed.get() {
-            // Fails only when the stream is already gone.
-            drop(send.finish());
-            break;
-        }
-        stream.wake.notified().await;
-    }
-    stream.closed.set(true);
-    connection.release_stream(stream);
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn who_was_told_to_go_is_waited_for_only_while_something_is_unanswered() {
-        let second = 1_000_000;
-        for (told_us, in_flight, ended) in [
-            (0, 0, false),
-            (2 * second, 0, false),
-            (2 * second + 1, 0, true),
-            (2 * second + 1, 1, false),
-            (10 * second, 1, false),
-            (10 * second + 1, 1, true),
-        ] {
-            assert_eq!(has_had_its_time(told_us, in_flight), ended, "{told_us} {in_flight}");
-        }
-    }
-}
+mod tests;

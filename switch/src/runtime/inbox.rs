@@ -36,6 +36,9 @@ pub enum Item {
     Evidence(OperationId, Evidence),
     /// A subscriber of events, for every shard.
     Subscribe(Waiter, u16),
+    /// A subscription of a connection that lives on ended, with the stream's name; for every
+    /// shard.
+    Unsubscribe(u64, u32),
     /// An event was taken over; the shard comes from the event id's sender.
     EventAck(u64, Waiter),
     /// A connection ended, for every shard.

@@ -15,6 +15,7 @@ mod ferry;
 mod forgotten;
 mod forward;
 mod gateway;
+mod handshakes;
 mod held;
 mod inbox;
 mod link;
@@ -25,6 +26,7 @@ mod peer;
 mod reload;
 mod request;
 mod standing;
+mod stream;
 #[cfg(test)]
 mod testing;
 mod worker;

@@ -79,6 +79,8 @@ pub struct Net {
     held: RefCell<Held>,
     connections: RefCell<Vec<Slot>>,
     free: RefCell<Vec<u32>>,
+    /// Unanswered requests of each gateway, by its number.
+    by_gateway: RefCell<Vec<Rc<Cell<usize>>>>,
     flush: Notify,
     /// Unanswered requests.
     pub outstanding: Cell<usize>,
@@ -127,6 +129,7 @@ impl Net {
             held: RefCell::default(),
             connections: RefCell::new(Vec::new()),
             free: RefCell::new(Vec::new()),
+            by_gateway: RefCell::default(),
             flush: Notify::new(),
             outstanding: Cell::new(0),
             draining: Cell::new(false),
@@ -151,8 +154,19 @@ impl Net {
         connection
     }
 
-    /// Forgets a connection and tells the workers.
+    /// The count of a gateway's unanswered requests, which its connections share.
+    pub fn unanswered_of(&self, gateway: u16) -> Rc<Cell<usize>> {
+        let mut counts = self.by_gateway.borrow_mut();
+        let at = usize::from(gateway);
+        if counts.len() <= at {
+            counts.resize_with(at + 1, Rc::default);
+        }
+        Rc::clone(&counts[at])
+    }
+
+    /// Forgets a connection and tells the workers. Nothing that is read of it later counts.
     pub fn unregister(&self, connection: &Connection) {
+        connection.gone.set(true);
         let slot = connection.id as u32;
         if let Some(entry) = self.connections.borrow_mut().get_mut(slot as usize) {
             entry.connection = None;
@@ -161,6 +175,8 @@ impl Net {
         self.metrics.connections.sub(1);
         let unanswered = connection.in_flight.get() as usize;
         self.outstanding.set(self.outstanding.get().saturating_sub(unanswered));
+        let of_gateway = &connection.of_gateway;
+        of_gateway.set(of_gateway.get().saturating_sub(unanswered));
         if unanswered > 0
             && let Some(forward) = &self.forward
         {
@@ -237,8 +253,21 @@ impl Net {
     /// Whether an open batch has so much in it that it should leave before whole packets
     /// of requests are added: one packet holds three quarters of what a batch may.
     pub fn is_filling(&self) -> bool {
-        let many = self.settings.batch_items_max / 8;
-        self.lanes.iter().any(|lane| lane.batch.borrow().items.len() >= many)
+        self.holds(self.settings.batch_items_max / 8)
+    }
+
+    /// Whether an open batch is half full: as far as what cannot be refused fills it.
+    pub fn is_crowded(&self) -> bool {
+        self.holds(self.settings.batch_items_max.div_ceil(2))
+    }
+
+    /// Whether an open batch holds so much that requests are shed.
+    pub fn is_batch_full(&self) -> bool {
+        self.holds(self.settings.batch_items_max)
+    }
+
+    fn holds(&self, items: usize) -> bool {
+        self.lanes.iter().any(|lane| lane.batch.borrow().items.len() >= items)
     }
 
     /// Whether what the directory says against a request of the shard is the last word:
@@ -412,8 +441,10 @@ impl Net {
             connection.reply(reply, dirty);
         }
         for (waiter, event) in &out.events {
-            if let Some(connection) = self.find(waiter.connection) {
-                connection.event(waiter, event, dirty);
+            if let Some(connection) = self.find(waiter.connection)
+                && connection.event(waiter, event, dirty)
+            {
+                self.metrics.events.add(1);
             }
         }
         for (ticket, result) in &out.admin {
@@ -431,6 +462,7 @@ impl Net {
     fn answered(&self, connection: &Connection, reply: &Reply, now_us: u64) {
         self.outstanding.set(self.outstanding.get().saturating_sub(1));
         connection.in_flight.set(connection.in_flight.get().saturating_sub(1));
+        connection.of_gateway.set(connection.of_gateway.get().saturating_sub(1));
         let code = match &reply.body {
             ReplyBody::Order(body) => body.code,
             ReplyBody::Refund(body) => body.code,
@@ -516,6 +548,12 @@ pub fn stamp_stream(slot: u32, now_us: u64) -> u32 {
 /// The stream slot of a stamped stream field.
 pub fn stream_slot(stamped: u32) -> u32 {
     stamped & (STREAMS_MAX - 1)
+}
+
+/// Names the `opened`th stream of a connection, in `slot`. No other one that the
+/// connection opens within four million has the same name.
+pub fn stream_name(slot: u32, opened: u32) -> u32 {
+    slot | opened << STREAM_BITS
 }
 
 fn stamp_age_us(stamped: u32, now_us: u64) -> u64 {

@@ -17,9 +17,10 @@ use protocol::message::{
 use sha2::{Digest, Sha256};
 
 use super::forward::{Incoming, Placed};
-use super::gateway::{Connection, Stream};
+use super::gateway::Connection;
 use super::inbox::Item;
 use super::net::{Net, stamp_stream};
+use super::stream::Stream;
 use crate::engine::Now;
 use crate::engine::input::{OrderInput, Origin, PayInput, QueryRefundInput, RefundInput, Waiter};
 use crate::metrics::Op;
@@ -58,7 +59,8 @@ struct Authorised<'a> {
     second: bool,
 }
 
-/// Takes one frame. Returns whether an answer was put into the stream's buffer.
+/// Takes one frame. Returns whether an answer was put into the stream's buffer. What
+/// comes of a connection that is gone is not looked at: its end was told to everybody.
 pub fn frame(
     net: &Rc<Net>,
     connection: &Rc<Connection>,
@@ -67,6 +69,9 @@ pub fn frame(
     body: &[u8],
     now: Now,
 ) -> bool {
+    if connection.gone.get() {
+        return false;
+    }
     let waiter = Waiter {
         connection: connection.id,
         stream: stamp_stream(stream.slot, now.mono_us),
@@ -102,6 +107,9 @@ impl Context<'_> {
         }
         if self.connection.in_flight.get() >= self.net.settings.in_flight_max {
             return Err(Code::TooManyInFlight.into());
+        }
+        if self.connection.of_gateway.get() >= self.connection.of_gateway_max {
+            return Err(Code::Overloaded.into());
         }
         match self.waiter.kind {
             kind::PAY => self.pay(body),
@@ -211,8 +219,15 @@ impl Context<'_> {
         if let Err(error) = Subscribe::decode(body) {
             return self.error(error.code(), "subscribe");
         }
+        if self.stream.closed.get() {
+            // Nobody would hear the events.
+            return false;
+        }
+        if self.net.is_batch_full() {
+            return self.error(Code::Overloaded, "subscribe");
+        }
         self.stream.subscribed.set(true);
-        let waiter = Waiter { stream: self.stream.slot, ..self.waiter };
+        let waiter = Waiter { stream: self.stream.name, ..self.waiter };
         self.net.broadcast(|| Item::Subscribe(waiter, self.connection.gateway));
         let out = &mut self.stream.buffer.borrow_mut();
         Subscribe::reply_frame(self.waiter.correlation, out);
@@ -220,12 +235,14 @@ impl Context<'_> {
     }
 
     fn ack(&self, body: &[u8]) -> bool {
-        let waiter = Waiter { stream: self.stream.slot, ..self.waiter };
+        let waiter = Waiter { stream: self.stream.name, ..self.waiter };
         match Ack::decode(body) {
             Ok(ack) => {
                 // An event's id leads with its payment's transaction shard.
                 let shard = crate::engine::event_shard(ack.event_id);
-                if shard < self.net.settings.shards {
+                // Only who was told of an event can have taken it over; the engine has the
+                // last word on that.
+                if self.stream.subscribed.get() && shard < self.net.settings.shards {
                     self.net.push(shard, Item::EventAck(ack.event_id, waiter));
                 }
                 false
@@ -286,6 +303,7 @@ impl Context<'_> {
     fn taken(&self) {
         self.stream.pending.set(self.stream.pending.get() + 1);
         self.connection.in_flight.set(self.connection.in_flight.get() + 1);
+        self.connection.of_gateway.set(self.connection.of_gateway.get() + 1);
         self.net.outstanding.set(self.net.outstanding.get() + 1);
     }
 
@@ -298,7 +316,8 @@ impl Context<'_> {
 
     fn error(&self, code: Code, detail: &str) -> bool {
         self.net.metrics.refusals.of(code).add(1);
-        let frame = ErrorFrame { code, retry_after_ms: 0, detail: detail.as_bytes() };
+        let retry_after_ms = if code.retryable() { self.net.retry_after_ms() } else { 0 };
+        let frame = ErrorFrame { code, retry_after_ms, detail: detail.as_bytes() };
         frame.encode_frame(self.waiter.correlation, &mut self.stream.buffer.borrow_mut());
         true
     }

@@ -70,6 +70,7 @@ impl<D: Disk> Worker<D> {
             }
             match item {
                 Item::Subscribe(..)
+                | Item::Unsubscribe(..)
                 | Item::ConnectionClosed(_)
                 | Item::ChannelUp(..)
                 | Item::LinkLost(_) => {
@@ -168,6 +169,9 @@ fn handle(shard: &mut Shard, item: &Item, arena: &[u8], now: Now) {
             Input::Evidence { operation: *operation, evidence: *evidence }
         }
         Item::Subscribe(waiter, gateway) => Input::Subscribe { waiter: *waiter, gateway: *gateway },
+        Item::Unsubscribe(connection, stream) => {
+            Input::Unsubscribe { connection: *connection, stream: *stream }
+        }
         Item::EventAck(event_id, waiter) => {
             Input::EventAck { event_id: *event_id, waiter: *waiter }
         }
