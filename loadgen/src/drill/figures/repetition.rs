@@ -137,7 +137,7 @@ impl Repetition {
             level_ms: told.faults.iter().map(|fault| fault.level.map(millis)).collect(),
             leaders_before: first.map_or_else(Vec::new, |fault| fault.leaders.clone()),
             leaders_after: told.leaders.clone(),
-            unavailability_ms: unavailability(&shards, &told.faults, at, end_ns),
+            unavailability_ms: unavailability(&shards, &told.faults, &covers, at),
             calm_gap_ms,
             failed_by_code: failures(trace.iter(), (0, end_ns)),
             failed_elsewhere: failures(elsewhere, (begun_ns, end_ns)).values().sum(),
@@ -262,8 +262,7 @@ fn windows(shards: &[Availability], normal_ns: u64) -> Vec<Window> {
 /// its site is level again when that takes longer; the last one until the end.
 fn covers(faults: &[Fault], at: impl Fn(Instant) -> u64, end_ns: u64) -> Vec<Span> {
     let cover = |(number, fault): (usize, &Fault)| {
-        let over_ns = at(fault.healed + fault.level.unwrap_or_default());
-        let next = faults.get(number + 1).map(|next| at(next.at).max(over_ns));
+        let next = faults.get(number + 1).map(|next| at(next.at.max(fault.over())));
         (at(fault.at), next.unwrap_or(end_ns))
     };
     faults.iter().enumerate().map(cover).collect()
@@ -277,24 +276,23 @@ fn gap_ms(availability: &Availability, span: Span) -> Option<f64> {
     availability.longest_gap(span).map(|gap| gap.length_ns() as f64 / 1e6)
 }
 
-/// Of every fault and every shard that it affects: from the fault to the next one,
-/// the return of the site included.
+/// Of every fault and every shard that it affects: for as long as it explains what those
+/// meet, the shards' way home included.
 fn unavailability(
     shards: &[Availability],
     faults: &[Fault],
+    covers: &[Span],
     at: impl Fn(Instant) -> u64,
-    end_ns: u64,
 ) -> Vec<Affected> {
     let mut affected = Vec::new();
-    for (number, fault) in faults.iter().enumerate() {
-        let until_ns = faults.get(number + 1).map_or(end_ns, |next| at(next.at));
+    for (number, (fault, (from_ns, until_ns))) in faults.iter().zip(covers).enumerate() {
+        let span = (*from_ns, at(fault.home()).max(*until_ns));
         for (shard, availability) in shards.iter().enumerate() {
             let shard = shard as u16;
             if fault.affects(shard) {
-                let fault_ns = at(fault.at);
-                let gap = availability.longest_gap((fault_ns, until_ns));
+                let gap = availability.longest_gap(span);
                 let ms = gap.as_ref().map(|gap| gap.length_ns() as f64 / 1e6);
-                let began_ms = gap.map(|gap| (gap.from_ns as f64 - fault_ns as f64) / 1e6);
+                let began_ms = gap.map(|gap| (gap.from_ns as f64 - span.0 as f64) / 1e6);
                 affected.push(Affected { shard, fault: number + 1, ms, began_ms });
             }
         }

@@ -3,7 +3,7 @@
 use super::super::before::Prepared;
 use super::super::catalogue::Drill;
 use super::super::maximum::{Distance, Maximum};
-use super::super::script::{Fault, Found, Told};
+use super::super::script::{Fault, Found, Home, Told};
 use super::*;
 use crate::drive::Outcome;
 use crate::host::Host;
@@ -31,22 +31,30 @@ fn trace(back_ms: u64) -> Vec<Done> {
     trace
 }
 
+/// Kills of these sites at these milliseconds; all are back at 3 s and level 20 ms later.
 fn of_kills(victims: &[(u8, u64)], trace: Vec<Done>, unsettled: usize) -> Repetition {
+    let faults: Vec<_> = victims.iter().map(|(site, ms)| (*site, *ms, 3_000)).collect();
+    of_faults(&faults, trace, unsettled)
+}
+
+/// Faults: the site, the millisecond of its beginning and that of its end.
+fn of_faults(faults: &[(u8, u64, u64)], trace: Vec<Done>, unsettled: usize) -> Repetition {
     let start = Instant::now();
     let at = |ms| start + Duration::from_millis(ms);
     let measure = Measure::new(0, u64::MAX);
     let (host, interrupted) = (Host::default(), true);
     let timeline = crate::series::Timeline::default();
     let outcome = Outcome { measure, trace, timeline, start, cpu_s: 0.0, host, interrupted };
-    let kill = |site, ms| Fault {
+    let fault = |&(site, from_ms, until_ms): &(u8, u64, u64)| Fault {
         what: format!("kill -9 of site {site}"),
         site,
         leaders: vec![1, 2],
-        at: at(ms),
-        healed: at(3_000),
-        level: Some(Duration::from_millis(20)),
+        at: at(from_ms),
+        healed: at(until_ms),
+        level: (site != 0).then_some(Duration::from_millis(20)),
+        home: Home::NotAsked,
     };
-    let faults = victims.iter().map(|(site, ms)| kill(*site, *ms)).collect();
+    let faults = faults.iter().map(fault).collect();
     let told = Told { faults, leaders: vec![1, 2], found: Found::default() };
     Repetition::new(&outcome, &told, at(4_000), 2, unsettled)
 }
@@ -110,6 +118,22 @@ fn a_takeover_is_measured_for_the_shards_of_the_victim() {
     let [window] = one.windows[..] else { panic!("{:?}", one.windows) };
     assert_eq!(window.shard, 0);
     assert!((2_000.0..2_010.0).contains(&window.from_ms), "{window:?}");
+}
+
+#[test]
+fn a_fault_elsewhere_does_not_end_what_a_killed_site_s_shards_meet() {
+    // The site returns at 3,000 ms, and its shard is not answered for 300 ms then.
+    let mut silent = trace(0);
+    let hit = 3_000 * MS..3_300 * MS;
+    for done in silent.iter_mut().filter(|done| done.shard == 0 && hit.contains(&done.planned_ns)) {
+        done.done_ns = 3_300 * MS;
+    }
+    for other in [(0, 2_200, 2_400), (2, 2_200, 2_400)] {
+        let one = of_faults(&[(1, 2_000, 3_000), other], silent.clone(), 0);
+        let first = one.unavailability_ms[0];
+        assert_eq!((first.shard, first.fault), (0, 1));
+        assert!((299.0..301.0).contains(&first.ms.unwrap()), "{first:?}");
+    }
 }
 
 #[test]

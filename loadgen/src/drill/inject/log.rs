@@ -31,7 +31,7 @@ impl Script<'_> {
             return Err(Failure::new(Exit::Missed, text));
         }
         self.recover(&mut fault).await?;
-        self.returned(site).await;
+        self.returned(&mut fault).await;
         Ok(fault)
     }
 

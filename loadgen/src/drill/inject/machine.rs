@@ -26,7 +26,7 @@ impl Script<'_> {
         tokio::time::sleep(hold).await;
         disk.end()?;
         self.recover(&mut fault).await?;
-        self.returned(site).await;
+        self.returned(&mut fault).await;
         Ok(fault)
     }
 
@@ -49,7 +49,7 @@ impl Script<'_> {
         faults.fail_writes(None)?;
         self.stage.start(site).await?;
         self.recover(&mut fault).await?;
-        self.returned(site).await;
+        self.returned(&mut fault).await;
         Ok(fault)
     }
 
@@ -80,7 +80,7 @@ impl Script<'_> {
             }
             tokio::time::sleep(POLL).await;
         }
-        self.returned(site).await;
+        self.returned(&mut fault).await;
         Ok(fault)
     }
 

@@ -11,8 +11,8 @@ const RECOVERS_FOR_MS: u64 = 300;
 
 impl Script<'_> {
     pub(super) async fn kill(&self, site: u8, hold: Duration) -> Result<Fault, Failure> {
-        let fault = self.kill_until_level(site, hold).await?;
-        self.returned(site).await;
+        let mut fault = self.kill_until_level(site, hold).await?;
+        self.returned(&mut fault).await;
         Ok(fault)
     }
 
@@ -49,7 +49,7 @@ impl Script<'_> {
         }
         self.stage.start(site).await?;
         self.recover(&mut fault).await?;
-        self.returned(site).await;
+        self.returned(&mut fault).await;
         Ok(fault)
     }
 
@@ -59,7 +59,7 @@ impl Script<'_> {
         tokio::time::sleep(hold).await;
         self.stage.freeze(site, false).await?;
         self.recover(&mut fault).await?;
-        self.returned(site).await;
+        self.returned(&mut fault).await;
         Ok(fault)
     }
 
@@ -75,7 +75,7 @@ impl Script<'_> {
         }
         deployment.operate(site, &["undrain", &number]).await?;
         self.recover(&mut fault).await?;
-        self.returned(site).await;
+        self.returned(&mut fault).await;
         Ok(fault)
     }
 
@@ -84,7 +84,7 @@ impl Script<'_> {
         self.stage.stop(site).await?;
         self.stage.start(site).await?;
         self.recover(&mut fault).await?;
-        self.returned(site).await;
+        self.returned(&mut fault).await;
         Ok(fault)
     }
 
@@ -99,7 +99,7 @@ impl Script<'_> {
         tokio::time::sleep(hold).await;
         self.stage.relay("heal").await?;
         self.recover(&mut fault).await?;
-        self.returned(site).await;
+        self.returned(&mut fault).await;
         Ok(fault)
     }
 
