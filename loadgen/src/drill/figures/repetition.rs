@@ -111,9 +111,11 @@ impl Repetition {
         let at =
             |instant: Instant| instant.saturating_duration_since(outcome.start).as_nanos() as u64;
         let end_ns = at(ended).saturating_sub(END_SLACK.as_nanos() as u64);
-        let (first, last) = (told.faults.first(), told.faults.last());
+        let first = told.faults.first();
         let begun_ns = first.map_or(end_ns, |fault| at(fault.at));
-        let healed_ns = last.map_or(end_ns, |fault| at(fault.healed));
+        let healed_ns = told.faults.iter().map(|fault| at(fault.healed)).max().unwrap_or(end_ns);
+        let during = broken(&told.faults, at);
+        let after = [(healed_ns, end_ns)];
         let trace: Vec<Done> =
             outcome.trace.iter().filter(|done| done.planned_ns < end_ns).copied().collect();
         let shards: Vec<Availability> =
@@ -126,8 +128,8 @@ impl Repetition {
         };
         let elsewhere = trace.iter().filter(|done| !affected(done));
         let calm_until_ns = begun_ns.saturating_sub(CALM_END_NS);
-        let calm = (WARM_UP_NS.min(calm_until_ns), calm_until_ns);
-        let calm_gap_ms = shards.iter().filter_map(|of| gap_ms(of, calm)).reduce(f64::max);
+        let calm = [(WARM_UP_NS.min(calm_until_ns), calm_until_ns)];
+        let calm_gap_ms = shards.iter().filter_map(|of| gap_ms(of, calm[0])).reduce(f64::max);
         let measure = &outcome.measure;
         let mut timeline = outcome.timeline.clone();
         timeline.until(end_ns);
@@ -141,12 +143,12 @@ impl Repetition {
             calm_gap_ms,
             failed_by_code: failures(trace.iter(), (0, end_ns)),
             failed_elsewhere: failures(elsewhere, (begun_ns, end_ns)).values().sum(),
-            answered_before: answered(&trace, calm),
-            answered_during: answered(&trace, (begun_ns, healed_ns)),
-            answered_at_end: answered(&trace, (end_ns.saturating_sub(END_NS), end_ns)),
-            admitted_p99_ms: [calm, (begun_ns, healed_ns)].map(|span| admitted_p99(&trace, span)),
+            answered_before: answered(&trace, &calm),
+            answered_during: answered(&trace, &during),
+            answered_at_end: answered(&trace, &[(end_ns.saturating_sub(END_NS), end_ns)]),
+            admitted_p99_ms: [&calm[..], &during].map(|spans| admitted_p99(&trace, spans)),
             found: told.found.clone(),
-            hints: [refusals(&trace, (begun_ns, healed_ns)), measure.hints[1]],
+            hints: [refusals(&trace, &during), measure.hints[1]],
             unsettled,
             resent: measure.resent,
             retried_by_code: measure.retried_by_code(),
@@ -161,8 +163,7 @@ impl Repetition {
             marks: marks(&told.faults, at),
             windows: windows(&shards, calm_gap_ms.map_or(0, |ms| (ms * CALM_FACTOR * 1e6) as u64)),
             timeline: Some(timeline.columns()),
-            latency: [calm, (begun_ns, healed_ns), (healed_ns, end_ns)]
-                .map(|span| latency(&trace, span)),
+            latency: [&calm[..], &during, &after].map(|spans| latency(&trace, spans)),
         }
     }
 
@@ -268,6 +269,28 @@ fn covers(faults: &[Fault], at: impl Fn(Instant) -> u64, end_ns: u64) -> Vec<Spa
     faults.iter().enumerate().map(cover).collect()
 }
 
+/// When something was broken: from each fault until it was healed. What is between two
+/// faults belongs to none.
+fn broken(faults: &[Fault], at: impl Fn(Instant) -> u64) -> Vec<Span> {
+    let mut spans: Vec<Span> =
+        faults.iter().map(|fault| (at(fault.at), at(fault.healed))).collect();
+    spans.sort_unstable();
+    let mut union: Vec<Span> = Vec::new();
+    for (from_ns, until_ns) in spans {
+        match union.last_mut().filter(|last| from_ns <= last.1) {
+            Some(last) => last.1 = last.1.max(until_ns),
+            None => union.push((from_ns, until_ns)),
+        }
+    }
+    union
+}
+
+/// Whether a moment is in one of these spans, which are in order and apart.
+fn within(spans: &[Span], at_ns: u64) -> bool {
+    let begun = spans.partition_point(|(from_ns, _)| *from_ns <= at_ns);
+    begun.checked_sub(1).is_some_and(|last| at_ns < spans[last].1)
+}
+
 fn millis(duration: Duration) -> u64 {
     duration.as_millis() as u64
 }
@@ -300,24 +323,28 @@ fn unavailability(
     affected
 }
 
-/// Answers per second within a span.
-fn answered(trace: &[Done], (from_ns, until_ns): Span) -> f64 {
-    let within = |done: &&Done| done.is_ok() && (from_ns..until_ns).contains(&done.done_ns);
-    let count = trace.iter().filter(within).count();
-    if until_ns > from_ns { count as f64 * 1e9 / (until_ns - from_ns) as f64 } else { 0.0 }
+/// Answers per second within these spans.
+fn answered(trace: &[Done], spans: &[Span]) -> f64 {
+    let count = trace.iter().filter(|done| done.is_ok() && within(spans, done.done_ns)).count();
+    let length_ns: u64 = spans.iter().map(|(from_ns, until_ns)| until_ns - from_ns).sum();
+    if length_ns > 0 { count as f64 * 1e9 / length_ns as f64 } else { 0.0 }
 }
 
-/// Refusals for lack of capacity of what was planned within a span.
-fn refusals(trace: &[Done], (from_ns, until_ns): Span) -> u64 {
+/// What was planned within these spans.
+fn planned<'a>(trace: &'a [Done], spans: &[Span]) -> impl Iterator<Item = &'a Done> {
+    trace.iter().filter(move |done| within(spans, done.planned_ns))
+}
+
+/// Refusals for lack of capacity of what was planned within these spans.
+fn refusals(trace: &[Done], spans: &[Span]) -> u64 {
     let refused = |end| matches!(end, End::Answered(Code::Overloaded | Code::RateLimited));
-    let within = trace.iter().filter(|done| (from_ns..until_ns).contains(&done.planned_ns));
-    within.filter(|done| refused(done.end)).count() as u64
+    planned(trace, spans).filter(|done| refused(done.end)).count() as u64
 }
 
-/// Latency of requests planned within a span; what failed never came.
-fn latency(trace: &[Done], (from_ns, until_ns): Span) -> Latency {
+/// Latency of requests planned within these spans; what failed never came.
+fn latency(trace: &[Done], spans: &[Span]) -> Latency {
     let mut latency = Latency::new();
-    for done in trace.iter().filter(|done| (from_ns..until_ns).contains(&done.planned_ns)) {
+    for done in planned(trace, spans) {
         match done.is_ok() {
             true => latency.record(done.done_ns.saturating_sub(done.planned_ns)),
             false => latency.record_infinite(),
@@ -326,11 +353,10 @@ fn latency(trace: &[Done], (from_ns, until_ns): Span) -> Latency {
     latency
 }
 
-/// 99th percentile of what was planned within a span and answered as asked.
-fn admitted_p99(trace: &[Done], (from_ns, until_ns): Span) -> Option<f64> {
+/// 99th percentile of what was planned within these spans and answered as asked.
+fn admitted_p99(trace: &[Done], spans: &[Span]) -> Option<f64> {
     let mut latency = Latency::new();
-    let within = |done: &&Done| done.is_ok() && (from_ns..until_ns).contains(&done.planned_ns);
-    for done in trace.iter().filter(within) {
+    for done in planned(trace, spans).filter(|done| done.is_ok()) {
         latency.record(done.done_ns.saturating_sub(done.planned_ns));
     }
     latency.quantile(0.99).map(|ns| ns as f64 / 1e6)

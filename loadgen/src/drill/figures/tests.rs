@@ -137,6 +137,38 @@ fn a_fault_elsewhere_does_not_end_what_a_killed_site_s_shards_meet() {
 }
 
 #[test]
+fn what_was_broken_is_all_faults_together_without_the_calm_between_them() {
+    let slow = |from_ms: u64, until_ms: u64| {
+        let mut slow = trace(0);
+        let hit = from_ms * MS..until_ms * MS;
+        for done in slow.iter_mut().filter(|done| hit.contains(&done.planned_ns)) {
+            done.done_ns += 50 * MS;
+        }
+        slow
+    };
+    let p50_ms = |one: &Repetition, phase: usize| {
+        one.latency[phase].quantile(0.5).map(|ns| ns as f64 / 1e6).unwrap()
+    };
+    // The fault that began first lasts longest.
+    let faults = [(0, 1_500, 3_500), (0, 1_600, 1_800)];
+    let long = of_faults(&faults, slow(1_500, 3_500), 0);
+    assert!((50.0..52.0).contains(&p50_ms(&long, 1)), "{}", p50_ms(&long, 1));
+    assert!(p50_ms(&long, 2) < 2.0, "{}", p50_ms(&long, 2));
+    // Two short ones, and a long calm between them.
+    let faults = [(0, 1_000, 1_100), (0, 3_400, 3_500)];
+    let calm = of_faults(&faults, slow(1_200, 3_300), 0);
+    assert!(p50_ms(&calm, 1) < 2.0 && p50_ms(&calm, 2) < 2.0);
+    assert_eq!(calm.latency[1].count(), 200);
+    let mut refused = trace(0);
+    for done in refused.iter_mut().filter(|done| done.planned_ns == 2_000 * MS) {
+        done.end = End::Answered(Code::Overloaded);
+    }
+    let calm = of_faults(&faults, refused, 0);
+    assert_eq!((calm.hints, calm.failed()), ([0, 0], 2));
+    assert!((calm.answered_during - 1_000.0).abs() < 20.0, "{}", calm.answered_during);
+}
+
+#[test]
 fn figures_over_time_are_kept_of_the_worst_repetitions() {
     let many = (0..TIMELINES_MAX as u64 + 3).map(|n| repetition(trace(20 + n), 0)).collect();
     let report = report(Drill::KillSite, many, 0);
