@@ -2,7 +2,7 @@
 //!
 //! Pure.
 
-use super::super::script::{Fault, Found, Told};
+use super::super::script::{Fault, Found, Home, Told};
 use super::{Counts, Spread};
 use crate::drive::Outcome;
 use crate::host::Host;
@@ -33,6 +33,9 @@ const CALM_FACTOR: f64 = 1.2;
 /// And more of one shard neither.
 const WINDOWS_MAX: usize = 12;
 
+/// So many requests of a shard must come in a time that its unavailability is held against.
+const SAMPLES: f64 = 2.0;
+
 /// A stretch of a phase, nanoseconds since it began.
 type Span = (u64, u64);
 
@@ -45,6 +48,9 @@ pub(in crate::drill) struct Repetition {
     pub(super) at_ms: Vec<u64>,
     /// Until they were level again, milliseconds after they were healed.
     pub(super) level_ms: Vec<Option<u64>>,
+    /// Sites that were healed and did not lead again what they had led; `None` when that was
+    /// not asked of any.
+    pub(super) not_home: Option<usize>,
     pub(super) leaders_before: Vec<u8>,
     pub(super) leaders_after: Vec<u8>,
     /// Longest stretch without an answer of each affected shard.
@@ -97,6 +103,15 @@ pub(super) struct Affected {
     pub(super) ms: Option<f64>,
     /// When that began, milliseconds after the fault: the takeover, or the return.
     pub(super) began_ms: Option<f64>,
+    /// Mean time between the shard's requests meanwhile; `null` when nobody asked.
+    pub(super) spacing_ms: Option<f64>,
+}
+
+impl Affected {
+    /// How long, when its requests came often enough to tell that from so many milliseconds.
+    pub(super) fn seen_ms(&self, bound: f64) -> Option<f64> {
+        self.ms.filter(|_| self.spacing_ms.is_some_and(|ms| ms <= bound / SAMPLES))
+    }
 }
 
 impl Repetition {
@@ -137,6 +152,7 @@ impl Repetition {
             victims: told.faults.iter().map(|fault| fault.site).collect(),
             at_ms: told.faults.iter().map(|fault| at(fault.at) / 1_000_000).collect(),
             level_ms: told.faults.iter().map(|fault| fault.level.map(millis)).collect(),
+            not_home: not_home(&told.faults),
             leaders_before: first.map_or_else(Vec::new, |fault| fault.leaders.clone()),
             leaders_after: told.leaders.clone(),
             unavailability_ms: unavailability(&shards, &told.faults, &covers, at),
@@ -269,6 +285,12 @@ fn covers(faults: &[Fault], at: impl Fn(Instant) -> u64, end_ns: u64) -> Vec<Spa
     faults.iter().enumerate().map(cover).collect()
 }
 
+pub(super) fn not_home(faults: &[Fault]) -> Option<usize> {
+    let mut asked = faults.iter().filter(|fault| fault.home != Home::NotAsked).peekable();
+    asked.peek()?;
+    Some(asked.filter(|fault| fault.home == Home::Never).count())
+}
+
 /// When something was broken: from each fault until it was healed. What is between two
 /// faults belongs to none.
 fn broken(faults: &[Fault], at: impl Fn(Instant) -> u64) -> Vec<Span> {
@@ -316,7 +338,8 @@ fn unavailability(
                 let gap = availability.longest_gap(span);
                 let ms = gap.as_ref().map(|gap| gap.length_ns() as f64 / 1e6);
                 let began_ms = gap.map(|gap| (gap.from_ns as f64 - span.0 as f64) / 1e6);
-                affected.push(Affected { shard, fault: number + 1, ms, began_ms });
+                let spacing_ms = availability.spacing_ns(span).map(|ns| ns / 1e6);
+                affected.push(Affected { shard, fault: number + 1, ms, began_ms, spacing_ms });
             }
         }
     }

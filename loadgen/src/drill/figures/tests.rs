@@ -45,7 +45,14 @@ fn of_faults(faults: &[(u8, u64, u64)], trace: Vec<Done>, unsettled: usize) -> R
     let (host, interrupted) = (Host::default(), true);
     let timeline = crate::series::Timeline::default();
     let outcome = Outcome { measure, trace, timeline, start, cpu_s: 0.0, host, interrupted };
-    let fault = |&(site, from_ms, until_ms): &(u8, u64, u64)| Fault {
+    let faults = faults.iter().map(|one| fault(one, start)).collect();
+    let told = Told { faults, leaders: vec![1, 2], found: Found::default() };
+    Repetition::new(&outcome, &told, at(4_000), 2, unsettled)
+}
+
+fn fault(&(site, from_ms, until_ms): &(u8, u64, u64), start: Instant) -> Fault {
+    let at = |ms| start + Duration::from_millis(ms);
+    Fault {
         what: format!("kill -9 of site {site}"),
         site,
         leaders: vec![1, 2],
@@ -53,10 +60,7 @@ fn of_faults(faults: &[(u8, u64, u64)], trace: Vec<Done>, unsettled: usize) -> R
         healed: at(until_ms),
         level: (site != 0).then_some(Duration::from_millis(20)),
         home: Home::NotAsked,
-    };
-    let faults = faults.iter().map(fault).collect();
-    let told = Told { faults, leaders: vec![1, 2], found: Found::default() };
-    Repetition::new(&outcome, &told, at(4_000), 2, unsettled)
+    }
 }
 
 fn repetition(trace: Vec<Done>, unsettled: usize) -> Repetition {
@@ -212,6 +216,42 @@ fn violations_come_first_and_no_data_never_passes() {
     silent.retain(|done| done.shard == 1);
     let silent = report(Drill::KillSite, vec![repetition(silent, 0)], 0);
     assert_eq!(exit(&silent), Some(Exit::Invalid));
+}
+
+#[test]
+fn a_shard_that_is_asked_for_too_seldom_proves_nothing() {
+    // A request of each shard every 100 ms: a takeover of 80 ms is between two of them.
+    let mut seldom = trace(0);
+    seldom.retain(|done| done.planned_ns % (100 * MS) == 0);
+    let one = repetition(seldom, 0);
+    assert!((99.0..106.0).contains(&one.unavailability_ms[0].spacing_ms.unwrap()));
+    let seldom = report(Drill::KillSite, vec![one], 0);
+    assert_eq!((exit(&seldom), seldom.passed), (Some(Exit::Invalid), false));
+    let unseen: Vec<_> = seldom.targets.iter().filter(|target| !target.has_data()).collect();
+    // Twice in 250 ms is enough for that target.
+    assert_eq!(unseen.len(), 1, "{unseen:?}");
+    assert_eq!(unseen[0].target, "unavailable p50 <= 100 ms");
+    // Nobody asked at all while it was away.
+    let mut never = trace(0);
+    never.retain(|done| done.shard == 1 || done.planned_ns < 1_900 * MS);
+    let never = report(Drill::KillSite, vec![repetition(never, 0)], 0);
+    assert_eq!(exit(&never), Some(Exit::Invalid));
+    assert_eq!(never.repetitions[0].unavailability_ms[0].ms, None);
+}
+
+#[test]
+fn a_site_that_is_back_and_leads_nothing_is_a_target_missed() {
+    let home = |not_home| {
+        let one = Repetition { not_home, ..repetition(trace(80), 0) };
+        report(Drill::KillSite, vec![one, repetition(trace(80), 0)], 0)
+    };
+    assert!(home(None).passed && home(Some(0)).passed);
+    let away = home(Some(1));
+    assert_eq!((exit(&away), away.passed), (Some(Exit::Missed), false));
+    assert_eq!(repetition(trace(80), 0).not_home, None);
+    let faults = [Home::After(Duration::from_secs(1)), Home::Never, Home::NotAsked];
+    let faults = faults.map(|home| Fault { home, ..fault(&(1, 2_000, 3_000), Instant::now()) });
+    assert_eq!(super::repetition::not_home(&faults), Some(1));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What is done to the machine under a site: its disk and its clock.
 
-use super::super::script::{Fault, POLL, Script};
+use super::super::script::{Fault, Home, POLL, Script};
 use super::slow_disk::SlowDisk;
 use crate::cluster::shim::Done;
 use crate::exit::{Exit, Failure};
@@ -27,6 +27,10 @@ impl Script<'_> {
         disk.end()?;
         self.recover(&mut fault).await?;
         self.returned(&mut fault).await;
+        // A site whose disk hung may ask for two minutes without shards.
+        if fault.home == Home::Never {
+            fault.home = Home::NotAsked;
+        }
         Ok(fault)
     }
 
