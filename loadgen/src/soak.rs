@@ -235,7 +235,7 @@ async fn round(
     let fault = async {
         tokio::time::sleep(at).await;
         let killed = Instant::now();
-        stage.kill(VICTIM).await;
+        stage.kill(VICTIM).await?;
         stage.start(VICTIM).await?;
         Ok::<_, Failure>(Kill { at, back: killed.elapsed() })
     };

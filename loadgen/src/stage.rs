@@ -3,6 +3,8 @@
 //! Owns the processes and the gateway's session; the stories decide what happens
 //! to them. Tested by the stories.
 
+mod switches;
+
 use crate::acks::AckWriter;
 use crate::audit::{self, Audit, EventsDue, Evidence, Moment, Source};
 use crate::authority::Authority;
@@ -16,10 +18,11 @@ use crate::pace::{Pace, TICK};
 use crate::plan::{Mix, Params, Plan, RUN_ID_MAX};
 use crate::schedule::Arrival;
 use clap::Args;
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use switches::Switches;
 use tokio::sync::Notify;
 
 const DAY_MS: u64 = 86_400_000;
@@ -106,8 +109,7 @@ pub(crate) struct Stage {
     joined: Cell<bool>,
     /// Whether every event had come when the story last settled.
     delivered: Cell<bool>,
-    /// By site; empty where none runs.
-    switches: RefCell<Vec<Option<Process>>>,
+    switches: Switches,
     rate: f64,
 }
 
@@ -176,8 +178,8 @@ impl Stage {
         };
         let logs = deployment.places().map(dump).collect();
         let ledger = gateway.channel_ledger_dir.clone();
-        let absent = deployment.spare().map(|_| None);
-        let switches = RefCell::new(switches.into_iter().map(Some).chain(absent).collect());
+        let absent = deployment.places().count() - deployment.sites().count();
+        let switches = Switches::new(switches, absent);
         let evidence = Evidence { acks, ledger, logs };
         Ok(Self {
             deployment,
@@ -217,50 +219,43 @@ impl Stage {
         text.lines().next().map(|line| line.trim().trim_start_matches("payswitch ").to_owned())
     }
 
-    fn take(&self, site: u8) -> Option<Process> {
-        self.switches.borrow_mut().get_mut(usize::from(site) - 1)?.take()
-    }
-
-    fn put(&self, site: u8, process: Process) {
-        if let Some(slot) = self.switches.borrow_mut().get_mut(usize::from(site) - 1) {
-            *slot = Some(process);
-        }
+    /// Whether a site runs; a failure when not.
+    pub(crate) fn runs(&self, site: u8) -> Result<(), Failure> {
+        self.switches.running(site, |_| Ok(()))
     }
 
     /// kill -9 of a site.
-    pub(crate) async fn kill(&self, site: u8) {
-        if let Some(process) = self.take(site) {
-            process.kill().await;
-        }
+    pub(crate) async fn kill(&self, site: u8) -> Result<(), Failure> {
+        self.switches.take(site)?.kill().await;
+        self.switches.leave(site)
     }
 
     /// SIGTERM of a site, and its clean end.
     pub(crate) async fn stop(&self, site: u8) -> Result<(), Failure> {
-        match self.take(site) {
-            Some(process) => process.stop().await,
-            None => Ok(()),
-        }
+        self.switches.take(site)?.stop().await?;
+        self.switches.leave(site)
     }
 
     /// Starts a site that does not run, and waits until it is ready.
     pub(crate) async fn start(&self, site: u8) -> Result<(), Failure> {
+        self.switches.claim(site)?;
         let mut process = self.deployment.start(site)?;
         self.deployment.ready(site, &mut process).await?;
-        self.put(site, process);
-        Ok(())
+        self.switches.put(site, process)
     }
 
     /// Starts a site that does not run, and does not wait for it.
     pub(crate) fn start_only(&self, site: u8) -> Result<(), Failure> {
-        self.put(site, self.deployment.start(site)?);
-        Ok(())
+        self.switches.claim(site)?;
+        self.switches.put(site, self.deployment.start(site)?)
     }
 
     /// Waits for a site's end that nobody asked for: its exit code and what it printed.
     pub(crate) async fn end_of(&self, site: u8) -> Result<(Option<i32>, String), Failure> {
-        let Some(process) = self.take(site) else { return Ok((None, String::new())) };
+        let process = self.switches.take_ended(site)?;
         let output = self.deployment.file(&format!("site-{site}.out"));
         let code = process.end_by_itself(ENDS_IN).await?;
+        self.switches.leave(site)?;
         Ok((code, std::fs::read_to_string(output).unwrap_or_default()))
     }
 
@@ -273,10 +268,7 @@ impl Stage {
     /// SIGHUP of a site, and its answer, which must be this.
     pub(crate) async fn reload(&self, site: u8, says: &str) -> Result<(), Failure> {
         let before = self.printed(site).len();
-        let Some(process) = self.take(site) else { return Ok(()) };
-        let told = process.hang_up().await;
-        self.put(site, process);
-        told?;
+        self.switches.running(site, Process::hang_up)?;
         let started = Instant::now();
         loop {
             let printed = self.printed(site);
@@ -297,7 +289,7 @@ impl Stage {
         write_plan(&self.deployment, faults.unwrap_or(&self.usual))?;
         let taken = |printed: &str| printed.matches("plan ").count();
         let before = taken(&self.channel.printed());
-        self.channel.hang_up().await?;
+        self.channel.hang_up()?;
         let started = Instant::now();
         while taken(&self.channel.printed()) == before {
             if started.elapsed() > TOLD_IN {
@@ -340,13 +332,14 @@ impl Stage {
         let spare = self.deployment.spare();
         let spare = spare.ok_or_else(|| Failure::usage("this story has no spare site"))?;
         let other = self.deployment.sites().find(|site| *site != lost).unwrap_or(1);
+        self.switches.claim(spare)?;
         let mut process = self.deployment.start(spare)?;
         for (verb, site) in [("add", spare), ("remove", lost)] {
             self.change_members(other, verb, site).await?;
         }
         self.deployment.ready(spare, &mut process).await?;
         self.deployment.linked(spare, &mut process).await?;
-        self.put(spare, process);
+        self.switches.put(spare, process)?;
         self.joined.set(true);
         Ok(spare)
     }
@@ -365,19 +358,16 @@ impl Stage {
     }
 
     /// The process of a site that runs.
-    pub(crate) fn process_id(&self, site: u8) -> Option<u32> {
-        self.switches.borrow().get(usize::from(site) - 1)?.as_ref().map(Process::id)
+    pub(crate) fn process_id(&self, site: u8) -> Result<u32, Failure> {
+        self.switches.running(site, |process| Ok(process.id()))
     }
 
     /// Stops a site's process where it stands, or lets it go on.
-    pub(crate) async fn freeze(&self, site: u8, frozen: bool) -> Result<(), Failure> {
-        let Some(process) = self.take(site) else { return Ok(()) };
-        let told = match frozen {
-            true => process.pause().await,
-            false => process.resume().await,
-        };
-        self.put(site, process);
-        told
+    pub(crate) fn freeze(&self, site: u8, frozen: bool) -> Result<(), Failure> {
+        self.switches.running(site, |process| match frozen {
+            true => process.pause(),
+            false => process.resume(),
+        })
     }
 
     /// Has the relay carry a control line out.
@@ -450,7 +440,7 @@ impl Stage {
         drop(self.settle(stop).await);
         let evidence = self.evidence();
         self.session.close().await;
-        for process in self.switches.take().into_iter().flatten() {
+        for process in self.switches.take_all() {
             process.kill().await;
         }
         audit::audit(&evidence, Moment { settled: false, events: EventsDue::None, at_rest: false })
@@ -464,9 +454,8 @@ impl Stage {
         let answers = self.session.query(&all, stop).await?;
         println!("   {} payments asked for once more, {} answered.", all.len(), answers.answered);
         self.session.close().await;
-        let switches = self.switches.take();
         let mut stopping = Vec::new();
-        for switch in switches.into_iter().flatten() {
+        for switch in self.switches.take_all() {
             stopping.push(tokio::task::spawn_local(switch.stop()));
         }
         for stopped in stopping {

@@ -146,12 +146,12 @@ fn a_dropped_process_has_ended_even_when_it_was_stopped() {
     run(async || {
         let process = sleeper(dir.path());
         let id = process.id();
-        process.pause().await.unwrap();
+        process.pause().unwrap();
         while state(id) != Some('T') {
             tokio::time::sleep(POLL).await;
         }
-        process.resume().await.unwrap();
-        process.pause().await.unwrap();
+        process.resume().unwrap();
+        process.pause().unwrap();
         drop(process);
         assert_eq!(state(id), None);
         let process = sleeper(dir.path());

@@ -15,6 +15,7 @@ mod plan;
 mod script;
 mod steady;
 mod targets;
+mod turns;
 
 use crate::cluster::SITES_MAX;
 use crate::drive::{Outcome, Phase};

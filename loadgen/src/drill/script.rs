@@ -5,6 +5,7 @@
 
 use super::action::{Action, Course, Planned, Target};
 use super::steady::{Changes, Sizes};
+use super::turns::Turns;
 use crate::cluster::STATUS_AGE;
 use crate::exit::{Exit, Failure};
 use crate::rng::Stream;
@@ -135,6 +136,8 @@ pub(super) struct Script<'a> {
     draws: Cell<u64>,
     duration: Duration,
     timing: Timing,
+    /// One fault at a time at each place.
+    pub(super) turns: Turns,
 }
 
 impl<'a> Script<'a> {
@@ -142,8 +145,9 @@ impl<'a> Script<'a> {
     pub(super) fn new(stage: &'a Stage, seed: u64, repetition: u64, duration: Duration) -> Self {
         let timing = Timing::new(seed, repetition, duration);
         let moments = Stream::new(seed, 300);
+        let turns = Turns::new(stage.deployment.places().count());
         // The first draw is the timing's.
-        Self { stage, moments, repetition, draws: Cell::new(1), duration, timing }
+        Self { stage, moments, repetition, draws: Cell::new(1), duration, timing, turns }
     }
 
     /// When its own faults come.
@@ -216,7 +220,7 @@ impl<'a> Script<'a> {
         Ok(Told { faults, leaders: self.steady().await?, found })
     }
 
-    /// Faults with their own times, which may overlap.
+    /// Faults with their own times, which may overlap; not at the same place.
     async fn planned(&self, faults: &[Planned], started: Instant) -> Result<Vec<Fault>, Failure> {
         let leaders = self.steady().await?;
         let mut used: Vec<u8> = Vec::new();

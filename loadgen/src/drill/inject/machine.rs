@@ -17,10 +17,7 @@ const NOTICED_IN: Duration = Duration::from_secs(10);
 impl Script<'_> {
     pub(super) async fn slow_disk(&self, site: u8, hold: Duration) -> Result<Fault, Failure> {
         let mut disk = SlowDisk::prepare(&self.stage.deployment.data(site))?;
-        let process = self
-            .stage
-            .process_id(site)
-            .ok_or_else(|| Failure::environment(format_args!("site {site} does not run")))?;
+        let process = self.stage.process_id(site)?;
         let mut fault = self.begin(site, format!("slow disk of site {site}")).await;
         disk.begin(process)?;
         tokio::time::sleep(hold).await;

@@ -15,13 +15,19 @@ use std::time::Duration;
 
 impl Script<'_> {
     /// Does something to a site (0: to none in particular), undoes it after `hold` and
-    /// waits until the site is level.
+    /// waits until the site is level. It begins when the one before at the same place is
+    /// over, and not at all when there is nothing to do it to.
     pub(super) async fn act(
         &self,
         action: &Action,
         site: u8,
         hold: Duration,
     ) -> Result<Vec<Fault>, Failure> {
+        let _turn = self.turns.take(action, site).await;
+        if action.hits_a_site() {
+            self.stage.runs(site)?;
+        }
+        let hold = hold.max(action.least_hold());
         let one = match action {
             Action::Kill => self.kill(site, hold).await,
             Action::KillInRecovery => self.kill_in_recovery(site, hold).await,

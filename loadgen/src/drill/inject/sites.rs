@@ -24,7 +24,7 @@ impl Script<'_> {
         hold: Duration,
     ) -> Result<Fault, Failure> {
         let mut fault = self.begin(site, format!("kill -9 of site {site}")).await;
-        self.stage.kill(site).await;
+        self.stage.kill(site).await?;
         tokio::time::sleep(hold).await;
         fault.healed = Instant::now();
         self.stage.start(site).await?;
@@ -39,13 +39,13 @@ impl Script<'_> {
     ) -> Result<Fault, Failure> {
         let what = format!("kill -9 of site {site}, {KILLS_IN_RECOVERY} times more in recovery");
         let mut fault = self.begin(site, what).await;
-        self.stage.kill(site).await;
+        self.stage.kill(site).await?;
         tokio::time::sleep(hold / 2).await;
         for _ in 0..KILLS_IN_RECOVERY {
             self.stage.start_only(site)?;
             let moment = Duration::from_millis(self.draw(RECOVERS_FOR_MS));
             tokio::time::sleep(moment).await;
-            self.stage.kill(site).await;
+            self.stage.kill(site).await?;
         }
         self.stage.start(site).await?;
         self.recover(&mut fault).await?;
@@ -55,9 +55,9 @@ impl Script<'_> {
 
     pub(super) async fn pause(&self, site: u8, hold: Duration) -> Result<Fault, Failure> {
         let mut fault = self.begin(site, format!("site {site} stands still")).await;
-        self.stage.freeze(site, true).await?;
+        self.stage.freeze(site, true)?;
         tokio::time::sleep(hold).await;
-        self.stage.freeze(site, false).await?;
+        self.stage.freeze(site, false)?;
         self.recover(&mut fault).await?;
         self.returned(&mut fault).await;
         Ok(fault)
@@ -107,7 +107,7 @@ impl Script<'_> {
     pub(super) async fn distance(&self, line: &str, hold: Duration) -> Result<Fault, Failure> {
         let mut fault = self.begin(0, format!("between the sites: {line}")).await;
         self.stage.relay(&format!("set *-* {line}")).await?;
-        tokio::time::sleep(hold.max(Duration::from_secs(2))).await;
+        tokio::time::sleep(hold).await;
         self.stage.relay("heal").await?;
         self.over(&mut fault, "the sites are near again");
         Ok(fault)
