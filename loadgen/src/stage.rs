@@ -8,7 +8,7 @@ mod switches;
 use crate::acks::AckWriter;
 use crate::audit::{self, Audit, EventsDue, Evidence, Moment, Source};
 use crate::authority::Authority;
-use crate::cluster::{Deployment, Process, Relay};
+use crate::cluster::{Deployment, Process, Relay, Stats};
 use crate::drive::{Known, Options, Part, Phase, Session};
 use crate::encode::Encoder;
 use crate::exit::{Exit, Failure};
@@ -383,11 +383,11 @@ impl Stage {
         self.relay.as_ref().map(Relay::id)
     }
 
-    /// Packets that the relay had no room for.
-    pub(crate) async fn relay_dropped(&self) -> Result<u64, Failure> {
+    /// What the relay did with packets so far.
+    pub(crate) async fn relay_stats(&self) -> Result<Stats, Failure> {
         match &self.relay {
-            Some(relay) => relay.dropped().await,
-            None => Ok(0),
+            Some(relay) => relay.stats().await,
+            None => Err(Failure::usage("this story has no relay")),
         }
     }
 

@@ -6,6 +6,7 @@
 
 mod admin;
 mod process;
+mod relay;
 pub(crate) mod shim;
 
 /// Asks until nothing is left, or for `bound`; tells what was left then.
@@ -30,17 +31,16 @@ use crate::config::GatewayFile;
 use crate::exit::{Exit, Failure};
 use crate::interrupt::apart;
 use crate::under;
-use crate::wan::{Link, STATS};
-pub(crate) use admin::{Status, total};
+use crate::wan::Link;
+pub(crate) use admin::{Status, total, values};
 pub(crate) use process::Process;
 use process::{POLL, READY_MAX};
+pub(crate) use relay::{Packets, Relay, Stats, Way};
 use shim::{Shim, SiteFaults};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::net::TcpStream;
 
 /// Longer than the age of what `/status` tells.
 pub(crate) const STATUS_AGE: Duration = Duration::from_millis(300);
@@ -202,9 +202,14 @@ impl Deployment {
             let failed = |error: std::io::Error| {
                 Failure::environment(format_args!("{}: {error}", path.display()))
             };
-            let text = std::fs::read_to_string(&path).map_err(failed)?;
-            let from_here = links.iter().filter(|link| link.from == site);
-            let text = from_here.fold(text, |text, link| redirected(&text, link.to, link.listen));
+            let mut text = std::fs::read_to_string(&path).map_err(failed)?;
+            for link in links.iter().filter(|link| link.from == site) {
+                text = redirected(&text, link.to, link.listen).ok_or_else(|| {
+                    let (path, to) = (path.display(), link.to);
+                    let text = format_args!("{path}: site {to}'s peer address is not found");
+                    Failure::environment(text)
+                })?;
+            }
             std::fs::write(&path, text).map_err(failed)?;
         }
         let control = loopback(self.base + CONTROL_PORT);
@@ -214,7 +219,7 @@ impl Deployment {
             command.arg("--link").arg(link.to_string());
         });
         let process = self.printing_ready("loadgen wan", command, "wan.out").await?;
-        Ok(Relay { process, control })
+        Ok(Relay::new(process, control))
     }
 
     /// One port per pair that dials, towards the peer port that `init` gave.
@@ -406,51 +411,10 @@ impl Drop for Deployment {
     }
 }
 
-/// The relay between the sites.
-pub(crate) struct Relay {
-    process: Process,
-    control: SocketAddr,
-}
-
-impl Relay {
-    /// Has a control line carried out.
-    pub(crate) async fn command(&self, line: &str) -> Result<(), Failure> {
-        let asked = tokio::time::timeout(Duration::from_secs(5), self.ask(line)).await;
-        let answer = asked.map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut));
-        match answer.and_then(|answer| answer) {
-            Ok(answer) if answer.trim() == "ok" => Ok(()),
-            Ok(answer) => Err(Failure::environment(format_args!("the relay: {}", answer.trim()))),
-            Err(error) => Err(Failure::environment(format_args!("the relay: {error}"))),
-        }
-    }
-
-    /// Its process.
-    pub(crate) fn id(&self) -> u32 {
-        self.process.id()
-    }
-
-    /// Packets that found no room in it so far.
-    pub(crate) async fn dropped(&self) -> Result<u64, Failure> {
-        let asked = tokio::time::timeout(Duration::from_secs(5), self.ask(STATS)).await;
-        let answer = asked.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
-        let answer =
-            answer.map_err(|error| Failure::environment(format_args!("the relay: {error}")))?;
-        let dropped = answer.trim().rsplit_once("dropped=").and_then(|(_, n)| n.parse().ok());
-        dropped.ok_or_else(|| Failure::environment(format_args!("the relay: {}", answer.trim())))
-    }
-
-    async fn ask(&self, line: &str) -> std::io::Result<String> {
-        let mut stream = BufReader::new(TcpStream::connect(self.control).await?);
-        stream.write_all(format!("{line}\n").as_bytes()).await?;
-        let mut answer = String::new();
-        stream.read_line(&mut answer).await?;
-        Ok(answer)
-    }
-}
-
-/// A site's configuration in which site `to` is reached at another peer address.
-fn redirected(text: &str, to: u8, peer: SocketAddr) -> String {
-    let mut site = 0;
+/// A site's configuration in which site `to` is reached at another peer address; `None`
+/// when it does not name one, or more than one.
+fn redirected(text: &str, to: u8, peer: SocketAddr) -> Option<String> {
+    let (mut site, mut found) = (0, 0);
     let mut lines = Vec::new();
     for line in text.lines() {
         let (key, value) = line.split_once('=').map_or((line, ""), |(k, v)| (k.trim(), v.trim()));
@@ -460,11 +424,14 @@ fn redirected(text: &str, to: u8, peer: SocketAddr) -> String {
             _ => {}
         }
         match key == "peer" && site == to {
-            true => lines.push(format!("peer = \"{peer}\"")),
+            true => {
+                found += 1;
+                lines.push(format!("peer = \"{peer}\""));
+            }
             false => lines.push(line.to_owned()),
         }
     }
-    lines.join("\n") + "\n"
+    (found == 1).then(|| lines.join("\n") + "\n")
 }
 
 /// Where a site keeps its log, in the deployment's folder.

@@ -101,8 +101,26 @@ fn leaders_and_what_is_open_come_from_those_who_lead() {
 fn a_configuration_is_redirected_for_one_site_only() {
     let text = "site = 1\n[[sites]]\nid = 1\npeer = \"127.0.0.1:1\"\n\n[[sites]]\nid = 2\n\
                 gateway = \"127.0.0.1:5\"\npeer = \"127.0.0.1:2\"\n[gateway]\npeer = \"x\"\n";
-    let changed = redirected(text, 2, loopback(99));
+    let changed = redirected(text, 2, loopback(99)).unwrap();
     assert_eq!(changed, text.replace("127.0.0.1:2\"", "127.0.0.1:99\""));
+}
+
+#[test]
+fn a_configuration_without_the_line_to_redirect_is_refused() {
+    let text = "site = 1\n[[sites]]\nid = 1\npeer = \"127.0.0.1:1\"\n";
+    assert_eq!(redirected(text, 2, loopback(99)), None);
+    assert_eq!(redirected(&text.replace("peer =", "# peer ="), 1, loopback(99)), None);
+    assert!(redirected(text, 1, loopback(99)).is_some());
+}
+
+#[test]
+fn values_of_a_metric_are_read_one_by_one() {
+    let page = "payswitch_peer_round_trip_seconds{site=\"1\",peer=\"2\"} 0.0105\n\
+                payswitch_peer_round_trip_seconds{site=\"1\",peer=\"3\"} 0\n\
+                payswitch_peer_round_trip_seconds_total 9\n";
+    let read = |name| values(page, name).collect::<Vec<f64>>();
+    assert_eq!(read("payswitch_peer_round_trip_seconds"), [0.0105, 0.0]);
+    assert_eq!(read("payswitch_peer").len(), 0);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod certificates;
 mod channel;
+mod evidence;
 mod log;
 mod machine;
 mod sites;
@@ -10,6 +11,7 @@ mod storm;
 
 use super::action::Action;
 use super::script::{Fault, Script};
+use crate::cluster::Way;
 use crate::exit::Failure;
 use std::time::Duration;
 
@@ -34,10 +36,10 @@ impl Script<'_> {
             Action::Pause => self.pause(site, hold).await,
             Action::Drain => self.drain(site, hold).await,
             Action::Restart => self.restart(site).await,
-            Action::Isolate => self.cut(site, format!("{site}-*"), hold).await,
+            Action::Isolate => self.cut(site, Way::Both(site), hold).await,
             Action::OneWay => {
                 let deaf = self.draw(2) == 0;
-                let way = if deaf { format!("*>{site}") } else { format!("{site}>*") };
+                let way = if deaf { Way::To(site) } else { Way::From(site) };
                 self.cut(site, way, hold).await
             }
             Action::Wan(line) => self.distance(line, hold).await,

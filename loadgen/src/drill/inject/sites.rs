@@ -1,6 +1,8 @@
 //! What is done to a site's process and its network.
 
 use super::super::script::{Fault, Script};
+use super::evidence;
+use crate::cluster::{Way, values};
 use crate::exit::{Exit, Failure};
 use std::time::{Duration, Instant};
 
@@ -8,6 +10,8 @@ use std::time::{Duration, Instant};
 const KILLS_IN_RECOVERY: u32 = 3;
 /// And how long after its start at most: it is ready after about as long.
 const RECOVERS_FOR_MS: u64 = 300;
+/// What no distance is in the relay's words.
+const NEAR: &str = "delay=0ms jitter=0ms loss=0%";
 
 impl Script<'_> {
     pub(super) async fn kill(&self, site: u8, hold: Duration) -> Result<Fault, Failure> {
@@ -88,28 +92,44 @@ impl Script<'_> {
         Ok(fault)
     }
 
-    pub(super) async fn cut(
-        &self,
-        site: u8,
-        way: String,
-        hold: Duration,
-    ) -> Result<Fault, Failure> {
+    /// Heals what it cut, and nothing else.
+    pub(super) async fn cut(&self, site: u8, way: Way, hold: Duration) -> Result<Fault, Failure> {
+        let stage = self.stage;
         let mut fault = self.begin(site, format!("cut {way}")).await;
-        self.stage.relay(&format!("cut {way}")).await?;
+        let before = stage.relay_stats().await?;
+        stage.relay(&format!("set {way} cut=on")).await?;
+        let cut = stage.relay_stats().await?;
         tokio::time::sleep(hold).await;
-        self.stage.relay("heal").await?;
+        let held = stage.relay_stats().await?;
+        stage.relay(&format!("set {way} cut=off")).await?;
+        evidence::of_cut(way, &[before, cut, held])?;
         self.recover(&mut fault).await?;
         self.returned(&mut fault).await;
         Ok(fault)
     }
 
-    /// `line` is what the relay does to every packet, such as `delay=5ms loss=1%`.
+    /// `line` is what the relay does to every packet, such as `delay=5ms loss=1%`. It undoes
+    /// that, and nothing else.
     pub(super) async fn distance(&self, line: &str, hold: Duration) -> Result<Fault, Failure> {
+        let stage = self.stage;
         let mut fault = self.begin(0, format!("between the sites: {line}")).await;
-        self.stage.relay(&format!("set *-* {line}")).await?;
+        let before = stage.relay_stats().await?.all();
+        stage.relay(&format!("set *-* {line}")).await?;
         tokio::time::sleep(hold).await;
-        self.stage.relay("heal").await?;
+        let (after, round_trips) = (stage.relay_stats().await?.all(), self.round_trips().await);
+        stage.relay(&format!("set *-* {NEAR}")).await?;
+        evidence::of_distance(line, [before, after], round_trips)?;
         self.over(&mut fault, "the sites are near again");
         Ok(fault)
+    }
+
+    /// Round trips between the sites as these measure them, seconds.
+    async fn round_trips(&self) -> Vec<f64> {
+        let (deployment, mut all) = (&self.stage.deployment, Vec::new());
+        for site in deployment.sites() {
+            let page = deployment.metrics(site).await.unwrap_or_default();
+            all.extend(values::<f64>(&page, "payswitch_peer_round_trip_seconds"));
+        }
+        all
     }
 }
