@@ -15,7 +15,8 @@ use crate::exit::{Exit, Failure};
 use crate::interrupt;
 use crate::live::Progress;
 use crate::pace::{Pace, TICK};
-use crate::plan::{Mix, Params, Plan, RUN_ID_MAX};
+use crate::plan::{Mix, Params, Plan, SEEDED_BELOW};
+use crate::rng::Stream;
 use crate::schedule::Arrival;
 use clap::Args;
 use std::cell::Cell;
@@ -26,6 +27,8 @@ use switches::Switches;
 use tokio::sync::Notify;
 
 const DAY_MS: u64 = 86_400_000;
+/// Of the seed's streams the one that numbers come from.
+const RUN_ID_STREAM: u64 = 400;
 /// Merchants of a story.
 pub(crate) const MERCHANTS: u32 = 200;
 /// What a story's requests do, unless it says something else.
@@ -154,7 +157,8 @@ impl Stage {
         let gateway = &deployment.gateway;
         let merchants = gateway.load_merchants()?;
         let ids = merchants.iter().map(|merchant| merchant.id.as_str().to_owned()).collect();
-        let params = params(args.seed, cast, ids);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let params = params(args.seed, now.as_millis() as u64, cast, ids);
         let acks = deployment.file("acks");
         let writer = AckWriter::create(&acks, &params)?;
         let plan = Plan::new(params).ok_or_else(|| Failure::usage("impossible parameters"))?;
@@ -413,7 +417,9 @@ impl Stage {
     /// refunds in doubt and for events on their way; tells how many are left.
     pub(crate) async fn settle(&self, stop: &Notify) -> Result<usize, Failure> {
         self.delivered.set(false);
+        let watch = interrupt::Watch::new();
         let left = self.session.settle(SETTLE_MAX, stop).await?;
+        watch.check("the wait for open payments")?;
         let settled = async { Ok(self.deployment.settled(SETTLE_MAX).await) };
         let open = interrupt::unless_told("the wait for open payments", settled).await?;
         // A refund's event may come long after its payment's: the sites know of both.
@@ -436,7 +442,9 @@ impl Stage {
     /// Audits what a story left that broke off. What is a moment from its end comes to it,
     /// then the sites are killed: nothing moves while it is read, and the rest may be open.
     pub(crate) async fn broken_off(self, stop: &Notify) -> Result<Audit, Failure> {
-        // Why it broke off is known already; that sites do not settle now is no news.
+        // Why it broke off is known already; that sites do not settle now is no news. Nor is
+        // what was told before: only from now on it ends this wait.
+        interrupt::forget(stop);
         drop(self.settle(stop).await);
         let evidence = self.evidence();
         self.session.close().await;
@@ -446,13 +454,20 @@ impl Stage {
         audit::audit(&evidence, Moment { settled: false, events: EventsDue::None, at_rest: false })
     }
 
-    /// Asks for everything once more, stops the sites, checks their logs and audits.
-    pub(crate) async fn end(self, stop: &Notify) -> Result<Audit, Failure> {
-        let (evidence, mut members) = (self.evidence(), self.members());
-        let moment = Moment { settled: true, events: self.events_due(), at_rest: true };
+    /// Asks for everything once more, of which all must be answered: every site runs, is
+    /// level and knows what was ever sent, so that a question without an answer hides what
+    /// the audit is to see.
+    pub(crate) async fn ask_again(&self, stop: &Notify) -> Result<(), Failure> {
         let all = self.session.payments(|known| known != Known::Nothing);
         let answers = self.session.query(&all, stop).await?;
         println!("   {} payments asked for once more, {} answered.", all.len(), answers.answered);
+        all_answered(all.len() as u64, answers.answered)
+    }
+
+    /// Stops the sites, checks their logs and audits.
+    pub(crate) async fn end(self) -> Result<Audit, Failure> {
+        let (evidence, mut members) = (self.evidence(), self.members());
+        let moment = Moment { settled: true, events: self.events_due(), at_rest: true };
         self.session.close().await;
         let mut stopping = Vec::new();
         for switch in self.switches.take_all() {
@@ -467,6 +482,18 @@ impl Stage {
     }
 }
 
+fn all_answered(asked: u64, answered: u64) -> Result<(), Failure> {
+    match asked.saturating_sub(answered) {
+        0 => Ok(()),
+        missing => {
+            let text = format_args!(
+                "no data: of {asked} payments that were asked for once more {missing} were not answered"
+            );
+            Err(Failure::new(Exit::Invalid, text))
+        }
+    }
+}
+
 /// Writes the channel's plan of faults, whole at every moment.
 fn write_plan(deployment: &Deployment, faults: &[String]) -> Result<(), Failure> {
     let (path, fresh) = (deployment.file(CHANNEL_PLAN), deployment.file("channel.plan.new"));
@@ -476,12 +503,12 @@ fn write_plan(deployment: &Deployment, faults: &[String]) -> Result<(), Failure>
     })
 }
 
-fn params(seed: u64, cast: &Cast<'_>, merchants: Vec<String>) -> Params {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let now_ms = now.as_millis() as u64;
+/// A deployment is fresh: the seed alone decides its numbers, and with them what the channel
+/// does to each charge.
+fn params(seed: u64, now_ms: u64, cast: &Cast<'_>, merchants: Vec<String>) -> Params {
     Params {
         seed,
-        run_id: now_ms % RUN_ID_MAX,
+        run_id: Stream::new(seed, RUN_ID_STREAM).below(0, SEEDED_BELOW),
         expire_ms: (now_ms / DAY_MS + 3) * DAY_MS,
         mix: cast.mix,
         duplicates_ppm: 20_000,
@@ -492,5 +519,41 @@ fn params(seed: u64, cast: &Cast<'_>, merchants: Vec<String>) -> Params {
         zipf: 0.5,
         lag: (cast.rate / 2.0).ceil() as u64,
         merchants,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_payment_that_was_asked_for_in_vain_is_no_data() {
+        assert_eq!(all_answered(7, 7), Ok(()));
+        let failure = all_answered(7, 5).err().unwrap();
+        assert_eq!(failure.exit, Exit::Invalid);
+        assert!(failure.message.contains("of 7 payments that were asked for once more 2"));
+    }
+
+    #[test]
+    fn numbers_of_payments_are_the_seeds() {
+        let cast = Cast {
+            sites: 3,
+            relay: false,
+            rate: 100.0,
+            mix: MIX,
+            faults: &[],
+            gear: Gear::default(),
+        };
+        let merchants = || vec!["M000001".to_owned(), "M000002".to_owned()];
+        let numbers = |seed, now_ms| {
+            let plan = Plan::new(params(seed, now_ms, &cast, merchants())).unwrap();
+            let number = |n| plan.out_trade_no(n).as_str().to_owned();
+            (0..50).map(number).collect::<Vec<String>>()
+        };
+        // So are the fates of their charges: the channel takes those from the numbers.
+        let (now_ms, later_ms) = (1_700_000_000_000, 1_700_000_054_321);
+        assert_eq!(numbers(1, now_ms), numbers(1, later_ms));
+        assert_ne!(numbers(1, now_ms), numbers(2, now_ms));
+        assert!(params(1, now_ms, &cast, merchants()).run_id < SEEDED_BELOW);
     }
 }

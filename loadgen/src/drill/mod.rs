@@ -224,11 +224,11 @@ async fn told(setting: &Setting<'_>, report: &mut Report, stop: &Notify) -> Resu
         report.cut_short(stage.broken_off(stop).await);
         return Err(failure);
     }
-    report.end(stage.end(stop).await?);
+    report.end(stage.end().await?);
     Ok(())
 }
 
-/// Everything of a drill that is done under load.
+/// Everything of a drill that is done while the sites run.
 async fn loaded(
     setting: &Setting<'_>,
     stage: &Stage,
@@ -239,7 +239,8 @@ async fn loaded(
     let length = if args.quick { QUICK_STEP } else { STEP };
     let first = rate * case.share * HALF;
     report.with(case.before.prepare(stage, (first, length), stop).await?);
-    repeat(stage, &case.course, args, report, stop).await
+    repeat(stage, &case.course, args, report, stop).await?;
+    stage.ask_again(stop).await
 }
 
 fn stopped() -> Failure {
