@@ -92,8 +92,6 @@ pub(crate) struct Gear<'a> {
 
 /// A deployment under load.
 pub(crate) struct Stage {
-    /// Its files.
-    pub(crate) deployment: Deployment,
     /// The gateway.
     pub(crate) session: Session,
     /// What it sends.
@@ -114,6 +112,8 @@ pub(crate) struct Stage {
     delivered: Cell<bool>,
     switches: Switches,
     rate: f64,
+    /// Its files. The last to go: everybody who writes there has ended.
+    pub(crate) deployment: Deployment,
 }
 
 impl Stage {

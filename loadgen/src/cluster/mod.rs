@@ -5,6 +5,7 @@
 //! Every child is ended when its handle is dropped.
 
 mod admin;
+mod folder;
 mod process;
 mod relay;
 pub(crate) mod shim;
@@ -34,6 +35,7 @@ use crate::under;
 use crate::wan::Link;
 pub(crate) use admin::{Status, total, values};
 pub(crate) use process::Process;
+use folder::Folder;
 use process::{POLL, READY_MAX};
 pub(crate) use relay::{Packets, Relay, Stats, Way};
 use shim::{Shim, SiteFaults};
@@ -62,12 +64,9 @@ const _: () = assert!(RELAY_FIRST + RELAY_PORTS <= CHANNEL_PORT);
 
 /// The folder of a deployment and the binaries that run it.
 pub(crate) struct Deployment {
-    /// The folder.
-    pub(crate) dir: PathBuf,
+    folder: Folder,
     /// The binary `payswitch`.
     pub(crate) payswitch: PathBuf,
-    /// Remove the folder at the end.
-    temporary: bool,
     base: u16,
     /// Sites that the cluster is made of; one behind them is a spare.
     founders: u8,
@@ -87,16 +86,13 @@ impl Deployment {
         spare: bool,
     ) -> Result<Self, Failure> {
         let sites = founders + u8::from(spare);
-        let temporary = dir.is_none();
-        let dir = dir.unwrap_or_else(|| {
-            std::env::temp_dir().join(format!("payswitch-demo-{}", std::process::id()))
-        });
+        let folder = Folder::new(dir)?;
         let base = free_ports(sites)?;
         let output = Command::new(&payswitch)
             .args(["init", "--merchants", &merchants.to_string()])
             .args(["--sites", &sites.to_string()])
             .args(["--port-base", &base.to_string(), "--dir"])
-            .arg(&dir)
+            .arg(folder.path())
             .stdin(Stdio::null())
             .output()
             .map_err(|error| {
@@ -104,11 +100,10 @@ impl Deployment {
                 Failure::environment(format_args!("cannot run {path}: {error}"))
             })?;
         if !output.status.success() {
-            let reason = String::from_utf8_lossy(&output.stderr);
-            return Err(Failure::usage(reason.trim()));
+            return Err(not_made(output.status.code(), &output.stderr));
         }
-        let gateway = GatewayFile::load(&dir.join("gateway.toml"))?;
-        let deployment = Self { dir, payswitch, temporary, base, founders, gateway, shim: None };
+        let gateway = GatewayFile::load(&folder.path().join("gateway.toml"))?;
+        let deployment = Self { folder, payswitch, base, founders, gateway, shim: None };
         if spare {
             let entry = format!("id = {sites}\n");
             deployment.configure(&entry, &format!("{entry}voter = false\n"))?;
@@ -118,7 +113,7 @@ impl Deployment {
 
     /// A file of the deployment.
     pub(crate) fn file(&self, name: &str) -> PathBuf {
-        self.dir.join(name)
+        self.folder.path().join(name)
     }
 
     /// Numbers of the sites that the cluster is made of, from 1.
@@ -170,7 +165,7 @@ impl Deployment {
 
     /// Sites that start from now on obey a plan of faults.
     pub(crate) fn install_shim(&mut self) -> Result<(), Failure> {
-        self.shim = Some(Shim::compile(&self.dir)?);
+        self.shim = Some(Shim::compile(self.folder.path())?);
         // Only that one writes through the C library.
         self.configure("# backend = \"auto\"", "backend = \"blocking\"")
     }
@@ -402,13 +397,11 @@ impl Deployment {
     }
 }
 
-impl Drop for Deployment {
-    fn drop(&mut self) {
-        if self.temporary {
-            // Nothing to be done about a folder that cannot be removed.
-            drop(std::fs::remove_dir_all(&self.dir));
-        }
-    }
+/// `payswitch init` failed: as wrong usage unless it says that the environment does not play
+/// along, such as a full disk.
+fn not_made(code: Option<i32>, errors: &[u8]) -> Failure {
+    let exit = if code == Some(Exit::Usage as i32) { Exit::Usage } else { Exit::Environment };
+    Failure::new(exit, String::from_utf8_lossy(errors).trim())
 }
 
 /// A site's configuration in which site `to` is reached at another peer address; `None`

@@ -46,9 +46,18 @@ fn deployment(dir: &Path, admins: &[SocketAddr]) -> Deployment {
         channel_ledger_dir: PathBuf::new(),
         sites: admins.iter().enumerate().map(site).collect(),
     };
-    let (dir, payswitch) = (dir.to_owned(), PathBuf::new());
+    let (folder, payswitch) = (Folder::new(Some(dir.to_owned())).unwrap(), PathBuf::new());
     let founders = admins.len() as u8;
-    Deployment { dir, payswitch, temporary: false, base: 20_000, founders, gateway, shim: None }
+    Deployment { folder, payswitch, base: 20_000, founders, gateway, shim: None }
+}
+
+#[test]
+fn a_deployment_that_cannot_be_made_is_the_environments_unless_it_was_asked_for_wrongly() {
+    let told = |code| not_made(code, b"payswitch: no space\n");
+    assert_eq!(told(Some(2)), Failure::usage("payswitch: no space"));
+    for code in [Some(3), Some(101), None] {
+        assert_eq!(told(code), Failure::environment("payswitch: no space"));
+    }
 }
 
 #[test]

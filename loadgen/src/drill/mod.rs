@@ -175,7 +175,7 @@ async fn single(setting: &Setting<'_>, stop: &Notify) -> Result<(), Failure> {
 }
 
 /// A violation counts most, then how it ended, then the rest of the verdict.
-fn weighed(verdict: Result<(), Failure>, ended: Result<(), Failure>) -> Result<(), Failure> {
+pub(crate) fn weighed(verdict: Result<(), Failure>, ended: Result<(), Failure>) -> Result<(), Failure> {
     match verdict {
         Err(audit) if audit.exit == Exit::Audit => Err(audit),
         verdict => ended.and(verdict),
@@ -286,6 +286,14 @@ fn audit_is_due(number: u32, audited: u32, of: u32) -> bool {
     number == of || number >= audited.saturating_mul(AUDIT_FACTOR)
 }
 
+/// A load, and what a script came to under it.
+struct Driven {
+    outcome: Outcome,
+    phase: Phase,
+    /// What was done, and when it had ended.
+    told: Result<(script::Told, Instant), Failure>,
+}
+
 /// A script that was played under load.
 struct Played {
     outcome: Outcome,
@@ -299,9 +307,23 @@ async fn play(
     stage: &Stage,
     course: &Course,
     script: Script<'_>,
-    (rate, live): (f64, Progress),
+    load: (f64, Progress),
     stop: &Notify,
 ) -> Result<Played, Failure> {
+    let Driven { outcome, phase, told } = drive(stage, course, script, load, stop).await?;
+    let told = told?;
+    let unsettled = stage.settle(stop).await?;
+    Ok(played(stage, (outcome, phase), told, unsettled))
+}
+
+/// Plays a script under load: what was driven, however the script ended.
+async fn drive(
+    stage: &Stage,
+    course: &Course,
+    script: Script<'_>,
+    (rate, live): (f64, Progress),
+    stop: &Notify,
+) -> Result<Driven, Failure> {
     let halt = Notify::new();
     let arrival = script.timing().arrival(course)?;
     let phase = match course {
@@ -309,7 +331,7 @@ async fn play(
         Course::Steady(length) => Phase { arrival, rate, live, ..stage.phase(LOAD_MAX + *length) },
         _ => Phase { arrival, rate, traced: true, live, ..stage.phase(LOAD_MAX) },
     };
-    let load = stage.session.run(&phase, &halt);
+    let load = stage.session.drive(&phase, &halt);
     let fault = async {
         let told = tokio::select! {
             told = script.play(course) => told,
@@ -319,10 +341,23 @@ async fn play(
         halt.notify_one();
         told.map(|told| (told, ended))
     };
-    let (mut outcome, (mut told, ended)) = beside(load, fault).await?;
+    let (outcome, told) = under(load, fault).await?;
+    let length = match &told {
+        Ok((_, ended)) => ended.saturating_duration_since(outcome.start),
+        Err(_) => outcome.start.elapsed(),
+    };
+    Ok(Driven { outcome, phase: Phase { duration: length, ..phase }, told })
+}
+
+/// The figures of a script that was played to its end.
+fn played(
+    stage: &Stage,
+    (mut outcome, phase): (Outcome, Phase),
+    (mut told, ended): (script::Told, Instant),
+    unsettled: usize,
+) -> Played {
     // Its end was ours.
     outcome.interrupted = false;
-    let unsettled = stage.settle(stop).await?;
     let shards = stage.deployment.gateway.shards;
     if !phase.traced {
         told.found.sizes = Some(steady::sizes(stage));
@@ -331,8 +366,31 @@ async fn play(
     if !phase.traced {
         repetition.of_measure(&outcome.measure);
     }
-    let phase = Phase { duration: ended.saturating_duration_since(outcome.start), ..phase };
-    Ok(Played { outcome, phase, repetition, unsettled })
+    Played { outcome, phase, repetition, unsettled }
+}
+
+/// Runs a load and the script that ends it; what was driven is told beside what became of
+/// the script. A load that fails before is the end of both.
+async fn under<T>(
+    load: impl Future<Output = Result<(Outcome, Result<(), Failure>), Failure>>,
+    script: impl Future<Output = Result<T, Failure>>,
+) -> Result<(Outcome, Result<T, Failure>), Failure> {
+    let mut load = pin!(load);
+    let mut script = pin!(script);
+    tokio::select! {
+        biased;
+        ended = &mut load => {
+            let (outcome, ended) = ended?;
+            match ended {
+                Ok(()) => Ok((outcome, script.await)),
+                Err(failure) => Ok((outcome, Err(failure))),
+            }
+        }
+        told = &mut script => {
+            let (outcome, ended) = load.await?;
+            Ok((outcome, ended.and(told)))
+        }
+    }
 }
 
 /// Runs a load and what ends it. A load that fails before is the end of both: without
@@ -366,6 +424,15 @@ pub(crate) struct Told {
     pub(crate) events: Events,
     /// Payments that have no final answer.
     pub(crate) unsettled: usize,
+    /// Why it did not come to its end, when it did not.
+    pub(crate) broke: Option<Failure>,
+}
+
+impl Told {
+    /// Of a story that broke off.
+    pub(crate) fn broken(outcome: Outcome, phase: Phase, why: Failure) -> Self {
+        Self { outcome, phase, events: Events::default(), unsettled: 0, broke: Some(why) }
+    }
 }
 
 /// The story of `loadgen demo` with several sites: one is killed under load and
@@ -377,15 +444,21 @@ pub(crate) async fn story(
     stop: &Notify,
 ) -> Result<Told, Failure> {
     let script = Script::new(stage, seed, 0, span);
-    let load = (stage.phase(span).rate, Progress::Always);
-    let played = play(stage, &Course::One(Action::Kill), script, load, stop).await?;
+    let (load, course) = ((stage.phase(span).rate, Progress::Always), Course::One(Action::Kill));
+    let Driven { outcome, phase, told } = drive(stage, &course, script, load, stop).await?;
+    let settled = match told {
+        Ok(told) => stage.settle(stop).await.map(|unsettled| (told, unsettled)),
+        Err(failure) => Err(failure),
+    };
+    let (told, unsettled) = match settled {
+        Ok(settled) => settled,
+        Err(failure) => return Ok(Told::broken(outcome, phase, failure)),
+    };
+    let played = played(stage, (outcome, phase), told, unsettled);
     println!("   {}", played.repetition);
-    Ok(Told {
-        events: played.repetition.events(),
-        outcome: played.outcome,
-        phase: played.phase,
-        unsettled: played.unsettled,
-    })
+    let events = played.repetition.events();
+    let Played { outcome, phase, unsettled, .. } = played;
+    Ok(Told { outcome, phase, events, unsettled, broke: None })
 }
 
 #[cfg(test)]
@@ -430,6 +503,36 @@ mod tests {
         };
         assert_eq!(beside(load, other).await.err().unwrap().message, "told to end");
         waits.notified().await;
+    }
+
+    #[tokio::test]
+    async fn what_was_driven_is_told_however_the_script_ended() {
+        let outcome = || Outcome {
+            measure: crate::measure::Measure::new(0, 0),
+            trace: Vec::new(),
+            timeline: crate::series::Timeline::default(),
+            start: Instant::now(),
+            cpu_s: 0.0,
+            host: crate::host::Host::default(),
+            interrupted: true,
+        };
+        let halt = Notify::new();
+        let load = async {
+            halt.notified().await;
+            Ok((outcome(), Ok(())))
+        };
+        let script = async {
+            halt.notify_one();
+            Err::<(), _>(stopped())
+        };
+        let (driven, told) = under(load, script).await.ok().unwrap();
+        assert!(driven.interrupted);
+        assert_eq!(told, Err(stopped()));
+        // The disk of the acknowledgements is full: nobody waits for the script.
+        let full = || Failure::environment("full");
+        let load = async { Ok((outcome(), Err(full()))) };
+        let (_, told) = under(load, std::future::pending::<Result<(), Failure>>()).await.ok().unwrap();
+        assert_eq!(told, Err(full()));
     }
 
     #[test]
