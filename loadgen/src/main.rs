@@ -35,6 +35,7 @@ mod series;
 mod shape;
 mod soak;
 mod socket;
+mod space;
 mod stage;
 mod tls;
 mod trace;

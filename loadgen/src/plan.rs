@@ -100,6 +100,11 @@ impl Mix {
         [self.query, self.refund, self.close, self.reverse].into_iter().map(u64::from).sum()
     }
 
+    /// Sum of all weights.
+    pub(crate) fn all(self) -> f64 {
+        (u64::from(self.pay) + self.others()) as f64
+    }
+
     /// Reads `pay=80,query=15,refund=5`; close and reverse may be added.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let mut mix = Self::of(0, 0, 0);

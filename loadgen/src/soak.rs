@@ -14,6 +14,7 @@ use crate::interrupt;
 use crate::live::Progress;
 use crate::report::{self, Events, Mark, Origin, Report};
 use crate::rng::Stream;
+use crate::space::Work;
 use crate::stage::{Cast, Gear, MERCHANTS, MIX, Stage, StoryArgs};
 use clap::Args;
 use std::path::PathBuf;
@@ -96,8 +97,9 @@ pub(crate) async fn demo(args: &DemoArgs, stop: &Notify) -> Result<(), Failure> 
         faults: &faults,
         gear: Gear::default(),
     };
-    let stage = Stage::build(&args.story, &cast).await?;
     let span = Duration::from_secs(args.seconds);
+    work(&cast, span).check(args.story.dir.as_deref())?;
+    let stage = Stage::build(&args.story, &cast).await?;
     println!(
         "2. {} requests/s for {} s, of them 2 % repeated and 1 % forged repeats; \
          kill -9 of {} in the middle.",
@@ -171,6 +173,13 @@ async fn broke_off(stage: Stage, failure: Failure, stop: &Notify) -> Failure {
     drill::weighed(verdict, Err(failure.clone())).err().unwrap_or(failure)
 }
 
+/// What load of this length will do.
+fn work<'a>(cast: &Cast<'a>, length: Duration) -> Work<'a> {
+    let (seconds, settings) = (length.as_secs_f64(), cast.gear.settings);
+    let requests = cast.rate * seconds;
+    Work { requests, mix: cast.mix, seconds, sites: cast.sites, settings }
+}
+
 /// Where the demo's page goes.
 fn default_page() -> PathBuf {
     std::env::temp_dir().join(format!("payswitch-demo-{}.html", std::process::id()))
@@ -222,6 +231,7 @@ pub(crate) async fn soak(args: &SoakArgs, stop: &Notify) -> Result<(), Failure> 
         faults: &faults,
         gear: Gear::default(),
     };
+    work(&cast, ROUND * args.kills).check(args.story.dir.as_deref())?;
     let stage = Stage::build(&args.story, &cast).await?;
     let moments = Stream::new(args.story.seed, 200);
     let mut slowest = Duration::ZERO;

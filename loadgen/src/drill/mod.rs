@@ -23,6 +23,8 @@ use crate::exit::{Exit, Failure};
 use crate::live::Progress;
 use crate::plan::Mix;
 use crate::report::{self, Events};
+use crate::schedule::Arrival;
+use crate::space::Work;
 use crate::stage::{Cast, Gear, Stage, StoryArgs};
 use action::{Action, Course};
 use before::Before;
@@ -45,6 +47,8 @@ const AUDIT_FACTOR: u32 = 3;
 /// Length of a step of the search for the maximum.
 const STEP: Duration = Duration::from_secs(2);
 const QUICK_STEP: Duration = Duration::from_millis(1_000);
+/// What a repetition takes beside its duration, about: lead, recovery, tail.
+const ITS_TIME: Duration = Duration::from_secs(5);
 /// Longest stretch without a fault: a day.
 const MINUTES_MAX: f64 = 1_440.0;
 
@@ -208,6 +212,7 @@ async fn told(setting: &Setting<'_>, report: &mut Report, stop: &Notify) -> Resu
                     this can be played only once";
         return Err(Failure::usage(text));
     }
+    work(setting)?.check(args.story.dir.as_deref())?;
     let faults: Vec<&str> = case.channel.iter().map(String::as_str).collect();
     let needs = &case.needs;
     let (shim, spare) = (needs.shim, needs.spare);
@@ -228,6 +233,38 @@ async fn told(setting: &Setting<'_>, report: &mut Report, stop: &Notify) -> Resu
     Ok(())
 }
 
+/// What a drill will do, about.
+fn work<'a>(setting: &'a Setting<'_>) -> Result<Work<'a>, Failure> {
+    let Setting { case, sites, rate, args } = *setting;
+    let load = rate * case.share;
+    let usual = args.duration + ITS_TIME.as_secs_f64();
+    let (seconds, requests) = match &case.course {
+        Course::Planned { length, shape, .. } => {
+            let arrival = Arrival::parse(shape).map_err(Failure::usage)?;
+            (length.as_secs_f64(), arrival.expected(load, *length))
+        }
+        Course::Steady(length) => {
+            let seconds = length.as_secs_f64() + ITS_TIME.as_secs_f64();
+            (seconds, seconds * load)
+        }
+        Course::One(Action::Load(times)) => (usual, usual * load * times),
+        _ => (usual, usual * load),
+    };
+    let (before_s, before) = case.before.work(&case.mix, (load, step(args)));
+    Ok(Work {
+        requests: requests * f64::from(args.repeat) + before,
+        mix: case.mix,
+        seconds: seconds * f64::from(args.repeat) + before_s,
+        sites: sites + u8::from(case.needs.spare),
+        settings: &case.needs.settings,
+    })
+}
+
+/// Length of a step of a search for the maximum.
+fn step(args: &DrillArgs) -> Duration {
+    if args.quick { QUICK_STEP } else { STEP }
+}
+
 /// Everything of a drill that is done while the sites run.
 async fn loaded(
     setting: &Setting<'_>,
@@ -236,9 +273,8 @@ async fn loaded(
     stop: &Notify,
 ) -> Result<(), Failure> {
     let Setting { case, rate, args, .. } = *setting;
-    let length = if args.quick { QUICK_STEP } else { STEP };
     let first = rate * case.share * HALF;
-    report.with(case.before.prepare(stage, (first, length), stop).await?);
+    report.with(case.before.prepare(stage, (first, step(args)), stop).await?);
     repeat(stage, &case.course, args, report, stop).await?;
     stage.ask_again(stop).await
 }
