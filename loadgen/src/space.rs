@@ -120,7 +120,9 @@ mod tests {
         let refused = half_an_hour(30.0).fits(dir, 5.0 * GIB).err().unwrap();
         assert_eq!(refused.exit, Exit::Environment);
         let text = &refused.message;
-        assert!(text.starts_with("no room in /small: about ") && text.contains("5120 MiB are free"));
+        assert!(
+            text.starts_with("no room in /small: about ") && text.contains("5120 MiB are free")
+        );
         assert!(!text.contains('\n'));
         assert_eq!(half_an_hour(30.0).fits(dir, 20.0 * GIB), Ok(()));
         assert_eq!(half_an_hour(0.1).fits(dir, 1.6 * GIB), Ok(()));

@@ -133,7 +133,16 @@ mod tests {
         let started = |run_id| {
             let mut writer = AckWriter::create(dir.path(), &Params { run_id, ..params() }).unwrap();
             let at_us = 60_000_000;
-            let rest = Ack { n: 1, transaction: 0, amount: 0, refunded: 0, code: 1, state: 1, flags: 0, at_us };
+            let rest = Ack {
+                n: 1,
+                transaction: 0,
+                amount: 0,
+                refunded: 0,
+                code: 1,
+                state: 1,
+                flags: 0,
+                at_us,
+            };
             writer.push(&rest);
             writer.flush().unwrap();
             let path = acks::logs_of(dir.path()).unwrap().pop().unwrap();

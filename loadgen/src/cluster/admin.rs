@@ -78,7 +78,7 @@ pub(super) async fn status(admin: SocketAddr) -> Option<Status> {
 
 /// Sum of a metric over its labels; `None` when it is not there.
 pub(crate) fn total(page: &str, name: &str) -> Option<u64> {
-    values(page, name).fold(None, |sum: Option<u64>, value| Some(sum.unwrap_or(0) + value))
+    values::<u64>(page, name).fold(None, |sum, value| Some(sum.unwrap_or(0) + value))
 }
 
 /// What a metric says, for each of its labels.

@@ -162,7 +162,9 @@ mod tests {
         assert_eq!(sums.map(|sum| sum.passed), [7, 4, 3]);
         assert_eq!(sums.map(|sum| sum.lost), [70, 40, 30]);
         assert_eq!((stats.all().passed, stats.dropped), (15, 7));
-        for bad in ["", "ok", "1>2 passed=1 lost=1", "1>2 passed=x lost=1; dropped=0", "1; dropped=0"] {
+        for bad in
+            ["", "ok", "1>2 passed=1 lost=1", "1>2 passed=x lost=1; dropped=0", "1; dropped=0"]
+        {
             assert_eq!(Stats::parse(bad), None, "{bad}");
         }
     }

@@ -159,7 +159,9 @@ impl fmt::Display for Distance {
         )?;
         match (self.is_of_the_sites(), self.is_felt()) {
             (true, true) => Ok(()),
-            (true, false) => f.write_str(": nobody felt a distance, so that it says nothing of the sites"),
+            (true, false) => {
+                f.write_str(": nobody felt a distance, so that it says nothing of the sites")
+            }
             (false, _) => {
                 f.write_str(": that may be the relay's limit, and says nothing of the sites")
             }

@@ -179,7 +179,10 @@ async fn single(setting: &Setting<'_>, stop: &Notify) -> Result<(), Failure> {
 }
 
 /// A violation counts most, then how it ended, then the rest of the verdict.
-pub(crate) fn weighed(verdict: Result<(), Failure>, ended: Result<(), Failure>) -> Result<(), Failure> {
+pub(crate) fn weighed(
+    verdict: Result<(), Failure>,
+    ended: Result<(), Failure>,
+) -> Result<(), Failure> {
     match verdict {
         Err(audit) if audit.exit == Exit::Audit => Err(audit),
         verdict => ended.and(verdict),
@@ -567,7 +570,8 @@ mod tests {
         // The disk of the acknowledgements is full: nobody waits for the script.
         let full = || Failure::environment("full");
         let load = async { Ok((outcome(), Err(full()))) };
-        let (_, told) = under(load, std::future::pending::<Result<(), Failure>>()).await.ok().unwrap();
+        let (_, told) =
+            under(load, std::future::pending::<Result<(), Failure>>()).await.ok().unwrap();
         assert_eq!(told, Err(full()));
     }
 

@@ -521,7 +521,8 @@ mod tests {
         let same = ["faults 1 and 2: the same place at the same time"];
         let (kill, isolate) = ("\"kill\"\nsite = 1", "\"isolate\"\nsite = 1");
         let (other, wan) = ("\"one-way\"\nsite = 2", "\"wan\"\ndelay_ms = 5");
-        for [first, second] in [[kill, isolate], [isolate, kill], [isolate, other], [wan, isolate]] {
+        for [first, second] in [[kill, isolate], [isolate, kill], [isolate, other], [wan, isolate]]
+        {
             assert_eq!(two(first, "hold = 2", second, 4.0), same, "{first} {second}");
             assert!(two(first, "hold = 2", second, 5.0).is_empty(), "{first} {second}");
         }
@@ -531,7 +532,10 @@ mod tests {
         let (flap, outage) = ("\"channel-flap\"", "\"channel\"\nfaults = [\"--outage=0:9\"]");
         let short = "fault 1: hold: this fault lasts 2.5 s at least";
         assert_eq!(two(flap, "hold = 1", outage, 4.0), [short]);
-        assert_eq!(two(wan, "hold = 1", other, 4.0), ["fault 1: hold: this fault lasts 2 s at least"]);
+        assert_eq!(
+            two(wan, "hold = 1", other, 4.0),
+            ["fault 1: hold: this fault lasts 2 s at least"]
+        );
         assert_eq!(two(flap, "", outage, 5.0), same);
         assert!(two(flap, "", outage, 5.5).is_empty());
     }

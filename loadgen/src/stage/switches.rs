@@ -136,10 +136,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let switches = Switches::new(vec![sleeper(&dir, "60")], 1);
         assert_eq!(switches.running(1, |_| Ok(7)), Ok(7));
-        let absent = (
-            Exit::Invalid,
-            "site 2 does not run: the fault could not be done".to_owned(),
-        );
+        let absent = (Exit::Invalid, "site 2 does not run: the fault could not be done".to_owned());
         assert_eq!(told(switches.running(2, |_| Ok(()))), absent);
         assert_eq!(told(switches.take(2)), absent);
         assert_eq!(told(switches.take(3)).0, Exit::Usage);

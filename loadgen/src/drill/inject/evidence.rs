@@ -134,8 +134,9 @@ mod tests {
 
     #[test]
     fn a_distance_must_be_measured_by_the_sites_and_a_loss_by_the_relay() {
-        let of = |line, lost, round_trips: &[f64]| {
-            let packets = [Packets { passed: 5, lost: 1 }, Packets { passed: 5_005, lost: 1 + lost }];
+        let of = |line, lost: u64, round_trips: &[f64]| {
+            let packets =
+                [Packets { passed: 5, lost: 1 }, Packets { passed: 5_005, lost: 1 + lost }];
             told(of_distance(line, packets, round_trips.to_vec()))
         };
         assert_eq!(of("delay=5ms", 0, &[0.0098, 0.0102, 0.0, 0.0004]), None);
@@ -145,7 +146,9 @@ mod tests {
         assert!(of("loss=1%", 0, &[]).unwrap().contains("of 5000 packets none was lost"));
         assert_eq!(of("loss=0.1%", 0, &[]), None, "that may be chance");
         let still = [Packets { passed: 5, lost: 0 }; 2];
-        assert!(told(of_distance("jitter=1ms", still, Vec::new())).unwrap().contains("nothing passed"));
+        assert!(
+            told(of_distance("jitter=1ms", still, Vec::new())).unwrap().contains("nothing passed")
+        );
     }
 
     #[test]

@@ -68,8 +68,9 @@ impl Script<'_> {
             tokio::time::sleep(TRANSFER_PAUSE).await;
         }
         let noticed = session.leader_changes().saturating_sub(noticed);
-        fault.what =
-            format!("{done} shards handed around, {refused} refused, {noticed} new leaders noticed");
+        fault.what = format!(
+            "{done} shards handed around, {refused} refused, {noticed} new leaders noticed"
+        );
         self.over(&mut fault, "every shard goes home");
         match (done, noticed) {
             (0, _) => Err(evidence::none("no shard was handed over in the storm")),
