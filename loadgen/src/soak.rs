@@ -14,7 +14,7 @@ use crate::interrupt;
 use crate::live::Progress;
 use crate::report::{self, Events, Mark, Origin, Report};
 use crate::rng::Stream;
-use crate::space::Work;
+use crate::space::{self, Work};
 use crate::stage::{Cast, Gear, MERCHANTS, MIX, Stage, StoryArgs};
 use clap::Args;
 use std::path::PathBuf;
@@ -83,12 +83,6 @@ pub(crate) async fn demo(args: &DemoArgs, stop: &Notify) -> Result<(), Failure> 
         exit::writable(path)?;
     }
     let faults = ["--drop-reply=1%", "--late=1%:300", "--duplicate=0.5%", "--decline=2%"];
-    let sites = match args.sites {
-        1 => "One site".to_owned(),
-        sites => format!("{sites} sites, each leading its share of the merchants"),
-    };
-    println!("1. {sites}, one payment channel in its own process, {MERCHANTS} merchants.");
-    println!("   The channel misbehaves: {}.", faults.join(" ").replace("--", ""));
     let cast = Cast {
         sites: args.sites,
         relay: false,
@@ -98,7 +92,14 @@ pub(crate) async fn demo(args: &DemoArgs, stop: &Notify) -> Result<(), Failure> 
         gear: Gear::default(),
     };
     let span = Duration::from_secs(args.seconds);
-    work(&cast, span).check(args.story.dir.as_deref())?;
+    cast.check()?;
+    space::check(args.story.dir.as_deref(), work(&cast, span).bytes())?;
+    let sites = match args.sites {
+        1 => "One site".to_owned(),
+        sites => format!("{sites} sites, each leading its share of the merchants"),
+    };
+    println!("1. {sites}, one payment channel in its own process, {MERCHANTS} merchants.");
+    println!("   The channel misbehaves: {}.", faults.join(" ").replace("--", ""));
     let stage = Stage::build(&args.story, &cast).await?;
     println!(
         "2. {} requests/s for {} s, of them 2 % repeated and 1 % forged repeats; \
@@ -231,7 +232,8 @@ pub(crate) async fn soak(args: &SoakArgs, stop: &Notify) -> Result<(), Failure> 
         faults: &faults,
         gear: Gear::default(),
     };
-    work(&cast, ROUND * args.kills).check(args.story.dir.as_deref())?;
+    cast.check()?;
+    space::check(args.story.dir.as_deref(), work(&cast, ROUND * args.kills).bytes())?;
     let stage = Stage::build(&args.story, &cast).await?;
     let moments = Stream::new(args.story.seed, 200);
     let mut slowest = Duration::ZERO;

@@ -66,30 +66,30 @@ impl Work<'_> {
         };
         self.settings.iter().find_map(value)
     }
+}
 
-    /// Refuses what there is no room for in a folder, or among temporary files.
-    pub(crate) fn check(&self, dir: Option<&Path>) -> Result<(), Failure> {
-        let dir = dir.map_or_else(std::env::temp_dir, PathBuf::from);
-        // The folder itself may not be there yet.
-        let whole = std::path::absolute(&dir).unwrap_or_else(|_| dir.clone());
-        let there = whole.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
-        let facts = rustix::fs::statvfs(there).map_err(|error| {
-            Failure::environment(format_args!("cannot look at {}: {error}", there.display()))
-        })?;
-        self.fits(&dir, facts.f_bavail as f64 * facts.f_frsize as f64)
-    }
+/// Refuses so many bytes when there is no room for them in a folder, or among temporary
+/// files.
+pub(crate) fn check(dir: Option<&Path>, bytes: f64) -> Result<(), Failure> {
+    let dir = dir.map_or_else(std::env::temp_dir, PathBuf::from);
+    // The folder itself may not be there yet.
+    let whole = std::path::absolute(&dir).unwrap_or_else(|_| dir.clone());
+    let there = whole.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    let facts = rustix::fs::statvfs(there).map_err(|error| {
+        Failure::environment(format_args!("cannot look at {}: {error}", there.display()))
+    })?;
+    fits(&dir, bytes, facts.f_bavail as f64 * facts.f_frsize as f64)
+}
 
-    fn fits(&self, dir: &Path, free: f64) -> Result<(), Failure> {
-        let needed = self.bytes();
-        if needed <= free {
-            return Ok(());
-        }
-        let (dir, [needed, free]) = (dir.display(), [needed, free].map(|bytes| bytes / MIB));
-        Err(Failure::environment(format_args!(
-            "no room in {dir}: about {needed:.0} MiB will be written and {free:.0} MiB are free; choose \
-             another --dir, less load or less time"
-        )))
+fn fits(dir: &Path, needed: f64, free: f64) -> Result<(), Failure> {
+    if needed <= free {
+        return Ok(());
     }
+    let (dir, [needed, free]) = (dir.display(), [needed, free].map(|bytes| bytes / MIB));
+    Err(Failure::environment(format_args!(
+        "no room in {dir}: about {needed:.0} MiB will be written and {free:.0} MiB are free; choose \
+         another --dir, less load or less time"
+    )))
 }
 
 #[cfg(test)]
@@ -117,17 +117,17 @@ mod tests {
     #[test]
     fn a_long_run_on_a_small_disk_is_refused_and_a_short_one_is_not() {
         let dir = Path::new("/small");
-        let refused = half_an_hour(30.0).fits(dir, 5.0 * GIB).err().unwrap();
+        let refused = fits(dir, half_an_hour(30.0).bytes(), 5.0 * GIB).err().unwrap();
         assert_eq!(refused.exit, Exit::Environment);
         let text = &refused.message;
         assert!(
             text.starts_with("no room in /small: about ") && text.contains("5120 MiB are free")
         );
         assert!(!text.contains('\n'));
-        assert_eq!(half_an_hour(30.0).fits(dir, 20.0 * GIB), Ok(()));
-        assert_eq!(half_an_hour(0.1).fits(dir, 1.6 * GIB), Ok(()));
+        assert_eq!(fits(dir, half_an_hour(30.0).bytes(), 20.0 * GIB), Ok(()));
+        assert_eq!(fits(dir, half_an_hour(0.1).bytes(), 1.6 * GIB), Ok(()));
         // Its sites could not even take what they take ahead.
-        assert!(half_an_hour(0.1).fits(dir, 1.0 * GIB).is_err());
+        assert!(fits(dir, half_an_hour(0.1).bytes(), 1.0 * GIB).is_err());
     }
 
     #[test]
@@ -141,9 +141,8 @@ mod tests {
     #[test]
     fn a_disk_is_looked_at_where_the_folder_will_be() {
         let dir = tempfile::tempdir().unwrap();
-        let nothing = Work { sites: 0, requests: 0.0, ..half_an_hour(0.0) };
-        assert_eq!(nothing.check(Some(&dir.path().join("not/yet/there"))), Ok(()));
-        let refused = half_an_hour(1e9).check(Some(dir.path())).err().unwrap();
+        assert_eq!(check(Some(&dir.path().join("not/yet/there")), 0.0), Ok(()));
+        let refused = check(Some(dir.path()), 1e30).err().unwrap();
         assert!(refused.message.contains(dir.path().to_str().unwrap()), "{}", refused.message);
     }
 }

@@ -77,6 +77,16 @@ pub(crate) struct Cast<'a> {
     pub(crate) gear: Gear<'a>,
 }
 
+impl Cast<'_> {
+    /// Refuses an impossible one.
+    pub(crate) fn check(&self) -> Result<(), Failure> {
+        match (1.0..=1_000_000.0).contains(&self.rate) {
+            true => Ok(()),
+            false => Err(Failure::usage("--rate: 1 to 1000000")),
+        }
+    }
+}
+
 /// What only some drills need.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Gear<'a> {
@@ -123,9 +133,7 @@ impl Stage {
     }
 
     async fn started(args: &StoryArgs, cast: &Cast<'_>) -> Result<Self, Failure> {
-        if !(1.0..=1_000_000.0).contains(&cast.rate) {
-            return Err(Failure::usage("--rate: 1 to 1000000"));
-        }
+        cast.check()?;
         let payswitch = args.payswitch.clone().map_or_else(audit::payswitch_beside, Ok)?;
         let (dir, spare) = (args.dir.clone(), cast.gear.spare);
         let mut deployment = Deployment::init(payswitch, dir, MERCHANTS, cast.sites, spare)?;

@@ -24,7 +24,7 @@ use crate::live::Progress;
 use crate::plan::Mix;
 use crate::report::{self, Events};
 use crate::schedule::Arrival;
-use crate::space::Work;
+use crate::space::{self, Work};
 use crate::stage::{Cast, Gear, Stage, StoryArgs};
 use action::{Action, Course};
 use before::Before;
@@ -170,6 +170,7 @@ pub(crate) async fn run(args: &DrillArgs, stop: &Notify) -> Result<(), Failure> 
 /// Plays one drill, and writes what is wanted of it.
 async fn single(setting: &Setting<'_>, stop: &Notify) -> Result<(), Failure> {
     let args = setting.args;
+    space::check(args.story.dir.as_deref(), work(setting)?.bytes())?;
     let (report, ended) = drill(setting, stop).await;
     // What cannot be written does not keep the rest from being.
     let json = args.json.as_ref().map_or(Ok(()), |path| report.write(path));
@@ -215,7 +216,6 @@ async fn told(setting: &Setting<'_>, report: &mut Report, stop: &Notify) -> Resu
                     this can be played only once";
         return Err(Failure::usage(text));
     }
-    work(setting)?.check(args.story.dir.as_deref())?;
     let faults: Vec<&str> = case.channel.iter().map(String::as_str).collect();
     let needs = &case.needs;
     let (shim, spare) = (needs.shim, needs.spare);

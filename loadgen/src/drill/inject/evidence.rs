@@ -103,6 +103,17 @@ pub(super) fn of_slow_disk([start, slow, end]: [Writes; 3]) -> Result<(), Failur
     }
 }
 
+/// How far off a site saw its clock, whole seconds, and how often it read it meanwhile.
+pub(super) fn of_clock(seconds: i64, seen_s: Option<u64>, shifted: i64) -> Result<(), Failure> {
+    let seen = seen_s.is_some_and(|seen| seen + 1 >= seconds.unsigned_abs());
+    match seen && (shifted > 0 || seconds == 0) {
+        true => Ok(()),
+        false => Err(none(format_args!(
+            "the site read its clock {shifted} times while it was off by {seconds} s and saw {seen_s:?}"
+        ))),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -149,6 +160,22 @@ mod tests {
         assert!(
             told(of_distance("jitter=1ms", still, Vec::new())).unwrap().contains("nothing passed")
         );
+    }
+
+    #[test]
+    fn a_step_of_the_clock_must_be_seen_by_the_site() {
+        for (seconds, seen, shifted, says) in [
+            (3_600, Some(3_600), 2, true),
+            (-3_600, Some(3_599), 1, true),
+            (3_600, Some(0), 7, false),
+            (3_600, Some(3_600), 0, false),
+            (3_600, None, 7, false),
+            (1, Some(0), 1, true),
+            (0, Some(0), 0, true),
+        ] {
+            let told = told(of_clock(seconds, seen, shifted));
+            assert_eq!(told.is_none(), says, "{seconds} {seen:?} {shifted}");
+        }
     }
 
     #[test]
