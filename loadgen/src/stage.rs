@@ -451,9 +451,10 @@ impl Stage {
     /// then the sites are killed: nothing moves while it is read, and the rest may be open.
     pub(crate) async fn broken_off(self, stop: &Notify) -> Result<Audit, Failure> {
         // Why it broke off is known already; that sites do not settle now is no news. Nor is
-        // what was told before: only from now on it ends this wait.
+        // what was told before: only from now on it ends this wait. Perhaps nobody is there any
+        // more to answer: it is short.
         interrupt::forget(stop);
-        drop(self.settle(stop).await);
+        drop(tokio::time::timeout(SETTLE_MAX, self.settle(stop)).await);
         let evidence = self.evidence();
         self.session.close().await;
         for process in self.switches.take_all() {
