@@ -261,7 +261,7 @@ fn a_soak_whose_switch_does_not_come_back_audits_what_was_done() {
     assert!(told(&soak).contains("is not ready"), "{}", told(&soak));
     let printed = soak.printed();
     assert!(printed.contains("it broke off: what was done until then is audited"), "{printed}");
-    let audit = printed.lines().filter(|line| line.starts_with("audit ")).next_back();
+    let audit = printed.lines().rfind(|line| line.starts_with("audit "));
     assert!(audit.is_some_and(|line| line.ends_with(": clean")), "{printed}");
 }
 
