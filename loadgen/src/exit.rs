@@ -54,7 +54,7 @@ pub(crate) fn writable(path: &Path) -> Result<(), Failure> {
 }
 
 /// How a command failed.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Failure {
     /// Exit code.
     pub(crate) exit: Exit,

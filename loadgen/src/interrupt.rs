@@ -90,8 +90,15 @@ impl Watch {
     }
 }
 
-fn stopped(what: impl Display) -> Failure {
+/// Told to stop during this.
+pub(crate) fn stopped(what: impl Display) -> Failure {
     Failure::new(Exit::Invalid, format_args!("stopped during {what}: nothing can be said"))
+}
+
+/// Forgets what was told and not heard: the answer to it is what comes now.
+pub(crate) fn forget(stop: &Notify) {
+    let mut told = std::pin::pin!(stop.notified());
+    told.as_mut().enable();
 }
 
 /// Runs a future to its end, or until a signal comes.

@@ -36,6 +36,7 @@ mod series;
 mod shape;
 mod soak;
 mod socket;
+mod space;
 mod stage;
 mod tls;
 mod trace;

@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 
 /// Run ids are below this: 11 hex digits, enough for Unix milliseconds.
 pub(crate) const RUN_ID_MAX: u64 = 1 << 44;
+/// Run ids below this were drawn; from here on (2004) they are the time of a run's start.
+pub(crate) const SEEDED_BELOW: u64 = 1 << 40;
 /// Request numbers are below this: 9 hex digits.
 pub(crate) const REQUESTS_MAX: u64 = 1 << 36;
 
@@ -96,6 +98,11 @@ impl Mix {
     /// Sum of everything but the pays.
     fn others(self) -> u64 {
         [self.query, self.refund, self.close, self.reverse].into_iter().map(u64::from).sum()
+    }
+
+    /// Sum of all weights.
+    pub(crate) fn all(self) -> f64 {
+        (u64::from(self.pay) + self.others()) as f64
     }
 
     /// Reads `pay=80,query=15,refund=5`; close and reverse may be added.

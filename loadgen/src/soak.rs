@@ -10,9 +10,11 @@ use crate::cluster::SITES_MAX;
 use crate::drill::{self, Told};
 use crate::drive::{Outcome, Phase};
 use crate::exit::{self, Exit, Failure};
+use crate::interrupt;
 use crate::live::Progress;
 use crate::report::{self, Events, Mark, Origin, Report};
 use crate::rng::Stream;
+use crate::space::{self, Work};
 use crate::stage::{Cast, Gear, MERCHANTS, MIX, Stage, StoryArgs};
 use clap::Args;
 use std::path::PathBuf;
@@ -22,6 +24,10 @@ use tokio::sync::Notify;
 /// The site that is killed when there are several: no payment of the first seconds
 /// is special to it.
 const VICTIM: u8 = 1;
+/// Load of one round of the soak.
+const ROUND: Duration = Duration::from_secs(4);
+/// What is said of a story that does not come to its end.
+const BROKE_OFF: &str = "it broke off: what was done until then is audited";
 
 /// Arguments of `loadgen demo`.
 #[derive(Args, Clone, Debug)]
@@ -77,12 +83,6 @@ pub(crate) async fn demo(args: &DemoArgs, stop: &Notify) -> Result<(), Failure> 
         exit::writable(path)?;
     }
     let faults = ["--drop-reply=1%", "--late=1%:300", "--duplicate=0.5%", "--decline=2%"];
-    let sites = match args.sites {
-        1 => "One site".to_owned(),
-        sites => format!("{sites} sites, each leading its share of the merchants"),
-    };
-    println!("1. {sites}, one payment channel in its own process, {MERCHANTS} merchants.");
-    println!("   The channel misbehaves: {}.", faults.join(" ").replace("--", ""));
     let cast = Cast {
         sites: args.sites,
         relay: false,
@@ -91,8 +91,16 @@ pub(crate) async fn demo(args: &DemoArgs, stop: &Notify) -> Result<(), Failure> 
         faults: &faults,
         gear: Gear::default(),
     };
-    let stage = Stage::build(&args.story, &cast).await?;
     let span = Duration::from_secs(args.seconds);
+    cast.check()?;
+    space::check(args.story.dir.as_deref(), work(&cast, span).bytes())?;
+    let sites = match args.sites {
+        1 => "One site".to_owned(),
+        sites => format!("{sites} sites, each leading its share of the merchants"),
+    };
+    println!("1. {sites}, one payment channel in its own process, {MERCHANTS} merchants.");
+    println!("   The channel misbehaves: {}.", faults.join(" ").replace("--", ""));
+    let stage = Stage::build(&args.story, &cast).await?;
     println!(
         "2. {} requests/s for {} s, of them 2 % repeated and 1 % forged repeats; \
          kill -9 of {} in the middle.",
@@ -101,28 +109,76 @@ pub(crate) async fn demo(args: &DemoArgs, stop: &Notify) -> Result<(), Failure> 
         if args.sites == 1 { "the switch" } else { "a site, and its return" },
     );
     let origin = Origin::now().of_switch(stage.version());
-    let Told { outcome, phase, events, unsettled: left } = match args.sites {
-        1 => killed_and_restarted(&stage, span, stop).await?,
-        _ => drill::story(&stage, args.story.seed, span, stop).await?,
+    let told = match args.sites {
+        1 => killed_and_restarted(&stage, span, stop).await,
+        _ => drill::story(&stage, args.story.seed, span, stop).await,
     };
-    println!("3. Drain: every payment without a final answer was asked for until it had one.");
-    if left > 0 {
-        println!("   {left} payments still have no final answer");
+    match told {
+        Ok(told) => summed_up(args, stage, told, origin, stop).await,
+        Err(failure) => Err(broke_off(stage, failure, stop).await),
     }
-    println!("4. Audit: gateway's acknowledgements, channel's ledger and every log compared.");
+}
+
+/// The end of the demo, however it came to it: audit, summary, result and page.
+async fn summed_up(
+    args: &DemoArgs,
+    stage: Stage,
+    told: Told,
+    origin: Origin,
+    stop: &Notify,
+) -> Result<(), Failure> {
+    let Told { outcome, phase, events, unsettled: left, mut broke } = told;
+    if broke.is_none() {
+        println!("3. Drain: every payment without a final answer was asked for until it had one.");
+        if left > 0 {
+            println!("   {left} payments still have no final answer");
+        }
+        println!("4. Audit: gateway's acknowledgements, channel's ledger and every log compared.");
+        broke = stage.ask_again(stop).await.err();
+    }
     let report = Report::new(stage.plan.params(), &phase, &outcome, &[]);
-    let audit = stage.end(stop).await?;
-    let report = report.with_story(&outcome, origin, events).with_audit(&audit);
-    report.print();
-    audit.print();
-    if let Some(path) = &args.json {
-        report.write(path)?;
+    let mut report = report.with_story(&outcome, origin, events);
+    let audit = match broke {
+        None => stage.end().await,
+        Some(_) => {
+            println!("{BROKE_OFF}");
+            stage.broken_off(stop).await
+        }
+    };
+    match &audit {
+        Ok(audit) => report = report.with_audit(audit),
+        Err(failure) => println!("not audited: {}", failure.message),
     }
-    let page = args.report.clone().unwrap_or_else(default_page);
-    report::write_page(&report, &page)?;
-    verdict(&outcome, left, &audit)?;
+    report.print();
+    if let Ok(audit) = &audit {
+        audit.print();
+    }
+    // What cannot be written does not keep the rest from being.
+    let json = args.json.as_ref().map_or(Ok(()), |path| report.write(path));
+    let page = report::write_page(&report, &args.report.clone().unwrap_or_else(default_page));
+    let verdict = audit.and_then(|audit| verdict(&outcome, left, &audit));
+    drill::weighed(verdict, broke.map_or(Ok(()), Err).and(json).and(page))?;
     println!("clean: nothing acknowledged was lost, nothing was charged twice, the books agree.");
     Ok(())
+}
+
+/// Audits what a story left that broke off; how it ends then.
+async fn broke_off(stage: Stage, failure: Failure, stop: &Notify) -> Failure {
+    println!("{BROKE_OFF}");
+    let audit = stage.broken_off(stop).await;
+    match &audit {
+        Ok(audit) => audit.print(),
+        Err(failure) => println!("not audited: {}", failure.message),
+    }
+    let verdict = audit.and_then(|audit| audit.verdict());
+    drill::weighed(verdict, Err(failure.clone())).err().unwrap_or(failure)
+}
+
+/// What load of this length will do.
+fn work<'a>(cast: &Cast<'a>, length: Duration) -> Work<'a> {
+    let (seconds, settings) = (length.as_secs_f64(), cast.gear.settings);
+    let requests = cast.rate * seconds;
+    Work { requests, mix: cast.mix, seconds, sites: cast.sites, settings }
 }
 
 /// Where the demo's page goes.
@@ -138,12 +194,19 @@ async fn killed_and_restarted(
 ) -> Result<Told, Failure> {
     let live = Progress::Always;
     let (outcome, kill) = round(stage, span, span.mul_f64(0.4), live, stop).await?;
+    let kill = match kill {
+        Ok(kill) => kill,
+        Err(failure) => return Ok(Told::broken(outcome, stage.phase(span), failure)),
+    };
     println!(
         "   killed at {:.2} s, ready again {} ms later with every acknowledged payment.",
         kill.at.as_secs_f64(),
         kill.back.as_millis()
     );
-    let left = stage.settle(stop).await?;
+    let left = match stage.settle(stop).await {
+        Ok(left) => left,
+        Err(failure) => return Ok(Told::broken(outcome, stage.phase(span), failure)),
+    };
     let mark = Mark {
         at_ms: kill.at.as_millis() as u64,
         until_ms: Some((kill.at + kill.back).as_millis() as u64),
@@ -151,7 +214,8 @@ async fn killed_and_restarted(
         text: "kill -9 of the switch".to_owned(),
     };
     let events = Events { marks: vec![mark], ..Events::default() };
-    Ok(Told { outcome, phase: stage.phase(span), events, unsettled: left })
+    let phase = stage.phase(span);
+    Ok(Told { outcome, phase, events, unsettled: left, broke: None })
 }
 
 /// Runs the soak.
@@ -168,14 +232,17 @@ pub(crate) async fn soak(args: &SoakArgs, stop: &Notify) -> Result<(), Failure> 
         faults: &faults,
         gear: Gear::default(),
     };
+    cast.check()?;
+    space::check(args.story.dir.as_deref(), work(&cast, ROUND * args.kills).bytes())?;
     let stage = Stage::build(&args.story, &cast).await?;
     let moments = Stream::new(args.story.seed, 200);
     let mut slowest = Duration::ZERO;
     for number in 1..=args.kills {
-        let span = Duration::from_secs(4);
         let at = Duration::from_millis(300 + moments.below(number.into(), 2_500));
-        let (outcome, kill) = round(&stage, span, at, Progress::Terminal, stop).await?;
-        let left = stage.settle(stop).await?;
+        let (outcome, kill, left) = match killed(&stage, at, stop).await {
+            Ok(killed) => killed,
+            Err(failure) => return Err(broke_off(stage, failure, stop).await),
+        };
         slowest = slowest.max(kill.back);
         let audit = stage.audit()?;
         println!(
@@ -195,7 +262,10 @@ pub(crate) async fn soak(args: &SoakArgs, stop: &Notify) -> Result<(), Failure> 
         }
         verdict(&outcome, left, &audit)?;
     }
-    let audit = stage.end(stop).await?;
+    if let Err(failure) = stage.ask_again(stop).await {
+        return Err(broke_off(stage, failure, stop).await);
+    }
+    let audit = stage.end().await?;
     audit.print();
     audit.verdict()?;
     println!(
@@ -204,6 +274,17 @@ pub(crate) async fn soak(args: &SoakArgs, stop: &Notify) -> Result<(), Failure> 
         slowest.as_millis()
     );
     Ok(())
+}
+
+/// A round of the soak, until every payment has ended; how many have not.
+async fn killed(
+    stage: &Stage,
+    at: Duration,
+    stop: &Notify,
+) -> Result<(Outcome, Kill, usize), Failure> {
+    let (outcome, kill) = round(stage, ROUND, at, Progress::Terminal, stop).await?;
+    let kill = kill?;
+    Ok((outcome, kill, stage.settle(stop).await?))
 }
 
 /// The audit first, then whether everything came to an end.
@@ -222,23 +303,29 @@ fn verdict(outcome: &Outcome, left: usize, audit: &Audit) -> Result<(), Failure>
     Ok(())
 }
 
-/// Load for `span`, a kill under it after `at`, and the restart.
+/// Load for `span`, a kill under it after `at`, and the restart; what was driven is told
+/// however that ended.
 async fn round(
     stage: &Stage,
     span: Duration,
     at: Duration,
     live: Progress,
     stop: &Notify,
-) -> Result<(Outcome, Kill), Failure> {
+) -> Result<(Outcome, Result<Kill, Failure>), Failure> {
     let phase = Phase { live, ..stage.phase(span) };
-    let load = stage.session.run(&phase, stop);
+    let load = stage.session.drive(&phase, stop);
     let fault = async {
-        tokio::time::sleep(at).await;
+        let moment = async {
+            tokio::time::sleep(at).await;
+            Ok(())
+        };
+        interrupt::unless_told("the load", moment).await?;
         let killed = Instant::now();
-        stage.kill(VICTIM).await;
+        stage.kill(VICTIM).await?;
         stage.start(VICTIM).await?;
-        Ok::<_, Failure>(Kill { at, back: killed.elapsed() })
+        Ok(Kill { at, back: killed.elapsed() })
     };
-    let (outcome, kill) = tokio::join!(load, fault);
-    Ok((outcome?, kill?))
+    let (driven, kill) = tokio::join!(load, fault);
+    let (outcome, ended) = driven?;
+    Ok((outcome, ended.and(kill)))
 }

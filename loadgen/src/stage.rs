@@ -3,26 +3,32 @@
 //! Owns the processes and the gateway's session; the stories decide what happens
 //! to them. Tested by the stories.
 
+mod switches;
+
 use crate::acks::AckWriter;
 use crate::audit::{self, Audit, EventsDue, Evidence, Moment, Source};
 use crate::authority::Authority;
-use crate::cluster::{Deployment, Process, Relay};
+use crate::cluster::{Deployment, Process, Relay, Stats};
 use crate::drive::{Known, Options, Part, Phase, Session};
 use crate::encode::Encoder;
 use crate::exit::{Exit, Failure};
 use crate::interrupt;
 use crate::live::Progress;
 use crate::pace::{Pace, TICK};
-use crate::plan::{Mix, Params, Plan, RUN_ID_MAX};
+use crate::plan::{Mix, Params, Plan, SEEDED_BELOW};
+use crate::rng::Stream;
 use crate::schedule::Arrival;
 use clap::Args;
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use switches::Switches;
 use tokio::sync::Notify;
 
 const DAY_MS: u64 = 86_400_000;
+/// Of the seed's streams the one that numbers come from.
+const RUN_ID_STREAM: u64 = 400;
 /// Merchants of a story.
 pub(crate) const MERCHANTS: u32 = 200;
 /// What a story's requests do, unless it says something else.
@@ -71,6 +77,16 @@ pub(crate) struct Cast<'a> {
     pub(crate) gear: Gear<'a>,
 }
 
+impl Cast<'_> {
+    /// Refuses an impossible one.
+    pub(crate) fn check(&self) -> Result<(), Failure> {
+        match (1.0..=1_000_000.0).contains(&self.rate) {
+            true => Ok(()),
+            false => Err(Failure::usage("--rate: 1 to 1000000")),
+        }
+    }
+}
+
 /// What only some drills need.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Gear<'a> {
@@ -86,8 +102,6 @@ pub(crate) struct Gear<'a> {
 
 /// A deployment under load.
 pub(crate) struct Stage {
-    /// Its files.
-    pub(crate) deployment: Deployment,
     /// The gateway.
     pub(crate) session: Session,
     /// What it sends.
@@ -106,9 +120,10 @@ pub(crate) struct Stage {
     joined: Cell<bool>,
     /// Whether every event had come when the story last settled.
     delivered: Cell<bool>,
-    /// By site; empty where none runs.
-    switches: RefCell<Vec<Option<Process>>>,
+    switches: Switches,
     rate: f64,
+    /// Its files. The last to go: everybody who writes there has ended.
+    pub(crate) deployment: Deployment,
 }
 
 impl Stage {
@@ -118,9 +133,7 @@ impl Stage {
     }
 
     async fn started(args: &StoryArgs, cast: &Cast<'_>) -> Result<Self, Failure> {
-        if !(1.0..=1_000_000.0).contains(&cast.rate) {
-            return Err(Failure::usage("--rate: 1 to 1000000"));
-        }
+        cast.check()?;
         let payswitch = args.payswitch.clone().map_or_else(audit::payswitch_beside, Ok)?;
         let (dir, spare) = (args.dir.clone(), cast.gear.spare);
         let mut deployment = Deployment::init(payswitch, dir, MERCHANTS, cast.sites, spare)?;
@@ -152,7 +165,8 @@ impl Stage {
         let gateway = &deployment.gateway;
         let merchants = gateway.load_merchants()?;
         let ids = merchants.iter().map(|merchant| merchant.id.as_str().to_owned()).collect();
-        let params = params(args.seed, cast, ids);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let params = params(args.seed, now.as_millis() as u64, cast, ids);
         let acks = deployment.file("acks");
         let writer = AckWriter::create(&acks, &params)?;
         let plan = Plan::new(params).ok_or_else(|| Failure::usage("impossible parameters"))?;
@@ -176,8 +190,8 @@ impl Stage {
         };
         let logs = deployment.places().map(dump).collect();
         let ledger = gateway.channel_ledger_dir.clone();
-        let absent = deployment.spare().map(|_| None);
-        let switches = RefCell::new(switches.into_iter().map(Some).chain(absent).collect());
+        let absent = deployment.places().count() - deployment.sites().count();
+        let switches = Switches::new(switches, absent);
         let evidence = Evidence { acks, ledger, logs };
         Ok(Self {
             deployment,
@@ -217,50 +231,43 @@ impl Stage {
         text.lines().next().map(|line| line.trim().trim_start_matches("payswitch ").to_owned())
     }
 
-    fn take(&self, site: u8) -> Option<Process> {
-        self.switches.borrow_mut().get_mut(usize::from(site) - 1)?.take()
-    }
-
-    fn put(&self, site: u8, process: Process) {
-        if let Some(slot) = self.switches.borrow_mut().get_mut(usize::from(site) - 1) {
-            *slot = Some(process);
-        }
+    /// Whether a site runs; a failure when not.
+    pub(crate) fn runs(&self, site: u8) -> Result<(), Failure> {
+        self.switches.running(site, |_| Ok(()))
     }
 
     /// kill -9 of a site.
-    pub(crate) async fn kill(&self, site: u8) {
-        if let Some(process) = self.take(site) {
-            process.kill().await;
-        }
+    pub(crate) async fn kill(&self, site: u8) -> Result<(), Failure> {
+        self.switches.take(site)?.kill().await;
+        self.switches.leave(site)
     }
 
     /// SIGTERM of a site, and its clean end.
     pub(crate) async fn stop(&self, site: u8) -> Result<(), Failure> {
-        match self.take(site) {
-            Some(process) => process.stop().await,
-            None => Ok(()),
-        }
+        self.switches.take(site)?.stop().await?;
+        self.switches.leave(site)
     }
 
     /// Starts a site that does not run, and waits until it is ready.
     pub(crate) async fn start(&self, site: u8) -> Result<(), Failure> {
+        self.switches.claim(site)?;
         let mut process = self.deployment.start(site)?;
         self.deployment.ready(site, &mut process).await?;
-        self.put(site, process);
-        Ok(())
+        self.switches.put(site, process)
     }
 
     /// Starts a site that does not run, and does not wait for it.
     pub(crate) fn start_only(&self, site: u8) -> Result<(), Failure> {
-        self.put(site, self.deployment.start(site)?);
-        Ok(())
+        self.switches.claim(site)?;
+        self.switches.put(site, self.deployment.start(site)?)
     }
 
     /// Waits for a site's end that nobody asked for: its exit code and what it printed.
     pub(crate) async fn end_of(&self, site: u8) -> Result<(Option<i32>, String), Failure> {
-        let Some(process) = self.take(site) else { return Ok((None, String::new())) };
+        let process = self.switches.take_ended(site)?;
         let output = self.deployment.file(&format!("site-{site}.out"));
         let code = process.end_by_itself(ENDS_IN).await?;
+        self.switches.leave(site)?;
         Ok((code, std::fs::read_to_string(output).unwrap_or_default()))
     }
 
@@ -273,10 +280,7 @@ impl Stage {
     /// SIGHUP of a site, and its answer, which must be this.
     pub(crate) async fn reload(&self, site: u8, says: &str) -> Result<(), Failure> {
         let before = self.printed(site).len();
-        let Some(process) = self.take(site) else { return Ok(()) };
-        let told = process.hang_up().await;
-        self.put(site, process);
-        told?;
+        self.switches.running(site, Process::hang_up)?;
         let started = Instant::now();
         loop {
             let printed = self.printed(site);
@@ -297,7 +301,7 @@ impl Stage {
         write_plan(&self.deployment, faults.unwrap_or(&self.usual))?;
         let taken = |printed: &str| printed.matches("plan ").count();
         let before = taken(&self.channel.printed());
-        self.channel.hang_up().await?;
+        self.channel.hang_up()?;
         let started = Instant::now();
         while taken(&self.channel.printed()) == before {
             if started.elapsed() > TOLD_IN {
@@ -340,13 +344,14 @@ impl Stage {
         let spare = self.deployment.spare();
         let spare = spare.ok_or_else(|| Failure::usage("this story has no spare site"))?;
         let other = self.deployment.sites().find(|site| *site != lost).unwrap_or(1);
+        self.switches.claim(spare)?;
         let mut process = self.deployment.start(spare)?;
         for (verb, site) in [("add", spare), ("remove", lost)] {
             self.change_members(other, verb, site).await?;
         }
         self.deployment.ready(spare, &mut process).await?;
         self.deployment.linked(spare, &mut process).await?;
-        self.put(spare, process);
+        self.switches.put(spare, process)?;
         self.joined.set(true);
         Ok(spare)
     }
@@ -365,19 +370,16 @@ impl Stage {
     }
 
     /// The process of a site that runs.
-    pub(crate) fn process_id(&self, site: u8) -> Option<u32> {
-        self.switches.borrow().get(usize::from(site) - 1)?.as_ref().map(Process::id)
+    pub(crate) fn process_id(&self, site: u8) -> Result<u32, Failure> {
+        self.switches.running(site, |process| Ok(process.id()))
     }
 
     /// Stops a site's process where it stands, or lets it go on.
-    pub(crate) async fn freeze(&self, site: u8, frozen: bool) -> Result<(), Failure> {
-        let Some(process) = self.take(site) else { return Ok(()) };
-        let told = match frozen {
-            true => process.pause().await,
-            false => process.resume().await,
-        };
-        self.put(site, process);
-        told
+    pub(crate) fn freeze(&self, site: u8, frozen: bool) -> Result<(), Failure> {
+        self.switches.running(site, |process| match frozen {
+            true => process.pause(),
+            false => process.resume(),
+        })
     }
 
     /// Has the relay carry a control line out.
@@ -393,11 +395,11 @@ impl Stage {
         self.relay.as_ref().map(Relay::id)
     }
 
-    /// Packets that the relay had no room for.
-    pub(crate) async fn relay_dropped(&self) -> Result<u64, Failure> {
+    /// What the relay did with packets so far.
+    pub(crate) async fn relay_stats(&self) -> Result<Stats, Failure> {
         match &self.relay {
-            Some(relay) => relay.dropped().await,
-            None => Ok(0),
+            Some(relay) => relay.stats().await,
+            None => Err(Failure::usage("this story has no relay")),
         }
     }
 
@@ -423,7 +425,9 @@ impl Stage {
     /// refunds in doubt and for events on their way; tells how many are left.
     pub(crate) async fn settle(&self, stop: &Notify) -> Result<usize, Failure> {
         self.delivered.set(false);
+        let watch = interrupt::Watch::new();
         let left = self.session.settle(SETTLE_MAX, stop).await?;
+        watch.check("the wait for open payments")?;
         let settled = async { Ok(self.deployment.settled(SETTLE_MAX).await) };
         let open = interrupt::unless_told("the wait for open payments", settled).await?;
         // A refund's event may come long after its payment's: the sites know of both.
@@ -446,27 +450,36 @@ impl Stage {
     /// Audits what a story left that broke off. What is a moment from its end comes to it,
     /// then the sites are killed: nothing moves while it is read, and the rest may be open.
     pub(crate) async fn broken_off(self, stop: &Notify) -> Result<Audit, Failure> {
-        // Why it broke off is known already; that sites do not settle now is no news.
-        drop(self.settle(stop).await);
+        // Why it broke off is known already; that sites do not settle now is no news. Nor is
+        // what was told before: only from now on it ends this wait. Perhaps nobody is there any
+        // more to answer: it is short.
+        interrupt::forget(stop);
+        drop(tokio::time::timeout(SETTLE_MAX, self.settle(stop)).await);
         let evidence = self.evidence();
         self.session.close().await;
-        for process in self.switches.take().into_iter().flatten() {
+        for process in self.switches.take_all() {
             process.kill().await;
         }
         audit::audit(&evidence, Moment { settled: false, events: EventsDue::None, at_rest: false })
     }
 
-    /// Asks for everything once more, stops the sites, checks their logs and audits.
-    pub(crate) async fn end(self, stop: &Notify) -> Result<Audit, Failure> {
-        let (evidence, mut members) = (self.evidence(), self.members());
-        let moment = Moment { settled: true, events: self.events_due(), at_rest: true };
+    /// Asks for everything once more, of which all must be answered: every site runs, is
+    /// level and knows what was ever sent, so that a question without an answer hides what
+    /// the audit is to see.
+    pub(crate) async fn ask_again(&self, stop: &Notify) -> Result<(), Failure> {
         let all = self.session.payments(|known| known != Known::Nothing);
         let answers = self.session.query(&all, stop).await?;
         println!("   {} payments asked for once more, {} answered.", all.len(), answers.answered);
+        all_answered(all.len() as u64, answers.answered)
+    }
+
+    /// Stops the sites, checks their logs and audits.
+    pub(crate) async fn end(self) -> Result<Audit, Failure> {
+        let (evidence, mut members) = (self.evidence(), self.members());
+        let moment = Moment { settled: true, events: self.events_due(), at_rest: true };
         self.session.close().await;
-        let switches = self.switches.take();
         let mut stopping = Vec::new();
-        for switch in switches.into_iter().flatten() {
+        for switch in self.switches.take_all() {
             stopping.push(tokio::task::spawn_local(switch.stop()));
         }
         for stopped in stopping {
@@ -475,6 +488,18 @@ impl Stage {
         }
         members.try_for_each(|site| self.deployment.verify_log(site))?;
         audit::audit(&evidence, moment)
+    }
+}
+
+fn all_answered(asked: u64, answered: u64) -> Result<(), Failure> {
+    match asked.saturating_sub(answered) {
+        0 => Ok(()),
+        missing => {
+            let text = format_args!(
+                "no data: of {asked} payments that were asked for once more {missing} were not answered"
+            );
+            Err(Failure::new(Exit::Invalid, text))
+        }
     }
 }
 
@@ -487,12 +512,12 @@ fn write_plan(deployment: &Deployment, faults: &[String]) -> Result<(), Failure>
     })
 }
 
-fn params(seed: u64, cast: &Cast<'_>, merchants: Vec<String>) -> Params {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let now_ms = now.as_millis() as u64;
+/// A deployment is fresh: the seed alone decides its numbers, and with them what the channel
+/// does to each charge.
+fn params(seed: u64, now_ms: u64, cast: &Cast<'_>, merchants: Vec<String>) -> Params {
     Params {
         seed,
-        run_id: now_ms % RUN_ID_MAX,
+        run_id: Stream::new(seed, RUN_ID_STREAM).below(0, SEEDED_BELOW),
         expire_ms: (now_ms / DAY_MS + 3) * DAY_MS,
         mix: cast.mix,
         duplicates_ppm: 20_000,
@@ -503,5 +528,41 @@ fn params(seed: u64, cast: &Cast<'_>, merchants: Vec<String>) -> Params {
         zipf: 0.5,
         lag: (cast.rate / 2.0).ceil() as u64,
         merchants,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_payment_that_was_asked_for_in_vain_is_no_data() {
+        assert_eq!(all_answered(7, 7), Ok(()));
+        let failure = all_answered(7, 5).err().unwrap();
+        assert_eq!(failure.exit, Exit::Invalid);
+        assert!(failure.message.contains("of 7 payments that were asked for once more 2"));
+    }
+
+    #[test]
+    fn numbers_of_payments_are_the_seeds() {
+        let cast = Cast {
+            sites: 3,
+            relay: false,
+            rate: 100.0,
+            mix: MIX,
+            faults: &[],
+            gear: Gear::default(),
+        };
+        let merchants = || vec!["M000001".to_owned(), "M000002".to_owned()];
+        let numbers = |seed, now_ms| {
+            let plan = Plan::new(params(seed, now_ms, &cast, merchants())).unwrap();
+            let number = |n| plan.out_trade_no(n).as_str().to_owned();
+            (0..50).map(number).collect::<Vec<String>>()
+        };
+        // So are the fates of their charges: the channel takes those from the numbers.
+        let (now_ms, later_ms) = (1_700_000_000_000, 1_700_000_054_321);
+        assert_eq!(numbers(1, now_ms), numbers(1, later_ms));
+        assert_ne!(numbers(1, now_ms), numbers(2, now_ms));
+        assert!(params(1, now_ms, &cast, merchants()).run_id < SEEDED_BELOW);
     }
 }

@@ -79,6 +79,8 @@ pub(crate) struct Availability {
     /// Per gap, the one before the completion of the same place and one behind the
     /// last: when its first request was planned.
     asked: Vec<u64>,
+    /// When requests were planned, rising.
+    planned: Vec<u64>,
     end_ns: u64,
 }
 
@@ -90,21 +92,40 @@ impl Availability {
         let mut completed: Vec<u64> = ok.map(|done| done.done_ns).collect();
         completed.sort_unstable();
         let mut asked = vec![u64::MAX; completed.len() + 1];
+        let mut planned = Vec::new();
         for done in of_shard() {
             let gap = completed.partition_point(|at| *at <= done.planned_ns);
             asked[gap] = asked[gap].min(done.planned_ns);
+            planned.push(done.planned_ns);
         }
-        Self { completed, asked, end_ns }
+        planned.sort_unstable();
+        Self { completed, asked, planned, end_ns }
     }
 
-    /// The longest gap that reaches into this span; `None` without any answer in
-    /// the whole phase, of which nothing can be said.
-    pub(crate) fn longest_gap(&self, (from_ns, until_ns): (u64, u64)) -> Option<Gap> {
+    /// The longest gap that reaches into this span. `None` when nothing can be said:
+    /// nothing was answered in the whole phase, or there is none and nobody asked for the
+    /// shard meanwhile.
+    pub(crate) fn longest_gap(&self, span: (u64, u64)) -> Option<Gap> {
         if self.completed.is_empty() {
             return None;
         }
+        let (from_ns, until_ns) = span;
         let meets = |gap: &Gap| gap.from_ns < until_ns && gap.until_ns > from_ns;
-        Some(self.gaps().filter(meets).max_by_key(Gap::length_ns).unwrap_or_default())
+        let none = (self.asked_in(span) > 0).then(Gap::default);
+        self.gaps().filter(meets).max_by_key(Gap::length_ns).or(none)
+    }
+
+    /// Mean time between the requests that were planned in this span, nanoseconds: nothing
+    /// shorter is seen for sure. `None` without any.
+    pub(crate) fn spacing_ns(&self, span: (u64, u64)) -> Option<f64> {
+        let count = self.asked_in(span);
+        (count > 0).then(|| span.1.saturating_sub(span.0) as f64 / count as f64)
+    }
+
+    /// How many requests were planned in this span.
+    fn asked_in(&self, (from_ns, until_ns): (u64, u64)) -> usize {
+        let before = |bound: u64| self.planned.partition_point(|at| *at < bound);
+        before(until_ns).saturating_sub(before(from_ns))
     }
 
     /// All gaps, in the order of time.
@@ -176,6 +197,17 @@ mod tests {
         // Nor one whose only open request waits for the channel.
         let trace = [ok(0, 3), ok(5, 900), ok(6, 7), ok(300, 304), ok(600, 603)];
         assert_eq!(gap(&trace, (0, 1_000)), (300, 304));
+    }
+
+    #[test]
+    fn of_a_shard_that_nobody_asks_meanwhile_nothing_is_said() {
+        let trace = [ok(0, 3), ok(500, 501), ok(700, 701)];
+        let availability = Availability::new(&trace, 0, 1_000 * MS);
+        assert_eq!(availability.longest_gap((100 * MS, 400 * MS)), None);
+        assert_eq!(availability.spacing_ns((100 * MS, 400 * MS)), None);
+        let found = availability.longest_gap((400 * MS, 1_000 * MS)).unwrap();
+        assert_eq!(found.length_ns(), MS);
+        assert_eq!(availability.spacing_ns((400 * MS, 1_000 * MS)), Some(300e6));
     }
 
     #[test]

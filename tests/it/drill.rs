@@ -185,6 +185,53 @@ fn the_maximum_is_found_without_and_with_distance() {
 }
 
 #[test]
+fn faults_of_a_plan_wait_for_their_place_and_leave_each_other_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (plan, json) = (dir.path().join("plan.toml"), dir.path().join("plan.json"));
+    let fault = |at: f64, what: &str| format!("[[faults]]\nat = {at}\nhold = 1\nwhat = {what}\n");
+    let faults = [
+        fault(2.0, "\"kill\"\nsite = 1"),
+        fault(3.0, "\"pause\"\nsite = 1"),
+        fault(2.0, "\"isolate\"\nsite = 2"),
+        fault(3.0, "\"one-way\"\nsite = 3"),
+    ];
+    let text = format!("rate = 300\n[[phases]]\nseconds = 8\n{}", faults.concat());
+    std::fs::write(&plan, text).unwrap();
+    let output = drill(&["--plan", plan.to_str().unwrap(), "--json", json.to_str().unwrap()]);
+    let printed = tests::text(&output);
+    assert!(matches!(output.status.code(), Some(0 | 1)), "{printed}");
+    let result: Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    assert!(result["ended"].is_null(), "{printed}");
+    assert_eq!(result["audit"]["violation_count"], 0, "{printed}");
+    let repetition = &result["repetitions"][0];
+    let marks = repetition["marks"].as_array().unwrap();
+    let number = |mark: &Value, key: &str| mark[key].as_u64().unwrap();
+    let of = |begins: &str| {
+        let mut found =
+            marks.iter().filter(|mark| mark["text"].as_str().unwrap().starts_with(begins));
+        found.next().unwrap_or_else(|| panic!("{begins}: {printed}"))
+    };
+    let (kill, pause) = (of("kill -9 of site 1"), of("site 1 stands still"));
+    let (isolate, one_way) = (of("cut 2-*"), of("cut "));
+    assert!(number(pause, "at_ms") > number(kill, "until_ms"), "{printed}");
+    assert_eq!(isolate, one_way, "the first cut is the first one: {printed}");
+    let second = marks.iter().rfind(|mark| mark["text"].as_str().unwrap().starts_with("cut "));
+    assert!(number(second.unwrap(), "at_ms") > number(isolate, "until_ms"), "{printed}");
+    assert_eq!(marks.len(), 4, "{printed}");
+    assert!(repetition["not_home"].is_u64(), "{printed}");
+}
+
+#[test]
+fn a_load_too_thin_for_its_targets_proves_nothing() {
+    let (code, printed, result) = told(&["kill-site", "--rate", "100", "--duration", "3"]);
+    let [p50, ..] = &targets(&result, "unavailable")[..] else { panic!("{printed}") };
+    assert_eq!((&p50["measured"], &p50["met"]), (&"no data".into(), &false.into()), "{printed}");
+    assert!(matches!(code, Some(1 | 5)), "{printed}");
+    let spacing = &result["repetitions"][0]["unavailability_ms"][0]["spacing_ms"];
+    assert!(spacing.as_f64().unwrap() > 50.0, "{printed}");
+}
+
+#[test]
 fn mistakes_are_told_before_anything_starts() {
     let dir = tempfile::tempdir().unwrap();
     let plan = dir.path().join("bad.toml");

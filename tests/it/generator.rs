@@ -250,6 +250,68 @@ fn no_child_outlives_the_generator() {
 }
 
 #[test]
+fn a_demo_that_is_stopped_under_load_is_audited_and_summed_up() {
+    let deployment = Deployment::init(5);
+    let (json, page) = (deployment.file("run.json"), deployment.file("run.html"));
+    for sites in ["1", "3"] {
+        for file in ["run.out", "run.json", "run.html"] {
+            drop(std::fs::remove_file(deployment.file(file)));
+        }
+        let args = ["demo", "--sites", sites, "--seconds", "30", "--rate", "500"];
+        let files = ["--json", json.to_str().unwrap(), "--report", page.to_str().unwrap()];
+        let mut demo = deployment.start_loadgen("run.out", &[&args[..], &files].concat());
+        wait_until("it has sent", || demo.printed().contains("2 s  sent"));
+        demo.signal("INT");
+        assert_eq!(demo.wait(WITHIN).code(), Some(INVALID), "{}", demo.printed());
+        assert!(told(&demo).contains("stopped"), "{}", told(&demo));
+        let result = result(&deployment);
+        assert_eq!(result["interrupted"], true, "{sites}");
+        assert_eq!(result["audit"]["violation_count"], 0, "{sites}: {}", demo.printed());
+        let payments = result["audit"]["checked"]["payments"].as_u64();
+        assert!(payments.unwrap() > 100, "{sites}: {}", demo.printed());
+        assert!(page.exists() && demo.printed().contains(": clean"), "{}", demo.printed());
+    }
+}
+
+#[test]
+fn a_soak_whose_switch_does_not_come_back_audits_what_was_done() {
+    let deployment = Deployment::init(5);
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("soak");
+    let mut soak = start_soak(&deployment, &dir);
+    let config = dir.join("site-1.toml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text + "\nno such line").unwrap();
+    assert_eq!(soak.wait(WITHIN).code(), Some(ENVIRONMENT), "{}", soak.printed());
+    assert!(told(&soak).contains("is not ready"), "{}", told(&soak));
+    let printed = soak.printed();
+    assert!(printed.contains("it broke off: what was done until then is audited"), "{printed}");
+    let audit = printed.lines().rfind(|line| line.starts_with("audit "));
+    assert!(audit.is_some_and(|line| line.ends_with(": clean")), "{printed}");
+}
+
+#[test]
+fn a_story_that_no_disk_has_room_for_is_refused_in_a_line() {
+    let deployment = Deployment::init(5);
+    let dir = deployment.file("story");
+    for (story, more) in [
+        (
+            "drill",
+            &["steady", "--rate", "400000", "--minutes", "1440", "--mix", "pay=1,query=0,refund=0"]
+                [..],
+        ),
+        ("soak", &["--rate", "1000000", "--kills", "10000", "--sites", "5"]),
+    ] {
+        let args = [&[story][..], more, &["--dir", dir.to_str().unwrap()]].concat();
+        let output = deployment.loadgen(&args);
+        let printed = tests::text(&output);
+        assert_eq!(output.status.code(), Some(ENVIRONMENT), "{printed}");
+        assert!(printed.starts_with("loadgen: no room in "), "{printed}");
+        assert_eq!((printed.trim().lines().count(), dir.exists()), (1, false), "{printed}");
+    }
+}
+
+#[test]
 fn what_cannot_be_written_is_told_with_the_figures_of_the_run() {
     let deployment = Deployment::init(5);
     let _null = deployment.null(1_000);

@@ -19,7 +19,8 @@ const WRITE_ERRNO: u64 = 2;
 const WRITE_MODE: u64 = 3;
 const STRUCK: u64 = 4;
 const LOADED: u64 = 5;
-const WORDS: u64 = 6;
+/// The last one, of readings of the clock, is of no interest here.
+const WORDS: u64 = 7;
 
 /// What a write that fails has done to the medium all the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,12 +4,15 @@
 use super::books::Violation;
 use super::log::{self, Fact};
 use super::{Evidence, open_run};
-use crate::acks;
+use crate::acks::{self, AckLog};
 use crate::channel::ledger;
 use crate::exit::Failure;
+use crate::plan::SEEDED_BELOW;
 use protocol::channel::order_digest;
 use protocol::id::{MchId, OutTradeNo};
 use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::time::UNIX_EPOCH;
 
 type Digest = [u8; 16];
 
@@ -76,14 +79,14 @@ fn from_logs(
 }
 
 /// Acknowledgements carry the run's own clock: they are shown by it, from the
-/// run's start in Unix time when its id tells that.
+/// run's start in Unix time.
 fn from_acks(
     evidence: &Evidence,
     wanted: &mut BTreeMap<Digest, Vec<(u64, String)>>,
 ) -> Result<(), Failure> {
     for path in acks::logs_of(&evidence.acks)? {
         let (run, log) = open_run(&path)?;
-        let start_us = run.plan.params().run_id * 1_000;
+        let start_us = started_us(&path, &log, run.plan.params().run_id)?;
         log.each(|ack| {
             let requery = ack.flags & acks::flag::REQUERY != 0;
             let event = ack.flags & acks::flag::EVENT != 0;
@@ -99,4 +102,58 @@ fn from_acks(
         })?;
     }
     Ok(())
+}
+
+/// When a run started, Unix microseconds: as its id tells, or so long before its log was last
+/// written as its last record says.
+fn started_us(path: &Path, log: &AckLog, run_id: u64) -> Result<u64, Failure> {
+    if run_id >= SEEDED_BELOW {
+        return Ok(run_id * 1_000);
+    }
+    let mut last_us = 0;
+    log.each(|ack| last_us = ack.at_us.max(last_us))?;
+    let written = std::fs::metadata(path).and_then(|facts| facts.modified());
+    let written = written.map_err(|error| {
+        Failure::environment(format_args!("cannot look at {}: {error}", path.display()))
+    })?;
+    let written_us = written.duration_since(UNIX_EPOCH).unwrap_or_default().as_micros() as u64;
+    Ok(written_us.saturating_sub(last_us))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::acks::{Ack, AckWriter};
+    use crate::plan::{Params, tests::params};
+    use std::time::SystemTime;
+
+    #[test]
+    fn a_run_whose_id_was_drawn_started_so_long_before_its_last_record() {
+        let dir = tempfile::tempdir().unwrap();
+        let started = |run_id| {
+            let mut writer = AckWriter::create(dir.path(), &Params { run_id, ..params() }).unwrap();
+            let at_us = 60_000_000;
+            let rest = Ack {
+                n: 1,
+                transaction: 0,
+                amount: 0,
+                refunded: 0,
+                code: 1,
+                state: 1,
+                flags: 0,
+                at_us,
+            };
+            writer.push(&rest);
+            writer.flush().unwrap();
+            let path = acks::logs_of(dir.path()).unwrap().pop().unwrap();
+            let log = AckLog::open(&path).unwrap();
+            let started_us = started_us(&path, &log, run_id).unwrap();
+            std::fs::remove_file(path).unwrap();
+            started_us
+        };
+        assert_eq!(started(1_700_000_000_000), 1_700_000_000_000_000);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        let ago = now - started(77) / 1_000_000;
+        assert!((60..=3_600).contains(&ago), "{ago} s");
+    }
 }

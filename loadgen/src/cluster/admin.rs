@@ -6,6 +6,7 @@
 use serde::Deserialize;
 use std::io::{Error, ErrorKind};
 use std::net::SocketAddr;
+use std::str::FromStr;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -77,12 +78,16 @@ pub(super) async fn status(admin: SocketAddr) -> Option<Status> {
 
 /// Sum of a metric over its labels; `None` when it is not there.
 pub(crate) fn total(page: &str, name: &str) -> Option<u64> {
-    let value = |line: &str| {
+    values::<u64>(page, name).fold(None, |sum, value| Some(sum.unwrap_or(0) + value))
+}
+
+/// What a metric says, for each of its labels.
+pub(crate) fn values<T: FromStr>(page: &str, name: &str) -> impl Iterator<Item = T> {
+    page.lines().filter_map(move |line| {
         let rest = line.strip_prefix(name)?;
         let rest = if rest.starts_with('{') { rest.split_once('}')?.1 } else { rest };
-        rest.strip_prefix(' ')?.trim().parse::<u64>().ok()
-    };
-    page.lines().filter_map(value).fold(None, |sum, value| Some(sum.unwrap_or(0) + value))
+        rest.strip_prefix(' ')?.trim().parse().ok()
+    })
 }
 
 /// The site's metrics as text; `None` without an answer.

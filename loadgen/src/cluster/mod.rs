@@ -5,7 +5,9 @@
 //! Every child is ended when its handle is dropped.
 
 mod admin;
+mod folder;
 mod process;
+mod relay;
 pub(crate) mod shim;
 
 /// Asks until nothing is left, or for `bound`; tells what was left then.
@@ -30,17 +32,17 @@ use crate::config::GatewayFile;
 use crate::exit::{Exit, Failure};
 use crate::interrupt::apart;
 use crate::under;
-use crate::wan::{Link, STATS};
-pub(crate) use admin::{Status, total};
+use crate::wan::Link;
+pub(crate) use admin::{Status, total, values};
+use folder::Folder;
 pub(crate) use process::Process;
 use process::{POLL, READY_MAX};
+pub(crate) use relay::{Packets, Relay, Stats, Way};
 use shim::{Shim, SiteFaults};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::net::TcpStream;
 
 /// Longer than the age of what `/status` tells.
 pub(crate) const STATUS_AGE: Duration = Duration::from_millis(300);
@@ -62,12 +64,9 @@ const _: () = assert!(RELAY_FIRST + RELAY_PORTS <= CHANNEL_PORT);
 
 /// The folder of a deployment and the binaries that run it.
 pub(crate) struct Deployment {
-    /// The folder.
-    pub(crate) dir: PathBuf,
+    folder: Folder,
     /// The binary `payswitch`.
     pub(crate) payswitch: PathBuf,
-    /// Remove the folder at the end.
-    temporary: bool,
     base: u16,
     /// Sites that the cluster is made of; one behind them is a spare.
     founders: u8,
@@ -87,16 +86,13 @@ impl Deployment {
         spare: bool,
     ) -> Result<Self, Failure> {
         let sites = founders + u8::from(spare);
-        let temporary = dir.is_none();
-        let dir = dir.unwrap_or_else(|| {
-            std::env::temp_dir().join(format!("payswitch-demo-{}", std::process::id()))
-        });
+        let folder = Folder::new(dir)?;
         let base = free_ports(sites)?;
         let output = Command::new(&payswitch)
             .args(["init", "--merchants", &merchants.to_string()])
             .args(["--sites", &sites.to_string()])
             .args(["--port-base", &base.to_string(), "--dir"])
-            .arg(&dir)
+            .arg(folder.path())
             .stdin(Stdio::null())
             .output()
             .map_err(|error| {
@@ -104,11 +100,10 @@ impl Deployment {
                 Failure::environment(format_args!("cannot run {path}: {error}"))
             })?;
         if !output.status.success() {
-            let reason = String::from_utf8_lossy(&output.stderr);
-            return Err(Failure::usage(reason.trim()));
+            return Err(not_made(output.status.code(), &output.stderr));
         }
-        let gateway = GatewayFile::load(&dir.join("gateway.toml"))?;
-        let deployment = Self { dir, payswitch, temporary, base, founders, gateway, shim: None };
+        let gateway = GatewayFile::load(&folder.path().join("gateway.toml"))?;
+        let deployment = Self { folder, payswitch, base, founders, gateway, shim: None };
         if spare {
             let entry = format!("id = {sites}\n");
             deployment.configure(&entry, &format!("{entry}voter = false\n"))?;
@@ -118,7 +113,7 @@ impl Deployment {
 
     /// A file of the deployment.
     pub(crate) fn file(&self, name: &str) -> PathBuf {
-        self.dir.join(name)
+        self.folder.path().join(name)
     }
 
     /// Numbers of the sites that the cluster is made of, from 1.
@@ -170,7 +165,7 @@ impl Deployment {
 
     /// Sites that start from now on obey a plan of faults.
     pub(crate) fn install_shim(&mut self) -> Result<(), Failure> {
-        self.shim = Some(Shim::compile(&self.dir)?);
+        self.shim = Some(Shim::compile(self.folder.path())?);
         // Only that one writes through the C library.
         self.configure("# backend = \"auto\"", "backend = \"blocking\"")
     }
@@ -202,9 +197,14 @@ impl Deployment {
             let failed = |error: std::io::Error| {
                 Failure::environment(format_args!("{}: {error}", path.display()))
             };
-            let text = std::fs::read_to_string(&path).map_err(failed)?;
-            let from_here = links.iter().filter(|link| link.from == site);
-            let text = from_here.fold(text, |text, link| redirected(&text, link.to, link.listen));
+            let mut text = std::fs::read_to_string(&path).map_err(failed)?;
+            for link in links.iter().filter(|link| link.from == site) {
+                text = redirected(&text, link.to, link.listen).ok_or_else(|| {
+                    let (path, to) = (path.display(), link.to);
+                    let text = format_args!("{path}: site {to}'s peer address is not found");
+                    Failure::environment(text)
+                })?;
+            }
             std::fs::write(&path, text).map_err(failed)?;
         }
         let control = loopback(self.base + CONTROL_PORT);
@@ -214,7 +214,7 @@ impl Deployment {
             command.arg("--link").arg(link.to_string());
         });
         let process = self.printing_ready("loadgen wan", command, "wan.out").await?;
-        Ok(Relay { process, control })
+        Ok(Relay::new(process, control))
     }
 
     /// One port per pair that dials, towards the peer port that `init` gave.
@@ -397,60 +397,17 @@ impl Deployment {
     }
 }
 
-impl Drop for Deployment {
-    fn drop(&mut self) {
-        if self.temporary {
-            // Nothing to be done about a folder that cannot be removed.
-            drop(std::fs::remove_dir_all(&self.dir));
-        }
-    }
+/// `payswitch init` failed: as wrong usage unless it says that the environment does not play
+/// along, such as a full disk.
+fn not_made(code: Option<i32>, errors: &[u8]) -> Failure {
+    let exit = if code == Some(Exit::Usage as i32) { Exit::Usage } else { Exit::Environment };
+    Failure::new(exit, String::from_utf8_lossy(errors).trim())
 }
 
-/// The relay between the sites.
-pub(crate) struct Relay {
-    process: Process,
-    control: SocketAddr,
-}
-
-impl Relay {
-    /// Has a control line carried out.
-    pub(crate) async fn command(&self, line: &str) -> Result<(), Failure> {
-        let asked = tokio::time::timeout(Duration::from_secs(5), self.ask(line)).await;
-        let answer = asked.map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut));
-        match answer.and_then(|answer| answer) {
-            Ok(answer) if answer.trim() == "ok" => Ok(()),
-            Ok(answer) => Err(Failure::environment(format_args!("the relay: {}", answer.trim()))),
-            Err(error) => Err(Failure::environment(format_args!("the relay: {error}"))),
-        }
-    }
-
-    /// Its process.
-    pub(crate) fn id(&self) -> u32 {
-        self.process.id()
-    }
-
-    /// Packets that found no room in it so far.
-    pub(crate) async fn dropped(&self) -> Result<u64, Failure> {
-        let asked = tokio::time::timeout(Duration::from_secs(5), self.ask(STATS)).await;
-        let answer = asked.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
-        let answer =
-            answer.map_err(|error| Failure::environment(format_args!("the relay: {error}")))?;
-        let dropped = answer.trim().rsplit_once("dropped=").and_then(|(_, n)| n.parse().ok());
-        dropped.ok_or_else(|| Failure::environment(format_args!("the relay: {}", answer.trim())))
-    }
-
-    async fn ask(&self, line: &str) -> std::io::Result<String> {
-        let mut stream = BufReader::new(TcpStream::connect(self.control).await?);
-        stream.write_all(format!("{line}\n").as_bytes()).await?;
-        let mut answer = String::new();
-        stream.read_line(&mut answer).await?;
-        Ok(answer)
-    }
-}
-
-/// A site's configuration in which site `to` is reached at another peer address.
-fn redirected(text: &str, to: u8, peer: SocketAddr) -> String {
-    let mut site = 0;
+/// A site's configuration in which site `to` is reached at another peer address; `None`
+/// when it does not name one, or more than one.
+fn redirected(text: &str, to: u8, peer: SocketAddr) -> Option<String> {
+    let (mut site, mut found) = (0, 0);
     let mut lines = Vec::new();
     for line in text.lines() {
         let (key, value) = line.split_once('=').map_or((line, ""), |(k, v)| (k.trim(), v.trim()));
@@ -460,11 +417,14 @@ fn redirected(text: &str, to: u8, peer: SocketAddr) -> String {
             _ => {}
         }
         match key == "peer" && site == to {
-            true => lines.push(format!("peer = \"{peer}\"")),
+            true => {
+                found += 1;
+                lines.push(format!("peer = \"{peer}\""));
+            }
             false => lines.push(line.to_owned()),
         }
     }
-    lines.join("\n") + "\n"
+    (found == 1).then(|| lines.join("\n") + "\n")
 }
 
 /// Where a site keeps its log, in the deployment's folder.

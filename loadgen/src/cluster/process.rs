@@ -7,9 +7,10 @@
 
 use crate::exit::Failure;
 use crate::interrupt;
+use rustix::process::{Pid, Signal, kill_process};
 use std::fmt::Display;
 use std::fs::File;
-use std::io::Error;
+use std::io::{Error, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -59,8 +60,8 @@ impl Process {
     }
 
     /// SIGHUP.
-    pub(crate) async fn hang_up(&self) -> Result<(), Failure> {
-        self.signal("-HUP").await
+    pub(crate) fn hang_up(&self) -> Result<(), Failure> {
+        self.signal(Signal::HUP)
     }
 
     /// kill -9, and waits for the end.
@@ -74,23 +75,22 @@ impl Process {
     }
 
     /// SIGSTOP: it stands still until [`Process::resume`].
-    pub(crate) async fn pause(&self) -> Result<(), Failure> {
-        self.signal("-STOP").await
+    pub(crate) fn pause(&self) -> Result<(), Failure> {
+        self.signal(Signal::STOP)
     }
 
     /// SIGCONT.
-    pub(crate) async fn resume(&self) -> Result<(), Failure> {
-        self.signal("-CONT").await
+    pub(crate) fn resume(&self) -> Result<(), Failure> {
+        self.signal(Signal::CONT)
     }
 
-    async fn signal(&self, signal: &str) -> Result<(), Failure> {
-        let failed = |_: Error| self.failure(format_args!("cannot be told {signal}"));
-        let id = self.child.id().to_string();
-        let mut kill = Command::new("kill").args([signal, &id]).spawn().map_err(failed)?;
-        match ended(&mut kill).await {
-            Some(status) if status.success() => Ok(()),
-            _ => Err(self.failure(format_args!("cannot be told {signal}"))),
-        }
+    fn signal(&self, signal: Signal) -> Result<(), Failure> {
+        // A child that has ended keeps its number until it was waited for.
+        let told = match Pid::from_raw(self.child.id() as i32) {
+            Some(pid) => kill_process(pid, signal).map_err(Error::from),
+            None => Err(Error::from(ErrorKind::NotFound)),
+        };
+        told.map_err(|error| self.failure(format_args!("cannot be told {signal:?}: {error}")))
     }
 
     /// Whether it has ended.
@@ -100,7 +100,7 @@ impl Process {
 
     /// SIGTERM, and waits for a clean end.
     pub(crate) async fn stop(self) -> Result<(), Failure> {
-        self.signal("-TERM").await?;
+        self.signal(Signal::TERM)?;
         self.finish().await
     }
 

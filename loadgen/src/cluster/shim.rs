@@ -20,7 +20,8 @@ const WRITE_ERRNO: u64 = 2;
 const WRITE_MODE: u64 = 3;
 const STRUCK: u64 = 4;
 const LOADED: u64 = 5;
-const WORDS: u64 = 6;
+const SHIFTED: u64 = 6;
+const WORDS: u64 = 7;
 
 /// As `errno.h` of Linux has it.
 const EIO: i64 = 5;
@@ -153,6 +154,11 @@ impl SiteFaults {
         self.get(STRUCK)
     }
 
+    /// Readings of the wall clock that were off so far.
+    pub(crate) fn shifted(&self) -> Result<i64, Failure> {
+        self.get(SHIFTED)
+    }
+
     fn set(&self, word: u64, value: i64) -> Result<(), Failure> {
         let written = self.plan.write_all_at(&value.to_ne_bytes(), word * 8);
         written.map_err(|error| failed(&self.path, &error))
@@ -185,9 +191,11 @@ mod tests {
         };
         let now = year(&shim);
         let faults = shim.faults(1).ok().unwrap();
+        assert_eq!(faults.shifted().ok(), Some(0));
         faults.step_clock(3 * 366 * 86_400).ok().unwrap();
         assert!((now + 3..=now + 4).contains(&year(&shim)));
         assert_eq!(faults.struck().ok(), Some(0));
+        assert!(faults.shifted().is_ok_and(|shifted| shifted > 0));
     }
 
     #[test]

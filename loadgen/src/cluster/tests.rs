@@ -46,9 +46,18 @@ fn deployment(dir: &Path, admins: &[SocketAddr]) -> Deployment {
         channel_ledger_dir: PathBuf::new(),
         sites: admins.iter().enumerate().map(site).collect(),
     };
-    let (dir, payswitch) = (dir.to_owned(), PathBuf::new());
+    let (folder, payswitch) = (Folder::new(Some(dir.to_owned())).unwrap(), PathBuf::new());
     let founders = admins.len() as u8;
-    Deployment { dir, payswitch, temporary: false, base: 20_000, founders, gateway, shim: None }
+    Deployment { folder, payswitch, base: 20_000, founders, gateway, shim: None }
+}
+
+#[test]
+fn a_deployment_that_cannot_be_made_is_the_environments_unless_it_was_asked_for_wrongly() {
+    let told = |code| not_made(code, b"payswitch: no space\n");
+    assert_eq!(told(Some(2)), Failure::usage("payswitch: no space"));
+    for code in [Some(3), Some(101), None] {
+        assert_eq!(told(code), Failure::environment("payswitch: no space"));
+    }
 }
 
 #[test]
@@ -101,8 +110,26 @@ fn leaders_and_what_is_open_come_from_those_who_lead() {
 fn a_configuration_is_redirected_for_one_site_only() {
     let text = "site = 1\n[[sites]]\nid = 1\npeer = \"127.0.0.1:1\"\n\n[[sites]]\nid = 2\n\
                 gateway = \"127.0.0.1:5\"\npeer = \"127.0.0.1:2\"\n[gateway]\npeer = \"x\"\n";
-    let changed = redirected(text, 2, loopback(99));
+    let changed = redirected(text, 2, loopback(99)).unwrap();
     assert_eq!(changed, text.replace("127.0.0.1:2\"", "127.0.0.1:99\""));
+}
+
+#[test]
+fn a_configuration_without_the_line_to_redirect_is_refused() {
+    let text = "site = 1\n[[sites]]\nid = 1\npeer = \"127.0.0.1:1\"\n";
+    assert_eq!(redirected(text, 2, loopback(99)), None);
+    assert_eq!(redirected(&text.replace("peer =", "# peer ="), 1, loopback(99)), None);
+    assert!(redirected(text, 1, loopback(99)).is_some());
+}
+
+#[test]
+fn values_of_a_metric_are_read_one_by_one() {
+    let page = "payswitch_peer_round_trip_seconds{site=\"1\",peer=\"2\"} 0.0105\n\
+                payswitch_peer_round_trip_seconds{site=\"1\",peer=\"3\"} 0\n\
+                payswitch_peer_round_trip_seconds_total 9\n";
+    let read = |name| values(page, name).collect::<Vec<f64>>();
+    assert_eq!(read("payswitch_peer_round_trip_seconds"), [0.0105, 0.0]);
+    assert_eq!(read("payswitch_peer").len(), 0);
 }
 
 #[test]
@@ -146,12 +173,12 @@ fn a_dropped_process_has_ended_even_when_it_was_stopped() {
     run(async || {
         let process = sleeper(dir.path());
         let id = process.id();
-        process.pause().await.unwrap();
+        process.pause().unwrap();
         while state(id) != Some('T') {
             tokio::time::sleep(POLL).await;
         }
-        process.resume().await.unwrap();
-        process.pause().await.unwrap();
+        process.resume().unwrap();
+        process.pause().unwrap();
         drop(process);
         assert_eq!(state(id), None);
         let process = sleeper(dir.path());

@@ -56,6 +56,24 @@ pub(super) enum Action {
     Load(f64),
 }
 
+/// A place where only one fault can be at a time, beside its own site.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Between the sites.
+    Network,
+    /// The channel.
+    Channel,
+    /// All sites, one after the other.
+    Sites,
+}
+
+/// Shortest distance between the sites that latencies can be taken from.
+const WAN_LEAST: Duration = Duration::from_secs(2);
+/// Of the flapping channel: how long it is silent and how long it is sound.
+pub(super) const FLAP: [Duration; 2] = [Duration::from_millis(250), Duration::from_millis(1_000)];
+/// How often it is silent at least.
+const FLAPS_LEAST: u32 = 2;
+
 /// What must be there for an action.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Needs {
@@ -87,6 +105,25 @@ impl Action {
                 | Self::Transfers
                 | Self::Load(_)
         )
+    }
+
+    /// The place that it takes beside its site.
+    pub(super) fn place(&self) -> Option<Place> {
+        match self {
+            Self::Wan(_) | Self::Isolate | Self::OneWay => Some(Place::Network),
+            Self::Channel(_) | Self::WrongAmount(_) | Self::Flap => Some(Place::Channel),
+            Self::Rotate => Some(Place::Sites),
+            _ => None,
+        }
+    }
+
+    /// The shortest time for which it can be asked for.
+    pub(super) fn least_hold(&self) -> Duration {
+        match self {
+            Self::Wan(_) => WAN_LEAST,
+            Self::Flap => FLAPS_LEAST * (FLAP[0] + FLAP[1]),
+            _ => Duration::ZERO,
+        }
     }
 
     /// What it needs.

@@ -5,9 +5,9 @@
 
 use super::catalogue::Drill;
 use super::figures::{Report, Row};
-use super::{DrillArgs, Setting, drill, weighed};
+use super::{DrillArgs, Setting, drill, weighed, work};
 use crate::exit::{Exit, Failure};
-use crate::report;
+use crate::{report, space};
 use serde::Serialize;
 use std::cell::Cell;
 use std::path::Path;
@@ -41,6 +41,7 @@ pub(super) async fn run(args: &DrillArgs, stop: &Notify) -> Result<(), Failure> 
     if args.hlog.is_some() {
         return Err(Failure::usage("--hlog is of one drill, not of all"));
     }
+    space::check(args.story.dir.as_deref(), bytes(args)?)?;
     let started = Instant::now();
     let (told, stopped) = (Notify::new(), Cell::new(false));
     // The drill that runs takes the interrupt; that there was one must be known here, too.
@@ -69,6 +70,20 @@ pub(super) async fn run(args: &DrillArgs, stop: &Notify) -> Result<(), Failure> 
     summary.seconds = started.elapsed().as_secs_f64();
     let written = finish(args, &summary);
     weighed(verdict(&summary, verdicts), written)
+}
+
+/// What will be written: all of it when it stays, else as much as the largest drill.
+fn bytes(args: &DrillArgs) -> Result<f64, Failure> {
+    let (mut sum, mut most) = (0.0, 0.0_f64);
+    for drill in Drill::ALL {
+        let case = drill.asked(args);
+        if case.needs.check().is_ok() {
+            let setting = Setting { case: &case, sites: args.sites, rate: args.full_rate(), args };
+            let bytes = work(&setting)?.bytes();
+            (sum, most) = (sum + bytes, most.max(bytes));
+        }
+    }
+    Ok(if args.story.dir.is_some() { sum } else { most })
 }
 
 async fn play(

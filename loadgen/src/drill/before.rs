@@ -8,6 +8,7 @@ use super::{beside, stopped};
 use crate::drive::{Known, Phase};
 use crate::exit::{Exit, Failure};
 use crate::live::Progress;
+use crate::plan::Mix;
 use crate::stage::Stage;
 use serde::Serialize;
 use std::time::{Duration, Instant};
@@ -21,6 +22,10 @@ const HISTORY_MAX: Duration = Duration::from_secs(1_800);
 /// How often it is told how far it is.
 const TOLD_EVERY: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(20);
+/// Steps of a search for the maximum, each at the whole load, that write about as much as
+/// one does; and requests per second of a history, at least.
+const STEPS: f64 = 12.0;
+const HISTORY_RATE: f64 = 2_000.0;
 
 /// What is done before a drill's own load.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -72,6 +77,23 @@ impl Before {
             }
         }
         Ok(prepared)
+    }
+}
+
+impl Before {
+    /// What it will take about, when the load is so many requests per second and a step so
+    /// long: seconds, and requests.
+    pub(super) fn work(&self, mix: &Mix, (rate, step): (f64, Duration)) -> (f64, f64) {
+        let searched = STEPS * step.as_secs_f64();
+        match self {
+            Self::Nothing => (0.0, 0.0),
+            Self::History(payments) => {
+                let requests = *payments as f64 * mix.all() / f64::from(mix.pay.max(1));
+                (requests / HISTORY_RATE, requests)
+            }
+            Self::Maximum => (searched, searched * rate),
+            Self::Distance(_) => (2.0 * searched, 2.0 * searched * rate),
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 use super::stopped;
 use crate::drive::{Phase, cpu_of_stat};
 use crate::exit::{Exit, Failure};
+use crate::goal::parse_duration_ns;
 use crate::live::Progress;
 use crate::report::was_bottleneck;
 use crate::schedule::Arrival;
@@ -104,9 +105,22 @@ impl Maximum {
 }
 
 impl Distance {
-    /// Share of the maximum that is left; `None` when it may be the relay's.
+    /// Share of the maximum that is left; `None` when it may be the relay's, or when there
+    /// was no distance.
     pub(super) fn share(&self) -> Option<f64> {
-        self.is_of_the_sites().then(|| self.far.answered / self.near.answered)
+        let says = self.is_of_the_sites() && self.is_felt();
+        says.then(|| self.far.answered / self.near.answered)
+    }
+
+    /// Whether clients felt the distance: at the lowest rate, which is far from any limit, a
+    /// round trip more at least. When not even half was answered there that says enough.
+    fn is_felt(&self) -> bool {
+        let Some(round_trip_ms) = round_trip_ms(&self.line) else { return true };
+        match (self.near.calm_p50_ms(), self.far.calm_p50_ms()) {
+            (Some(near), Some(far)) => far - near >= round_trip_ms,
+            (near, None) => near.is_some(),
+            (None, Some(_)) => false,
+        }
     }
 
     /// Whether the relay left the sites their maximum. What it drops with the distance
@@ -143,11 +157,23 @@ impl fmt::Display for Distance {
             self.relay_dropped.saturating_sub(self.near_dropped),
             self.udp_buffer_errors,
         )?;
-        match self.is_of_the_sites() {
-            true => Ok(()),
-            false => f.write_str(": that may be the relay's limit, and says nothing of the sites"),
+        match (self.is_of_the_sites(), self.is_felt()) {
+            (true, true) => Ok(()),
+            (true, false) => {
+                f.write_str(": nobody felt a distance, so that it says nothing of the sites")
+            }
+            (false, _) => {
+                f.write_str(": that may be the relay's limit, and says nothing of the sites")
+            }
         }
     }
+}
+
+/// Milliseconds there and back of `delay=5ms`, among the relay's other words; `None`
+/// without a delay.
+pub(super) fn round_trip_ms(line: &str) -> Option<f64> {
+    let delay = line.split_whitespace().find_map(|word| word.strip_prefix("delay="))?;
+    parse_duration_ns(delay).map(|ns| 2.0 * ns as f64 / 1e6).filter(|ms| *ms > 0.0)
 }
 
 /// Which rate comes next.
@@ -205,9 +231,9 @@ pub(super) async fn distance(
     (first, length): (f64, Duration),
     stop: &Notify,
 ) -> Result<Distance, Failure> {
-    let (errors, dropped) = (udp_buffer_errors(), stage.relay_dropped().await?);
+    let (errors, dropped) = (udp_buffer_errors(), stage.relay_stats().await?.dropped);
     let near = maximum(stage, first, length, stop).await?;
-    let near_dropped = stage.relay_dropped().await?.saturating_sub(dropped);
+    let near_dropped = stage.relay_stats().await?.dropped.saturating_sub(dropped);
     let mut offered: Vec<f64> = near.steps.iter().map(|step| step.offered).collect();
     let lowest = offered.iter().copied().fold(f64::INFINITY, f64::min);
     offered.retain(|rate| *rate >= WORTH_IT * near.answered || *rate <= lowest);
@@ -224,7 +250,7 @@ pub(super) async fn distance(
         near,
         far: Maximum::of(steps),
         near_dropped,
-        relay_dropped: stage.relay_dropped().await?.saturating_sub(dropped),
+        relay_dropped: stage.relay_stats().await?.dropped.saturating_sub(dropped),
         udp_buffer_errors: udp_buffer_errors().saturating_sub(errors),
     };
     println!("distance    {distance}");
@@ -386,6 +412,28 @@ mod tests {
         assert_eq!(Distance { relay_dropped: 3, ..lossless.clone() }.share(), Some(1.0));
         let lossy = Distance { relay_dropped: 3, near_dropped: 3, ..lossless };
         assert_eq!(lossy.share(), None);
+    }
+
+    #[test]
+    fn a_distance_that_nobody_felt_proves_nothing() {
+        let far_by = |near: Option<f64>, far: Option<f64>| {
+            let of = |p50_ms| Maximum::of(vec![Step { p50_ms, ..step(100.0, 100.0) }]);
+            let line = "delay=5ms jitter=1ms".to_owned();
+            Distance { line, ..super::tests::of(of(near), of(far)) }
+        };
+        for (near, far, says) in [
+            (Some(2.0), Some(12.0), true),
+            (Some(2.0), Some(11.9), false),
+            (Some(2.0), None, true),
+            (None, Some(20.0), false),
+            (None, None, false),
+        ] {
+            let distance = far_by(near, far);
+            assert_eq!(distance.share().is_some(), says, "{distance}");
+            assert_eq!(distance.to_string().contains("nobody felt"), !says, "{distance}");
+        }
+        assert_eq!(round_trip_ms("loss=1% delay=2500us"), Some(5.0));
+        assert_eq!((round_trip_ms("loss=1%"), round_trip_ms("delay=0ms")), (None, None));
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod plan;
 mod script;
 mod steady;
 mod targets;
+mod turns;
 
 use crate::cluster::SITES_MAX;
 use crate::drive::{Outcome, Phase};
@@ -22,6 +23,8 @@ use crate::exit::{Exit, Failure};
 use crate::live::Progress;
 use crate::plan::Mix;
 use crate::report::{self, Events};
+use crate::schedule::Arrival;
+use crate::space::{self, Work};
 use crate::stage::{Cast, Gear, Stage, StoryArgs};
 use action::{Action, Course};
 use before::Before;
@@ -44,6 +47,8 @@ const AUDIT_FACTOR: u32 = 3;
 /// Length of a step of the search for the maximum.
 const STEP: Duration = Duration::from_secs(2);
 const QUICK_STEP: Duration = Duration::from_millis(1_000);
+/// What a repetition takes beside its duration, about: lead, recovery, tail.
+const ITS_TIME: Duration = Duration::from_secs(5);
 /// Longest stretch without a fault: a day.
 const MINUTES_MAX: f64 = 1_440.0;
 
@@ -165,6 +170,7 @@ pub(crate) async fn run(args: &DrillArgs, stop: &Notify) -> Result<(), Failure> 
 /// Plays one drill, and writes what is wanted of it.
 async fn single(setting: &Setting<'_>, stop: &Notify) -> Result<(), Failure> {
     let args = setting.args;
+    space::check(args.story.dir.as_deref(), work(setting)?.bytes())?;
     let (report, ended) = drill(setting, stop).await;
     // What cannot be written does not keep the rest from being.
     let json = args.json.as_ref().map_or(Ok(()), |path| report.write(path));
@@ -174,7 +180,10 @@ async fn single(setting: &Setting<'_>, stop: &Notify) -> Result<(), Failure> {
 }
 
 /// A violation counts most, then how it ended, then the rest of the verdict.
-fn weighed(verdict: Result<(), Failure>, ended: Result<(), Failure>) -> Result<(), Failure> {
+pub(crate) fn weighed(
+    verdict: Result<(), Failure>,
+    ended: Result<(), Failure>,
+) -> Result<(), Failure> {
     match verdict {
         Err(audit) if audit.exit == Exit::Audit => Err(audit),
         verdict => ended.and(verdict),
@@ -223,11 +232,43 @@ async fn told(setting: &Setting<'_>, report: &mut Report, stop: &Notify) -> Resu
         report.cut_short(stage.broken_off(stop).await);
         return Err(failure);
     }
-    report.end(stage.end(stop).await?);
+    report.end(stage.end().await?);
     Ok(())
 }
 
-/// Everything of a drill that is done under load.
+/// What a drill will do, about.
+fn work<'a>(setting: &'a Setting<'_>) -> Result<Work<'a>, Failure> {
+    let Setting { case, sites, rate, args } = *setting;
+    let load = rate * case.share;
+    let usual = args.duration + ITS_TIME.as_secs_f64();
+    let (seconds, requests) = match &case.course {
+        Course::Planned { length, shape, .. } => {
+            let arrival = Arrival::parse(shape).map_err(Failure::usage)?;
+            (length.as_secs_f64(), arrival.expected(load, *length))
+        }
+        Course::Steady(length) => {
+            let seconds = length.as_secs_f64() + ITS_TIME.as_secs_f64();
+            (seconds, seconds * load)
+        }
+        Course::One(Action::Load(times)) => (usual, usual * load * times),
+        _ => (usual, usual * load),
+    };
+    let (before_s, before) = case.before.work(&case.mix, (load, step(args)));
+    Ok(Work {
+        requests: requests * f64::from(args.repeat) + before,
+        mix: case.mix,
+        seconds: seconds * f64::from(args.repeat) + before_s,
+        sites: sites + u8::from(case.needs.spare),
+        settings: &case.needs.settings,
+    })
+}
+
+/// Length of a step of a search for the maximum.
+fn step(args: &DrillArgs) -> Duration {
+    if args.quick { QUICK_STEP } else { STEP }
+}
+
+/// Everything of a drill that is done while the sites run.
 async fn loaded(
     setting: &Setting<'_>,
     stage: &Stage,
@@ -235,10 +276,10 @@ async fn loaded(
     stop: &Notify,
 ) -> Result<(), Failure> {
     let Setting { case, rate, args, .. } = *setting;
-    let length = if args.quick { QUICK_STEP } else { STEP };
     let first = rate * case.share * HALF;
-    report.with(case.before.prepare(stage, (first, length), stop).await?);
-    repeat(stage, &case.course, args, report, stop).await
+    report.with(case.before.prepare(stage, (first, step(args)), stop).await?);
+    repeat(stage, &case.course, args, report, stop).await?;
+    stage.ask_again(stop).await
 }
 
 fn stopped() -> Failure {
@@ -284,6 +325,14 @@ fn audit_is_due(number: u32, audited: u32, of: u32) -> bool {
     number == of || number >= audited.saturating_mul(AUDIT_FACTOR)
 }
 
+/// A load, and what a script came to under it.
+struct Driven {
+    outcome: Outcome,
+    phase: Phase,
+    /// What was done, and when it had ended.
+    told: Result<(script::Told, Instant), Failure>,
+}
+
 /// A script that was played under load.
 struct Played {
     outcome: Outcome,
@@ -297,9 +346,23 @@ async fn play(
     stage: &Stage,
     course: &Course,
     script: Script<'_>,
-    (rate, live): (f64, Progress),
+    load: (f64, Progress),
     stop: &Notify,
 ) -> Result<Played, Failure> {
+    let Driven { outcome, phase, told } = drive(stage, course, script, load, stop).await?;
+    let told = told?;
+    let unsettled = stage.settle(stop).await?;
+    Ok(played(stage, (outcome, phase), told, unsettled))
+}
+
+/// Plays a script under load: what was driven, however the script ended.
+async fn drive(
+    stage: &Stage,
+    course: &Course,
+    script: Script<'_>,
+    (rate, live): (f64, Progress),
+    stop: &Notify,
+) -> Result<Driven, Failure> {
     let halt = Notify::new();
     let arrival = script.timing().arrival(course)?;
     let phase = match course {
@@ -307,7 +370,7 @@ async fn play(
         Course::Steady(length) => Phase { arrival, rate, live, ..stage.phase(LOAD_MAX + *length) },
         _ => Phase { arrival, rate, traced: true, live, ..stage.phase(LOAD_MAX) },
     };
-    let load = stage.session.run(&phase, &halt);
+    let load = stage.session.drive(&phase, &halt);
     let fault = async {
         let told = tokio::select! {
             told = script.play(course) => told,
@@ -317,10 +380,23 @@ async fn play(
         halt.notify_one();
         told.map(|told| (told, ended))
     };
-    let (mut outcome, (mut told, ended)) = beside(load, fault).await?;
+    let (outcome, told) = under(load, fault).await?;
+    let length = match &told {
+        Ok((_, ended)) => ended.saturating_duration_since(outcome.start),
+        Err(_) => outcome.start.elapsed(),
+    };
+    Ok(Driven { outcome, phase: Phase { duration: length, ..phase }, told })
+}
+
+/// The figures of a script that was played to its end.
+fn played(
+    stage: &Stage,
+    (mut outcome, phase): (Outcome, Phase),
+    (mut told, ended): (script::Told, Instant),
+    unsettled: usize,
+) -> Played {
     // Its end was ours.
     outcome.interrupted = false;
-    let unsettled = stage.settle(stop).await?;
     let shards = stage.deployment.gateway.shards;
     if !phase.traced {
         told.found.sizes = Some(steady::sizes(stage));
@@ -329,8 +405,31 @@ async fn play(
     if !phase.traced {
         repetition.of_measure(&outcome.measure);
     }
-    let phase = Phase { duration: ended.saturating_duration_since(outcome.start), ..phase };
-    Ok(Played { outcome, phase, repetition, unsettled })
+    Played { outcome, phase, repetition, unsettled }
+}
+
+/// Runs a load and the script that ends it; what was driven is told beside what became of
+/// the script. A load that fails before is the end of both.
+async fn under<T>(
+    load: impl Future<Output = Result<(Outcome, Result<(), Failure>), Failure>>,
+    script: impl Future<Output = Result<T, Failure>>,
+) -> Result<(Outcome, Result<T, Failure>), Failure> {
+    let mut load = pin!(load);
+    let mut script = pin!(script);
+    tokio::select! {
+        biased;
+        ended = &mut load => {
+            let (outcome, ended) = ended?;
+            match ended {
+                Ok(()) => Ok((outcome, script.await)),
+                Err(failure) => Ok((outcome, Err(failure))),
+            }
+        }
+        told = &mut script => {
+            let (outcome, ended) = load.await?;
+            Ok((outcome, ended.and(told)))
+        }
+    }
 }
 
 /// Runs a load and what ends it. A load that fails before is the end of both: without
@@ -364,6 +463,15 @@ pub(crate) struct Told {
     pub(crate) events: Events,
     /// Payments that have no final answer.
     pub(crate) unsettled: usize,
+    /// Why it did not come to its end, when it did not.
+    pub(crate) broke: Option<Failure>,
+}
+
+impl Told {
+    /// Of a story that broke off.
+    pub(crate) fn broken(outcome: Outcome, phase: Phase, why: Failure) -> Self {
+        Self { outcome, phase, events: Events::default(), unsettled: 0, broke: Some(why) }
+    }
 }
 
 /// The story of `loadgen demo` with several sites: one is killed under load and
@@ -375,15 +483,21 @@ pub(crate) async fn story(
     stop: &Notify,
 ) -> Result<Told, Failure> {
     let script = Script::new(stage, seed, 0, span);
-    let load = (stage.phase(span).rate, Progress::Always);
-    let played = play(stage, &Course::One(Action::Kill), script, load, stop).await?;
+    let (load, course) = ((stage.phase(span).rate, Progress::Always), Course::One(Action::Kill));
+    let Driven { outcome, phase, told } = drive(stage, &course, script, load, stop).await?;
+    let settled = match told {
+        Ok(told) => stage.settle(stop).await.map(|unsettled| (told, unsettled)),
+        Err(failure) => Err(failure),
+    };
+    let (told, unsettled) = match settled {
+        Ok(settled) => settled,
+        Err(failure) => return Ok(Told::broken(outcome, phase, failure)),
+    };
+    let played = played(stage, (outcome, phase), told, unsettled);
     println!("   {}", played.repetition);
-    Ok(Told {
-        events: played.repetition.events(),
-        outcome: played.outcome,
-        phase: played.phase,
-        unsettled: played.unsettled,
-    })
+    let events = played.repetition.events();
+    let Played { outcome, phase, unsettled, .. } = played;
+    Ok(Told { outcome, phase, events, unsettled, broke: None })
 }
 
 #[cfg(test)]
@@ -428,6 +542,37 @@ mod tests {
         };
         assert_eq!(beside(load, other).await.err().unwrap().message, "told to end");
         waits.notified().await;
+    }
+
+    #[tokio::test]
+    async fn what_was_driven_is_told_however_the_script_ended() {
+        let outcome = || Outcome {
+            measure: crate::measure::Measure::new(0, 0),
+            trace: Vec::new(),
+            timeline: crate::series::Timeline::default(),
+            start: Instant::now(),
+            cpu_s: 0.0,
+            host: crate::host::Host::default(),
+            interrupted: true,
+        };
+        let halt = Notify::new();
+        let load = async {
+            halt.notified().await;
+            Ok((outcome(), Ok(())))
+        };
+        let script = async {
+            halt.notify_one();
+            Err::<(), _>(stopped())
+        };
+        let (driven, told) = under(load, script).await.ok().unwrap();
+        assert!(driven.interrupted);
+        assert_eq!(told, Err(stopped()));
+        // The disk of the acknowledgements is full: nobody waits for the script.
+        let full = || Failure::environment("full");
+        let load = async { Ok((outcome(), Err(full()))) };
+        let (_, told) =
+            under(load, std::future::pending::<Result<(), Failure>>()).await.ok().unwrap();
+        assert_eq!(told, Err(full()));
     }
 
     #[test]

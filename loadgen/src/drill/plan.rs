@@ -3,7 +3,7 @@
 //!
 //! Pure but for reading. Tested on the example that ships, and on mistakes.
 
-use super::action::{Action, Course, Planned, Target};
+use super::action::{Action, Course, Place, Planned, Target};
 use super::before::Before;
 use super::catalogue::Case;
 use super::script::LEAD;
@@ -20,6 +20,8 @@ use toml::{Table, Value};
 const FILE_MAX: u64 = 256 << 10;
 /// Longest load.
 const LENGTH_MAX_S: f64 = 480.0;
+/// How long a fault lasts that does not say it.
+const HOLD_S: f64 = 2.0;
 /// Most phases, and most faults.
 const ENTRIES_MAX: usize = 100;
 /// Names of faults.
@@ -243,12 +245,17 @@ fn faults_of(
             fault.mistake("at: when, in seconds?");
         }
         let at = fault.number("at", lead, LENGTH_MAX_S).unwrap_or(lead);
-        let hold = fault.number("hold", 0.1, LENGTH_MAX_S).unwrap_or(2.0);
+        let asked = fault.number("hold", 0.1, LENGTH_MAX_S);
+        let action = action_of(&mut fault);
+        let least = action.as_ref().map_or(0.0, |action| action.least_hold().as_secs_f64());
+        let hold = asked.unwrap_or(HOLD_S.max(least));
+        if hold < least {
+            fault.mistake(format_args!("hold: this fault lasts {least} s at least"));
+        }
         if length_s > 0.0 && at + hold > length_s {
             let end = at + hold;
             fault.mistake(format_args!("it ends at second {end}, the phases at {length_s}"));
         }
-        let action = action_of(&mut fault);
         let target = target_of(&mut fault, action.as_ref(), sites);
         fault.end();
         let seconds = Duration::from_secs_f64;
@@ -347,22 +354,30 @@ fn wan_of(fault: &mut Reader<'_>) -> Option<Action> {
 
 /// One site cannot have two faults at a time, nor can the network or the channel.
 fn overlaps(planned: &[Planned], mistakes: &mut Vec<String>) {
-    let group = |fault: &Planned| match (&fault.action, fault.target) {
-        (Action::Wan(_) | Action::Isolate | Action::OneWay, _) => Some(-1_i16),
-        (Action::Channel(_) | Action::WrongAmount(_) | Action::Flap, _) => Some(-2),
-        (Action::Rotate, _) => Some(-3),
-        (action, Target::Site(site)) if action.hits_a_site() => Some(site.into()),
-        _ => None,
-    };
     for (at, one) in planned.iter().enumerate() {
         for (behind, other) in planned.iter().enumerate().skip(at + 1) {
             let apart = one.at + one.hold <= other.at || other.at + other.hold <= one.at;
-            if !apart && group(one).is_some() && group(one) == group(other) {
+            if !apart && meet(one, other) {
                 let (one, other) = (at + 1, behind + 1);
                 mistakes.push(format!("faults {one} and {other}: the same place at the same time"));
             }
         }
     }
+}
+
+/// Whether two faults are at the same place: at the same site, between the sites, at the
+/// channel. Which site will be drawn is not known here; the later one waits then.
+fn meet(one: &Planned, other: &Planned) -> bool {
+    let site = |fault: &Planned| match fault.target {
+        Target::Site(site) if fault.action.hits_a_site() => Some(site),
+        _ => None,
+    };
+    let every_site = |fault: &Planned| fault.action.place() == Some(Place::Sites);
+    let (places, sites) = ([one, other].map(|fault| fault.action.place()), [one, other].map(site));
+    places[0].is_some() && places[0] == places[1]
+        || sites[0].is_some() && sites[0] == sites[1]
+        || every_site(one) && other.action.hits_a_site()
+        || every_site(other) && one.action.hits_a_site()
 }
 
 fn goals_of(table: Table, mistakes: &mut Vec<String>) -> Targets {
@@ -493,6 +508,36 @@ mod tests {
         assert!(
             mistakes(&out.replace("\"kill\"", "\"damaged-middle\""))[0].contains("at most once")
         );
+    }
+
+    #[test]
+    fn a_partition_is_at_its_site_and_in_the_network_and_every_fault_has_its_length() {
+        let two = |first: &str, hold: &str, second: &str, at: f64| {
+            mistakes(&format!(
+                "[[phases]]\nseconds = 20\n[[faults]]\nat = 3\n{hold}\nwhat = {first}\n[[faults]]\n\
+                 at = {at}\nhold = 3\nwhat = {second}\n"
+            ))
+        };
+        let same = ["faults 1 and 2: the same place at the same time"];
+        let (kill, isolate) = ("\"kill\"\nsite = 1", "\"isolate\"\nsite = 1");
+        let (other, wan) = ("\"one-way\"\nsite = 2", "\"wan\"\ndelay_ms = 5");
+        for [first, second] in [[kill, isolate], [isolate, kill], [isolate, other], [wan, isolate]]
+        {
+            assert_eq!(two(first, "hold = 2", second, 4.0), same, "{first} {second}");
+            assert!(two(first, "hold = 2", second, 5.0).is_empty(), "{first} {second}");
+        }
+        assert!(two(kill, "hold = 2", other, 4.0).is_empty());
+        assert_eq!(two("\"rotate-certificates\"", "hold = 2", kill, 4.0), same);
+        // What lasts longer than was asked for is no surprise to the next one.
+        let (flap, outage) = ("\"channel-flap\"", "\"channel\"\nfaults = [\"--outage=0:9\"]");
+        let short = "fault 1: hold: this fault lasts 2.5 s at least";
+        assert_eq!(two(flap, "hold = 1", outage, 4.0), [short]);
+        assert_eq!(
+            two(wan, "hold = 1", other, 4.0),
+            ["fault 1: hold: this fault lasts 2 s at least"]
+        );
+        assert_eq!(two(flap, "", outage, 5.0), same);
+        assert!(two(flap, "", outage, 5.5).is_empty());
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 use super::action::{Action, Course, Planned, Target};
 use super::steady::{Changes, Sizes};
+use super::turns::Turns;
 use crate::cluster::STATUS_AGE;
 use crate::exit::{Exit, Failure};
 use crate::rng::Stream;
@@ -41,12 +42,38 @@ pub(super) struct Fault {
     pub(super) healed: Instant,
     /// When the site was level again, after it was healed.
     pub(super) level: Option<Duration>,
+    /// Whether it led something again.
+    pub(super) home: Home,
+}
+
+/// Whether a site that was healed came to lead something again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Home {
+    /// It led nothing before, or nobody waited for it.
+    NotAsked,
+    /// It did, so long after it was healed.
+    After(Duration),
+    /// It did not within the time for it.
+    Never,
 }
 
 impl Fault {
     /// Whether the site led this shard.
     pub(super) fn affects(&self, shard: u16) -> bool {
         self.site != 0 && self.leaders.get(usize::from(shard)) == Some(&self.site)
+    }
+
+    /// When it was over: its site level again, if it hit one.
+    pub(super) fn over(&self) -> Instant {
+        self.healed + self.level.unwrap_or_default()
+    }
+
+    /// As [`Self::over`], or later, when the site led something again.
+    pub(super) fn home(&self) -> Instant {
+        match self.home {
+            Home::After(after) => self.over().max(self.healed + after),
+            Home::NotAsked | Home::Never => self.over(),
+        }
     }
 }
 
@@ -109,6 +136,8 @@ pub(super) struct Script<'a> {
     draws: Cell<u64>,
     duration: Duration,
     timing: Timing,
+    /// One fault at a time at each place.
+    pub(super) turns: Turns,
 }
 
 impl<'a> Script<'a> {
@@ -116,8 +145,9 @@ impl<'a> Script<'a> {
     pub(super) fn new(stage: &'a Stage, seed: u64, repetition: u64, duration: Duration) -> Self {
         let timing = Timing::new(seed, repetition, duration);
         let moments = Stream::new(seed, 300);
+        let turns = Turns::new(stage.deployment.places().count());
         // The first draw is the timing's.
-        Self { stage, moments, repetition, draws: Cell::new(1), duration, timing }
+        Self { stage, moments, repetition, draws: Cell::new(1), duration, timing, turns }
     }
 
     /// When its own faults come.
@@ -184,13 +214,13 @@ impl<'a> Script<'a> {
             _ => self.duration,
         };
         let rest = length.saturating_sub(started.elapsed());
-        let healed = faults.iter().map(|fault| fault.healed + fault.level.unwrap_or_default());
-        let tail = healed.max().map_or(TAIL, |healed| TAIL.saturating_sub(healed.elapsed()));
+        let over = faults.iter().map(Fault::over);
+        let tail = over.max().map_or(TAIL, |healed| TAIL.saturating_sub(healed.elapsed()));
         tokio::time::sleep(rest.max(tail)).await;
         Ok(Told { faults, leaders: self.steady().await?, found })
     }
 
-    /// Faults with their own times, which may overlap.
+    /// Faults with their own times, which may overlap; not at the same place.
     async fn planned(&self, faults: &[Planned], started: Instant) -> Result<Vec<Fault>, Failure> {
         let leaders = self.steady().await?;
         let mut used: Vec<u8> = Vec::new();
@@ -282,7 +312,8 @@ impl<'a> Script<'a> {
         self.stage.session.note(what.clone());
         let leaders = self.stage.deployment.leaders().await;
         let now = Instant::now();
-        Fault { what, site, leaders, at: now, healed: now, level: None }
+        let home = Home::NotAsked;
+        Fault { what, site, leaders, at: now, healed: now, level: None, home }
     }
 
     /// What hit no site in particular is over.
@@ -317,11 +348,17 @@ impl<'a> Script<'a> {
         Ok(())
     }
 
-    /// Waits until a site leads something, for a while.
-    pub(super) async fn returned(&self, site: u8) {
+    /// Waits until a site that led something does so again, for a while; whether it came to
+    /// that is judged.
+    pub(super) async fn returned(&self, fault: &mut Fault) {
+        if !fault.leaders.contains(&fault.site) {
+            return;
+        }
         let started = Instant::now();
+        fault.home = Home::Never;
         while started.elapsed() < RECOVERY_MAX / 2 {
-            if self.stage.deployment.leaders().await.contains(&site) {
+            if self.stage.deployment.leaders().await.contains(&fault.site) {
+                fault.home = Home::After(fault.healed.elapsed());
                 return;
             }
             tokio::time::sleep(POLL).await;

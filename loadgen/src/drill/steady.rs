@@ -138,7 +138,7 @@ async fn counters(stage: &Stage) -> Result<[u64; 4], Failure> {
 /// Looks at files and processes.
 pub(super) fn sizes(stage: &Stage) -> Sizes {
     let deployment = &stage.deployment;
-    let processes = || deployment.sites().filter_map(|site| stage.process_id(site));
+    let processes = || deployment.sites().filter_map(|site| stage.process_id(site).ok());
     let memory = |process: &str| resident_kib(process) / 1024;
     Sizes {
         acks_mib: used_bytes(&deployment.file("acks")) / MIB,

@@ -320,8 +320,18 @@ impl Session {
         self.state.borrow_mut().remember(payments);
     }
 
-    /// Asks for the state of these payments, once each.
+    /// Asks for the state of these payments, once each. A failure when told to stop before
+    /// all were asked.
     pub(crate) async fn query(&self, payments: &[u64], stop: &Notify) -> Result<Measure, Failure> {
+        let watch = interrupt::Watch::new();
+        let (measure, told) = self.queried(payments, stop).await?;
+        let what = "the questions for payments";
+        if told { Err(interrupt::stopped(what)) } else { watch.check(what).map(|()| measure) }
+    }
+
+    /// As [`Session::query`]; whether it was told to stop is told beside the figures.
+    async fn queried(&self, payments: &[u64], stop: &Notify) -> Result<(Measure, bool), Failure> {
+        let mut told = false;
         self.state.borrow_mut().begin_queries(payments, QUERIES_AT_ONCE);
         self.state.borrow_mut().pump()?;
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
@@ -329,29 +339,30 @@ impl Session {
             tokio::select! {
                 _ = housekeeping.tick() => self.state.borrow_mut().sweep()?,
                 () = stop.notified() => {
+                    told = true;
                     self.state.borrow_mut().stop();
                     self.state.borrow_mut().give_all_up();
                 }
             }
         }
         self.state.borrow_mut().flush()?;
-        Ok(self.state.borrow_mut().take_measure())
+        Ok((self.state.borrow_mut().take_measure(), told))
     }
 
     /// Asks for every payment without a final answer until it has one, at most
-    /// for `bound`, and waits as long for the events of outcomes that were told; returns
-    /// how many payments and events are left.
+    /// for `bound` or until told to stop, and waits as long for the events of outcomes that
+    /// were told; returns how many payments and events are left.
     pub(crate) async fn settle(&self, bound: Duration, stop: &Notify) -> Result<usize, Failure> {
-        let (started, watch) = (Instant::now(), interrupt::Watch::new());
+        let (started, watch, mut told) = (Instant::now(), interrupt::Watch::new(), false);
         loop {
             let open = self.payments(|known| known == Known::Open);
             let missing = self.events().map_or(0, |events| events.missing);
             let done = open.is_empty() && missing == 0;
-            if done || started.elapsed() > bound || !watch.quiet() {
+            if done || told || started.elapsed() > bound || !watch.quiet() {
                 return Ok(open.len() + missing as usize);
             }
             if !open.is_empty() {
-                self.query(&open, stop).await?;
+                told = self.queried(&open, stop).await?.1;
             }
             tokio::time::sleep(SETTLE_PAUSE).await;
         }

@@ -242,6 +242,33 @@ async fn compare(
 }
 
 #[test]
+fn questions_that_are_stopped_are_no_answers() {
+    let dir = tempfile::tempdir().unwrap();
+    certificates(dir.path());
+    let address = server(dir.path(), |quic, _| async move {
+        null::greet(&quic, SHARDS, 1_000).await;
+        quic.closed().await;
+    });
+    let gateway = gateway_of(dir.path(), &[address]);
+    let (plan, encoder, options) = pays(Duration::from_secs(3_600), false);
+    let (told, left) = crate::cli::on_runtime(async {
+        let session = Session::connect(&gateway, plan, encoder, None, options).await?;
+        session.remember(0..5);
+        let stop = Notify::new();
+        stop.notify_one();
+        let told = session.query(&[0, 1, 2, 3, 4], &stop).await.map(|measure| measure.answered);
+        // Who only waits is told what is left.
+        stop.notify_one();
+        let left = session.settle(Duration::from_secs(3_600), &stop).await?;
+        session.close().await;
+        Ok((told, left))
+    })
+    .unwrap();
+    assert_eq!(told.map_err(|failure| failure.exit), Err(crate::exit::Exit::Invalid));
+    assert_eq!(left, 5);
+}
+
+#[test]
 fn a_silent_switch_leaves_everything_unknown_and_infinitely_slow() {
     let dir = tempfile::tempdir().unwrap();
     certificates(dir.path());

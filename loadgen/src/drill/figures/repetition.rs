@@ -2,7 +2,7 @@
 //!
 //! Pure.
 
-use super::super::script::{Fault, Found, Told};
+use super::super::script::{Fault, Found, Home, Told};
 use super::{Counts, Spread};
 use crate::drive::Outcome;
 use crate::host::Host;
@@ -33,6 +33,9 @@ const CALM_FACTOR: f64 = 1.2;
 /// And more of one shard neither.
 const WINDOWS_MAX: usize = 12;
 
+/// So many requests of a shard must come in a time that its unavailability is held against.
+const SAMPLES: f64 = 2.0;
+
 /// A stretch of a phase, nanoseconds since it began.
 pub(super) type Span = (u64, u64);
 
@@ -45,6 +48,9 @@ pub(in crate::drill) struct Repetition {
     pub(super) at_ms: Vec<u64>,
     /// Until they were level again, milliseconds after they were healed.
     pub(super) level_ms: Vec<Option<u64>>,
+    /// Sites that were healed and did not lead again what they had led; `None` when that was
+    /// not asked of any.
+    pub(super) not_home: Option<usize>,
     pub(super) leaders_before: Vec<u8>,
     pub(super) leaders_after: Vec<u8>,
     /// Longest stretch without an answer of each affected shard.
@@ -103,6 +109,15 @@ pub(super) struct Affected {
     pub(super) ms: Option<f64>,
     /// When that began, milliseconds after the fault: the takeover, or the return.
     pub(super) began_ms: Option<f64>,
+    /// Mean time between the shard's requests meanwhile; `null` when nobody asked.
+    pub(super) spacing_ms: Option<f64>,
+}
+
+impl Affected {
+    /// How long, when its requests came often enough to tell that from so many milliseconds.
+    pub(super) fn seen_ms(&self, bound: f64) -> Option<f64> {
+        self.ms.filter(|_| self.spacing_ms.is_some_and(|ms| ms <= bound / SAMPLES))
+    }
 }
 
 impl Repetition {
@@ -117,9 +132,11 @@ impl Repetition {
         let at =
             |instant: Instant| instant.saturating_duration_since(outcome.start).as_nanos() as u64;
         let end_ns = at(ended).saturating_sub(END_SLACK.as_nanos() as u64);
-        let (first, last) = (told.faults.first(), told.faults.last());
+        let first = told.faults.first();
         let begun_ns = first.map_or(end_ns, |fault| at(fault.at));
-        let healed_ns = last.map_or(end_ns, |fault| at(fault.healed));
+        let healed_ns = told.faults.iter().map(|fault| at(fault.healed)).max().unwrap_or(end_ns);
+        let during = broken(&told.faults, at);
+        let after = [(healed_ns, end_ns)];
         let trace: Vec<Done> =
             outcome.trace.iter().filter(|done| done.planned_ns < end_ns).copied().collect();
         let shards: Vec<Availability> =
@@ -132,9 +149,8 @@ impl Repetition {
         };
         let elsewhere = trace.iter().filter(|done| !affected(done));
         let calm_until_ns = begun_ns.saturating_sub(CALM_END_NS);
-        let calm = (WARM_UP_NS.min(calm_until_ns), calm_until_ns);
-        let calm_gap_ms = shards.iter().filter_map(|of| gap_ms(of, calm)).reduce(f64::max);
-        let spans = [calm, (begun_ns, healed_ns), (healed_ns, end_ns)];
+        let calm = [(WARM_UP_NS.min(calm_until_ns), calm_until_ns)];
+        let calm_gap_ms = shards.iter().filter_map(|of| gap_ms(of, calm[0])).reduce(f64::max);
         let measure = &outcome.measure;
         let mut timeline = outcome.timeline.clone();
         timeline.until(end_ns);
@@ -142,18 +158,19 @@ impl Repetition {
             victims: told.faults.iter().map(|fault| fault.site).collect(),
             at_ms: told.faults.iter().map(|fault| at(fault.at) / 1_000_000).collect(),
             level_ms: told.faults.iter().map(|fault| fault.level.map(millis)).collect(),
+            not_home: not_home(&told.faults),
             leaders_before: first.map_or_else(Vec::new, |fault| fault.leaders.clone()),
             leaders_after: told.leaders.clone(),
-            unavailability_ms: unavailability(&shards, &told.faults, at, end_ns),
+            unavailability_ms: unavailability(&shards, &told.faults, &covers, at),
             calm_gap_ms,
             failed_by_code: failures(trace.iter(), (0, end_ns)),
             failed_elsewhere: failures(elsewhere, (begun_ns, end_ns)).values().sum(),
-            answered_before: answered(&trace, calm),
-            answered_during: answered(&trace, (begun_ns, healed_ns)),
-            answered_at_end: answered(&trace, (end_ns.saturating_sub(END_NS), end_ns)),
-            admitted_p99_ms: [calm, (begun_ns, healed_ns)].map(|span| admitted_p99(&trace, span)),
+            answered_before: answered(&trace, &calm),
+            answered_during: answered(&trace, &during),
+            answered_at_end: answered(&trace, &[(end_ns.saturating_sub(END_NS), end_ns)]),
+            admitted_p99_ms: [&calm[..], &during].map(|spans| admitted_p99(&trace, spans)),
             found: told.found.clone(),
-            hints: [refusals(&trace, (begun_ns, healed_ns)), measure.hints[1]],
+            hints: [refusals(&trace, &during), measure.hints[1]],
             unsettled,
             resent: measure.resent,
             retried_by_code: measure.retried_by_code(),
@@ -168,8 +185,8 @@ impl Repetition {
             marks: marks(&told.faults, at),
             windows: windows(&shards, calm_gap_ms.map_or(0, |ms| (ms * CALM_FACTOR * 1e6) as u64)),
             timeline: Some(timeline.columns()),
-            latency: spans.map(|span| latency(&trace, span)),
-            spans,
+            latency: [&calm[..], &during, &after].map(|spans| latency(&trace, spans)),
+            spans: [calm[0], (begun_ns, healed_ns), after[0]],
             began: outcome.start,
         }
     }
@@ -271,11 +288,38 @@ fn windows(shards: &[Availability], normal_ns: u64) -> Vec<Window> {
 /// its site is level again when that takes longer; the last one until the end.
 fn covers(faults: &[Fault], at: impl Fn(Instant) -> u64, end_ns: u64) -> Vec<Span> {
     let cover = |(number, fault): (usize, &Fault)| {
-        let over_ns = at(fault.healed + fault.level.unwrap_or_default());
-        let next = faults.get(number + 1).map(|next| at(next.at).max(over_ns));
+        let next = faults.get(number + 1).map(|next| at(next.at.max(fault.over())));
         (at(fault.at), next.unwrap_or(end_ns))
     };
     faults.iter().enumerate().map(cover).collect()
+}
+
+pub(super) fn not_home(faults: &[Fault]) -> Option<usize> {
+    let mut asked = faults.iter().filter(|fault| fault.home != Home::NotAsked).peekable();
+    asked.peek()?;
+    Some(asked.filter(|fault| fault.home == Home::Never).count())
+}
+
+/// When something was broken: from each fault until it was healed. What is between two
+/// faults belongs to none.
+fn broken(faults: &[Fault], at: impl Fn(Instant) -> u64) -> Vec<Span> {
+    let mut spans: Vec<Span> =
+        faults.iter().map(|fault| (at(fault.at), at(fault.healed))).collect();
+    spans.sort_unstable();
+    let mut union: Vec<Span> = Vec::new();
+    for (from_ns, until_ns) in spans {
+        match union.last_mut().filter(|last| from_ns <= last.1) {
+            Some(last) => last.1 = last.1.max(until_ns),
+            None => union.push((from_ns, until_ns)),
+        }
+    }
+    union
+}
+
+/// Whether a moment is in one of these spans, which are in order and apart.
+fn within(spans: &[Span], at_ns: u64) -> bool {
+    let begun = spans.partition_point(|(from_ns, _)| *from_ns <= at_ns);
+    begun.checked_sub(1).is_some_and(|last| at_ns < spans[last].1)
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -286,49 +330,53 @@ fn gap_ms(availability: &Availability, span: Span) -> Option<f64> {
     availability.longest_gap(span).map(|gap| gap.length_ns() as f64 / 1e6)
 }
 
-/// Of every fault and every shard that it affects: from the fault to the next one,
-/// the return of the site included.
+/// Of every fault and every shard that it affects: for as long as it explains what those
+/// meet, the shards' way home included.
 fn unavailability(
     shards: &[Availability],
     faults: &[Fault],
+    covers: &[Span],
     at: impl Fn(Instant) -> u64,
-    end_ns: u64,
 ) -> Vec<Affected> {
     let mut affected = Vec::new();
-    for (number, fault) in faults.iter().enumerate() {
-        let until_ns = faults.get(number + 1).map_or(end_ns, |next| at(next.at));
+    for (number, (fault, (from_ns, until_ns))) in faults.iter().zip(covers).enumerate() {
+        let span = (*from_ns, at(fault.home()).max(*until_ns));
         for (shard, availability) in shards.iter().enumerate() {
             let shard = shard as u16;
             if fault.affects(shard) {
-                let fault_ns = at(fault.at);
-                let gap = availability.longest_gap((fault_ns, until_ns));
+                let gap = availability.longest_gap(span);
                 let ms = gap.as_ref().map(|gap| gap.length_ns() as f64 / 1e6);
-                let began_ms = gap.map(|gap| (gap.from_ns as f64 - fault_ns as f64) / 1e6);
-                affected.push(Affected { shard, fault: number + 1, ms, began_ms });
+                let began_ms = gap.map(|gap| (gap.from_ns as f64 - span.0 as f64) / 1e6);
+                let spacing_ms = availability.spacing_ns(span).map(|ns| ns / 1e6);
+                affected.push(Affected { shard, fault: number + 1, ms, began_ms, spacing_ms });
             }
         }
     }
     affected
 }
 
-/// Answers per second within a span.
-fn answered(trace: &[Done], (from_ns, until_ns): Span) -> f64 {
-    let within = |done: &&Done| done.is_ok() && (from_ns..until_ns).contains(&done.done_ns);
-    let count = trace.iter().filter(within).count();
-    if until_ns > from_ns { count as f64 * 1e9 / (until_ns - from_ns) as f64 } else { 0.0 }
+/// Answers per second within these spans.
+fn answered(trace: &[Done], spans: &[Span]) -> f64 {
+    let count = trace.iter().filter(|done| done.is_ok() && within(spans, done.done_ns)).count();
+    let length_ns: u64 = spans.iter().map(|(from_ns, until_ns)| until_ns - from_ns).sum();
+    if length_ns > 0 { count as f64 * 1e9 / length_ns as f64 } else { 0.0 }
 }
 
-/// Refusals for lack of capacity of what was planned within a span.
-fn refusals(trace: &[Done], (from_ns, until_ns): Span) -> u64 {
+/// What was planned within these spans.
+fn planned<'a>(trace: &'a [Done], spans: &[Span]) -> impl Iterator<Item = &'a Done> {
+    trace.iter().filter(move |done| within(spans, done.planned_ns))
+}
+
+/// Refusals for lack of capacity of what was planned within these spans.
+fn refusals(trace: &[Done], spans: &[Span]) -> u64 {
     let refused = |end| matches!(end, End::Answered(Code::Overloaded | Code::RateLimited));
-    let within = trace.iter().filter(|done| (from_ns..until_ns).contains(&done.planned_ns));
-    within.filter(|done| refused(done.end)).count() as u64
+    planned(trace, spans).filter(|done| refused(done.end)).count() as u64
 }
 
-/// Latency of requests planned within a span; what failed never came.
-fn latency(trace: &[Done], (from_ns, until_ns): Span) -> Latency {
+/// Latency of requests planned within these spans; what failed never came.
+fn latency(trace: &[Done], spans: &[Span]) -> Latency {
     let mut latency = Latency::new();
-    for done in trace.iter().filter(|done| (from_ns..until_ns).contains(&done.planned_ns)) {
+    for done in planned(trace, spans) {
         match done.is_ok() {
             true => latency.record(done.done_ns.saturating_sub(done.planned_ns)),
             false => latency.record_infinite(),
@@ -337,11 +385,10 @@ fn latency(trace: &[Done], (from_ns, until_ns): Span) -> Latency {
     latency
 }
 
-/// 99th percentile of what was planned within a span and answered as asked.
-fn admitted_p99(trace: &[Done], (from_ns, until_ns): Span) -> Option<f64> {
+/// 99th percentile of what was planned within these spans and answered as asked.
+fn admitted_p99(trace: &[Done], spans: &[Span]) -> Option<f64> {
     let mut latency = Latency::new();
-    let within = |done: &&Done| done.is_ok() && (from_ns..until_ns).contains(&done.planned_ns);
-    for done in trace.iter().filter(within) {
+    for done in planned(trace, spans).filter(|done| done.is_ok()) {
         latency.record(done.done_ns.saturating_sub(done.planned_ns));
     }
     latency.quantile(0.99).map(|ns| ns as f64 / 1e6)

@@ -3,7 +3,7 @@
 use super::super::before::Prepared;
 use super::super::catalogue::Drill;
 use super::super::maximum::{Distance, Maximum};
-use super::super::script::{Fault, Found, Told};
+use super::super::script::{Fault, Found, Home, Told};
 use super::*;
 use crate::drive::Outcome;
 use crate::host::Host;
@@ -31,24 +31,36 @@ fn trace(back_ms: u64) -> Vec<Done> {
     trace
 }
 
+/// Kills of these sites at these milliseconds; all are back at 3 s and level 20 ms later.
 fn of_kills(victims: &[(u8, u64)], trace: Vec<Done>, unsettled: usize) -> Repetition {
+    let faults: Vec<_> = victims.iter().map(|(site, ms)| (*site, *ms, 3_000)).collect();
+    of_faults(&faults, trace, unsettled)
+}
+
+/// Faults: the site, the millisecond of its beginning and that of its end.
+fn of_faults(faults: &[(u8, u64, u64)], trace: Vec<Done>, unsettled: usize) -> Repetition {
     let start = Instant::now();
     let at = |ms| start + Duration::from_millis(ms);
     let measure = Measure::new(0, u64::MAX);
     let (host, interrupted) = (Host::default(), true);
     let timeline = crate::series::Timeline::default();
     let outcome = Outcome { measure, trace, timeline, start, cpu_s: 0.0, host, interrupted };
-    let kill = |site, ms| Fault {
+    let faults = faults.iter().map(|one| fault(one, start)).collect();
+    let told = Told { faults, leaders: vec![1, 2], found: Found::default() };
+    Repetition::new(&outcome, &told, at(4_000), 2, unsettled)
+}
+
+fn fault(&(site, from_ms, until_ms): &(u8, u64, u64), start: Instant) -> Fault {
+    let at = |ms| start + Duration::from_millis(ms);
+    Fault {
         what: format!("kill -9 of site {site}"),
         site,
         leaders: vec![1, 2],
-        at: at(ms),
-        healed: at(3_000),
-        level: Some(Duration::from_millis(20)),
-    };
-    let faults = victims.iter().map(|(site, ms)| kill(*site, *ms)).collect();
-    let told = Told { faults, leaders: vec![1, 2], found: Found::default() };
-    Repetition::new(&outcome, &told, at(4_000), 2, unsettled)
+        at: at(from_ms),
+        healed: at(until_ms),
+        level: (site != 0).then_some(Duration::from_millis(20)),
+        home: Home::NotAsked,
+    }
 }
 
 fn repetition(trace: Vec<Done>, unsettled: usize) -> Repetition {
@@ -113,6 +125,54 @@ fn a_takeover_is_measured_for_the_shards_of_the_victim() {
 }
 
 #[test]
+fn a_fault_elsewhere_does_not_end_what_a_killed_site_s_shards_meet() {
+    // The site returns at 3,000 ms, and its shard is not answered for 300 ms then.
+    let mut silent = trace(0);
+    let hit = 3_000 * MS..3_300 * MS;
+    for done in silent.iter_mut().filter(|done| done.shard == 0 && hit.contains(&done.planned_ns)) {
+        done.done_ns = 3_300 * MS;
+    }
+    for other in [(0, 2_200, 2_400), (2, 2_200, 2_400)] {
+        let one = of_faults(&[(1, 2_000, 3_000), other], silent.clone(), 0);
+        let first = one.unavailability_ms[0];
+        assert_eq!((first.shard, first.fault), (0, 1));
+        assert!((299.0..301.0).contains(&first.ms.unwrap()), "{first:?}");
+    }
+}
+
+#[test]
+fn what_was_broken_is_all_faults_together_without_the_calm_between_them() {
+    let slow = |from_ms: u64, until_ms: u64| {
+        let mut slow = trace(0);
+        let hit = from_ms * MS..until_ms * MS;
+        for done in slow.iter_mut().filter(|done| hit.contains(&done.planned_ns)) {
+            done.done_ns += 50 * MS;
+        }
+        slow
+    };
+    let p50_ms = |one: &Repetition, phase: usize| {
+        one.latency[phase].quantile(0.5).map(|ns| ns as f64 / 1e6).unwrap()
+    };
+    // The fault that began first lasts longest.
+    let faults = [(0, 1_500, 3_500), (0, 1_600, 1_800)];
+    let long = of_faults(&faults, slow(1_500, 3_500), 0);
+    assert!((50.0..52.0).contains(&p50_ms(&long, 1)), "{}", p50_ms(&long, 1));
+    assert!(p50_ms(&long, 2) < 2.0, "{}", p50_ms(&long, 2));
+    // Two short ones, and a long calm between them.
+    let faults = [(0, 1_000, 1_100), (0, 3_400, 3_500)];
+    let calm = of_faults(&faults, slow(1_200, 3_300), 0);
+    assert!(p50_ms(&calm, 1) < 2.0 && p50_ms(&calm, 2) < 2.0);
+    assert_eq!(calm.latency[1].count(), 200);
+    let mut refused = trace(0);
+    for done in refused.iter_mut().filter(|done| done.planned_ns == 2_000 * MS) {
+        done.end = End::Answered(Code::Overloaded);
+    }
+    let calm = of_faults(&faults, refused, 0);
+    assert_eq!((calm.hints, calm.failed()), ([0, 0], 2));
+    assert!((calm.answered_during - 1_000.0).abs() < 20.0, "{}", calm.answered_during);
+}
+
+#[test]
 fn figures_over_time_are_kept_of_the_worst_repetitions() {
     let many = (0..TIMELINES_MAX as u64 + 3).map(|n| repetition(trace(20 + n), 0)).collect();
     let report = report(Drill::KillSite, many, 0);
@@ -156,6 +216,42 @@ fn violations_come_first_and_no_data_never_passes() {
     silent.retain(|done| done.shard == 1);
     let silent = report(Drill::KillSite, vec![repetition(silent, 0)], 0);
     assert_eq!(exit(&silent), Some(Exit::Invalid));
+}
+
+#[test]
+fn a_shard_that_is_asked_for_too_seldom_proves_nothing() {
+    // A request of each shard every 100 ms: a takeover of 80 ms is between two of them.
+    let mut seldom = trace(0);
+    seldom.retain(|done| done.planned_ns % (100 * MS) == 0);
+    let one = repetition(seldom, 0);
+    assert!((99.0..106.0).contains(&one.unavailability_ms[0].spacing_ms.unwrap()));
+    let seldom = report(Drill::KillSite, vec![one], 0);
+    assert_eq!((exit(&seldom), seldom.passed), (Some(Exit::Invalid), false));
+    let unseen: Vec<_> = seldom.targets.iter().filter(|target| !target.has_data()).collect();
+    // Twice in 250 ms is enough for that target.
+    assert_eq!(unseen.len(), 1, "{unseen:?}");
+    assert_eq!(unseen[0].target, "unavailable p50 <= 100 ms");
+    // Nobody asked at all while it was away.
+    let mut never = trace(0);
+    never.retain(|done| done.shard == 1 || done.planned_ns < 1_900 * MS);
+    let never = report(Drill::KillSite, vec![repetition(never, 0)], 0);
+    assert_eq!(exit(&never), Some(Exit::Invalid));
+    assert_eq!(never.repetitions[0].unavailability_ms[0].ms, None);
+}
+
+#[test]
+fn a_site_that_is_back_and_leads_nothing_is_a_target_missed() {
+    let home = |not_home| {
+        let one = Repetition { not_home, ..repetition(trace(80), 0) };
+        report(Drill::KillSite, vec![one, repetition(trace(80), 0)], 0)
+    };
+    assert!(home(None).passed && home(Some(0)).passed);
+    let away = home(Some(1));
+    assert_eq!((exit(&away), away.passed), (Some(Exit::Missed), false));
+    assert_eq!(repetition(trace(80), 0).not_home, None);
+    let faults = [Home::After(Duration::from_secs(1)), Home::Never, Home::NotAsked];
+    let faults = faults.map(|home| Fault { home, ..fault(&(1, 2_000, 3_000), Instant::now()) });
+    assert_eq!(super::repetition::not_home(&faults), Some(1));
 }
 
 #[test]

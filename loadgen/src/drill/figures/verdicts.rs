@@ -16,18 +16,20 @@ impl Report {
                 measured: value.map_or_else(|| NO_DATA.to_owned(), |v| format!("{v:.1}{unit}")),
             });
         };
-        let spreads = match wanted.each_fault {
-            false => vec![(String::new(), self.unavailability)],
-            true => (1..)
-                .zip(&self.unavailability_by_fault)
-                .map(|(number, gaps)| (format!("fault {number}: "), *gaps))
+        let faults = match wanted.each_fault {
+            false => vec![(String::new(), None)],
+            true => (1..=self.unavailability_by_fault.len())
+                .map(|number| (format!("fault {number}: "), Some(number)))
                 .collect(),
         };
-        for (of, gaps) in spreads {
-            let unavailable = |name| format!("{of}unavailable {name}");
-            at_most(&unavailable("p50"), " ms", wanted.p50_ms, gaps.map(|gaps| gaps.p50));
-            at_most(&unavailable("p99"), " ms", wanted.p99_ms, gaps.map(|gaps| gaps.p99));
-            at_most(&unavailable("max"), " ms", wanted.max_ms, gaps.map(|gaps| gaps.max));
+        for (of, fault) in faults {
+            let mut judge = |name: &str, bound: Option<f64>, rank: fn(&Spread) -> f64| {
+                let gaps = bound.and_then(|bound| self.seen(fault, bound));
+                at_most(&format!("{of}unavailable {name}"), " ms", bound, gaps.as_ref().map(rank));
+            };
+            judge("p50", wanted.p50_ms, |gaps| gaps.p50);
+            judge("p99", wanted.p99_ms, |gaps| gaps.p99);
+            judge("max", wanted.max_ms, |gaps| gaps.max);
         }
         let any = !self.repetitions.is_empty();
         let none = |wanted: bool| wanted.then_some(0.0);
@@ -51,6 +53,9 @@ impl Report {
         let levels = self.repetitions.iter().flat_map(|one| &one.level_ms);
         let slowest = Spread::of(levels.map(|ms| ms.map(|ms| ms as f64))).map(|all| all.max);
         at_most("level again", " ms", wanted.level_ms, slowest);
+        let away = self.repetitions.iter().filter_map(|one| one.not_home).max();
+        let away = away.map(|away| away as f64);
+        at_most("sites that lead nothing again", "", away.map(|_| 0.0), away);
         let unsettled = self.repetitions.iter().map(|one| one.unsettled as f64);
         at_most("without final answer", "", Some(0.0), unsettled.reduce(f64::max));
         let times = self.repetitions.iter().map(|one| {
@@ -87,6 +92,14 @@ impl Report {
         }));
         verdicts.extend(wanted.only.as_ref().filter(|_| any).map(|codes| self.only(codes)));
         verdicts
+    }
+
+    /// Unavailability in one fault or in all, to be held against a bound; `None` when a shard
+    /// was asked for too seldom to tell.
+    fn seen(&self, fault: Option<usize>, bound: f64) -> Option<Spread> {
+        let all = self.repetitions.iter().flat_map(|one| &one.unavailability_ms);
+        let of = all.filter(|shard| fault.is_none_or(|fault| shard.fault == fault));
+        Spread::of(of.map(|shard| shard.seen_ms(bound)))
     }
 
     /// Whether requests failed with these codes only.

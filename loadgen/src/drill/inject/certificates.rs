@@ -24,6 +24,7 @@ impl Script<'_> {
     pub(super) async fn rotate(&self, hold: Duration) -> Result<Vec<Fault>, Failure> {
         let mut faults = Vec::new();
         for site in self.stage.deployment.sites() {
+            let _turn = self.turns.take_site(site).await;
             let mut fault = self.begin(site, format!("new certificate of site {site}")).await;
             self.renew(site, YEAR).await?;
             self.shows_new(site).await?;

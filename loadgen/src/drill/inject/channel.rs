@@ -1,13 +1,11 @@
 //! What is done to the channel: its plan of faults is replaced while it runs.
 
+use super::super::action::FLAP;
 use super::super::script::{Fault, POLL, Script};
 use crate::exit::{Exit, Failure};
 use serde::Deserialize;
 use std::time::{Duration, Instant};
 
-/// Of the flapping channel.
-const SILENT: Duration = Duration::from_millis(250);
-const SOUND: Duration = Duration::from_millis(1_000);
 /// Longer than any drill.
 const OUTAGE: &str = "--outage=0:3600";
 
@@ -40,13 +38,14 @@ impl Script<'_> {
 
     pub(super) async fn flap(&self, hold: Duration) -> Result<Fault, Failure> {
         let mut fault = self.begin(0, "the channel flaps").await;
-        let until = Instant::now() + hold.max(2 * (SILENT + SOUND));
-        let outage = [OUTAGE.to_owned()];
-        while Instant::now() < until {
+        let until = Instant::now() + hold;
+        let (outage, [silent, sound]) = ([OUTAGE.to_owned()], FLAP);
+        while Instant::now() + silent < until {
             self.stage.spoil(Some(&outage)).await?;
-            tokio::time::sleep(SILENT).await;
+            tokio::time::sleep(silent).await;
             self.stage.spoil(None).await?;
-            tokio::time::sleep(SOUND).await;
+            let rest = until.saturating_duration_since(Instant::now());
+            tokio::time::sleep(sound.min(rest)).await;
         }
         self.over(&mut fault, "the channel is sound again");
         Ok(fault)

@@ -21,7 +21,7 @@ const REFUSED: Option<i32> = Some(2);
 impl Script<'_> {
     pub(super) async fn torn_tail(&self, site: u8, hold: Duration) -> Result<Fault, Failure> {
         let mut fault = self.begin(site, format!("kill -9 of site {site}, torn tail")).await;
-        self.stage.kill(site).await;
+        self.stage.kill(site).await?;
         self.damage(site, tear).await?;
         tokio::time::sleep(hold).await;
         let before = self.stage.printed(site).len();
@@ -31,7 +31,7 @@ impl Script<'_> {
             return Err(Failure::new(Exit::Missed, text));
         }
         self.recover(&mut fault).await?;
-        self.returned(site).await;
+        self.returned(&mut fault).await;
         Ok(fault)
     }
 
@@ -39,7 +39,7 @@ impl Script<'_> {
     /// fresh number.
     pub(super) async fn damaged_middle(&self, site: u8, hold: Duration) -> Result<Fault, Failure> {
         let mut fault = self.begin(site, format!("kill -9 of site {site}, damaged log")).await;
-        self.stage.kill(site).await;
+        self.stage.kill(site).await?;
         // From here on its log is no evidence: what counts is in all the others.
         self.stage.leave_out(site);
         self.damage(site, flip).await?;

@@ -1,8 +1,10 @@
 //! What is done to the machine under a site: its disk and its clock.
 
-use super::super::script::{Fault, POLL, Script};
+use super::super::script::{Fault, Home, POLL, Script};
+use super::evidence::{self, Writes};
 use super::slow_disk::SlowDisk;
 use crate::cluster::shim::Done;
+use crate::cluster::total;
 use crate::exit::{Exit, Failure};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -11,23 +13,41 @@ use std::time::{Duration, Instant};
 /// What a switch whose log failed ends with, and says.
 const ENDS_WITH: Option<i32> = Some(3);
 const SAYS: &str = "the log failed";
+/// How long a site's usual writes are looked at before its disk becomes slow.
+const USUAL_WRITES: Duration = Duration::from_millis(500);
+/// How far a site says that the host's clock is from its own.
+const CLOCK: &str = "payswitch_clock_offset_seconds";
 /// Longest wait for a site to notice that its disk is full.
 const NOTICED_IN: Duration = Duration::from_secs(10);
 
 impl Script<'_> {
     pub(super) async fn slow_disk(&self, site: u8, hold: Duration) -> Result<Fault, Failure> {
         let mut disk = SlowDisk::prepare(&self.stage.deployment.data(site))?;
-        let process = self
-            .stage
-            .process_id(site)
-            .ok_or_else(|| Failure::environment(format_args!("site {site} does not run")))?;
+        let process = self.stage.process_id(site)?;
+        let start = self.writes(site).await?;
+        tokio::time::sleep(USUAL_WRITES).await;
         let mut fault = self.begin(site, format!("slow disk of site {site}")).await;
+        let usual = self.writes(site).await?;
         disk.begin(process)?;
         tokio::time::sleep(hold).await;
+        let slow = self.writes(site).await?;
         disk.end()?;
+        evidence::of_slow_disk([start, usual, slow])?;
         self.recover(&mut fault).await?;
-        self.returned(site).await;
+        self.returned(&mut fault).await;
+        // A site whose disk hung may ask for two minutes without shards.
+        if fault.home == Home::Never {
+            fault.home = Home::NotAsked;
+        }
         Ok(fault)
+    }
+
+    /// Writes of a site's log so far.
+    async fn writes(&self, site: u8) -> Result<Writes, Failure> {
+        let page = self.stage.deployment.metrics(site).await;
+        let writes = page.as_deref().and_then(Writes::read);
+        let text = format_args!("site {site} does not tell how long its writes take");
+        writes.ok_or_else(|| evidence::none(text))
     }
 
     /// What is written may be on the medium, a part of it, or nothing: as it is drawn.
@@ -49,7 +69,7 @@ impl Script<'_> {
         faults.fail_writes(None)?;
         self.stage.start(site).await?;
         self.recover(&mut fault).await?;
-        self.returned(site).await;
+        self.returned(&mut fault).await;
         Ok(fault)
     }
 
@@ -80,7 +100,7 @@ impl Script<'_> {
             }
             tokio::time::sleep(POLL).await;
         }
-        self.returned(site).await;
+        self.returned(&mut fault).await;
         Ok(fault)
     }
 
@@ -92,9 +112,13 @@ impl Script<'_> {
     ) -> Result<Fault, Failure> {
         let faults = self.stage.deployment.faults(site)?;
         let mut fault = self.begin(site, format!("clock of site {site} off by {seconds} s")).await;
+        let before = faults.shifted()?;
         faults.step_clock(seconds)?;
         tokio::time::sleep(hold).await;
+        let page = self.stage.deployment.metrics(site).await.unwrap_or_default();
+        let shifted = faults.shifted()? - before;
         faults.step_clock(0)?;
+        evidence::of_clock(seconds, total(&page, CLOCK), shifted)?;
         self.recover(&mut fault).await?;
         Ok(fault)
     }

@@ -2,6 +2,7 @@
 
 mod certificates;
 mod channel;
+mod evidence;
 mod log;
 mod machine;
 mod sites;
@@ -10,28 +11,35 @@ mod storm;
 
 use super::action::Action;
 use super::script::{Fault, Script};
+use crate::cluster::Way;
 use crate::exit::Failure;
 use std::time::Duration;
 
 impl Script<'_> {
     /// Does something to a site (0: to none in particular), undoes it after `hold` and
-    /// waits until the site is level.
+    /// waits until the site is level. It begins when the one before at the same place is
+    /// over, and not at all when there is nothing to do it to.
     pub(super) async fn act(
         &self,
         action: &Action,
         site: u8,
         hold: Duration,
     ) -> Result<Vec<Fault>, Failure> {
+        let _turn = self.turns.take(action, site).await;
+        if action.hits_a_site() {
+            self.stage.runs(site)?;
+        }
+        let hold = hold.max(action.least_hold());
         let one = match action {
             Action::Kill => self.kill(site, hold).await,
             Action::KillInRecovery => self.kill_in_recovery(site, hold).await,
             Action::Pause => self.pause(site, hold).await,
             Action::Drain => self.drain(site, hold).await,
             Action::Restart => self.restart(site).await,
-            Action::Isolate => self.cut(site, format!("{site}-*"), hold).await,
+            Action::Isolate => self.cut(site, Way::Both(site), hold).await,
             Action::OneWay => {
                 let deaf = self.draw(2) == 0;
-                let way = if deaf { format!("*>{site}") } else { format!("{site}>*") };
+                let way = if deaf { Way::To(site) } else { Way::From(site) };
                 self.cut(site, way, hold).await
             }
             Action::Wan(line) => self.distance(line, hold).await,

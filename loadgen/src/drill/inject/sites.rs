@@ -1,6 +1,8 @@
 //! What is done to a site's process and its network.
 
 use super::super::script::{Fault, Script};
+use super::evidence;
+use crate::cluster::{Way, values};
 use crate::exit::{Exit, Failure};
 use std::time::{Duration, Instant};
 
@@ -8,11 +10,13 @@ use std::time::{Duration, Instant};
 const KILLS_IN_RECOVERY: u32 = 3;
 /// And how long after its start at most: it is ready after about as long.
 const RECOVERS_FOR_MS: u64 = 300;
+/// What no distance is in the relay's words.
+const NEAR: &str = "delay=0ms jitter=0ms loss=0%";
 
 impl Script<'_> {
     pub(super) async fn kill(&self, site: u8, hold: Duration) -> Result<Fault, Failure> {
-        let fault = self.kill_until_level(site, hold).await?;
-        self.returned(site).await;
+        let mut fault = self.kill_until_level(site, hold).await?;
+        self.returned(&mut fault).await;
         Ok(fault)
     }
 
@@ -24,7 +28,7 @@ impl Script<'_> {
         hold: Duration,
     ) -> Result<Fault, Failure> {
         let mut fault = self.begin(site, format!("kill -9 of site {site}")).await;
-        self.stage.kill(site).await;
+        self.stage.kill(site).await?;
         tokio::time::sleep(hold).await;
         fault.healed = Instant::now();
         self.stage.start(site).await?;
@@ -39,27 +43,27 @@ impl Script<'_> {
     ) -> Result<Fault, Failure> {
         let what = format!("kill -9 of site {site}, {KILLS_IN_RECOVERY} times more in recovery");
         let mut fault = self.begin(site, what).await;
-        self.stage.kill(site).await;
+        self.stage.kill(site).await?;
         tokio::time::sleep(hold / 2).await;
         for _ in 0..KILLS_IN_RECOVERY {
             self.stage.start_only(site)?;
             let moment = Duration::from_millis(self.draw(RECOVERS_FOR_MS));
             tokio::time::sleep(moment).await;
-            self.stage.kill(site).await;
+            self.stage.kill(site).await?;
         }
         self.stage.start(site).await?;
         self.recover(&mut fault).await?;
-        self.returned(site).await;
+        self.returned(&mut fault).await;
         Ok(fault)
     }
 
     pub(super) async fn pause(&self, site: u8, hold: Duration) -> Result<Fault, Failure> {
         let mut fault = self.begin(site, format!("site {site} stands still")).await;
-        self.stage.freeze(site, true).await?;
+        self.stage.freeze(site, true)?;
         tokio::time::sleep(hold).await;
-        self.stage.freeze(site, false).await?;
+        self.stage.freeze(site, false)?;
         self.recover(&mut fault).await?;
-        self.returned(site).await;
+        self.returned(&mut fault).await;
         Ok(fault)
     }
 
@@ -75,7 +79,7 @@ impl Script<'_> {
         }
         deployment.operate(site, &["undrain", &number]).await?;
         self.recover(&mut fault).await?;
-        self.returned(site).await;
+        self.returned(&mut fault).await;
         Ok(fault)
     }
 
@@ -84,32 +88,48 @@ impl Script<'_> {
         self.stage.stop(site).await?;
         self.stage.start(site).await?;
         self.recover(&mut fault).await?;
-        self.returned(site).await;
+        self.returned(&mut fault).await;
         Ok(fault)
     }
 
-    pub(super) async fn cut(
-        &self,
-        site: u8,
-        way: String,
-        hold: Duration,
-    ) -> Result<Fault, Failure> {
+    /// Heals what it cut, and nothing else.
+    pub(super) async fn cut(&self, site: u8, way: Way, hold: Duration) -> Result<Fault, Failure> {
+        let stage = self.stage;
         let mut fault = self.begin(site, format!("cut {way}")).await;
-        self.stage.relay(&format!("cut {way}")).await?;
+        let before = stage.relay_stats().await?;
+        stage.relay(&format!("set {way} cut=on")).await?;
+        let cut = stage.relay_stats().await?;
         tokio::time::sleep(hold).await;
-        self.stage.relay("heal").await?;
+        let held = stage.relay_stats().await?;
+        stage.relay(&format!("set {way} cut=off")).await?;
+        evidence::of_cut(way, &[before, cut, held])?;
         self.recover(&mut fault).await?;
-        self.returned(site).await;
+        self.returned(&mut fault).await;
         Ok(fault)
     }
 
-    /// `line` is what the relay does to every packet, such as `delay=5ms loss=1%`.
+    /// `line` is what the relay does to every packet, such as `delay=5ms loss=1%`. It undoes
+    /// that, and nothing else.
     pub(super) async fn distance(&self, line: &str, hold: Duration) -> Result<Fault, Failure> {
+        let stage = self.stage;
         let mut fault = self.begin(0, format!("between the sites: {line}")).await;
-        self.stage.relay(&format!("set *-* {line}")).await?;
-        tokio::time::sleep(hold.max(Duration::from_secs(2))).await;
-        self.stage.relay("heal").await?;
+        let before = stage.relay_stats().await?.all();
+        stage.relay(&format!("set *-* {line}")).await?;
+        tokio::time::sleep(hold).await;
+        let (after, round_trips) = (stage.relay_stats().await?.all(), self.round_trips().await);
+        stage.relay(&format!("set *-* {NEAR}")).await?;
+        evidence::of_distance(line, [before, after], round_trips)?;
         self.over(&mut fault, "the sites are near again");
         Ok(fault)
+    }
+
+    /// Round trips between the sites as these measure them, seconds.
+    async fn round_trips(&self) -> Vec<f64> {
+        let (deployment, mut all) = (&self.stage.deployment, Vec::new());
+        for site in deployment.sites() {
+            let page = deployment.metrics(site).await.unwrap_or_default();
+            all.extend(values::<f64>(&page, "payswitch_peer_round_trip_seconds"));
+        }
+        all
     }
 }

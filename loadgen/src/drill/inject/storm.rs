@@ -2,6 +2,7 @@
 
 use super::super::script::{Fault, Script};
 use super::certificates::hello;
+use super::evidence;
 use crate::cli::on_runtime;
 use crate::config::GatewayFile;
 use crate::exit::{Exit, Failure};
@@ -45,8 +46,9 @@ impl Script<'_> {
     }
 
     pub(super) async fn transfers(&self, hold: Duration) -> Result<Fault, Failure> {
-        let deployment = &self.stage.deployment;
+        let (deployment, session) = (&self.stage.deployment, &self.stage.session);
         let mut fault = self.begin(0, "shards are handed around").await;
+        let noticed = session.leader_changes();
         let (until, mut done, mut refused) = (Instant::now() + hold, 0_u32, 0_u32);
         let sites = u64::from(deployment.sites().count() as u8);
         for turn in 0_u64.. {
@@ -65,10 +67,14 @@ impl Script<'_> {
             }
             tokio::time::sleep(TRANSFER_PAUSE).await;
         }
-        fault.what = format!("{done} shards handed around, {refused} refused");
+        let noticed = session.leader_changes().saturating_sub(noticed);
+        fault.what = format!(
+            "{done} shards handed around, {refused} refused, {noticed} new leaders noticed"
+        );
         self.over(&mut fault, "every shard goes home");
-        match done {
-            0 => Err(Failure::new(Exit::Invalid, "no shard was handed over in the storm")),
+        match (done, noticed) {
+            (0, _) => Err(evidence::none("no shard was handed over in the storm")),
+            (_, 0) => Err(evidence::none("no gateway heard of another leader in the storm")),
             _ => Ok(fault),
         }
     }

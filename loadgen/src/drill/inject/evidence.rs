@@ -1,0 +1,197 @@
+//! Whether a fault had an effect, as somebody else than its doer saw it. A fault without
+//! one would let every drill pass.
+//!
+//! Pure.
+
+use super::super::maximum::round_trip_ms;
+use crate::cluster::{Packets, Stats, Way, total, values};
+use crate::exit::{Exit, Failure};
+use crate::goal::parse_percent;
+
+/// Part of the round trip that the sites must have measured: theirs is smoothed.
+const MEASURED: f64 = 0.9;
+/// Lost packets that must be expected before none is no chance.
+const LOST_LEAST: f64 = 20.0;
+/// How many times as long writes to a slow disk take, on average.
+const SLOWER: f64 = 3.0;
+
+/// Nothing can be said of what was not there.
+pub(super) fn none(what: impl std::fmt::Display) -> Failure {
+    Failure::new(Exit::Invalid, format_args!("no data: {what}"))
+}
+
+/// Three looks at the relay: before a cut, with it, and before it was undone.
+pub(super) fn of_cut(way: Way, [before, cut, held]: &[Stats; 3]) -> Result<(), Failure> {
+    let [before, cut, held] = [before, cut, held].map(|stats| stats.of(way));
+    let lost = held.lost.saturating_sub(before.lost);
+    let reason = match (before.passed, lost, held.passed.saturating_sub(cut.passed)) {
+        (0, ..) => "nothing had passed there before".to_owned(),
+        (_, 0, _) => "no packet was lost there".to_owned(),
+        (_, _, 0) => return Ok(()),
+        (_, _, passed) => format!("{passed} packets passed all the same"),
+    };
+    Err(none(format_args!("cut {way} had no effect: {reason}")))
+}
+
+/// Two looks at the relay with a distance, and what sites then said of their round trips,
+/// seconds. Of a site that is away they say what was: half of them are enough.
+pub(super) fn of_distance(
+    line: &str,
+    [before, after]: [Packets; 2],
+    mut round_trips: Vec<f64>,
+) -> Result<(), Failure> {
+    let without = |reason: String| Err(none(format_args!("{line} had no effect: {reason}")));
+    let (passed, lost) = (after.passed - before.passed, after.lost - before.lost);
+    if passed == 0 {
+        return without("nothing passed between the sites".to_owned());
+    }
+    let share = line.split_whitespace().find_map(|word| word.strip_prefix("loss="));
+    let share = share.and_then(|share| parse_percent(share).ok()).unwrap_or(0.0);
+    if lost == 0 && passed as f64 * share >= LOST_LEAST {
+        return without(format!("of {passed} packets none was lost"));
+    }
+    let Some(wanted_ms) = round_trip_ms(line) else { return Ok(()) };
+    // What is 0 was never measured.
+    round_trips.retain(|seconds| *seconds > 0.0);
+    round_trips.sort_unstable_by(f64::total_cmp);
+    match round_trips.get(round_trips.len() / 2).map(|seconds| seconds * 1e3) {
+        Some(ms) if ms >= wanted_ms * MEASURED => Ok(()),
+        Some(ms) => without(format!("sites measured a round trip of {ms:.1} ms")),
+        None => without("no site told a round trip".to_owned()),
+    }
+}
+
+/// Writes of a site's log so far, and how long they took together.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Writes {
+    count: u64,
+    seconds: f64,
+}
+
+impl Writes {
+    /// As a page of metrics tells them.
+    pub(super) fn read(page: &str) -> Option<Self> {
+        let count = total(page, "payswitch_fsync_seconds_count")?;
+        let seconds = values(page, "payswitch_fsync_seconds_sum").next()?;
+        Some(Self { count, seconds })
+    }
+
+    fn mean(self) -> Option<f64> {
+        (self.count > 0).then(|| self.seconds / self.count as f64)
+    }
+
+    fn since(self, before: Self) -> Self {
+        let count = self.count.saturating_sub(before.count);
+        Self { count, seconds: self.seconds - before.seconds }
+    }
+}
+
+/// Three looks at a site: when its load had begun, when its disk became slow, and when it
+/// had been for a while. One that wrote nothing at all meanwhile was slow indeed.
+pub(super) fn of_slow_disk([start, slow, end]: [Writes; 3]) -> Result<(), Failure> {
+    let (before, during) = (slow.since(start).mean(), end.since(slow).mean());
+    match (before, during) {
+        (Some(before), Some(during)) if during < before * SLOWER => {
+            let (before, during) = (before * 1e3, during * 1e3);
+            let text = format_args!(
+                "the disk was not slow: a write took {before:.1} ms before and {during:.1} ms with it"
+            );
+            Err(none(text))
+        }
+        (None, _) => Err(none("the site had written nothing before its disk was slow")),
+        _ => Ok(()),
+    }
+}
+
+/// How far off a site saw its clock, whole seconds, and how often it read it meanwhile.
+pub(super) fn of_clock(seconds: i64, seen_s: Option<u64>, shifted: i64) -> Result<(), Failure> {
+    let seen = seen_s.is_some_and(|seen| seen + 1 >= seconds.unsigned_abs());
+    match seen && (shifted > 0 || seconds == 0) {
+        true => Ok(()),
+        false => Err(none(format_args!(
+            "the site read its clock {shifted} times while it was off by {seconds} s and saw {seen_s:?}"
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(result: Result<(), Failure>) -> Option<String> {
+        result.err().map(|failure| {
+            assert_eq!(failure.exit, Exit::Invalid);
+            failure.message
+        })
+    }
+
+    #[test]
+    fn a_cut_must_lose_packets_and_let_none_pass() {
+        let stats = |passed: u64, lost: u64| {
+            let text = format!("1>2 passed={passed} lost={lost}; 3>2 passed=9 lost=9; dropped=0");
+            Stats::parse(&text).unwrap()
+        };
+        let looks = |before, held| told(of_cut(Way::From(1), &[before, stats(7, 0), held]));
+        assert_eq!(looks(stats(5, 0), stats(7, 3)), None);
+        for (before, held, reason) in [
+            (stats(0, 0), stats(7, 3), "nothing had passed there before"),
+            (stats(5, 0), stats(7, 0), "no packet was lost there"),
+            (stats(5, 0), stats(8, 3), "1 packets passed all the same"),
+        ] {
+            let told = looks(before, held);
+            assert_eq!(told, Some(format!("no data: cut 1>* had no effect: {reason}")));
+        }
+    }
+
+    #[test]
+    fn a_distance_must_be_measured_by_the_sites_and_a_loss_by_the_relay() {
+        let of = |line, lost: u64, round_trips: &[f64]| {
+            let packets =
+                [Packets { passed: 5, lost: 1 }, Packets { passed: 5_005, lost: 1 + lost }];
+            told(of_distance(line, packets, round_trips.to_vec()))
+        };
+        assert_eq!(of("delay=5ms", 0, &[0.0098, 0.0102, 0.0, 0.0004]), None);
+        assert!(of("delay=5ms", 0, &[0.0098, 0.0004, 0.0005]).unwrap().contains("of 0.5 ms"));
+        assert!(of("delay=5ms", 0, &[0.0]).unwrap().contains("no site told"));
+        assert_eq!(of("loss=1%", 40, &[]), None);
+        assert!(of("loss=1%", 0, &[]).unwrap().contains("of 5000 packets none was lost"));
+        assert_eq!(of("loss=0.1%", 0, &[]), None, "that may be chance");
+        let still = [Packets { passed: 5, lost: 0 }; 2];
+        assert!(
+            told(of_distance("jitter=1ms", still, Vec::new())).unwrap().contains("nothing passed")
+        );
+    }
+
+    #[test]
+    fn a_step_of_the_clock_must_be_seen_by_the_site() {
+        for (seconds, seen, shifted, says) in [
+            (3_600, Some(3_600), 2, true),
+            (-3_600, Some(3_599), 1, true),
+            (3_600, Some(0), 7, false),
+            (3_600, Some(3_600), 0, false),
+            (3_600, None, 7, false),
+            (1, Some(0), 1, true),
+            (0, Some(0), 0, true),
+        ] {
+            let told = told(of_clock(seconds, seen, shifted));
+            assert_eq!(told.is_none(), says, "{seconds} {seen:?} {shifted}");
+        }
+    }
+
+    #[test]
+    fn a_slow_disk_must_be_slow() {
+        let page = "payswitch_fsync_seconds_bucket{site=\"1\",le=\"0.001\"} 7\n\
+                    payswitch_fsync_seconds_sum{site=\"1\"} 0.5\n\
+                    payswitch_fsync_seconds_count{site=\"1\"} 100\n";
+        let writes = |count, seconds| Writes { count, seconds };
+        assert_eq!(Writes::read(page), Some(writes(100, 0.5)));
+        assert_eq!(Writes::read("payswitch_fsync_seconds_count 7\n"), None);
+        let looks = |slow, end| told(of_slow_disk([writes(100, 0.5), slow, end]));
+        assert_eq!(looks(writes(200, 0.8), writes(220, 1.8)), None);
+        // Not one write came to its end.
+        assert_eq!(looks(writes(200, 0.8), writes(200, 0.8)), None);
+        let told = looks(writes(200, 0.8), writes(300, 1.2)).unwrap();
+        assert!(told.contains("3.0 ms before and 4.0 ms with it"), "{told}");
+        assert!(looks(writes(100, 0.5), writes(300, 9.0)).unwrap().contains("nothing before"));
+    }
+}
