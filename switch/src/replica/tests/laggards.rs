@@ -81,7 +81,7 @@ fn a_window_that_was_lost_as_a_whole_does_not_hold_up_a_site_that_is_back() {
     cluster.cut.clear();
     // Six heartbeats.
     let heartbeat = Timing::default().heartbeat_ticks;
-    cluster.ticks(6 * heartbeat as u32);
+    cluster.ticks(6 * heartbeat);
     assert_eq!(cluster.site(3).replica.last(), cluster.site(1).replica.last());
 }
 

@@ -91,8 +91,7 @@ mod tests {
     use raft::eraftpb::{Entry, MessageType};
 
     fn blocks(to: u64, bytes: usize) -> Vec<Message> {
-        let mut entry = Entry::default();
-        entry.data = vec![7; bytes].into();
+        let entry = Entry { data: vec![7; bytes].into(), ..Entry::default() };
         let mut message = Message::default();
         message.set_msg_type(MessageType::MsgAppend);
         (message.from, message.to) = (1, to);
