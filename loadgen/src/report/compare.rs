@@ -352,7 +352,11 @@ fn searches(a: &Search, b: &Search, names: (&str, &str)) -> Compared {
         let badge = page_search::badge(search);
         format!("{}: {}", badge.verdict, badge.detail)
     };
-    let without = |search: &Search| u64::from(search.rate.is_none());
+    // One without an answer is no worse than one with.
+    let without = |search: &Search| {
+        let none = page_search::without(search) == Without::Rate;
+        u64::from(search.rate.is_none() && none)
+    };
     facts.fact("highest rate", (ended(a), ended(b)), (without(a), without(b)));
     let mut sheet = Sheet::new(&against);
     // No rate at all is worse than any.
@@ -670,6 +674,8 @@ mod tests {
         let stopped = page(&search(None, "stopped"));
         assert!(stopped.contains("of B no rate is known: the search was stopped"));
         assert!(row(&stopped, "highest rate").contains("not known"));
+        assert!(row(&stopped, "highest rate").contains("graded open"));
+        assert!(row(&none, "highest rate").contains("graded bad"));
         assert!(!row(&stopped, "answered at the highest rate").contains("graded"));
         let mut other = search(Some(40_000.0), "found");
         other["goals"] = json!(["p99=100ms"]);

@@ -95,7 +95,10 @@ pub(super) fn badge(search: &Search) -> Badge {
         let verdict = format!("{} requests/s", scale::grouped(rate));
         return Badge { grade: Grade::Good, subject, verdict, detail };
     }
-    let tried = format!("{} runs", search.steps.len());
+    let tried = match search.steps.len() {
+        1 => "1 run".to_owned(),
+        count => format!("{count} runs"),
+    };
     let kept = search.steps.iter().filter(|step| step.kept).map(|step| step.rate);
     let kept = kept.reduce(f64::max).map_or_else(
         || "none kept the goals".to_owned(),
@@ -331,7 +334,7 @@ mod tests {
         ] {
             let page = page(ended, std::slice::from_ref(&kept));
             assert!(!page.contains("none found"), "{ended}");
-            for part in ["not known", reason, "1 runs, 20,000/s kept the goals, unconfirmed"] {
+            for part in ["not known", reason, "1 run, 20,000/s kept the goals, unconfirmed"] {
                 assert!(page.contains(part), "{ended}: {part}");
             }
         }
