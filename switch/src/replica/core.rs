@@ -142,6 +142,8 @@ pub struct Replica {
     /// Changes of members whose commit is not durable here yet.
     pub(super) unsettled: u32,
     pub(super) tickets: VecDeque<Ticket>,
+    /// Followers that were asked what they hold without being sent it (a bit each).
+    asked: u64,
     /// Bytes of the blocks in `tickets`.
     pub(super) undurable: usize,
     /// Everything up to this position of the log is durable.
@@ -219,6 +221,7 @@ impl Replica {
             members,
             unsettled: 0,
             tickets: VecDeque::new(),
+            asked: 0,
             undurable: 0,
             durable: 0,
             released: Vec::new(),
@@ -388,8 +391,13 @@ impl Replica {
             self.health.set_unwilling(message.from, message.reject);
             self.hear_of_life(message);
         } else {
+            let answers = message.get_msg_type() == MessageType::MsgAppendResponse;
+            let from = message.from;
             // Refused messages (of foreign or removed replicas) have no effect.
             drop(self.node.step(message));
+            if answers {
+                self.send_after_question(from);
+            }
         }
         let raft = &self.node.raft;
         self.lease.received(&head, self.config.site, raft.leader_id, raft.term);
@@ -398,8 +406,8 @@ impl Replica {
 
     /// Takes an answer to a heartbeat. The library answers it with the blocks that the
     /// follower lacks, also when the same ones are on their way to it already: a disk that
-    /// hangs for a second would be sent them some sixty times. Without blocks the question
-    /// is the same, and whoever has lost the first one says so.
+    /// hangs for a second would be sent them some sixty times. Without blocks it is the
+    /// same question, to which the answer waits for that disk.
     fn hear_of_life(&mut self, message: Message) {
         let from = message.from;
         let asked =
@@ -419,6 +427,22 @@ impl Replica {
         for mut message in messages.extract_if(before.min(messages.len()).., repeats) {
             message.clear_entries();
             self.released.push(message);
+            self.asked |= 1 << from;
+        }
+    }
+
+    /// Sends the blocks to a follower that has answered a question without them: what was
+    /// sent with the first one did not come.
+    fn send_after_question(&mut self, from: u64) {
+        let last = self.last();
+        let answers = self.is_leader() && members::has(self.asked, from);
+        let Some(progress) = self.node.raft.mut_prs().get_mut(from).filter(|_| answers) else {
+            return;
+        };
+        self.asked &= !(1 << from);
+        if progress.state == ProgressState::Probe && progress.matched < last {
+            progress.resume();
+            self.node.raft.send_append(from);
         }
     }
 

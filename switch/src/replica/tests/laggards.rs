@@ -72,6 +72,25 @@ fn a_site_that_does_not_answer_is_not_sent_the_same_blocks_again_and_again() {
 }
 
 #[test]
+fn blocks_that_were_lost_come_with_the_answer_to_the_next_question() {
+    let mut cluster = Cluster::led(3);
+    cluster.cut = vec![3];
+    cluster.propose(2, BLOCK);
+    assert!(cluster.site(1).replica.transfer(2));
+    cluster.settle();
+    cluster.cut.clear();
+    // Whatever else the leader says arrives.
+    let has_blocks = |message: &Message| message.to == 3 && !message.entries.is_empty();
+    for _ in 0..6 {
+        cluster.site(2).replica.tick();
+        cluster.settle_but(has_blocks);
+    }
+    assert_eq!(cluster.logged(3), 0);
+    cluster.ticks(6);
+    assert_eq!(cluster.site(3).replica.last(), cluster.site(2).replica.last());
+}
+
+#[test]
 fn a_window_that_was_lost_as_a_whole_does_not_hold_up_a_site_that_is_back() {
     let mut cluster = Cluster::led(3);
     cluster.propose(1, 10);
