@@ -92,9 +92,8 @@ impl FileDisk {
     fn fill_up_spares(&mut self) -> Result<(), DiskError> {
         for spare in self.existing.iter_mut().filter(|spare| spare.bytes < self.segment_bytes) {
             let path = segment_path(self.directory.path(), spare.id);
-            fill_up(&path, spare.bytes, self.segment_bytes, self.direct)
+            spare.bytes = fill_up(&path, spare.bytes, self.segment_bytes, self.direct)
                 .map_err(|error| DiskError::io(DiskOp::Prepare, &error))?;
-            spare.bytes = self.segment_bytes;
         }
         Ok(())
     }

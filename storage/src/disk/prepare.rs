@@ -327,15 +327,22 @@ fn write_zeros(
     Ok(true)
 }
 
-/// Makes a spare segment of `from` bytes one of `to` bytes, durably. It is a spare of
-/// some size at every moment.
-pub(super) fn fill_up(path: &Path, from: u64, to: u64, direct: bool) -> io::Result<()> {
+/// Makes a spare segment of `from` bytes one of `to` bytes, durably, and returns what it
+/// has become: where the disk is full it stays what it was. It grows with what is
+/// written, and is a spare of some size, without holes, at every moment.
+pub(super) fn fill_up(path: &Path, from: u64, to: u64, direct: bool) -> io::Result<u64> {
     let flags = if direct { libc::O_DIRECT } else { 0 };
     let file = OpenOptions::new().write(true).custom_flags(flags).open(path)?;
-    // At once, so that a crash leaves one of the two lengths.
-    file.set_len(to)?;
-    write_zeros(&file, from, to, &mut || true)?;
-    file.sync_all()
+    let bytes = match write_zeros(&file, from, to, &mut || true) {
+        Ok(_) => to,
+        Err(error) if is_full(&error) => {
+            file.set_len(from)?;
+            from
+        }
+        Err(error) => return Err(error),
+    };
+    file.sync_all()?;
+    Ok(bytes)
 }
 
 fn create(path: &Path, direct: bool) -> io::Result<File> {

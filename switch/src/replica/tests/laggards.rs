@@ -91,6 +91,25 @@ fn blocks_that_were_lost_come_with_the_answer_to_the_next_question() {
 }
 
 #[test]
+fn followers_whose_links_were_lost_get_what_they_missed() {
+    for away in [&[3][..], &[2, 3]] {
+        let mut cluster = Cluster::led(3);
+        cluster.propose(1, 10);
+        cluster.cut = away.to_vec();
+        for site in away {
+            cluster.site(1).replica.unreachable(*site);
+        }
+        // The first block after that is lost with the link.
+        cluster.propose(2, 10);
+        cluster.cut.clear();
+        cluster.ticks(12);
+        let last = cluster.site(1).replica.last();
+        assert!(away.iter().all(|site| cluster.site(*site).replica.last() == last), "{away:?}");
+        assert_eq!(cluster.blocks(1).len(), 3, "{away:?}");
+    }
+}
+
+#[test]
 fn a_window_that_was_lost_as_a_whole_does_not_hold_up_a_site_that_is_back() {
     let mut cluster = Cluster::led(3);
     cluster.propose(1, 10);

@@ -125,6 +125,8 @@ pub(super) struct Checkpointer<D: Disk = FileDisk> {
     release: Option<Box<LogRelease<D>>>,
     /// The thread has one.
     releases: bool,
+    /// `release` has failed before.
+    release_failed: bool,
     /// One that failed is not tried again before.
     release_not_before_us: u64,
     /// Shards whose checkpoint is on its way to another site: it stays the
@@ -182,6 +184,7 @@ impl<D: Disk> Checkpointer<D> {
             last,
             release: None,
             releases: false,
+            release_failed: false,
             release_not_before_us: 0,
             held: Vec::new(),
             not_before_us: 0,
@@ -222,15 +225,18 @@ impl<D: Disk> Checkpointer<D> {
         self.before.iter().flatten().copied().collect()
     }
 
-    /// Has segments deleted, once the thread gets to it. One at a time.
+    /// Has segments deleted, once the thread gets to it. One at a time. Takes the place of
+    /// one that has failed: a later one deletes what that should have, and may get by
+    /// what it stumbled over.
     pub(super) fn release(&mut self, release: LogRelease<D>) {
-        debug_assert!(self.release.is_none(), "asked for only when it may");
+        debug_assert!(self.may_release(), "asked for only when it may");
         self.release = Some(Box::new(release));
+        self.release_failed = false;
     }
 
-    /// Whether the last release is done.
+    /// Whether the last release is done, or has failed.
     pub(super) fn may_release(&self) -> bool {
-        self.release.is_none() && !self.releases
+        !self.releases && (self.release.is_none() || self.release_failed)
     }
 
     /// When the next slice is due, microseconds; `None` while there is none.
@@ -247,7 +253,8 @@ impl<D: Disk> Checkpointer<D> {
                 Done::Checkpoint(ended) => self.take_end(ended, shards, now),
                 Done::Release(failed) => {
                     self.releases = false;
-                    if failed.is_some() {
+                    self.release_failed = failed.is_some();
+                    if self.release_failed {
                         self.release_not_before_us = now.mono_us + RETRY_US;
                     }
                     self.release = failed;
