@@ -465,12 +465,12 @@ impl Stage {
 
     /// Asks for everything once more, of which all must be answered: every site runs, is
     /// level and knows what was ever sent, so that a question without an answer hides what
-    /// the audit is to see.
-    pub(crate) async fn ask_again(&self, stop: &Notify) -> Result<(), Failure> {
+    /// the audit is to see. What was not answered is no failure yet: see [`Again::check`].
+    pub(crate) async fn ask_again(&self, stop: &Notify) -> Result<Again, Failure> {
         let all = self.session.payments(|known| known != Known::Nothing);
         let answers = self.session.query(&all, stop).await?;
         println!("   {} payments asked for once more, {} answered.", all.len(), answers.answered);
-        all_answered(all.len() as u64, answers.answered)
+        Ok(Again { asked: all.len() as u64, answered: answers.answered })
     }
 
     /// Stops the sites, checks their logs and audits.
@@ -491,14 +491,26 @@ impl Stage {
     }
 }
 
-fn all_answered(asked: u64, answered: u64) -> Result<(), Failure> {
-    match asked.saturating_sub(answered) {
-        0 => Ok(()),
-        missing => {
-            let text = format_args!(
-                "no data: of {asked} payments that were asked for once more {missing} were not answered"
-            );
-            Err(Failure::new(Exit::Invalid, text))
+/// Payments that were asked for once more, in the end.
+#[derive(Clone, Copy, Debug)]
+#[must_use]
+pub(crate) struct Again {
+    asked: u64,
+    answered: u64,
+}
+
+impl Again {
+    /// All of them must have been answered.
+    pub(crate) fn check(self) -> Result<(), Failure> {
+        let Self { asked, answered } = self;
+        match asked.saturating_sub(answered) {
+            0 => Ok(()),
+            missing => {
+                let text = format_args!(
+                    "no data: of {asked} payments that were asked for once more {missing} were not answered"
+                );
+                Err(Failure::new(Exit::Invalid, text))
+            }
         }
     }
 }
@@ -537,8 +549,8 @@ mod tests {
 
     #[test]
     fn a_payment_that_was_asked_for_in_vain_is_no_data() {
-        assert_eq!(all_answered(7, 7), Ok(()));
-        let failure = all_answered(7, 5).err().unwrap();
+        assert_eq!(Again { asked: 7, answered: 7 }.check(), Ok(()));
+        let failure = Again { asked: 7, answered: 5 }.check().err().unwrap();
         assert_eq!(failure.exit, Exit::Invalid);
         assert!(failure.message.contains("of 7 payments that were asked for once more 2"));
     }

@@ -227,10 +227,19 @@ impl Report {
         }
     }
 
-    /// Takes the last audit.
+    /// Takes the last audit. What one before it found stays found: this one may ask for less,
+    /// and what is mended since was broken all the same.
     pub(super) fn end(&mut self, audit: Audit) {
-        self.audit = Some(audit);
-        self.audited = self.repetitions.len() as u32;
+        let found = |audit: &Audit| audit.violation_count;
+        match self.audit.as_ref().map(found) {
+            Some(before) if before > found(&audit) => {
+                println!("violations  {before} before, {} in the last audit", found(&audit));
+            }
+            _ => {
+                self.audit = Some(audit);
+                self.audited = self.repetitions.len() as u32;
+            }
+        }
     }
 
     /// Whether the audit found anything.
