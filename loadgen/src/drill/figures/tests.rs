@@ -237,6 +237,12 @@ fn a_shard_that_is_asked_for_too_seldom_proves_nothing() {
     let never = report(Drill::KillSite, vec![repetition(never, 0)], 0);
     assert_eq!(exit(&never), Some(Exit::Invalid));
     assert_eq!(never.repetitions[0].unavailability_ms[0].ms, None);
+    // That is not the worst of all: nobody knows.
+    assert!(never.repetitions[0].worst_ms().abs() < 1e-9);
+    let mut silent = trace(0);
+    let of_shard = silent.iter_mut().filter(|done| done.shard == 0);
+    of_shard.for_each(|done| done.end = End::Unanswered);
+    assert!(repetition(silent, 0).worst_ms().is_infinite());
 }
 
 #[test]
