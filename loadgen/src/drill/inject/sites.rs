@@ -118,7 +118,11 @@ impl Script<'_> {
         tokio::time::sleep(hold).await;
         let (after, round_trips) = (stage.relay_stats().await?.all(), self.round_trips().await);
         stage.relay(&format!("set *-* {NEAR}")).await?;
-        evidence::of_distance(line, [before, after], round_trips)?;
+        let left_out = evidence::of_distance(line, hold, [before, after], round_trips)?;
+        if let Some(left_out) = left_out {
+            println!("{}: {left_out}", fault.what);
+            fault.what = format!("{}; {left_out}", fault.what);
+        }
         self.over(&mut fault, "the sites are near again");
         Ok(fault)
     }
