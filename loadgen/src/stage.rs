@@ -8,7 +8,7 @@ mod switches;
 use crate::acks::AckWriter;
 use crate::audit::{self, Audit, EventsDue, Evidence, Moment, Source};
 use crate::authority::Authority;
-use crate::cluster::{Deployment, Process, Relay, Stats};
+use crate::cluster::{Deployment, Process, Relay, Stats, values};
 use crate::drive::{Known, Options, Part, Phase, Session};
 use crate::encode::Encoder;
 use crate::exit::{Exit, Failure};
@@ -401,6 +401,16 @@ impl Stage {
             Some(relay) => relay.stats().await,
             None => Err(Failure::usage("this story has no relay")),
         }
+    }
+
+    /// Round trips between the sites as these measure them, seconds.
+    pub(crate) async fn round_trips(&self) -> Vec<f64> {
+        let mut all = Vec::new();
+        for site in self.deployment.sites() {
+            let page = self.deployment.metrics(site).await.unwrap_or_default();
+            all.extend(values::<f64>(&page, "payswitch_peer_round_trip_seconds"));
+        }
+        all
     }
 
     /// Whether a site has applied everything that the others had a moment ago.

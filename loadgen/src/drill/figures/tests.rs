@@ -281,7 +281,8 @@ fn maximum(answered: f64) -> Maximum {
 fn distance(far: f64) -> Distance {
     let (near, far) = (maximum(100.0), maximum(far));
     let (line, relay_dropped, near_dropped, udp_buffer_errors) = (String::new(), 0, 0, 0);
-    Distance { line, near, far, relay_dropped, near_dropped, udp_buffer_errors }
+    let round_trip_ms = None;
+    Distance { line, near, far, round_trip_ms, relay_dropped, near_dropped, udp_buffer_errors }
 }
 
 #[test]

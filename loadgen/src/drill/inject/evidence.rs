@@ -3,15 +3,13 @@
 //!
 //! Pure.
 
-use super::super::maximum::round_trip_ms;
+use super::super::maximum::{is_measured, middle_ms, round_trip_ms};
 use super::slow_disk::WRITES_PER_SECOND;
 use crate::cluster::{Packets, Stats, Way, total, values};
 use crate::exit::{Exit, Failure};
 use crate::goal::parse_percent;
 use std::time::Duration;
 
-/// Part of the round trip that the sites must have measured: theirs is smoothed.
-const MEASURED: f64 = 0.9;
 /// Lost packets that must be expected before none is no chance.
 const LOST_LEAST: f64 = 20.0;
 /// No link lives over more than this each way: heartbeats and handshakes come too late.
@@ -48,7 +46,7 @@ pub(super) fn of_distance(
     line: &str,
     hold: Duration,
     [before, after]: [Packets; 2],
-    mut round_trips: Vec<f64>,
+    round_trips: Vec<f64>,
 ) -> Result<Option<&'static str>, Failure> {
     let without = |reason: String| Err(none(format_args!("{line} had no effect: {reason}")));
     let passed = after.passed.saturating_sub(before.passed);
@@ -71,11 +69,8 @@ pub(super) fn of_distance(
     if wanted_ms > hold.as_secs_f64() * 1e3 / 2.0 {
         return Ok(Some("round trips not looked at: one takes more than half of the time"));
     }
-    // What is 0 was never measured.
-    round_trips.retain(|seconds| *seconds > 0.0);
-    round_trips.sort_unstable_by(f64::total_cmp);
-    match round_trips.get(round_trips.len() / 2).map(|seconds| seconds * 1e3) {
-        Some(ms) if ms >= wanted_ms * MEASURED => Ok(None),
+    match middle_ms(round_trips) {
+        Some(ms) if is_measured(ms, wanted_ms) => Ok(None),
         Some(ms) => without(format!("sites measured a round trip of {ms:.1} ms")),
         None => without("no site told a round trip".to_owned()),
     }
