@@ -465,7 +465,7 @@ mod tests {
             let distance = Distance { round_trip_ms: Some(ms), ..distance };
             assert_eq!(distance.share().is_some(), says, "{distance}");
         }
-        assert_eq!(middle_ms(vec![0.0, 0.0102, 0.0004, 0.0098]), Some(9.8));
+        assert_eq!(middle_ms(vec![0.0, 0.5, 0.0625, 0.25]), Some(250.0));
         assert_eq!(middle_ms(vec![0.0]), None);
         assert_eq!(round_trip_ms("loss=1% delay=2500us"), Some(5.0));
         assert_eq!((round_trip_ms("loss=1%"), round_trip_ms("delay=0ms")), (None, None));

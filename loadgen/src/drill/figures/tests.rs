@@ -231,18 +231,28 @@ fn a_shard_that_is_asked_for_too_seldom_proves_nothing() {
     // Twice in 250 ms is enough for that target.
     assert_eq!(unseen.len(), 1, "{unseen:?}");
     assert_eq!(unseen[0].target, "unavailable p50 <= 100 ms");
+    let reason = &unseen[0].measured;
+    assert!(reason.starts_with("no data: a request every 10"), "{reason}");
+    assert!(seldom.verdict().err().unwrap().message.contains(reason.as_str()));
     // Nobody asked at all while it was away.
     let mut never = trace(0);
     never.retain(|done| done.shard == 1 || done.planned_ns < 1_900 * MS);
     let never = report(Drill::KillSite, vec![repetition(never, 0)], 0);
     assert_eq!(exit(&never), Some(Exit::Invalid));
     assert_eq!(never.repetitions[0].unavailability_ms[0].ms, None);
+    let reasons = |report: &Report| {
+        let unseen = report.targets.iter().filter(|target| !target.has_data());
+        unseen.map(|target| target.measured.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(reasons(&never), ["no data: nobody asked for a shard"; 2]);
     // That is not the worst of all: nobody knows.
     assert!(never.repetitions[0].worst_ms().abs() < 1e-9);
     let mut silent = trace(0);
     let of_shard = silent.iter_mut().filter(|done| done.shard == 0);
     of_shard.for_each(|done| done.end = End::Unanswered);
-    assert!(repetition(silent, 0).worst_ms().is_infinite());
+    let silent = report(Drill::KillSite, vec![repetition(silent, 0)], 0);
+    assert_eq!(reasons(&silent), ["no data: a shard was never answered"; 2]);
+    assert!(silent.repetitions[0].worst_ms().is_infinite());
 }
 
 #[test]
