@@ -485,20 +485,39 @@ impl Stage {
 
     /// Stops the sites, checks their logs and audits.
     pub(crate) async fn end(self) -> Result<Audit, Failure> {
-        let (evidence, mut members) = (self.evidence(), self.members());
-        let moment = Moment { settled: true, events: self.events_due(), at_rest: true };
-        self.session.close().await;
-        let mut stopping = Vec::new();
-        for switch in self.switches.take_all() {
-            stopping.push(tokio::task::spawn_local(switch.stop()));
-        }
-        for stopped in stopping {
-            let ended = stopped.await;
-            ended.map_err(|_| Failure::environment("a site's end was not seen"))??;
-        }
-        members.try_for_each(|site| self.deployment.verify_log(site))?;
-        audit::audit(&evidence, moment)
+        let (audit, ended) = self.ended().await;
+        ended.and(audit)
     }
+
+    /// As [`Self::end`]. What does not end as it should is told, and audited all the same: as
+    /// what broke off, for the rest may be open.
+    pub(crate) async fn ended(self) -> (Result<Audit, Failure>, Result<(), Failure>) {
+        let (evidence, events) = (self.evidence(), self.events_due());
+        let mut members = self.members();
+        self.session.close().await;
+        let stopped = all_stopped(self.switches.take_all()).await;
+        let ended =
+            stopped.and_then(|()| members.try_for_each(|site| self.deployment.verify_log(site)));
+        let moment = match ended {
+            Ok(()) => Moment { settled: true, events, at_rest: true },
+            Err(_) => Moment { settled: false, events: EventsDue::None, at_rest: false },
+        };
+        (audit::audit(&evidence, moment), ended)
+    }
+}
+
+/// Stops processes at the same time: all of them, whatever becomes of one.
+async fn all_stopped(processes: Vec<Process>) -> Result<(), Failure> {
+    let mut stopping = Vec::new();
+    for process in processes {
+        stopping.push(tokio::task::spawn_local(process.stop()));
+    }
+    let mut all = Ok(());
+    for stopped in stopping {
+        let lost = |_| Failure::environment("a site's end was not seen");
+        all = all.and(stopped.await.map_err(lost).flatten());
+    }
+    all
 }
 
 /// Payments that were asked for once more, in the end.
@@ -563,6 +582,28 @@ mod tests {
         let failure = Again { asked: 7, answered: 5 }.check().err().unwrap();
         assert_eq!(failure.exit, Exit::Invalid);
         assert!(failure.message.contains("of 7 payments that were asked for once more 2"));
+    }
+
+    #[tokio::test]
+    async fn all_are_stopped_whatever_becomes_of_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let process = |name: &str, script: &str| {
+            let mut command = std::process::Command::new("sh");
+            let out = dir.path().join(name);
+            Process::start(name, command.args(["-c", script]), &out).ok().unwrap()
+        };
+        let done = dir.path().join("done");
+        let ends =
+            format!("trap 'touch {}; exit 0' TERM; echo up; while :; do sleep 0.02; done", done.display());
+        let processes = vec![process("bad", "echo up; exit 7"), process("good", &ends)];
+        while !processes.iter().all(|process| process.printed().contains("up")) {
+            tokio::time::sleep(TOLD_POLL).await;
+        }
+        let local = tokio::task::LocalSet::new();
+        let failure = local.run_until(all_stopped(processes)).await.err().unwrap();
+        assert!(failure.message.starts_with("bad "), "{}", failure.message);
+        assert!(done.exists());
+        assert_eq!(local.run_until(all_stopped(Vec::new())).await, Ok(()));
     }
 
     #[test]

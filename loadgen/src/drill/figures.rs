@@ -219,17 +219,17 @@ impl Report {
         self.ended = Some(failure.message.clone());
     }
 
-    /// Takes the audit of what was done until it broke off, if there could be one.
-    pub(super) fn cut_short(&mut self, audit: Result<Audit, Failure>) {
+    /// Takes the last audit, if there could be one.
+    pub(super) fn last(&mut self, audit: Result<Audit, Failure>) {
         match audit {
             Ok(audit) => self.end(audit),
             Err(failure) => println!("not audited: {}", failure.message),
         }
     }
 
-    /// Takes the last audit. What one before it found stays found: this one may ask for less,
+    /// Takes an audit. What one before it found stays found: this one may ask for less,
     /// and what is mended since was broken all the same.
-    pub(super) fn end(&mut self, audit: Audit) {
+    fn end(&mut self, audit: Audit) {
         let found = |audit: &Audit| audit.violation_count;
         match self.audit.as_ref().map(found) {
             Some(before) if before > found(&audit) => {

@@ -231,12 +231,13 @@ async fn told(setting: &Setting<'_>, report: &mut Report, stop: &Notify) -> Resu
         Ok(again) => {
             // The sites run and are settled: a question without an answer spares nobody the
             // strict audit.
-            report.end(stage.end().await?);
-            again.check()
+            let (audit, ended) = stage.ended().await;
+            report.last(audit);
+            ended.and(again.check())
         }
         Err(failure) => {
             println!("it broke off: what was done until then is audited");
-            report.cut_short(stage.broken_off(stop).await);
+            report.last(stage.broken_off(stop).await);
             Err(failure)
         }
     }

@@ -329,16 +329,16 @@ fn what_breaks_off_is_told_with_its_audit() {
     report.broke_off(&Failure::new(Exit::Invalid, "stopped"));
     report.add(2, repetition(trace(80), 0), None);
     assert_eq!((report.audited, report.has_violations()), (1, false));
-    report.cut_short(Err(Failure::environment("cannot read")));
+    report.last(Err(Failure::environment("cannot read")));
     assert_eq!((report.audited, report.has_violations()), (1, false));
-    report.cut_short(Ok(audit(1)));
+    report.last(Ok(audit(1)));
     assert_eq!((report.audited, exit(&report)), (2, Some(Exit::Audit)));
     // A later audit that finds less takes nothing back, however strict it is.
     report.add(3, repetition(trace(80), 0), None);
-    report.cut_short(Ok(audit(0)));
-    report.end(audit(0));
+    report.last(Ok(audit(0)));
+    report.last(Ok(audit(0)));
     assert_eq!((report.audited, exit(&report)), (2, Some(Exit::Audit)));
-    report.end(audit(2));
+    report.last(Ok(audit(2)));
     assert_eq!((report.audited, exit(&report)), (3, Some(Exit::Audit)));
 }
 
