@@ -593,8 +593,10 @@ mod tests {
             Process::start(name, command.args(["-c", script]), &out).ok().unwrap()
         };
         let done = dir.path().join("done");
-        let ends =
-            format!("trap 'touch {}; exit 0' TERM; echo up; while :; do sleep 0.02; done", done.display());
+        let ends = format!(
+            "trap 'touch {}; exit 0' TERM; echo up; while :; do sleep 0.02; done",
+            done.display()
+        );
         let processes = vec![process("bad", "echo up; exit 7"), process("good", &ends)];
         while !processes.iter().all(|process| process.printed().contains("up")) {
             tokio::time::sleep(TOLD_POLL).await;
