@@ -15,7 +15,7 @@ use crate::live::Progress;
 use crate::report::{self, Events, Mark, Origin, Report};
 use crate::rng::Stream;
 use crate::space::{self, Work};
-use crate::stage::{Cast, Gear, MERCHANTS, MIX, Stage, StoryArgs};
+use crate::stage::{Again, Cast, Gear, MERCHANTS, MIX, Stage, StoryArgs};
 use clap::Args;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -134,7 +134,7 @@ async fn summed_up(
             println!("   {left} payments still have no final answer");
         }
         println!("4. Audit: gateway's acknowledgements, channel's ledger and every log compared.");
-        broke = stage.ask_again(stop).await.err();
+        broke = stage.ask_again(stop).await.and_then(Again::check).err();
     }
     let report = Report::new(stage.plan.params(), &phase, &outcome, &[]);
     let mut report = report.with_story(&outcome, origin, events);
@@ -262,7 +262,7 @@ pub(crate) async fn soak(args: &SoakArgs, stop: &Notify) -> Result<(), Failure> 
         }
         verdict(&outcome, left, &audit)?;
     }
-    if let Err(failure) = stage.ask_again(stop).await {
+    if let Err(failure) = stage.ask_again(stop).await.and_then(Again::check) {
         return Err(broke_off(stage, failure, stop).await);
     }
     let audit = stage.end().await?;

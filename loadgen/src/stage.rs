@@ -8,7 +8,7 @@ mod switches;
 use crate::acks::AckWriter;
 use crate::audit::{self, Audit, EventsDue, Evidence, Moment, Source};
 use crate::authority::Authority;
-use crate::cluster::{Deployment, Process, Relay, Stats};
+use crate::cluster::{Deployment, Process, Relay, Stats, values};
 use crate::drive::{Known, Options, Part, Phase, Session};
 use crate::encode::Encoder;
 use crate::exit::{Exit, Failure};
@@ -403,6 +403,16 @@ impl Stage {
         }
     }
 
+    /// Round trips between the sites as these measure them, seconds.
+    pub(crate) async fn round_trips(&self) -> Vec<f64> {
+        let mut all = Vec::new();
+        for site in self.deployment.sites() {
+            let page = self.deployment.metrics(site).await.unwrap_or_default();
+            all.extend(values::<f64>(&page, "payswitch_peer_round_trip_seconds"));
+        }
+        all
+    }
+
     /// Whether a site has applied everything that the others had a moment ago.
     pub(crate) async fn is_level(&self, site: u8) -> bool {
         let mut wanted = vec![0; self.deployment.gateway.shards.into()];
@@ -465,40 +475,71 @@ impl Stage {
 
     /// Asks for everything once more, of which all must be answered: every site runs, is
     /// level and knows what was ever sent, so that a question without an answer hides what
-    /// the audit is to see.
-    pub(crate) async fn ask_again(&self, stop: &Notify) -> Result<(), Failure> {
+    /// the audit is to see. What was not answered is no failure yet: see [`Again::check`].
+    pub(crate) async fn ask_again(&self, stop: &Notify) -> Result<Again, Failure> {
         let all = self.session.payments(|known| known != Known::Nothing);
         let answers = self.session.query(&all, stop).await?;
         println!("   {} payments asked for once more, {} answered.", all.len(), answers.answered);
-        all_answered(all.len() as u64, answers.answered)
+        Ok(Again { asked: all.len() as u64, answered: answers.answered })
     }
 
     /// Stops the sites, checks their logs and audits.
     pub(crate) async fn end(self) -> Result<Audit, Failure> {
-        let (evidence, mut members) = (self.evidence(), self.members());
-        let moment = Moment { settled: true, events: self.events_due(), at_rest: true };
+        let (audit, ended) = self.ended().await;
+        ended.and(audit)
+    }
+
+    /// As [`Self::end`]. What does not end as it should is told, and audited all the same: as
+    /// what broke off, for the rest may be open.
+    pub(crate) async fn ended(self) -> (Result<Audit, Failure>, Result<(), Failure>) {
+        let (evidence, events) = (self.evidence(), self.events_due());
+        let mut members = self.members();
         self.session.close().await;
-        let mut stopping = Vec::new();
-        for switch in self.switches.take_all() {
-            stopping.push(tokio::task::spawn_local(switch.stop()));
-        }
-        for stopped in stopping {
-            let ended = stopped.await;
-            ended.map_err(|_| Failure::environment("a site's end was not seen"))??;
-        }
-        members.try_for_each(|site| self.deployment.verify_log(site))?;
-        audit::audit(&evidence, moment)
+        let stopped = all_stopped(self.switches.take_all()).await;
+        let ended =
+            stopped.and_then(|()| members.try_for_each(|site| self.deployment.verify_log(site)));
+        let moment = match ended {
+            Ok(()) => Moment { settled: true, events, at_rest: true },
+            Err(_) => Moment { settled: false, events: EventsDue::None, at_rest: false },
+        };
+        (audit::audit(&evidence, moment), ended)
     }
 }
 
-fn all_answered(asked: u64, answered: u64) -> Result<(), Failure> {
-    match asked.saturating_sub(answered) {
-        0 => Ok(()),
-        missing => {
-            let text = format_args!(
-                "no data: of {asked} payments that were asked for once more {missing} were not answered"
-            );
-            Err(Failure::new(Exit::Invalid, text))
+/// Stops processes at the same time: all of them, whatever becomes of one.
+async fn all_stopped(processes: Vec<Process>) -> Result<(), Failure> {
+    let mut stopping = Vec::new();
+    for process in processes {
+        stopping.push(tokio::task::spawn_local(process.stop()));
+    }
+    let mut all = Ok(());
+    for stopped in stopping {
+        let lost = |_| Failure::environment("a site's end was not seen");
+        all = all.and(stopped.await.map_err(lost).flatten());
+    }
+    all
+}
+
+/// Payments that were asked for once more, in the end.
+#[derive(Clone, Copy, Debug)]
+#[must_use]
+pub(crate) struct Again {
+    asked: u64,
+    answered: u64,
+}
+
+impl Again {
+    /// All of them must have been answered.
+    pub(crate) fn check(self) -> Result<(), Failure> {
+        let Self { asked, answered } = self;
+        match asked.saturating_sub(answered) {
+            0 => Ok(()),
+            missing => {
+                let text = format_args!(
+                    "no data: of {asked} payments that were asked for once more {missing} were not answered"
+                );
+                Err(Failure::new(Exit::Invalid, text))
+            }
         }
     }
 }
@@ -537,10 +578,34 @@ mod tests {
 
     #[test]
     fn a_payment_that_was_asked_for_in_vain_is_no_data() {
-        assert_eq!(all_answered(7, 7), Ok(()));
-        let failure = all_answered(7, 5).err().unwrap();
+        assert_eq!(Again { asked: 7, answered: 7 }.check(), Ok(()));
+        let failure = Again { asked: 7, answered: 5 }.check().err().unwrap();
         assert_eq!(failure.exit, Exit::Invalid);
         assert!(failure.message.contains("of 7 payments that were asked for once more 2"));
+    }
+
+    #[tokio::test]
+    async fn all_are_stopped_whatever_becomes_of_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let process = |name: &str, script: &str| {
+            let mut command = std::process::Command::new("sh");
+            let out = dir.path().join(name);
+            Process::start(name, command.args(["-c", script]), &out).ok().unwrap()
+        };
+        let done = dir.path().join("done");
+        let ends = format!(
+            "trap 'touch {}; exit 0' TERM; echo up; while :; do sleep 0.02; done",
+            done.display()
+        );
+        let processes = vec![process("bad", "echo up; exit 7"), process("good", &ends)];
+        while !processes.iter().all(|process| process.printed().contains("up")) {
+            tokio::time::sleep(TOLD_POLL).await;
+        }
+        let local = tokio::task::LocalSet::new();
+        let failure = local.run_until(all_stopped(processes)).await.err().unwrap();
+        assert!(failure.message.starts_with("bad "), "{}", failure.message);
+        assert!(done.exists());
+        assert_eq!(local.run_until(all_stopped(Vec::new())).await, Ok(()));
     }
 
     #[test]

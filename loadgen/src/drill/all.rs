@@ -3,7 +3,7 @@
 //! A drill that fails does not stop the others; Ctrl-C does, and what was done is summed
 //! up all the same.
 
-use super::catalogue::Drill;
+use super::catalogue::{Case, Drill};
 use super::figures::{Report, Row};
 use super::{DrillArgs, Setting, drill, weighed, work};
 use crate::exit::{Exit, Failure};
@@ -41,7 +41,10 @@ pub(super) async fn run(args: &DrillArgs, stop: &Notify) -> Result<(), Failure> 
     if args.hlog.is_some() {
         return Err(Failure::usage("--hlog is of one drill, not of all"));
     }
-    space::check(args.story.dir.as_deref(), bytes(args)?)?;
+    if args.story.dir.is_some() {
+        // All of it stays. What does not is looked at before each drill.
+        space::check(args.story.dir.as_deref(), bytes(args)?)?;
+    }
     let started = Instant::now();
     let (told, stopped) = (Notify::new(), Cell::new(false));
     // The drill that runs takes the interrupt; that there was one must be known here, too.
@@ -72,18 +75,39 @@ pub(super) async fn run(args: &DrillArgs, stop: &Notify) -> Result<(), Failure> 
     weighed(verdict(&summary, verdicts), written)
 }
 
-/// What will be written: all of it when it stays, else as much as the largest drill.
+/// What all drills that can be played will write.
 fn bytes(args: &DrillArgs) -> Result<f64, Failure> {
-    let (mut sum, mut most) = (0.0, 0.0_f64);
-    for drill in Drill::ALL {
-        let case = drill.asked(args);
+    let mut sum = 0.0;
+    for one in Drill::ALL {
+        let case = one.asked(args);
         if case.needs.check().is_ok() {
-            let setting = Setting { case: &case, sites: args.sites, rate: args.full_rate(), args };
-            let bytes = work(&setting)?.bytes();
-            (sum, most) = (sum + bytes, most.max(bytes));
+            let own = own(args, one, &case);
+            let (sites, rate) = (args.sites, args.full_rate());
+            sum += work(&Setting { case: &case, sites, rate, args: &own })?.bytes();
         }
     }
-    Ok(if args.story.dir.is_some() { sum } else { most })
+    Ok(sum)
+}
+
+/// One drill's arguments.
+fn own(args: &DrillArgs, drill: Drill, case: &Case) -> DrillArgs {
+    let mut own = args.clone();
+    own.story.dir = args.story.dir.as_ref().map(|dir| dir.join(drill.name()));
+    if case.course.left_out() > 0 {
+        // There is one spare for it.
+        own.repeat = 1;
+    }
+    own
+}
+
+/// Whether this machine can play a drill now.
+fn playable(setting: &Setting<'_>) -> Result<(), Failure> {
+    setting.case.needs.check()?;
+    match setting.args.story.dir {
+        // There is room for all of them.
+        Some(_) => Ok(()),
+        None => space::check(None, work(setting)?.bytes()),
+    }
 }
 
 async fn play(
@@ -99,18 +123,13 @@ async fn play(
         }
         println!("\n[{}/{}]", number + 1, Drill::ALL.len());
         let case = one.asked(args);
-        if let Err(failure) = case.needs.check() {
+        let own = own(args, one, &case);
+        let setting = Setting { case: &case, sites: args.sites, rate: summary.rate, args: &own };
+        if let Err(failure) = playable(&setting) {
             println!("{}: SKIPPED: {}", one.name(), failure.message);
             summary.skipped.push(Skipped { drill: one.name(), reason: failure.message });
             continue;
         }
-        let mut own = args.clone();
-        own.story.dir = args.story.dir.as_ref().map(|dir| dir.join(one.name()));
-        if case.course.left_out() > 0 {
-            // There is one spare for it.
-            own.repeat = 1;
-        }
-        let setting = Setting { case: &case, sites: args.sites, rate: summary.rate, args: &own };
         let (report, ended) = drill(&setting, told).await;
         if let Err(failure) = weighed(report.verdict(), ended) {
             let first = failure.message.lines().next().unwrap_or_default();
@@ -197,6 +216,7 @@ fn verdict(summary: &Summary, verdicts: Vec<Failure>) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::Parser;
 
     fn summary(interrupted: bool) -> Summary {
         Summary {
@@ -209,6 +229,32 @@ mod tests {
             skipped: Vec::new(),
             drills: Vec::new(),
         }
+    }
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: DrillArgs,
+    }
+
+    fn args(words: &[&str]) -> DrillArgs {
+        Line::parse_from(["loadgen"].iter().chain(words)).args
+    }
+
+    #[tokio::test]
+    async fn a_drill_for_which_there_is_no_room_is_skipped_and_says_why() {
+        // More than any disk holds.
+        let mut summary = Summary { rate: 1e15, ..summary(false) };
+        let (told, stopped, mut verdicts) = (Notify::new(), Cell::new(false), Vec::new());
+        play(&args(&["all"]), &told, &stopped, &mut summary, &mut verdicts).await;
+        assert_eq!((summary.skipped.len(), summary.drills.len()), (Drill::ALL.len(), 0));
+        let kill = summary.skipped.iter().find(|skipped| skipped.drill == "kill-site").unwrap();
+        assert!(kill.reason.starts_with("no room in "), "{}", kill.reason);
+        // What stays was looked at as a whole.
+        let case = Drill::KillSite.asked(&args(&["all"]));
+        let kept = args(&["all", "--dir", "/nowhere"]);
+        let setting = Setting { case: &case, sites: 3, rate: 1e15, args: &kept };
+        assert_eq!(playable(&setting), Ok(()));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 use super::DrillArgs;
 use super::action::{Action, Course, Needs};
 use super::before::Before;
+use super::script::HOME_MAX;
 use super::targets::Targets;
 use crate::exit::Failure;
 use crate::plan::Mix;
@@ -354,7 +355,9 @@ pub(super) fn list() {
     println!(
         "Every drill measures, from the clients' view: the unavailability of each shard that is \
          hit, failed\nrequests by code, latency before, during and after. It passes with a clean \
-         audit and what is named.\n"
+         audit and what is named; a site\nthat led something and is back must lead again within {} \
+         s (slow-disk apart).\n",
+        HOME_MAX.as_secs()
     );
     for drill in Drill::ALL {
         println!("{:<22}{}", drill.name(), drill.about());

@@ -27,7 +27,7 @@ use std::fmt;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// What stands in place of a figure that there is not.
+/// What stands in place of a figure that there is not; the reason may follow.
 const NO_DATA: &str = "no data";
 /// Names of the stretches of a drill.
 const PHASES: [&str; 3] = ["before", "during", "after"];
@@ -69,7 +69,7 @@ struct Verdict {
 
 impl Verdict {
     fn has_data(&self) -> bool {
-        self.measured != NO_DATA
+        !self.measured.starts_with(NO_DATA)
     }
 }
 
@@ -219,18 +219,27 @@ impl Report {
         self.ended = Some(failure.message.clone());
     }
 
-    /// Takes the audit of what was done until it broke off, if there could be one.
-    pub(super) fn cut_short(&mut self, audit: Result<Audit, Failure>) {
+    /// Takes the last audit, if there could be one.
+    pub(super) fn last(&mut self, audit: Result<Audit, Failure>) {
         match audit {
             Ok(audit) => self.end(audit),
             Err(failure) => println!("not audited: {}", failure.message),
         }
     }
 
-    /// Takes the last audit.
-    pub(super) fn end(&mut self, audit: Audit) {
-        self.audit = Some(audit);
-        self.audited = self.repetitions.len() as u32;
+    /// Takes an audit. What one before it found stays found: this one may ask for less,
+    /// and what is mended since was broken all the same.
+    fn end(&mut self, audit: Audit) {
+        let found = |audit: &Audit| audit.violation_count;
+        match self.audit.as_ref().map(found) {
+            Some(before) if before > found(&audit) => {
+                println!("violations  {before} before, {} in the last audit", found(&audit));
+            }
+            _ => {
+                self.audit = Some(audit);
+                self.audited = self.repetitions.len() as u32;
+            }
+        }
     }
 
     /// Whether the audit found anything.

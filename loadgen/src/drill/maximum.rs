@@ -34,6 +34,10 @@ const WORTH_IT: f64 = 0.6;
 /// offered without: those that decide.
 const DECIDING: [f64; 3] = [0.8, 0.9, 1.0];
 
+/// Part of a round trip that clients must feel: a median of a short step is no exact figure.
+const FELT: f64 = 0.5;
+/// Part of the round trip that the sites must have measured: theirs is smoothed.
+const MEASURED: f64 = 0.9;
 /// A relay that uses more of a core may be the limit.
 const RELAY_CORES_MAX: f64 = 0.9;
 
@@ -70,6 +74,8 @@ pub(super) struct Distance {
     pub(super) line: String,
     pub(super) near: Maximum,
     pub(super) far: Maximum,
+    /// What half of the sites measured between each other with it, at least.
+    pub(super) round_trip_ms: Option<f64>,
     /// Packets that the relay had no room for.
     pub(super) relay_dropped: u64,
     /// Those of them without distance.
@@ -112,12 +118,16 @@ impl Distance {
         says.then(|| self.far.answered / self.near.answered)
     }
 
-    /// Whether clients felt the distance: at the lowest rate, which is far from any limit, a
-    /// round trip more at least. When not even half was answered there that says enough.
+    /// Whether anybody felt the distance: clients half a round trip more at least, at the
+    /// lowest rate, which is far from any limit, or else the sites most of it. When not even
+    /// half was answered there that says enough.
     fn is_felt(&self) -> bool {
-        let Some(round_trip_ms) = round_trip_ms(&self.line) else { return true };
+        let Some(wanted_ms) = round_trip_ms(&self.line) else { return true };
         match (self.near.calm_p50_ms(), self.far.calm_p50_ms()) {
-            (Some(near), Some(far)) => far - near >= round_trip_ms,
+            (Some(near), Some(far)) => {
+                far - near >= wanted_ms * FELT
+                    || self.round_trip_ms.is_some_and(|ms| is_measured(ms, wanted_ms))
+            }
             (near, None) => near.is_some(),
             (None, Some(_)) => false,
         }
@@ -142,8 +152,8 @@ impl fmt::Display for Distance {
         let cores = |of: &Maximum| of.relay_cores().unwrap_or(f64::NAN);
         write!(
             f,
-            "{:.0}/s without and {:.0}/s with {}: {:.1} %; p50 at the lowest rate {} and {} ms; the \
-             relay used {:.2} and {:.2} of a core at most and dropped {} and {} packets, {} \
+            "{:.0}/s without and {:.0}/s with {}: {:.1} %; p50 at the lowest rate {} and {} ms; \
+             sites measured a round trip of {} ms; the relay used {:.2} and {:.2} of a core at most and dropped {} and {} packets, {} \
              datagrams found no room anywhere",
             self.near.answered,
             self.far.answered,
@@ -151,6 +161,7 @@ impl fmt::Display for Distance {
             self.far.answered / self.near.answered * 100.0,
             ms(self.near.calm_p50_ms()),
             ms(self.far.calm_p50_ms()),
+            ms(self.round_trip_ms),
             cores(&self.near),
             cores(&self.far),
             self.near_dropped,
@@ -174,6 +185,19 @@ impl fmt::Display for Distance {
 pub(super) fn round_trip_ms(line: &str) -> Option<f64> {
     let delay = line.split_whitespace().find_map(|word| word.strip_prefix("delay="))?;
     parse_duration_ns(delay).map(|ns| 2.0 * ns as f64 / 1e6).filter(|ms| *ms > 0.0)
+}
+
+/// What half of these round trips are at least, milliseconds of seconds. What is 0 was never
+/// measured.
+pub(super) fn middle_ms(mut round_trips: Vec<f64>) -> Option<f64> {
+    round_trips.retain(|seconds| *seconds > 0.0);
+    round_trips.sort_unstable_by(f64::total_cmp);
+    round_trips.get(round_trips.len() / 2).map(|seconds| seconds * 1e3)
+}
+
+/// Whether a round trip that sites measured is the one that was asked for.
+pub(super) fn is_measured(ms: f64, wanted_ms: f64) -> bool {
+    ms >= wanted_ms * MEASURED
 }
 
 /// Which rate comes next.
@@ -244,11 +268,13 @@ pub(super) async fn distance(
     for rate in offered {
         steps.push(run(stage, rate, length, stop).await?);
     }
+    let round_trip_ms = middle_ms(stage.round_trips().await);
     stage.relay("heal").await?;
     let distance = Distance {
         line: line.to_owned(),
         near,
         far: Maximum::of(steps),
+        round_trip_ms,
         near_dropped,
         relay_dropped: stage.relay_stats().await?.dropped.saturating_sub(dropped),
         udp_buffer_errors: udp_buffer_errors().saturating_sub(errors),
@@ -391,7 +417,8 @@ mod tests {
 
     fn of(near: Maximum, far: Maximum) -> Distance {
         let (line, relay_dropped, near_dropped, udp_buffer_errors) = (String::new(), 0, 0, 0);
-        Distance { line, near, far, relay_dropped, near_dropped, udp_buffer_errors }
+        let round_trip_ms = None;
+        Distance { line, near, far, round_trip_ms, relay_dropped, near_dropped, udp_buffer_errors }
     }
 
     #[test]
@@ -422,8 +449,8 @@ mod tests {
             Distance { line, ..super::tests::of(of(near), of(far)) }
         };
         for (near, far, says) in [
-            (Some(2.0), Some(12.0), true),
-            (Some(2.0), Some(11.9), false),
+            (Some(2.0), Some(7.0), true),
+            (Some(2.0), Some(6.9), false),
             (Some(2.0), None, true),
             (None, Some(20.0), false),
             (None, None, false),
@@ -432,6 +459,14 @@ mod tests {
             assert_eq!(distance.share().is_some(), says, "{distance}");
             assert_eq!(distance.to_string().contains("nobody felt"), !says, "{distance}");
         }
+        // What clients do not feel the sites may have measured.
+        for (ms, says) in [(9.0, true), (8.9, false)] {
+            let distance = far_by(Some(9.0), Some(6.0));
+            let distance = Distance { round_trip_ms: Some(ms), ..distance };
+            assert_eq!(distance.share().is_some(), says, "{distance}");
+        }
+        assert_eq!(middle_ms(vec![0.0, 0.5, 0.0625, 0.25]), Some(250.0));
+        assert_eq!(middle_ms(vec![0.0]), None);
         assert_eq!(round_trip_ms("loss=1% delay=2500us"), Some(5.0));
         assert_eq!((round_trip_ms("loss=1%"), round_trip_ms("delay=0ms")), (None, None));
     }

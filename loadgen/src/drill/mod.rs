@@ -25,7 +25,7 @@ use crate::plan::Mix;
 use crate::report::{self, Events};
 use crate::schedule::Arrival;
 use crate::space::{self, Work};
-use crate::stage::{Cast, Gear, Stage, StoryArgs};
+use crate::stage::{Again, Cast, Gear, Stage, StoryArgs};
 use action::{Action, Course};
 use before::Before;
 use catalogue::{Case, Drill, HALF};
@@ -227,13 +227,20 @@ async fn told(setting: &Setting<'_>, report: &mut Report, stop: &Notify) -> Resu
         () = stop.notified() => return Err(stopped()),
     };
     report.of_switch(stage.version());
-    if let Err(failure) = loaded(setting, &stage, report, stop).await {
-        println!("it broke off: what was done until then is audited");
-        report.cut_short(stage.broken_off(stop).await);
-        return Err(failure);
+    match loaded(setting, &stage, report, stop).await {
+        Ok(again) => {
+            // The sites run and are settled: a question without an answer spares nobody the
+            // strict audit.
+            let (audit, ended) = stage.ended().await;
+            report.last(audit);
+            ended.and(again.check())
+        }
+        Err(failure) => {
+            println!("it broke off: what was done until then is audited");
+            report.last(stage.broken_off(stop).await);
+            Err(failure)
+        }
     }
-    report.end(stage.end().await?);
-    Ok(())
 }
 
 /// What a drill will do, about.
@@ -268,13 +275,13 @@ fn step(args: &DrillArgs) -> Duration {
     if args.quick { QUICK_STEP } else { STEP }
 }
 
-/// Everything of a drill that is done while the sites run.
+/// Everything of a drill that is done while the sites run; what became of the last questions.
 async fn loaded(
     setting: &Setting<'_>,
     stage: &Stage,
     report: &mut Report,
     stop: &Notify,
-) -> Result<(), Failure> {
+) -> Result<Again, Failure> {
     let Setting { case, rate, args, .. } = *setting;
     let first = rate * case.share * HALF;
     report.with(case.before.prepare(stage, (first, step(args)), stop).await?);

@@ -25,6 +25,11 @@ const LEAD_SPREAD_MS: u64 = 1_000;
 const TAIL: Duration = Duration::from_millis(1_500);
 /// Longest wait for leaders to stand still, or for a site to be level.
 const RECOVERY_MAX: Duration = Duration::from_secs(20);
+/// Longest wait for a site to lead again. One whose write hung for a moment does not want to for
+/// 5 s, after the next such moment for 10 s, then for 20 s.
+pub(super) const HOME_MAX: Duration = Duration::from_secs(30);
+/// As long as it is worth to wait for one that may ask for more, of which nothing is judged.
+pub(super) const HOME_SOON: Duration = Duration::from_secs(10);
 pub(super) const POLL: Duration = Duration::from_millis(50);
 
 /// One thing that was done to the cluster.
@@ -351,12 +356,17 @@ impl<'a> Script<'a> {
     /// Waits until a site that led something does so again, for a while; whether it came to
     /// that is judged.
     pub(super) async fn returned(&self, fault: &mut Fault) {
+        self.returned_within(HOME_MAX, fault).await;
+    }
+
+    /// As [`Self::returned`], for so long at most.
+    pub(super) async fn returned_within(&self, bound: Duration, fault: &mut Fault) {
         if !fault.leaders.contains(&fault.site) {
             return;
         }
         let started = Instant::now();
         fault.home = Home::Never;
-        while started.elapsed() < RECOVERY_MAX / 2 {
+        while started.elapsed() < bound {
             if self.stage.deployment.leaders().await.contains(&fault.site) {
                 fault.home = Home::After(fault.healed.elapsed());
                 return;

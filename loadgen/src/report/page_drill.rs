@@ -171,8 +171,8 @@ fn failures_badge(drill: &Drill) -> Badge {
 fn tiles(drill: &Drill) -> Vec<Tile> {
     let mut tiles = Vec::new();
     if let Some([p50, p99, max]) = drill.unavailable_us() {
-        let hit = drill.repetitions.iter().map(|one| one.unavailability_ms.len() as u64).sum();
-        let count = drill.unavailability.as_ref().map_or(hit, |spread| spread.count);
+        let hit = || drill.hit().count() as u64;
+        let count = drill.unavailability.as_ref().map_or_else(hit, |spread| spread.count);
         let detail = format!("of {count} shards hit");
         tiles.push(tile("Unavailable p50", scale::time(p50), detail));
         tiles.push(tile("Unavailable p99", scale::time(p99), "of the same"));

@@ -5,7 +5,7 @@
 //! a file says is bounded here. Tested on texts.
 
 use crate::exit::Failure;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -309,6 +309,23 @@ pub(super) struct Phases {
 pub(super) struct Affected {
     pub(super) shard: u16,
     pub(super) ms: Option<f64>,
+    /// `Some(None)`: nobody asked for it meanwhile; older files do not say.
+    #[serde(deserialize_with = "said")]
+    pub(super) spacing_ms: Option<Option<f64>>,
+}
+
+/// Of a value that is there, though it be `null`.
+fn said<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Option<f64>>, D::Error> {
+    Option::deserialize(value).map(Some)
+}
+
+impl Affected {
+    /// How long, milliseconds: infinite when it was asked for and never answered, `None` when
+    /// nobody asked.
+    pub(super) fn told_ms(&self) -> Option<f64> {
+        let unasked = self.spacing_ms == Some(None);
+        self.ms.or((!unasked).then_some(f64::INFINITY))
+    }
 }
 
 /// One repetition of a drill.
@@ -332,9 +349,9 @@ pub(super) struct Repetition {
 
 impl Repetition {
     /// The longest that a shard was unavailable, milliseconds; infinite when one was
-    /// never answered.
+    /// never answered, `None` when nobody asked for any.
     pub(super) fn worst_ms(&self) -> Option<f64> {
-        self.unavailability_ms.iter().map(|one| one.ms.unwrap_or(f64::INFINITY)).reduce(f64::max)
+        self.unavailability_ms.iter().filter_map(Affected::told_ms).reduce(f64::max)
     }
 }
 
@@ -375,15 +392,19 @@ impl Drill {
         self.ended.is_none() && seen
     }
 
+    /// How long each shard that was hit was unavailable, milliseconds, where anybody asked.
+    pub(super) fn hit(&self) -> impl Iterator<Item = f64> {
+        let all = self.repetitions.iter().flat_map(|one| &one.unavailability_ms);
+        all.filter_map(Affected::told_ms)
+    }
+
     /// Unavailability of the shards that were hit: p50, p99 and maximum, microseconds;
     /// infinite where that was never answered.
     pub(super) fn unavailable_us(&self) -> Option<[f64; 3]> {
         if let Some(Spread { p50, p99, max, .. }) = self.unavailability {
             return Some([p50, p99, max].map(|ms| ms * 1e3));
         }
-        let all = self.repetitions.iter().flat_map(|one| &one.unavailability_ms);
-        let mut all: Vec<f64> =
-            all.map(|one| one.ms.map_or(f64::INFINITY, |ms| ms * 1e3)).collect();
+        let mut all: Vec<f64> = self.hit().map(|ms| ms * 1e3).collect();
         all.sort_unstable_by(f64::total_cmp);
         let last = all.len().checked_sub(1)?;
         let rank = |share: f64| (share * all.len() as f64).ceil() as usize;
@@ -512,6 +533,17 @@ mod tests {
         assert_eq!(told, [90_000.0, f64::INFINITY, f64::INFINITY]);
         assert_eq!(of(&[None]), Some([f64::INFINITY; 3]));
         assert_eq!((of(&[]), drill(json!([]))), (None, None));
+        // One that nobody asked for is not among them.
+        let asked = |spacing: &[Value]| {
+            let shard = |ms: &Value| json!({"shard": 1, "ms": null, "spacing_ms": ms});
+            let mut shards: Vec<Value> = spacing.iter().map(shard).collect();
+            shards.push(json!({"shard": 2, "ms": 90.0, "spacing_ms": 5.0}));
+            drill(json!([{"unavailability_ms": shards}]))
+        };
+        assert_eq!(asked(&[json!(null)]), Some([90_000.0; 3]));
+        assert_eq!(asked(&[json!(2.0)]), Some([90_000.0, f64::INFINITY, f64::INFINITY]));
+        let nobody = json!([{"unavailability_ms": [{"shard": 1, "ms": null, "spacing_ms": null}]}]);
+        assert_eq!(drill(nobody), None);
     }
 
     #[test]

@@ -211,10 +211,12 @@ impl Repetition {
         }
     }
 
-    /// The longest that a shard was unavailable; infinite when one was never answered.
+    /// The longest that a shard was unavailable; infinite when one was never answered. One that
+    /// nobody asked for says nothing.
     pub(super) fn worst_ms(&self) -> f64 {
         let all = self.unavailability_ms.iter();
-        all.map(|shard| shard.ms.unwrap_or(f64::INFINITY)).fold(0.0, f64::max)
+        let asked = all.filter(|shard| shard.ms.is_some() || shard.spacing_ms.is_some());
+        asked.map(|shard| shard.ms.unwrap_or(f64::INFINITY)).fold(0.0, f64::max)
     }
 
     pub(super) fn failed(&self) -> u64 {

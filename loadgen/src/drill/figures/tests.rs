@@ -231,12 +231,28 @@ fn a_shard_that_is_asked_for_too_seldom_proves_nothing() {
     // Twice in 250 ms is enough for that target.
     assert_eq!(unseen.len(), 1, "{unseen:?}");
     assert_eq!(unseen[0].target, "unavailable p50 <= 100 ms");
+    let reason = &unseen[0].measured;
+    assert!(reason.starts_with("no data: a request every 10"), "{reason}");
+    assert!(seldom.verdict().err().unwrap().message.contains(reason.as_str()));
     // Nobody asked at all while it was away.
     let mut never = trace(0);
     never.retain(|done| done.shard == 1 || done.planned_ns < 1_900 * MS);
     let never = report(Drill::KillSite, vec![repetition(never, 0)], 0);
     assert_eq!(exit(&never), Some(Exit::Invalid));
     assert_eq!(never.repetitions[0].unavailability_ms[0].ms, None);
+    let reasons = |report: &Report| {
+        let unseen = report.targets.iter().filter(|target| !target.has_data());
+        unseen.map(|target| target.measured.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(reasons(&never), ["no data: nobody asked for a shard"; 2]);
+    // That is not the worst of all: nobody knows.
+    assert!(never.repetitions[0].worst_ms().abs() < 1e-9);
+    let mut silent = trace(0);
+    let of_shard = silent.iter_mut().filter(|done| done.shard == 0);
+    of_shard.for_each(|done| done.end = End::Unanswered);
+    let silent = report(Drill::KillSite, vec![repetition(silent, 0)], 0);
+    assert_eq!(reasons(&silent), ["no data: a shard was never answered"; 2]);
+    assert!(silent.repetitions[0].worst_ms().is_infinite());
 }
 
 #[test]
@@ -275,7 +291,8 @@ fn maximum(answered: f64) -> Maximum {
 fn distance(far: f64) -> Distance {
     let (near, far) = (maximum(100.0), maximum(far));
     let (line, relay_dropped, near_dropped, udp_buffer_errors) = (String::new(), 0, 0, 0);
-    Distance { line, near, far, relay_dropped, near_dropped, udp_buffer_errors }
+    let round_trip_ms = None;
+    Distance { line, near, far, round_trip_ms, relay_dropped, near_dropped, udp_buffer_errors }
 }
 
 #[test]
@@ -312,10 +329,17 @@ fn what_breaks_off_is_told_with_its_audit() {
     report.broke_off(&Failure::new(Exit::Invalid, "stopped"));
     report.add(2, repetition(trace(80), 0), None);
     assert_eq!((report.audited, report.has_violations()), (1, false));
-    report.cut_short(Err(Failure::environment("cannot read")));
+    report.last(Err(Failure::environment("cannot read")));
     assert_eq!((report.audited, report.has_violations()), (1, false));
-    report.cut_short(Ok(audit(1)));
+    report.last(Ok(audit(1)));
     assert_eq!((report.audited, exit(&report)), (2, Some(Exit::Audit)));
+    // A later audit that finds less takes nothing back, however strict it is.
+    report.add(3, repetition(trace(80), 0), None);
+    report.last(Ok(audit(0)));
+    report.last(Ok(audit(0)));
+    assert_eq!((report.audited, exit(&report)), (2, Some(Exit::Audit)));
+    report.last(Ok(audit(2)));
+    assert_eq!((report.audited, exit(&report)), (3, Some(Exit::Audit)));
 }
 
 #[test]

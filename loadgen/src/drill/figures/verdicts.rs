@@ -1,21 +1,23 @@
 //! Holds what was measured against what was asked.
 
 use super::super::maximum::Distance;
+use super::repetition::Affected;
 use super::{NO_DATA, Repetition, Report, Spread, Verdict};
 use crate::measure::Latency;
+
+/// A figure that may have a bound.
+fn at_most(what: &str, unit: &str, bound: Option<f64>, value: Option<f64>) -> Option<Verdict> {
+    bound.map(|bound| Verdict {
+        target: format!("{what} <= {bound}{unit}"),
+        met: value.is_some_and(|value| value <= bound),
+        measured: value.map_or_else(|| NO_DATA.to_owned(), |v| format!("{v:.1}{unit}")),
+    })
+}
 
 impl Report {
     pub(super) fn verdicts(&self, [before, during, _]: &[Latency; 3]) -> Vec<Verdict> {
         let wanted = &self.wanted;
         let mut verdicts = Vec::new();
-        let mut at_most = |what: &str, unit: &str, bound: Option<f64>, value: Option<f64>| {
-            let Some(bound) = bound else { return };
-            verdicts.push(Verdict {
-                target: format!("{what} <= {bound}{unit}"),
-                met: value.is_some_and(|value| value <= bound),
-                measured: value.map_or_else(|| NO_DATA.to_owned(), |v| format!("{v:.1}{unit}")),
-            });
-        };
         let faults = match wanted.each_fault {
             false => vec![(String::new(), None)],
             true => (1..=self.unavailability_by_fault.len())
@@ -25,12 +27,20 @@ impl Report {
         for (of, fault) in faults {
             let mut judge = |name: &str, bound: Option<f64>, rank: fn(&Spread) -> f64| {
                 let gaps = bound.and_then(|bound| self.seen(fault, bound));
-                at_most(&format!("{of}unavailable {name}"), " ms", bound, gaps.as_ref().map(rank));
+                let what = format!("{of}unavailable {name}");
+                let mut verdict = at_most(&what, " ms", bound, gaps.as_ref().map(rank));
+                if let Some(verdict) = verdict.as_mut().filter(|verdict| !verdict.has_data()) {
+                    verdict.measured = self.unseen(fault);
+                }
+                verdicts.extend(verdict);
             };
             judge("p50", wanted.p50_ms, |gaps| gaps.p50);
             judge("p99", wanted.p99_ms, |gaps| gaps.p99);
             judge("max", wanted.max_ms, |gaps| gaps.max);
         }
+        let mut at_most = |what: &str, unit: &str, bound: Option<f64>, value: Option<f64>| {
+            verdicts.extend(at_most(what, unit, bound, value));
+        };
         let any = !self.repetitions.is_empty();
         let none = |wanted: bool| wanted.then_some(0.0);
         let failed = any.then(|| self.errors_by_code.values().sum::<u64>() as f64);
@@ -97,9 +107,29 @@ impl Report {
     /// Unavailability in one fault or in all, to be held against a bound; `None` when a shard
     /// was asked for too seldom to tell.
     fn seen(&self, fault: Option<usize>, bound: f64) -> Option<Spread> {
+        Spread::of(self.affected(fault).map(|shard| shard.seen_ms(bound)))
+    }
+
+    /// The shards that one fault or any hit.
+    fn affected(&self, fault: Option<usize>) -> impl Iterator<Item = &Affected> {
         let all = self.repetitions.iter().flat_map(|one| &one.unavailability_ms);
-        let of = all.filter(|shard| fault.is_none_or(|fault| shard.fault == fault));
-        Spread::of(of.map(|shard| shard.seen_ms(bound)))
+        all.filter(move |shard| fault.is_none_or(|fault| shard.fault == fault))
+    }
+
+    /// Why unavailability could not be told: what was worst for that.
+    fn unseen(&self, fault: Option<usize>) -> String {
+        let all = || self.affected(fault);
+        if all().next().is_none() {
+            return NO_DATA.to_owned();
+        }
+        if all().any(|shard| shard.spacing_ms.is_none()) {
+            return format!("{NO_DATA}: nobody asked for a shard");
+        }
+        if all().any(|shard| shard.ms.is_none()) {
+            return format!("{NO_DATA}: a shard was never answered");
+        }
+        let seldom = all().filter_map(|shard| shard.spacing_ms).fold(0.0, f64::max);
+        format!("{NO_DATA}: a request every {seldom:.1} ms")
     }
 
     /// Whether requests failed with these codes only.

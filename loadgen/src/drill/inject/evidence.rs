@@ -3,17 +3,21 @@
 //!
 //! Pure.
 
-use super::super::maximum::round_trip_ms;
+use super::super::maximum::{is_measured, middle_ms, round_trip_ms};
+use super::slow_disk::WRITES_PER_SECOND;
 use crate::cluster::{Packets, Stats, Way, total, values};
 use crate::exit::{Exit, Failure};
 use crate::goal::parse_percent;
+use std::time::Duration;
 
-/// Part of the round trip that the sites must have measured: theirs is smoothed.
-const MEASURED: f64 = 0.9;
 /// Lost packets that must be expected before none is no chance.
 const LOST_LEAST: f64 = 20.0;
+/// No link lives over more than this each way: heartbeats and handshakes come too late.
+const LINK_MAX_MS: f64 = 250.0;
 /// How many times as long writes to a slow disk take, on average.
 const SLOWER: f64 = 3.0;
+/// Part of the time that a throttled write takes at least: enough, however slow it was before.
+const THROTTLED: f64 = 0.8;
 
 /// Nothing can be said of what was not there.
 pub(super) fn none(what: impl std::fmt::Display) -> Failure {
@@ -35,27 +39,38 @@ pub(super) fn of_cut(way: Way, [before, cut, held]: &[Stats; 3]) -> Result<(), F
 
 /// Two looks at the relay with a distance, and what sites then said of their round trips,
 /// seconds. Of a site that is away they say what was: half of them are enough.
+///
+/// So much of it may have been asked for that no link stays up: then sites measure nothing,
+/// and the relay's word is enough; what was not looked at is told.
 pub(super) fn of_distance(
     line: &str,
+    hold: Duration,
     [before, after]: [Packets; 2],
-    mut round_trips: Vec<f64>,
-) -> Result<(), Failure> {
+    round_trips: Vec<f64>,
+) -> Result<Option<&'static str>, Failure> {
     let without = |reason: String| Err(none(format_args!("{line} had no effect: {reason}")));
-    let (passed, lost) = (after.passed - before.passed, after.lost - before.lost);
-    if passed == 0 {
-        return without("nothing passed between the sites".to_owned());
-    }
+    let passed = after.passed.saturating_sub(before.passed);
+    let lost = after.lost.saturating_sub(before.lost);
     let share = line.split_whitespace().find_map(|word| word.strip_prefix("loss="));
     let share = share.and_then(|share| parse_percent(share).ok()).unwrap_or(0.0);
+    if passed == 0 {
+        return match share > 0.0 && lost > 0 {
+            true => Ok(Some("round trips not looked at: every packet was lost")),
+            false => without("nothing passed between the sites".to_owned()),
+        };
+    }
     if lost == 0 && passed as f64 * share >= LOST_LEAST {
         return without(format!("of {passed} packets none was lost"));
     }
-    let Some(wanted_ms) = round_trip_ms(line) else { return Ok(()) };
-    // What is 0 was never measured.
-    round_trips.retain(|seconds| *seconds > 0.0);
-    round_trips.sort_unstable_by(f64::total_cmp);
-    match round_trips.get(round_trips.len() / 2).map(|seconds| seconds * 1e3) {
-        Some(ms) if ms >= wanted_ms * MEASURED => Ok(()),
+    let Some(wanted_ms) = round_trip_ms(line) else { return Ok(None) };
+    if wanted_ms > 2.0 * LINK_MAX_MS {
+        return Ok(Some("round trips not looked at: no link stays up over such a delay"));
+    }
+    if wanted_ms > hold.as_secs_f64() * 1e3 / 2.0 {
+        return Ok(Some("round trips not looked at: one takes more than half of the time"));
+    }
+    match middle_ms(round_trips) {
+        Some(ms) if is_measured(ms, wanted_ms) => Ok(None),
         Some(ms) => without(format!("sites measured a round trip of {ms:.1} ms")),
         None => without("no site told a round trip".to_owned()),
     }
@@ -87,11 +102,14 @@ impl Writes {
 }
 
 /// Three looks at a site: when its load had begun, when its disk became slow, and when it
-/// had been for a while. One that wrote nothing at all meanwhile was slow indeed.
+/// had been for a while. One that wrote nothing at all meanwhile was slow indeed, and so was
+/// one whose writes took about as long as the throttle makes them: its disk may have been
+/// nearly as slow before.
 pub(super) fn of_slow_disk([start, slow, end]: [Writes; 3]) -> Result<(), Failure> {
     let (before, during) = (slow.since(start).mean(), end.since(slow).mean());
+    let throttled = THROTTLED / f64::from(WRITES_PER_SECOND);
     match (before, during) {
-        (Some(before), Some(during)) if during < before * SLOWER => {
+        (Some(before), Some(during)) if during < throttled.min(before * SLOWER) => {
             let (before, during) = (before * 1e3, during * 1e3);
             let text = format_args!(
                 "the disk was not slow: a write took {before:.1} ms before and {during:.1} ms with it"
@@ -118,7 +136,9 @@ pub(super) fn of_clock(seconds: i64, seen_s: Option<u64>, shifted: i64) -> Resul
 mod tests {
     use super::*;
 
-    fn told(result: Result<(), Failure>) -> Option<String> {
+    const HOLD: Duration = Duration::from_secs(2);
+
+    fn told<T>(result: Result<T, Failure>) -> Option<String> {
         result.err().map(|failure| {
             assert_eq!(failure.exit, Exit::Invalid);
             failure.message
@@ -148,7 +168,7 @@ mod tests {
         let of = |line, lost: u64, round_trips: &[f64]| {
             let packets =
                 [Packets { passed: 5, lost: 1 }, Packets { passed: 5_005, lost: 1 + lost }];
-            told(of_distance(line, packets, round_trips.to_vec()))
+            told(of_distance(line, HOLD, packets, round_trips.to_vec()))
         };
         assert_eq!(of("delay=5ms", 0, &[0.0098, 0.0102, 0.0, 0.0004]), None);
         assert!(of("delay=5ms", 0, &[0.0098, 0.0004, 0.0005]).unwrap().contains("of 0.5 ms"));
@@ -157,9 +177,32 @@ mod tests {
         assert!(of("loss=1%", 0, &[]).unwrap().contains("of 5000 packets none was lost"));
         assert_eq!(of("loss=0.1%", 0, &[]), None, "that may be chance");
         let still = [Packets { passed: 5, lost: 0 }; 2];
-        assert!(
-            told(of_distance("jitter=1ms", still, Vec::new())).unwrap().contains("nothing passed")
-        );
+        let still = |line| told(of_distance(line, HOLD, still, Vec::new()));
+        assert!(still("jitter=1ms").unwrap().contains("nothing passed"));
+        assert!(still("loss=100%").unwrap().contains("nothing passed"), "nor was lost");
+    }
+
+    #[test]
+    fn a_distance_that_no_link_survives_is_the_relay_s_word_and_says_so() {
+        let of = |line, hold, passed: u64, lost: u64| {
+            let packets =
+                [Packets { passed: 5, lost: 1 }, Packets { passed: 5 + passed, lost: 1 + lost }];
+            of_distance(line, hold, packets, vec![0.0004])
+        };
+        for (line, hold, passed, lost, why) in [
+            ("loss=100%", HOLD, 0, 3, "every packet was lost"),
+            ("delay=5ms loss=100%", HOLD, 0, 3, "every packet was lost"),
+            ("delay=251ms", HOLD, 40, 0, "no link stays up"),
+            ("delay=101ms", Duration::from_millis(400), 40, 0, "half of the time"),
+        ] {
+            let told = of(line, hold, passed, lost).ok().unwrap().unwrap();
+            assert!(told.contains(why), "{line}: {told}");
+        }
+        // Packets that were lost without being asked for are no distance.
+        assert!(of("delay=5ms", HOLD, 0, 3).is_err());
+        assert!(of("delay=250ms", HOLD, 40, 0).is_err());
+        assert!(of("delay=100ms", Duration::from_millis(400), 40, 0).is_err());
+        assert!(of("delay=300ms loss=50%", HOLD, 1_000, 0).is_err());
     }
 
     #[test]
@@ -193,5 +236,9 @@ mod tests {
         let told = looks(writes(200, 0.8), writes(300, 1.2)).unwrap();
         assert!(told.contains("3.0 ms before and 4.0 ms with it"), "{told}");
         assert!(looks(writes(100, 0.5), writes(300, 9.0)).unwrap().contains("nothing before"));
+        // 30 ms before: a slow machine. The throttle makes it 50.
+        let slow = writes(110, 0.8);
+        assert_eq!(looks(slow, writes(120, 0.8 + 10.0 * 0.041)), None);
+        assert!(looks(slow, writes(120, 0.8 + 10.0 * 0.039)).unwrap().contains("39.0 ms with it"));
     }
 }

@@ -1,6 +1,6 @@
 //! What is done to the machine under a site: its disk and its clock.
 
-use super::super::script::{Fault, Home, POLL, Script};
+use super::super::script::{Fault, HOME_SOON, Home, POLL, Script};
 use super::evidence::{self, Writes};
 use super::slow_disk::SlowDisk;
 use crate::cluster::shim::Done;
@@ -34,7 +34,7 @@ impl Script<'_> {
         disk.end()?;
         evidence::of_slow_disk([start, usual, slow])?;
         self.recover(&mut fault).await?;
-        self.returned(&mut fault).await;
+        self.returned_within(HOME_SOON, &mut fault).await;
         // A site whose disk hung may ask for two minutes without shards.
         if fault.home == Home::Never {
             fault.home = Home::NotAsked;

@@ -2,7 +2,7 @@
 
 use super::super::script::{Fault, Script};
 use super::evidence;
-use crate::cluster::{Way, values};
+use crate::cluster::Way;
 use crate::exit::{Exit, Failure};
 use std::time::{Duration, Instant};
 
@@ -116,20 +116,14 @@ impl Script<'_> {
         let before = stage.relay_stats().await?.all();
         stage.relay(&format!("set *-* {line}")).await?;
         tokio::time::sleep(hold).await;
-        let (after, round_trips) = (stage.relay_stats().await?.all(), self.round_trips().await);
+        let (after, round_trips) = (stage.relay_stats().await?.all(), stage.round_trips().await);
         stage.relay(&format!("set *-* {NEAR}")).await?;
-        evidence::of_distance(line, [before, after], round_trips)?;
+        let left_out = evidence::of_distance(line, hold, [before, after], round_trips)?;
+        if let Some(left_out) = left_out {
+            println!("{}: {left_out}", fault.what);
+            fault.what = format!("{}; {left_out}", fault.what);
+        }
         self.over(&mut fault, "the sites are near again");
         Ok(fault)
-    }
-
-    /// Round trips between the sites as these measure them, seconds.
-    async fn round_trips(&self) -> Vec<f64> {
-        let (deployment, mut all) = (&self.stage.deployment, Vec::new());
-        for site in deployment.sites() {
-            let page = deployment.metrics(site).await.unwrap_or_default();
-            all.extend(values::<f64>(&page, "payswitch_peer_round_trip_seconds"));
-        }
-        all
     }
 }

@@ -10,7 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// Writes per second that are left.
-const WRITES_PER_SECOND: u32 = 20;
+pub(super) const WRITES_PER_SECOND: u32 = 20;
 
 /// A control group that throttles.
 pub(in crate::drill) struct SlowDisk {
