@@ -27,6 +27,16 @@ fn arrived(node: &Node) -> Arrival {
     arrival.unwrap()
 }
 
+fn until_arrived(node: &Node, send: impl Fn(), is_it: impl Fn(Arrival) -> bool) {
+    eventually("it arrives", || match node.shared.ferry.pop() {
+        Some(arrival) => is_it(arrival),
+        None => {
+            send();
+            false
+        }
+    });
+}
+
 fn send(node: &Node, to: u8, urgency: Urgency, packet: Vec<u8>) {
     assert!(node.shared.mesh.route(to).unwrap().offer(urgency, packet));
 }
@@ -58,12 +68,17 @@ fn forwards_and_answers_reach_the_network_thread() {
     let cluster = Cluster::new(2);
     let nodes = [cluster.start(1), cluster.start(2)];
     nodes.iter().for_each(Node::linked);
-    nodes[0].shared.mesh.route(2).unwrap().offer_forwards(vec![1, 2, 3]).unwrap();
-    let Arrival::Forwards { from: 1, packet, .. } = arrived(&nodes[1]) else { panic!() };
-    assert_eq!(packet, [1, 2, 3][..]);
-    nodes[1].shared.mesh.route(1).unwrap().offer_answers(vec![4; 5000]).unwrap();
-    let Arrival::Answers { from: 2, packet } = arrived(&nodes[0]) else { panic!() };
-    assert_eq!(packet, [4; 5000][..]);
+    // Sent until it arrives: a machine that stands still for long enough loses the link.
+    let asks = || drop(nodes[0].shared.mesh.route(2).unwrap().offer_forwards(vec![1, 2, 3]));
+    until_arrived(&nodes[1], asks, |arrival| match arrival {
+        Arrival::Forwards { from: 1, packet, .. } => packet == [1, 2, 3][..],
+        _ => false,
+    });
+    let answers = || drop(nodes[1].shared.mesh.route(1).unwrap().offer_answers(vec![4; 5000]));
+    until_arrived(&nodes[0], answers, |arrival| match arrival {
+        Arrival::Answers { from: 2, packet } => packet == [4; 5000][..],
+        _ => false,
+    });
 }
 
 #[test]
