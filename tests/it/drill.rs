@@ -225,7 +225,9 @@ fn faults_of_a_plan_wait_for_their_place_and_leave_each_other_alone() {
 fn a_load_too_thin_for_its_targets_proves_nothing() {
     let (code, printed, result) = told(&["kill-site", "--rate", "100", "--duration", "3"]);
     let [p50, ..] = &targets(&result, "unavailable")[..] else { panic!("{printed}") };
-    assert_eq!((&p50["measured"], &p50["met"]), (&"no data".into(), &false.into()), "{printed}");
+    let measured = p50["measured"].as_str().unwrap_or_default();
+    assert!(measured.starts_with("no data: a request every"), "{printed}");
+    assert_eq!(p50["met"], false, "{printed}");
     assert!(matches!(code, Some(1 | 5)), "{printed}");
     let spacing = &result["repetitions"][0]["unavailability_ms"][0]["spacing_ms"];
     assert!(spacing.as_f64().unwrap() > 50.0, "{printed}");
