@@ -137,6 +137,13 @@ impl<const N: usize> Default for Table<N> {
     }
 }
 
+impl<const N: usize> Table<N> {
+    /// Of all values.
+    pub fn sum(&self) -> u64 {
+        self.0.iter().map(Counter::value).sum()
+    }
+}
+
 impl Table<{ Op::ALL.len() }> {
     /// The operation's counter.
     pub fn of(&self, op: Op) -> &Counter {
@@ -348,6 +355,8 @@ pub struct Metrics {
     pub packets_refused: Counter,
     /// Handshakes under way.
     pub handshakes: Gauge,
+    /// 1 while idle cores are kept from halting.
+    pub cores_awake: Gauge,
     /// Batches in the worker's inbox.
     pub inbox_batches: Gauge,
     /// Unanswered requests of all gateway connections.
@@ -418,6 +427,7 @@ impl Metrics {
             tls_reloads_refused: Counter::default(),
             clock_offset_s: Gauge::default(),
             handshakes: Gauge::default(),
+            cores_awake: Gauge::default(),
             inbox_batches: Gauge::default(),
             in_flight: Gauge::default(),
             queue_delay: Histogram::default(),
@@ -445,6 +455,11 @@ impl Metrics {
     /// Another site by its number, from 1; `None` when there is no such number.
     pub fn peer(&self, site: u8) -> Option<&PeerMetrics> {
         self.peers.get(usize::from(site).checked_sub(1)?)
+    }
+
+    /// Requests that other sites sent on to this one.
+    pub fn forwarded_here(&self) -> u64 {
+        self.peers.iter().map(|peer| peer.forwarded_here.value()).sum()
     }
 
     /// The counter of an alarm kind.

@@ -218,6 +218,7 @@ impl Check<'_> {
             32 << 10,
             block_max.max(32 << 10),
         );
+        self.range("worker.awake_latency_us", worker.awake_latency_us, 0, 10_000);
         if let Some(cpu) = worker.cpu {
             self.range("worker.cpu", cpu, 0, 1_023);
         }

@@ -234,6 +234,11 @@ pub struct WorkerConfig {
     /// Unanswered requests of all connections before new ones are shed. Where there are
     /// several gateways, each has half of it at most.
     pub outstanding_max: u32,
+    /// From this many requests per second on idle cores are kept from halting, so that threads
+    /// wake sooner; 0: never. Needs `/dev/cpu_dma_latency`.
+    pub awake_from_rate: u32,
+    /// How long a core may take to wake up then, microseconds. 0: idle ones spin.
+    pub awake_latency_us: u32,
 }
 
 impl Default for WorkerConfig {
@@ -244,6 +249,8 @@ impl Default for WorkerConfig {
             block_max_bytes: 1 << 20,
             cpu: None,
             outstanding_max: 65_536,
+            awake_from_rate: 5_000,
+            awake_latency_us: 0,
         }
     }
 }

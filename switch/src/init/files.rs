@@ -150,6 +150,8 @@ admin_key = "certs/admin.key"
 {queue_delay}
 # block_max_bytes = 1048576         # one shard's block
 # cpu = 1                           # pin; default: not pinned
+# awake_from_rate = 5000            # requests/s from which idle cores do not halt; 0: never
+# awake_latency_us = 0              # how long they may take to wake then; 0: they spin
 
 [engine]
 # sync_wait_ms = 2000               # then the early answer PROCESSING

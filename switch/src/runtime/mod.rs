@@ -6,6 +6,7 @@
 //! thread starts them in order, waits for a signal or a failure, and stops them
 //! in the reverse order.
 
+mod awake;
 mod bootstrap;
 mod clock;
 mod control;
@@ -46,6 +47,7 @@ use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::secret::Kek;
 use crate::tls::{self, EndpointKeys, PeerTls};
+use awake::Awake;
 use control::NodeControl;
 use directory::Directory;
 use ferry::Ferry;
@@ -223,14 +225,16 @@ impl Peering {
     }
 }
 
-/// Waits for the drain to finish or for a failure.
+/// Waits for the drain to finish or for a failure; meanwhile cores are kept awake under load.
 fn wait_for_end(
     config: &Config,
     inbox: &mpsc::Receiver<Event>,
     shared: &Shared,
 ) -> Result<(), ServeError> {
+    let mut awake = Awake::new(&config.worker, &shared.metrics);
     loop {
-        match inbox.recv() {
+        match inbox.recv_timeout(awake::PERIOD) {
+            Err(mpsc::RecvTimeoutError::Timeout) => awake.watch(&shared.metrics),
             Ok(Event::Drained) => {
                 shared.stop.store(true, Ordering::Release);
                 shared.exchange.wake();
@@ -243,7 +247,9 @@ fn wait_for_end(
             Ok(Event::NetEnded(error) | Event::NotRecovered(error)) => return Err(error),
             Ok(Event::Disowned(by)) => return Err(disowned(config.site, by)),
             Ok(Event::Recovered(_)) => {}
-            Err(_) => return Err(ServeError::Log("a thread of the node panicked".into())),
+            Err(mpsc::RecvTimeoutError::Disconnected) => {
+                return Err(ServeError::Log("a thread of the node panicked".into()));
+            }
         }
     }
 }
