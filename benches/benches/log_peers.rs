@@ -99,7 +99,7 @@ impl Contender for RawDirect {
 }
 
 fn disk_bytes(records: usize) -> usize {
-    (storage::BATCH_HEADER_BYTES + records * (FRAME_HEADER_BYTES + RECORD)).next_multiple_of(BLOCK)
+    (storage::BATCH_HEADER_BYTES + FRAME_HEADER_BYTES + records * RECORD).next_multiple_of(BLOCK)
 }
 
 /// The plain loop: append the payloads with write, then fdatasync.
@@ -125,7 +125,8 @@ impl Contender for RawFdatasync {
 struct Ours {
     log: Log,
     notify: Notify,
-    payload: [u8; RECORD],
+    /// The records of a batch: one frame, as the blocks of the switch are.
+    block: Vec<u8>,
     /// Fill the next batch while one is in flight.
     pipelined: bool,
 }
@@ -139,7 +140,7 @@ impl Ours {
         while log.stats().disk.spares < 2 {
             notify.wait(50_000);
         }
-        Ours { log, notify, payload: [0x5a; RECORD], pipelined }
+        Ours { log, notify, block: Vec::new(), pipelined }
     }
 
     fn wait(&mut self) {
@@ -151,9 +152,11 @@ impl Ours {
 
 impl Contender for Ours {
     fn write(&mut self, records: usize) {
+        self.block.clear();
         for _ in 0..records {
-            self.log.append(&note(&self.payload)).expect("room for a batch");
+            self.block.extend_from_slice(&[0x5a; RECORD]);
         }
+        self.log.append(&note(&self.block)).expect("room for a batch");
         if self.pipelined {
             self.wait();
         }
@@ -357,7 +360,8 @@ fn produce(rate: f64, seconds: f64, mut send: impl FnMut(Instant)) {
 }
 
 fn open_loop_ours(dir: &Path, backend: Backend, rate: f64, seconds: f64) -> Cell {
-    let Ours { mut log, notify, payload, .. } = Ours::new(dir, backend, false);
+    let Ours { mut log, notify, .. } = Ours::new(dir, backend, false);
+    let payload = [0x5a; RECORD];
     let (sender, inbox) = mpsc::sync_channel::<Instant>(1 << 16);
     let start = Instant::now();
     let mut latencies = Vec::with_capacity(1 << 20);

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::directory::Directory;
 use super::{Buffer, DiskError, DiskOp, SegmentFile, Space, segment_path, sys};
@@ -20,10 +20,14 @@ use crate::notify::Notify;
 
 /// Prepared segments kept ready.
 pub(super) const SPARES: usize = 2;
-const FILL_BYTES: usize = 512 << 10;
-/// Pause per fill write while a spare is ready: about 250 MB/s, so that the
-/// log's own writes keep the disk.
-const FILL_PAUSE: Duration = Duration::from_millis(2);
+/// One write of zeros: what a write of the log may have to wait for, and flush with its own.
+const FILL_BYTES: usize = 128 << 10;
+/// The same where there is no time for so many of them.
+const FILL_BYTES_MAX: usize = 512 << 10;
+/// Least pause between two small ones while a spare is ready: at most some 200 MB/s.
+const FILL_PAUSE_MIN: Duration = Duration::from_micros(500);
+/// The longest: a spare is ready long before it is needed, however slowly that comes.
+const FILL_PAUSE_MAX: Duration = Duration::from_millis(5);
 /// How often free space is looked at when nothing happens.
 const WATCH: Duration = Duration::from_millis(250);
 /// Free bytes left to others on the file system.
@@ -48,10 +52,31 @@ struct Shared {
     ready: AtomicUsize,
     stop: AtomicBool,
     reserve: AtomicBool,
+    /// When the log last took a segment, and how long the one before lasted, microseconds.
+    taken_us: AtomicU64,
+    lasted_us: AtomicU64,
     /// Free bytes when last looked at.
     free: AtomicU64,
     /// The error number that ended the thread; 0 while it works.
     failed: AtomicI32,
+}
+
+impl Shared {
+    /// How many zeros are written at once into a segment of `bytes`, and the pause before them,
+    /// so that it is ready in half the time that the log needs to fill one: thinly spread
+    /// they disturb the log's own writes least.
+    fn pace(&self, bytes: u64) -> (usize, Duration) {
+        let half_us = self.lasted_us.load(Ordering::Relaxed) / 2;
+        let pause =
+            |part: usize| Duration::from_micros(half_us / bytes.div_ceil(part as u64).max(1));
+        let thin = pause(FILL_BYTES);
+        match half_us {
+            // Nothing is known yet.
+            0 => (FILL_BYTES, FILL_PAUSE_MIN),
+            _ if thin >= FILL_PAUSE_MIN => (FILL_BYTES, thin.min(FILL_PAUSE_MAX)),
+            _ => (FILL_BYTES_MAX, pause(FILL_BYTES_MAX)),
+        }
+    }
 }
 
 /// A segment that can be written to.
@@ -64,6 +89,7 @@ pub(super) struct Prepared {
 #[derive(Debug)]
 pub(super) struct Preparer {
     shared: Arc<Shared>,
+    started: Instant,
     inbox: mpsc::Receiver<Prepared>,
     thread: Option<JoinHandle<()>>,
 }
@@ -78,7 +104,7 @@ impl Preparer {
             .name("log-prepare".into())
             .spawn(move || work.run())
             .map_err(|error| DiskError::io(DiskOp::Start, &error))?;
-        Ok(Preparer { shared, inbox, thread: Some(thread) })
+        Ok(Preparer { shared, started: Instant::now(), inbox, thread: Some(thread) })
     }
 
     /// A prepared segment, when there is one.
@@ -100,6 +126,9 @@ impl Preparer {
 
     /// Tells the thread that one spare less is ready.
     pub(super) fn taken(&self) {
+        let now_us = self.started.elapsed().as_micros() as u64;
+        let before_us = self.shared.taken_us.swap(now_us, Ordering::Relaxed);
+        self.shared.lasted_us.store(now_us.saturating_sub(before_us), Ordering::Relaxed);
         self.shared.ready.fetch_sub(1, Ordering::AcqRel);
         if let Some(thread) = &self.thread {
             thread.thread().unpark();
@@ -236,7 +265,8 @@ impl Work {
         if self.is_allocated(&file, self.plan.reserve_bytes)? {
             return Ok(());
         }
-        write_zeros(&file, kept, self.plan.reserve_bytes, &mut || !self.stopped())?;
+        let goes_on = &mut || (!self.stopped()).then_some(FILL_BYTES_MAX);
+        write_zeros(&file, kept, self.plan.reserve_bytes, goes_on)?;
         file.sync_all()
     }
 
@@ -283,10 +313,13 @@ impl Work {
         self.is_allocated(&file, bytes)?;
         let whole = write_zeros(&file, 0, bytes, &mut || {
             // In a hurry when nothing is ready any more.
+            let mut part = FILL_BYTES_MAX;
             if ready > 0 && self.shared.ready.load(Ordering::Acquire) > 0 {
-                std::thread::park_timeout(FILL_PAUSE);
+                let pause;
+                (part, pause) = self.shared.pace(bytes);
+                std::thread::park_timeout(pause);
             }
-            !self.stopped()
+            (!self.stopped()).then_some(part)
         })?;
         if !whole {
             drop(file);
@@ -308,21 +341,20 @@ fn is_full(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
 }
 
-/// Zeros from `at` to `end`, for as long as `goes_on`; says whether all were written.
+/// Zeros from `at` to `end`, as many at once as `next` says, until it says none; whether all
+/// were written.
 fn write_zeros(
     file: &File,
     mut at: u64,
     end: u64,
-    goes_on: &mut dyn FnMut() -> bool,
+    next: &mut dyn FnMut() -> Option<usize>,
 ) -> io::Result<bool> {
-    let zeros = Buffer::new(FILL_BYTES.min(end.saturating_sub(at) as usize));
+    let zeros = Buffer::new(FILL_BYTES_MAX.min(end.saturating_sub(at) as usize));
     while at < end {
-        let part = (end - at).min(zeros.len() as u64) as usize;
+        let Some(part) = next() else { return Ok(false) };
+        let part = (end - at).min(part.min(zeros.len()) as u64) as usize;
         file.write_all_at(&zeros[..part], at)?;
         at += part as u64;
-        if !goes_on() {
-            return Ok(at >= end);
-        }
     }
     Ok(true)
 }
@@ -333,7 +365,7 @@ fn write_zeros(
 pub(super) fn fill_up(path: &Path, from: u64, to: u64, direct: bool) -> io::Result<u64> {
     let flags = if direct { libc::O_DIRECT } else { 0 };
     let file = OpenOptions::new().write(true).custom_flags(flags).open(path)?;
-    let bytes = match write_zeros(&file, from, to, &mut || true) {
+    let bytes = match write_zeros(&file, from, to, &mut || Some(FILL_BYTES_MAX)) {
         Ok(_) => to,
         Err(error) if is_full(&error) => {
             file.set_len(from)?;
@@ -403,6 +435,20 @@ mod tests {
             let reserve = std::fs::metadata(dir.path().join("reserve")).unwrap();
             assert_eq!(reserve.len(), RESERVE);
             assert!(reserve.blocks() * 512 >= RESERVE, "{} blocks", reserve.blocks());
+        }
+    }
+
+    #[test]
+    fn zeros_are_spread_over_half_of_what_a_segment_lasts() {
+        let shared = Shared::default();
+        let bytes = 64 << 20;
+        assert_eq!(shared.pace(bytes), (FILL_BYTES, FILL_PAUSE_MIN), "nothing is known yet");
+        for (lasted_ms, part, pause_us) in
+            [(100, FILL_BYTES_MAX, 390), (2_048, FILL_BYTES, 2_000), (60_000, FILL_BYTES, 5_000)]
+        {
+            shared.lasted_us.store(lasted_ms * 1_000, Ordering::Relaxed);
+            let pause = Duration::from_micros(pause_us);
+            assert_eq!(shared.pace(bytes), (part, pause), "{lasted_ms} ms");
         }
     }
 
