@@ -7,6 +7,8 @@
 
 use serde::Serialize;
 use std::fmt;
+use std::fs::File;
+use std::io::Read;
 
 /// CPU time of the whole machine since its start, in the kernel's ticks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,12 +16,19 @@ pub(crate) struct CpuTimes {
     cpus: u32,
     total: u64,
     steal: u64,
+    /// How long an idle CPU may take to wake up, where somebody has asked for a bound,
+    /// microseconds.
+    wake_up_us: Option<u32>,
 }
 
 impl CpuTimes {
     /// The present state; `None` where the kernel does not tell.
     pub(crate) fn read() -> Option<Self> {
-        Self::of_stat(&std::fs::read_to_string("/proc/stat").ok()?)
+        let times = Self::of_stat(&std::fs::read_to_string("/proc/stat").ok()?)?;
+        // PM QoS: what is read is the strictest bound of all that hold the file open.
+        let mut bound = [0; 4];
+        let read = File::open("/dev/cpu_dma_latency").and_then(|mut it| it.read_exact(&mut bound));
+        Some(Self { wake_up_us: read.ok().and_then(|()| asked_for(bound)), ..times })
     }
 
     /// Reads the lines `cpu` (all together) and `cpu0`, `cpu1`, .. of `/proc/stat`.
@@ -31,7 +40,8 @@ impl CpuTimes {
         let ticks = fields.map(str::parse).collect::<Result<Vec<u64>, _>>().ok()?;
         let (steal, cpus) = (*ticks.get(7)?, lines.count());
         let total = ticks.iter().fold(0_u64, |sum, ticks| sum.saturating_add(*ticks));
-        (cpus > 0).then_some(Self { cpus: u32::try_from(cpus).ok()?, total, steal })
+        let cpus = u32::try_from(cpus).ok()?;
+        (cpus > 0).then_some(Self { cpus, total, steal, wake_up_us: None })
     }
 
     /// Share of the time since `earlier` that was stolen; `None` when no time went by.
@@ -39,6 +49,11 @@ impl CpuTimes {
         let total = self.total.checked_sub(earlier.total).filter(|total| *total > 0)?;
         Some(self.steal.saturating_sub(earlier.steal) as f64 / total as f64)
     }
+}
+
+/// The bound; `None` for the kernel's 2,000 seconds, which mean that nobody asked.
+fn asked_for(bound: [u8; 4]) -> Option<u32> {
+    u32::try_from(i32::from_ne_bytes(bound)).ok().filter(|us| *us < 1_000_000)
 }
 
 /// How late a thread woke up that only sleeps.
@@ -72,6 +87,9 @@ pub(crate) struct Host {
     steal_percent: Option<f64>,
     /// Late wake-ups of the pacing thread; none are known of a closed loop.
     stalls: Option<Stalls>,
+    /// How long an idle CPU may take to wake up, by what a process on the machine has asked of the
+    /// kernel (a loaded switch does), microseconds; 0: idle ones spin.
+    wake_up_us: Option<u32>,
 }
 
 impl Host {
@@ -94,7 +112,8 @@ impl Host {
     ) -> Self {
         let steal = before.zip(after).and_then(|(before, after)| after.steal_since(&before));
         let cpus = after.map(|after| after.cpus);
-        Self { cpus, steal_percent: steal.map(|share| share * 100.0), stalls }
+        let wake_up_us = after.and_then(|after| after.wake_up_us);
+        Self { cpus, steal_percent: steal.map(|share| share * 100.0), stalls, wake_up_us }
     }
 }
 
@@ -104,15 +123,22 @@ impl fmt::Display for Host {
             (Some(percent), Some(cpus)) => write!(f, "steal {percent:.1} % of {cpus} CPUs; ")?,
             _ => f.write_str("steal not known; ")?,
         }
-        let Some(stalls) = &self.stalls else { return f.write_str("stalls not known") };
-        write!(
-            f,
-            "{} stalls over 1 ms, {} over 5 ms, {} over 10 ms, worst {:.1} ms",
-            stalls.over_1ms,
-            stalls.over_5ms,
-            stalls.over_10ms,
-            stalls.worst_us as f64 / 1_000.0
-        )
+        match &self.stalls {
+            None => f.write_str("stalls not known")?,
+            Some(stalls) => write!(
+                f,
+                "{} stalls over 1 ms, {} over 5 ms, {} over 10 ms, worst {:.1} ms",
+                stalls.over_1ms,
+                stalls.over_5ms,
+                stalls.over_10ms,
+                stalls.worst_us as f64 / 1_000.0
+            )?,
+        }
+        match self.wake_up_us {
+            None => Ok(()),
+            Some(0) => f.write_str("; idle CPUs kept awake"),
+            Some(us) => write!(f, "; idle CPUs wake within {us} us"),
+        }
     }
 }
 
@@ -130,12 +156,27 @@ mod tests {
     #[test]
     fn steal_is_a_share_of_all_time_and_guests_are_not_counted_twice() {
         let before = CpuTimes::of_stat(&stat(100, 50)).unwrap();
-        assert_eq!(before, CpuTimes { cpus: 2, total: 188, steal: 50 });
+        assert_eq!(before, CpuTimes { cpus: 2, total: 188, steal: 50, wake_up_us: None });
         let after = CpuTimes::of_stat(&stat(190, 60)).unwrap();
         assert_eq!(after.steal_since(&before), Some(0.1));
         assert_eq!(after.steal_since(&after), None);
         let line = Host::new(Some(before), Some(after), None).to_string();
         assert_eq!(line, "steal 10.0 % of 2 CPUs; stalls not known");
+    }
+
+    #[test]
+    fn bounds_on_waking_up_are_told() {
+        for (bound, known, told) in [
+            (0, Some(0), "; idle CPUs kept awake"),
+            (2, Some(2), "; idle CPUs wake within 2 us"),
+            (2_000_000_000, None, "known"),
+            (-1, None, "known"),
+        ] {
+            let wake_up_us = asked_for(i32::to_ne_bytes(bound));
+            assert_eq!(wake_up_us, known);
+            let line = Host { wake_up_us, ..Host::default() }.to_string();
+            assert!(line.ends_with(told), "{line}");
+        }
     }
 
     #[test]

@@ -538,6 +538,7 @@ pub(super) fn origin(origin: &Origin, host: Option<&Host>) -> Chapter {
     if let Some(host) = host {
         row("Taken by the host (steal)", steal(host));
         row("Stalls of the pacing thread", stalls(host));
+        row("Idle processors", idle(host));
     }
     let table = Table { caption: String::new(), head: words(&["", ""]), rows };
     let mut blocks = vec![Block::Table(table)];
@@ -552,6 +553,14 @@ fn steal(host: &Host) -> String {
     match (host.steal_percent, host.cpus) {
         (Some(percent), Some(cpus)) => format!("{percent:.1} % of {cpus} processors' time"),
         _ => "not known".to_owned(),
+    }
+}
+
+fn idle(host: &Host) -> String {
+    match host.wake_up_us {
+        None => "sleep as the system pleases".to_owned(),
+        Some(0) => "kept awake".to_owned(),
+        Some(us) => format!("wake up within {us} us"),
     }
 }
 

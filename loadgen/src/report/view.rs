@@ -163,6 +163,7 @@ pub(super) struct Host {
     pub(super) cpus: Option<u32>,
     pub(super) steal_percent: Option<f64>,
     pub(super) stalls: Option<Stalls>,
+    pub(super) wake_up_us: Option<u32>,
 }
 
 /// Late wake-ups.
