@@ -1,7 +1,8 @@
 //! One table, one run: the raw disk, our log, raft-engine and okaywal.
 //!
-//! Every contender writes the same 256-byte records and reports a batch only
-//! when it is durable. Contenders take turns within each round, so that a busy
+//! Every contender writes the same 256-byte records, a batch as one block with their lengths
+//! (ours, as in the switch), one entry with a chunk each (okaywal) or one batch with a key
+//! each (raft-engine), and reports a batch only when it is durable. Contenders take turns within each round, so that a busy
 //! host hits all of them; medians over the rounds are printed.
 //!
 //! `cargo bench -p benches --bench log_peers -- [--seconds 1] [--rounds 3] [--dir D]`.
@@ -99,7 +100,8 @@ impl Contender for RawDirect {
 }
 
 fn disk_bytes(records: usize) -> usize {
-    (storage::BATCH_HEADER_BYTES + FRAME_HEADER_BYTES + records * RECORD).next_multiple_of(BLOCK)
+    (storage::BATCH_HEADER_BYTES + FRAME_HEADER_BYTES + records * (4 + RECORD))
+        .next_multiple_of(BLOCK)
 }
 
 /// The plain loop: append the payloads with write, then fdatasync.
@@ -125,7 +127,7 @@ impl Contender for RawFdatasync {
 struct Ours {
     log: Log,
     notify: Notify,
-    /// The records of a batch: one frame, as the blocks of the switch are.
+    /// The records of a batch, each with its length: one frame, as the blocks of the switch are.
     block: Vec<u8>,
     /// Fill the next batch while one is in flight.
     pipelined: bool,
@@ -154,6 +156,7 @@ impl Contender for Ours {
     fn write(&mut self, records: usize) {
         self.block.clear();
         for _ in 0..records {
+            self.block.extend_from_slice(&(RECORD as u32).to_le_bytes());
             self.block.extend_from_slice(&[0x5a; RECORD]);
         }
         self.log.append(&note(&self.block)).expect("room for a batch");

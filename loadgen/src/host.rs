@@ -88,7 +88,8 @@ pub(crate) struct Host {
     /// Late wake-ups of the pacing thread; none are known of a closed loop.
     stalls: Option<Stalls>,
     /// How long an idle CPU may take to wake up, by what a process on the machine has asked of the
-    /// kernel (a loaded switch does), microseconds; 0: idle ones spin.
+    /// kernel (a loaded switch does), microseconds; 0: idle ones spin. `None`: nobody has, or it
+    /// is not to be read.
     wake_up_us: Option<u32>,
 }
 
@@ -136,8 +137,8 @@ impl fmt::Display for Host {
         }
         match self.wake_up_us {
             None => Ok(()),
-            Some(0) => f.write_str("; idle CPUs kept awake"),
-            Some(us) => write!(f, "; idle CPUs wake within {us} us"),
+            Some(0) => f.write_str("; idle CPUs asked to stay awake"),
+            Some(us) => write!(f, "; idle CPUs asked to wake within {us} us"),
         }
     }
 }
@@ -167,8 +168,8 @@ mod tests {
     #[test]
     fn bounds_on_waking_up_are_told() {
         for (bound, known, told) in [
-            (0, Some(0), "; idle CPUs kept awake"),
-            (2, Some(2), "; idle CPUs wake within 2 us"),
+            (0, Some(0), "; idle CPUs asked to stay awake"),
+            (2, Some(2), "; idle CPUs asked to wake within 2 us"),
             (2_000_000_000, None, "known"),
             (-1, None, "known"),
         ] {

@@ -355,7 +355,7 @@ pub struct Metrics {
     pub packets_refused: Counter,
     /// Handshakes under way.
     pub handshakes: Gauge,
-    /// 1 while idle cores are kept from halting.
+    /// 1 while the kernel is asked not to halt idle cores.
     pub cores_awake: Gauge,
     /// Batches in the worker's inbox.
     pub inbox_batches: Gauge,

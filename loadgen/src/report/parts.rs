@@ -538,7 +538,7 @@ pub(super) fn origin(origin: &Origin, host: Option<&Host>) -> Chapter {
     if let Some(host) = host {
         row("Taken by the host (steal)", steal(host));
         row("Stalls of the pacing thread", stalls(host));
-        row("Idle processors", idle(host));
+        row("Idle processors", idle(host).unwrap_or_default());
     }
     let table = Table { caption: String::new(), head: words(&["", ""]), rows };
     let mut blocks = vec![Block::Table(table)];
@@ -556,12 +556,12 @@ fn steal(host: &Host) -> String {
     }
 }
 
-fn idle(host: &Host) -> String {
-    match host.wake_up_us {
-        None => "sleep as the system pleases".to_owned(),
-        Some(0) => "kept awake".to_owned(),
-        Some(us) => format!("wake up within {us} us"),
-    }
+/// What the kernel was asked to do with them, where that is known.
+fn idle(host: &Host) -> Option<String> {
+    Some(match host.wake_up_us? {
+        0 => "asked to stay awake".to_owned(),
+        us => format!("asked to wake up within {us} us"),
+    })
 }
 
 fn stalls(host: &Host) -> String {

@@ -5,6 +5,7 @@
 //! file. The thread also watches the free space: before the file system is
 //! full it says so, and then feeds the log from what was reserved.
 
+use std::cell::Cell;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -24,10 +25,11 @@ pub(super) const SPARES: usize = 2;
 const FILL_BYTES: usize = 128 << 10;
 /// The same where there is no time for so many of them.
 const FILL_BYTES_MAX: usize = 512 << 10;
-/// Least pause between two small ones while a spare is ready: at most some 200 MB/s.
+/// Least pause between two small ones while a spare is ready: at most 262 MB/s.
 const FILL_PAUSE_MIN: Duration = Duration::from_micros(500);
-/// The longest: a spare is ready long before it is needed, however slowly that comes.
-const FILL_PAUSE_MAX: Duration = Duration::from_millis(5);
+/// Slowest filling while a spare is ready, bytes per microsecond: a load that comes of a sudden
+/// finds the next spare ready, and the disk's free space is looked at between two segments.
+const FILL_RATE_MIN: u64 = 64;
 /// How often free space is looked at when nothing happens.
 const WATCH: Duration = Duration::from_millis(250);
 /// Free bytes left to others on the file system.
@@ -52,8 +54,7 @@ struct Shared {
     ready: AtomicUsize,
     stop: AtomicBool,
     reserve: AtomicBool,
-    /// When the log last took a segment, and how long the one before lasted, microseconds.
-    taken_us: AtomicU64,
+    /// How long the log's last full segment lasted, microseconds; 0: not known.
     lasted_us: AtomicU64,
     /// Free bytes when last looked at.
     free: AtomicU64,
@@ -62,19 +63,22 @@ struct Shared {
 }
 
 impl Shared {
-    /// How many zeros are written at once into a segment of `bytes`, and the pause before them,
-    /// so that it is ready in half the time that the log needs to fill one: thinly spread
-    /// they disturb the log's own writes least.
+    /// How many zeros are written at once into a segment of `bytes`, and the pause before them.
+    /// The pauses add up to half the time that the log needs to fill a segment: thinly
+    /// spread, zeros disturb the log's own writes least.
     fn pace(&self, bytes: u64) -> (usize, Duration) {
-        let half_us = self.lasted_us.load(Ordering::Relaxed) / 2;
+        let lasted_us = self.lasted_us.load(Ordering::Relaxed);
+        if lasted_us == 0 {
+            return (FILL_BYTES, FILL_PAUSE_MIN);
+        }
+        let pauses_us = (lasted_us / 2).min(bytes / FILL_RATE_MIN);
         let pause =
-            |part: usize| Duration::from_micros(half_us / bytes.div_ceil(part as u64).max(1));
+            |part: usize| Duration::from_micros(pauses_us / bytes.div_ceil(part as u64).max(1));
         let thin = pause(FILL_BYTES);
-        match half_us {
-            // Nothing is known yet.
-            0 => (FILL_BYTES, FILL_PAUSE_MIN),
-            _ if thin >= FILL_PAUSE_MIN => (FILL_BYTES, thin.min(FILL_PAUSE_MAX)),
-            _ => (FILL_BYTES_MAX, pause(FILL_BYTES_MAX)),
+        if thin >= FILL_PAUSE_MIN {
+            (FILL_BYTES, thin)
+        } else {
+            (FILL_BYTES_MAX, pause(FILL_BYTES_MAX))
         }
     }
 }
@@ -89,7 +93,8 @@ pub(super) struct Prepared {
 #[derive(Debug)]
 pub(super) struct Preparer {
     shared: Arc<Shared>,
-    started: Instant,
+    /// When the log last took a segment.
+    taken: Cell<Option<Instant>>,
     inbox: mpsc::Receiver<Prepared>,
     thread: Option<JoinHandle<()>>,
 }
@@ -104,7 +109,7 @@ impl Preparer {
             .name("log-prepare".into())
             .spawn(move || work.run())
             .map_err(|error| DiskError::io(DiskOp::Start, &error))?;
-        Ok(Preparer { shared, started: Instant::now(), inbox, thread: Some(thread) })
+        Ok(Preparer { shared, taken: Cell::new(None), inbox, thread: Some(thread) })
     }
 
     /// A prepared segment, when there is one.
@@ -126,9 +131,11 @@ impl Preparer {
 
     /// Tells the thread that one spare less is ready.
     pub(super) fn taken(&self) {
-        let now_us = self.started.elapsed().as_micros() as u64;
-        let before_us = self.shared.taken_us.swap(now_us, Ordering::Relaxed);
-        self.shared.lasted_us.store(now_us.saturating_sub(before_us), Ordering::Relaxed);
+        // Of the first one nothing is known: the log may have been near the end of one.
+        if let Some(before) = self.taken.replace(Some(Instant::now())) {
+            let lasted_us = before.elapsed().as_micros() as u64;
+            self.shared.lasted_us.store(lasted_us.max(1), Ordering::Relaxed);
+        }
         self.shared.ready.fetch_sub(1, Ordering::AcqRel);
         if let Some(thread) = &self.thread {
             thread.thread().unpark();
@@ -313,10 +320,12 @@ impl Work {
         self.is_allocated(&file, bytes)?;
         let whole = write_zeros(&file, 0, bytes, &mut || {
             // In a hurry when nothing is ready any more.
-            let mut part = FILL_BYTES_MAX;
-            if ready > 0 && self.shared.ready.load(Ordering::Acquire) > 0 {
-                let pause;
-                (part, pause) = self.shared.pace(bytes);
+            let hurry = ready == 0 || self.shared.ready.load(Ordering::Acquire) == 0;
+            let (part, pause) = match hurry {
+                true => (FILL_BYTES_MAX, Duration::ZERO),
+                false => self.shared.pace(bytes),
+            };
+            if !pause.is_zero() {
                 std::thread::park_timeout(pause);
             }
             (!self.stopped()).then_some(part)
@@ -443,13 +452,29 @@ mod tests {
         let shared = Shared::default();
         let bytes = 64 << 20;
         assert_eq!(shared.pace(bytes), (FILL_BYTES, FILL_PAUSE_MIN), "nothing is known yet");
-        for (lasted_ms, part, pause_us) in
-            [(100, FILL_BYTES_MAX, 390), (2_048, FILL_BYTES, 2_000), (60_000, FILL_BYTES, 5_000)]
-        {
+        for (lasted_ms, part, pause_us) in [
+            (100, FILL_BYTES_MAX, 390),
+            (512, FILL_BYTES, 500),
+            (1_024, FILL_BYTES, 1_000),
+            (60_000, FILL_BYTES, 2_048),
+        ] {
             shared.lasted_us.store(lasted_ms * 1_000, Ordering::Relaxed);
             let pause = Duration::from_micros(pause_us);
             assert_eq!(shared.pace(bytes), (part, pause), "{lasted_ms} ms");
         }
+    }
+
+    #[test]
+    fn how_long_a_segment_lasts_is_known_from_the_second_one_on() {
+        let (_outbox, inbox) = mpsc::sync_channel(1);
+        let shared = Arc::new(Shared::default());
+        shared.ready.store(2, Ordering::Release);
+        let taken = Cell::new(None);
+        let preparer = Preparer { shared: Arc::clone(&shared), taken, inbox, thread: None };
+        preparer.taken();
+        assert_eq!(shared.lasted_us.load(Ordering::Relaxed), 0);
+        preparer.taken();
+        assert!(shared.lasted_us.load(Ordering::Relaxed) > 0);
     }
 
     #[test]

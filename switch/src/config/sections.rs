@@ -234,10 +234,11 @@ pub struct WorkerConfig {
     /// Unanswered requests of all connections before new ones are shed. Where there are
     /// several gateways, each has half of it at most.
     pub outstanding_max: u32,
-    /// From this many requests per second on idle cores are kept from halting, so that threads
-    /// wake sooner; 0: never. Needs `/dev/cpu_dma_latency`.
+    /// From this many requests per second on the kernel is asked not to halt idle cores, so
+    /// that threads wake sooner; 0: never. Needs `/dev/cpu_dma_latency`.
     pub awake_from_rate: u32,
-    /// How long a core may take to wake up then, microseconds. 0: idle ones spin.
+    /// How long a core may take to wake up then, microseconds. 0: idle ones spin; more still
+    /// lets the cores of a virtual machine halt.
     pub awake_latency_us: u32,
 }
 

@@ -153,7 +153,7 @@ impl Metrics {
         page.gauge("clock_offset_seconds", help, &self.clock_offset_s);
         page.gauge("in_flight", "Unanswered requests of gateways.", &self.in_flight);
         page.gauge("inbox_batches", "Batches in the worker's inbox.", &self.inbox_batches);
-        let help = "1 while idle cores are kept from halting.";
+        let help = "1 while the kernel is asked not to halt idle cores.";
         page.gauge("cores_awake", help, &self.cores_awake);
     }
 

@@ -1,14 +1,14 @@
 //! Keeps the processor cores from halting while there is much to do.
 //!
-//! A payment passes six threads or so, and each hand-over wakes one that sleeps. A core that has
-//! nothing to do for a moment halts, and takes tens of microseconds to come back, in a
-//! virtual machine more than twice that. Linux lets a process say how long that may take
-//! (PM QoS: the kernel's `Documentation/power/pm_qos_interface.rst`): what is
-//! written to `/dev/cpu_dma_latency` holds for as long as the file is open, and with 0 idle
-//! cores spin in the kernel, where they give way to any thread at once. It costs
-//! power, so it is asked for only under load. The kernel takes it back when the process ends.
+//! A payment passes from thread to thread some six times, and each hand-over wakes one that sleeps. A core
+//! that has nothing to do for a moment halts, and takes microseconds to come back, in a virtual
+//! machine tens of them. Linux lets a process say how long that may take (PM QoS: the
+//! kernel's `Documentation/power/pm_qos_interface.rst`): what is written to
+//! `/dev/cpu_dma_latency` holds for as long as the file is open, and with 0 idle cores spin in
+//! the kernel, where they give way to any thread at once. It costs power, so it is asked for
+//! only under load. The kernel takes it back when the process ends.
 //!
-//! Knows nothing of what is counted. Tested with a plain file in place of the device.
+//! Tested with a plain file in place of the device.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -19,11 +19,13 @@ use crate::config::WorkerConfig;
 use crate::metrics::Metrics;
 
 /// How often the load is looked at.
-pub(super) const PERIOD: Duration = Duration::from_millis(100);
+const PERIOD: Duration = Duration::from_millis(100);
 /// Looks in a row that must find much to do: one alone may be a client that catches up.
 const BUSY_LOOKS: u32 = 3;
 /// What has been quiet for so long may sleep.
 const QUIET: Duration = Duration::from_secs(2);
+/// What the two records of a payment take in the log, about.
+const PAYMENT_BYTES: u64 = 175;
 const DEVICE: &str = "/dev/cpu_dma_latency";
 
 /// Asks the kernel for cores that wake up soon, and takes it back.
@@ -34,10 +36,15 @@ pub(super) struct Awake {
     /// How long waking up may take, microseconds.
     latency_us: i32,
     request: Option<File>,
-    /// What had been counted at the last look, and when that was.
-    last: (u64, Instant),
-    /// Looks in a row that found much to do, and when the last of them was.
-    busy: (u32, Instant),
+    /// A request failed, and was told.
+    told: bool,
+    /// What had been counted at the last look.
+    counted: u64,
+    looked: Instant,
+    /// Looks in a row that found much to do.
+    busy_looks: u32,
+    /// When the last such look was.
+    busy: Instant,
 }
 
 impl Awake {
@@ -49,9 +56,17 @@ impl Awake {
             from_rate: u64::from(config.awake_from_rate),
             latency_us: i32::try_from(config.awake_latency_us).unwrap_or(i32::MAX),
             request: None,
-            last: (work(metrics), now),
-            busy: (0, now),
+            told: false,
+            counted: work(metrics),
+            looked: now,
+            busy_looks: 0,
+            busy: now,
         }
+    }
+
+    /// How long until the next look makes sense.
+    pub(super) fn pause(&self) -> Duration {
+        if self.from_rate == 0 { Duration::from_secs(3_600) } else { PERIOD }
     }
 
     /// Looks at what has been done since the last look, and says what came of it.
@@ -66,45 +81,50 @@ impl Awake {
         metrics.cores_awake.set(u64::from(self.held()));
     }
 
-    /// Whether cores are kept awake now.
     fn held(&self) -> bool {
         self.request.is_some()
     }
 
-    /// Looks at what has been `counted` by now. An error comes once: it is not tried again.
+    /// Looks at what has been `counted` by now.
     ///
     /// # Errors
-    /// The device cannot be opened or written: cores sleep as the system pleases.
+    /// The device cannot be opened or written: cores sleep as the system pleases. It is tried
+    /// again with the next load, but told only once.
     fn look(&mut self, counted: u64, now: Instant) -> Result<(), io::Error> {
-        let elapsed = now.saturating_duration_since(self.last.1);
+        let elapsed = now.saturating_duration_since(self.looked);
         if self.from_rate == 0 || elapsed < PERIOD {
             return Ok(());
         }
-        let rate = u128::from(counted.saturating_sub(self.last.0)) * 1000 / elapsed.as_millis();
-        self.last = (counted, now);
+        let more = u128::from(counted.saturating_sub(self.counted));
+        let rate = more * 1000 / elapsed.as_millis();
+        (self.counted, self.looked) = (counted, now);
         // Less is enough to stay awake than to be woken: a load at the bound must not flap.
         let enough = if self.held() { self.from_rate.div_ceil(2) } else { self.from_rate };
         if rate >= u128::from(enough) {
-            self.busy = (self.busy.0.saturating_add(1), now);
-            return if self.held() || self.busy.0 < BUSY_LOOKS { Ok(()) } else { self.ask() };
+            self.busy = now;
+            self.busy_looks = self.busy_looks.saturating_add(1);
+            return if self.busy_looks == BUSY_LOOKS { self.ask() } else { Ok(()) };
         }
-        self.busy.0 = 0;
-        if self.held() && now.saturating_duration_since(self.busy.1) >= QUIET {
+        let quiet = now.saturating_duration_since(self.busy) >= QUIET;
+        if quiet {
             self.request = None;
+        }
+        if !self.held() {
+            self.busy_looks = 0;
         }
         Ok(())
     }
 
     fn ask(&mut self) -> Result<(), io::Error> {
-        let open = || {
-            let mut request = File::options().write(true).open(&self.device)?;
+        let opened = File::options().write(true).open(&self.device).and_then(|mut request| {
             request.write_all(&self.latency_us.to_ne_bytes())?;
             Ok(request)
-        };
-        match open() {
+        });
+        match opened {
             Ok(request) => self.request = Some(request),
+            Err(_) if self.told => {}
             Err(error) => {
-                self.from_rate = 0;
+                self.told = true;
                 return Err(error);
             }
         }
@@ -112,14 +132,17 @@ impl Awake {
     }
 }
 
-/// Requests of gateways, and those that other sites sent on.
+/// Requests of gateways and those that other sites sent on; or, where other sites' payments
+/// are written down, about how many.
 fn work(metrics: &Metrics) -> u64 {
-    metrics.requests.sum() + metrics.forwarded_here()
+    let requests = metrics.requests.sum() + metrics.forwarded_here();
+    requests.max(metrics.log_written_bytes.value() / PAYMENT_BYTES)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::Op;
 
     struct Setup {
         _dir: tempfile::TempDir,
@@ -127,19 +150,18 @@ mod tests {
         start: Instant,
     }
 
-    fn setup(from_rate: u64) -> Setup {
+    fn setup(from_rate: u32) -> Setup {
         let dir = tempfile::tempdir().unwrap();
         let device = dir.path().join("cpu_dma_latency");
         std::fs::write(&device, "").unwrap();
-        let start = Instant::now();
-        let awake = Awake {
-            device,
-            from_rate,
-            latency_us: 3,
-            request: None,
-            last: (0, start),
-            busy: (0, start),
+        let config = WorkerConfig {
+            awake_from_rate: from_rate,
+            awake_latency_us: 3,
+            ..WorkerConfig::default()
         };
+        let mut awake = Awake::new(&config, &Metrics::sized(1, 1, []));
+        awake.device = device;
+        let start = awake.looked;
         Setup { _dir: dir, awake, start }
     }
 
@@ -171,19 +193,20 @@ mod tests {
         for ms in 1..=90 {
             it.awake.look(10 * ms, it.start + Duration::from_millis(ms)).unwrap();
         }
-        assert_eq!(it.awake.busy.0, 0, "within a period nothing is said of a rate");
+        assert_eq!(it.awake.busy_looks, 0, "within a period nothing is said of a rate");
         for second in 1..=4 {
             it.awake.look(2_000 * second, it.start + Duration::from_secs(second)).unwrap();
         }
         assert!(!it.awake.held(), "2,000 a second, however seldom it is looked");
     }
 
-    fn crowd(it: &mut Setup, looks: u64) -> Vec<bool> {
-        let look = |look: u64| {
-            let now = it.start + Duration::from_millis(100 * look);
-            it.awake.look(1_000_000 * look, now).is_ok()
+    /// Looks that find much to do; which of them went well.
+    fn crowd(it: &mut Setup, looks: usize) -> Vec<bool> {
+        let look = |_| {
+            let awake = &mut it.awake;
+            awake.look(awake.counted + 1_000_000, awake.looked + PERIOD).is_ok()
         };
-        (1..=looks).map(look).collect()
+        (0..looks).map(look).collect()
     }
 
     #[test]
@@ -194,10 +217,40 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_cannot_be_had_is_told_once() {
+    fn a_device_that_cannot_be_had_is_told_once_and_tried_with_each_load() {
         let mut it = setup(1);
-        it.awake.device = it.awake.device.join("missing");
+        let device = it.awake.device.clone();
+        it.awake.device = device.join("missing");
         assert_eq!(crowd(&mut it, 5), [true, true, false, true, true]);
         assert!(!it.awake.held());
+        it.awake.device = device;
+        assert_eq!(crowd(&mut it, 5), [true; 5]);
+        assert!(!it.awake.held(), "the same load");
+        it.awake.look(it.awake.counted, it.awake.looked + PERIOD).unwrap();
+        assert_eq!(crowd(&mut it, 3), [true; 3]);
+        assert!(it.awake.held(), "the next one");
+    }
+
+    #[test]
+    fn requests_and_what_is_written_for_others_are_work() {
+        let metrics = Metrics::sized(1, 1, []);
+        metrics.requests.of(Op::Query).add(7);
+        assert_eq!(work(&metrics), 7);
+        metrics.log_written_bytes.add(20 * PAYMENT_BYTES);
+        assert_eq!(work(&metrics), 20);
+        metrics.requests.of(Op::Pay).add(20);
+        assert_eq!(work(&metrics), 27);
+    }
+
+    #[test]
+    fn what_is_asked_is_in_the_metrics() {
+        let metrics = Metrics::sized(1, 1, []);
+        let mut it = setup(1);
+        crowd(&mut it, 3);
+        it.awake.watch(&metrics);
+        assert_eq!(metrics.cores_awake.value(), 1);
+        it.awake.request = None;
+        it.awake.watch(&metrics);
+        assert_eq!(metrics.cores_awake.value(), 0);
     }
 }

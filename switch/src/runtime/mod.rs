@@ -233,7 +233,7 @@ fn wait_for_end(
 ) -> Result<(), ServeError> {
     let mut awake = Awake::new(&config.worker, &shared.metrics);
     loop {
-        match inbox.recv_timeout(awake::PERIOD) {
+        match inbox.recv_timeout(awake.pause()) {
             Err(mpsc::RecvTimeoutError::Timeout) => awake.watch(&shared.metrics),
             Ok(Event::Drained) => {
                 shared.stop.store(true, Ordering::Release);
