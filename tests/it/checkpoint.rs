@@ -196,7 +196,7 @@ fn a_released_log_restarts_and_says_that_its_beginning_is_gone() {
                 if is_released() && part >= 3 {
                     break;
                 }
-                assert!(part < 400, "nothing is released:\n{}", switch.printed());
+                assert!(part < 4_000, "nothing is released:\n{}", switch.printed());
             }
         });
         switch.kill();
