@@ -191,7 +191,7 @@ fn a_released_log_restarts_and_says_that_its_beginning_is_gone() {
             let mut gateway = Gateway::open(&deployment).await;
             check_all(&mut gateway, &m, &answers).await;
             for part in 0.. {
-                let first = round * 100_000 + part * 200;
+                let first = round * 1_000_000 + part * 200;
                 pay_all(&mut gateway, &m, first..first + 200, &mut answers).await;
                 if is_released() && part >= 3 {
                     break;
