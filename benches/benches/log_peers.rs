@@ -2,8 +2,9 @@
 //!
 //! Every contender writes the same 256-byte records, a batch as one block with their lengths
 //! (ours, as in the switch), one entry with a chunk each (okaywal) or one batch with a key
-//! each (raft-engine), and reports a batch only when it is durable. Contenders take turns within each round, so that a busy
-//! host hits all of them; medians over the rounds are printed.
+//! each (raft-engine), and reports a batch only when it is durable. Contenders take turns
+//! within each round, so that a busy host hits all of them; medians over the rounds are
+//! printed.
 //!
 //! `cargo bench -p benches --bench log_peers -- [--seconds 1] [--rounds 3] [--dir D]`.
 //!

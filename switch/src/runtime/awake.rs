@@ -1,12 +1,12 @@
 //! Keeps the processor cores from halting while there is much to do.
 //!
-//! A payment passes from thread to thread some six times, and each hand-over wakes one that sleeps. A core
-//! that has nothing to do for a moment halts, and takes microseconds to come back, in a virtual
-//! machine tens of them. Linux lets a process say how long that may take (PM QoS: the
-//! kernel's `Documentation/power/pm_qos_interface.rst`): what is written to
-//! `/dev/cpu_dma_latency` holds for as long as the file is open, and with 0 idle cores spin in
-//! the kernel, where they give way to any thread at once. It costs power, so it is asked for
-//! only under load. The kernel takes it back when the process ends.
+//! A payment passes from thread to thread some six times, and each hand-over wakes one that
+//! sleeps. A core that has nothing to do for a moment halts, and takes microseconds to come
+//! back, in a virtual machine tens of them. Linux lets a process say how long that may take
+//! (PM QoS: the kernel's `Documentation/power/pm_qos_interface.rst`): what is written to
+//! `/dev/cpu_dma_latency` holds for as long as the file is open, and with 0 idle cores spin
+//! in the kernel, where they give way to any thread at once. It costs power, so it is asked
+//! for only under load. The kernel takes it back when the process ends.
 //!
 //! Tested with a plain file in place of the device.
 
