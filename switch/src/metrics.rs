@@ -357,6 +357,8 @@ pub struct Metrics {
     pub handshakes: Gauge,
     /// 1 while the kernel is asked not to halt idle cores.
     pub cores_awake: Gauge,
+    /// For how long it was asked while requests were unanswered, below that load, microseconds.
+    pub cores_awake_us: Counter,
     /// Batches in the worker's inbox.
     pub inbox_batches: Gauge,
     /// Unanswered requests of all gateway connections.
@@ -428,6 +430,7 @@ impl Metrics {
             clock_offset_s: Gauge::default(),
             handshakes: Gauge::default(),
             cores_awake: Gauge::default(),
+            cores_awake_us: Counter::default(),
             inbox_batches: Gauge::default(),
             in_flight: Gauge::default(),
             queue_delay: Histogram::default(),

@@ -219,6 +219,7 @@ impl Check<'_> {
             block_max.max(32 << 10),
         );
         self.range("worker.awake_latency_us", worker.awake_latency_us, 0, 10_000);
+        self.range("worker.awake_share_percent", worker.awake_share_percent, 0, 100);
         if let Some(cpu) = worker.cpu {
             self.range("worker.cpu", cpu, 0, 1_023);
         }

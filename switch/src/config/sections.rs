@@ -240,6 +240,9 @@ pub struct WorkerConfig {
     /// How long a core may take to wake up then, microseconds. 0: idle ones spin; more still
     /// lets the cores of a virtual machine halt.
     pub awake_latency_us: u32,
+    /// Below that rate: for which share of the time at most, percent, cores are kept awake
+    /// while requests are unanswered; 0: never.
+    pub awake_share_percent: u32,
 }
 
 impl Default for WorkerConfig {
@@ -252,6 +255,7 @@ impl Default for WorkerConfig {
             outstanding_max: 65_536,
             awake_from_rate: 5_000,
             awake_latency_us: 0,
+            awake_share_percent: 25,
         }
     }
 }

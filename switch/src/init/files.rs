@@ -152,6 +152,7 @@ admin_key = "certs/admin.key"
 # cpu = 1                           # pin; default: not pinned
 # awake_from_rate = 5000            # requests/s from which idle cores do not halt; 0: never
 # awake_latency_us = 0              # how long they may take to wake then; 0: they spin
+# awake_share_percent = 25          # below that rate: of the time at most, while requests are unanswered
 
 [engine]
 # sync_wait_ms = 2000               # then the early answer PROCESSING

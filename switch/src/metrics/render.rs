@@ -51,7 +51,7 @@ impl Page<'_> {
     }
 
     /// `labels` is empty or starts with a comma; its values are escaped.
-    fn sample(&mut self, name: &str, labels: &str, value: u64) {
+    fn sample(&mut self, name: &str, labels: &str, value: impl std::fmt::Display) {
         let site = self.site;
         let _ = writeln!(self.out, "payswitch_{name}{{site=\"{site}\"{labels}}} {value}");
     }
@@ -155,6 +155,9 @@ impl Metrics {
         page.gauge("inbox_batches", "Batches in the worker's inbox.", &self.inbox_batches);
         let help = "1 while the kernel is asked not to halt idle cores.";
         page.gauge("cores_awake", help, &self.cores_awake);
+        let name = "cores_awake_moments_seconds_total";
+        page.head(name, "counter", "For how long it was, below that load, for single requests.");
+        page.sample(name, "", self.cores_awake_us.value() as f64 / 1e6);
     }
 
     fn log(&self, page: &mut Page<'_>) {

@@ -1,4 +1,5 @@
-//! Keeps the processor cores from halting while there is much to do.
+//! Keeps the processor cores from halting while there is much to do, and for the moments in
+//! which a lone payment is at work.
 //!
 //! A payment passes from thread to thread some six times, and each hand-over wakes one that
 //! sleeps. A core that has nothing to do for a moment halts, and takes microseconds to come
@@ -6,14 +7,19 @@
 //! (PM QoS: the kernel's `Documentation/power/pm_qos_interface.rst`): what is written to
 //! `/dev/cpu_dma_latency` holds for as long as the file is open, and with 0 idle cores spin
 //! in the kernel, where they give way to any thread at once. It costs power, so it is asked
-//! for only under load. The kernel takes it back when the process ends.
+//! for only under load ([`Awake`]) and for a share of the time below it ([`Brief`]). The
+//! kernel takes it back when the process ends.
 //!
 //! Tested with a plain file in place of the device.
 
-use std::fs::File;
-use std::io::{self, Write};
-use std::path::PathBuf;
+mod brief;
+mod device;
+
+use std::io;
 use std::time::{Duration, Instant};
+
+pub(super) use brief::Brief;
+use device::Device;
 
 use crate::config::WorkerConfig;
 use crate::metrics::Metrics;
@@ -26,16 +32,12 @@ const BUSY_LOOKS: u32 = 3;
 const QUIET: Duration = Duration::from_secs(2);
 /// What the two records of a payment take in the log, about.
 const PAYMENT_BYTES: u64 = 175;
-const DEVICE: &str = "/dev/cpu_dma_latency";
 
 /// Asks the kernel for cores that wake up soon, and takes it back.
 pub(super) struct Awake {
-    device: PathBuf,
+    device: Device,
     /// Requests per second from which on cores are kept awake; 0: never.
     from_rate: u64,
-    /// How long waking up may take, microseconds.
-    latency_us: i32,
-    request: Option<File>,
     /// A request failed, and was told.
     told: bool,
     /// What had been counted at the last look.
@@ -52,10 +54,8 @@ impl Awake {
     pub(super) fn new(config: &WorkerConfig, metrics: &Metrics) -> Self {
         let now = Instant::now();
         Self {
-            device: DEVICE.into(),
+            device: Device::new(config.awake_latency_us),
             from_rate: u64::from(config.awake_from_rate),
-            latency_us: i32::try_from(config.awake_latency_us).unwrap_or(i32::MAX),
-            request: None,
             told: false,
             counted: work(metrics),
             looked: now,
@@ -72,17 +72,13 @@ impl Awake {
     /// Looks at what has been done since the last look, and says what came of it.
     pub(super) fn watch(&mut self, metrics: &Metrics) {
         if let Err(error) = self.look(work(metrics), Instant::now()) {
-            eprintln!(
-                "note: idle cores sleep, which makes payments slower: {}: {error} \
-                 (docs/OPERATIONS.md, The machine)",
-                self.device.display()
-            );
+            tell(&self.device, &error);
         }
         metrics.cores_awake.set(u64::from(self.held()));
     }
 
     fn held(&self) -> bool {
-        self.request.is_some()
+        self.device.wished()
     }
 
     /// Looks at what has been `counted` by now.
@@ -107,7 +103,7 @@ impl Awake {
         }
         let quiet = now.saturating_duration_since(self.busy) >= QUIET;
         if quiet {
-            self.request = None;
+            self.device.withdraw();
         }
         if !self.held() {
             self.busy_looks = 0;
@@ -116,20 +112,19 @@ impl Awake {
     }
 
     fn ask(&mut self) -> Result<(), io::Error> {
-        let opened = File::options().write(true).open(&self.device).and_then(|mut request| {
-            request.write_all(&self.latency_us.to_ne_bytes())?;
-            Ok(request)
-        });
-        match opened {
-            Ok(request) => self.request = Some(request),
-            Err(_) if self.told => {}
-            Err(error) => {
-                self.told = true;
-                return Err(error);
-            }
+        match self.device.wish() {
+            Err(error) if !std::mem::replace(&mut self.told, true) => Err(error),
+            _ => Ok(()),
         }
-        Ok(())
     }
+}
+
+fn tell(device: &Device, error: &io::Error) {
+    eprintln!(
+        "note: idle cores sleep, which makes payments slower: {}: {error} (docs/OPERATIONS.md, \
+         The machine)",
+        device.path().display()
+    );
 }
 
 /// Requests of gateways and those that other sites sent on; or, where other sites' payments
@@ -154,13 +149,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let device = dir.path().join("cpu_dma_latency");
         std::fs::write(&device, "").unwrap();
-        let config = WorkerConfig {
-            awake_from_rate: from_rate,
-            awake_latency_us: 3,
-            ..WorkerConfig::default()
-        };
+        let config = WorkerConfig { awake_from_rate: from_rate, ..WorkerConfig::default() };
         let mut awake = Awake::new(&config, &Metrics::sized(1, 1, []));
-        awake.device = device;
+        awake.device = Device::at(&device, 3);
         let start = awake.looked;
         Setup { _dir: dir, awake, start }
     }
@@ -179,7 +170,7 @@ mod tests {
         assert!(!look(&mut it, 499, 200), "4,990 a second are less than asked for");
         assert!(!look(&mut it, 500, 300) && !look(&mut it, 500, 400));
         assert!(look(&mut it, 500, 500), "three in a row");
-        assert_eq!(std::fs::read(&it.awake.device).unwrap(), 3_i32.to_ne_bytes());
+        assert_eq!(std::fs::read(it.awake.device.path()).unwrap(), 3_i32.to_ne_bytes());
         assert!(look(&mut it, 250, 600), "half of it is enough from now on");
         assert!(look(&mut it, 0, 2_599), "for less than two seconds there was nothing");
         assert!(!look(&mut it, 0, 2_700));
@@ -219,11 +210,11 @@ mod tests {
     #[test]
     fn a_device_that_cannot_be_had_is_told_once_and_tried_with_each_load() {
         let mut it = setup(1);
-        let device = it.awake.device.clone();
-        it.awake.device = device.join("missing");
+        let path = it.awake.device.path().to_path_buf();
+        it.awake.device = Device::at(&path.join("missing"), 3);
         assert_eq!(crowd(&mut it, 5), [true, true, false, true, true]);
         assert!(!it.awake.held());
-        it.awake.device = device;
+        it.awake.device = Device::at(&path, 3);
         assert_eq!(crowd(&mut it, 5), [true; 5]);
         assert!(!it.awake.held(), "the same load");
         it.awake.look(it.awake.counted, it.awake.looked + PERIOD).unwrap();
@@ -249,7 +240,7 @@ mod tests {
         crowd(&mut it, 3);
         it.awake.watch(&metrics);
         assert_eq!(metrics.cores_awake.value(), 1);
-        it.awake.request = None;
+        it.awake.device.withdraw();
         it.awake.watch(&metrics);
         assert_eq!(metrics.cores_awake.value(), 0);
     }

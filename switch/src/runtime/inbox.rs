@@ -151,8 +151,17 @@ const PACKETS_MAX: usize = 4096;
 /// Bytes of those.
 const PACKETS_BYTES_MAX: usize = 64 << 20;
 
-const AWAKE: u8 = 0;
-const PARKED: u8 = 1;
+/// What the worker is to be woken for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Listen {
+    /// Nothing that is handed in: it looks by itself when it wakes.
+    Nothing,
+    /// Packets of other sites, which wait for its answer.
+    Packets,
+    /// Batches, too.
+    All,
+}
 
 /// The queues between one worker and the network thread.
 pub struct Exchange {
@@ -162,7 +171,8 @@ pub struct Exchange {
     packets_bytes: AtomicUsize,
     outbox: ArrayQueue<Box<OutBatch>>,
     outbox_pool: ArrayQueue<Box<OutBatch>>,
-    state: AtomicU8,
+    /// A [`Listen`]; only what sleeps listens.
+    listens: AtomicU8,
     notify: Notify,
     net_wake: Arc<tokio::sync::Notify>,
     /// Requests stand in the queue for longer than is allowed: new ones are to be
@@ -181,7 +191,7 @@ impl Exchange {
             packets_bytes: AtomicUsize::new(0),
             outbox: ArrayQueue::new(batches),
             outbox_pool: ArrayQueue::new(batches),
-            state: AtomicU8::new(AWAKE),
+            listens: AtomicU8::new(Listen::Nothing as u8),
             notify,
             net_wake,
             overloaded: AtomicBool::new(false),
@@ -199,7 +209,7 @@ impl Exchange {
     /// The batch, when the worker does not keep up.
     pub fn push(&self, batch: Box<Batch>) -> Result<(), Box<Batch>> {
         self.inbox.push(batch)?;
-        self.nudge();
+        self.nudge(Listen::All);
         Ok(())
     }
 
@@ -219,7 +229,7 @@ impl Exchange {
             self.packets_bytes.fetch_sub(bytes, Ordering::Relaxed);
             return Err(packet);
         }
-        self.nudge();
+        self.nudge(Listen::Packets);
         Ok(())
     }
 
@@ -230,13 +240,13 @@ impl Exchange {
         Some(packet)
     }
 
-    /// Wakes the worker if it sleeps and listens.
-    fn nudge(&self) {
+    /// Wakes the worker if it sleeps and listens to that much at least.
+    fn nudge(&self, least: Listen) {
         // Pairs with the fence in `park`: either the worker sees what was
         // pushed, or we see that it sleeps.
         fence(Ordering::SeqCst);
-        if self.state.load(Ordering::Relaxed) == PARKED {
-            self.state.store(AWAKE, Ordering::Relaxed);
+        if self.listens.load(Ordering::Relaxed) >= least as u8 {
+            self.listens.store(Listen::Nothing as u8, Ordering::Relaxed);
             self.notify.wake();
         }
     }
@@ -258,20 +268,28 @@ impl Exchange {
         drop(self.inbox_pool.push(batch));
     }
 
-    /// Worker: sleeps until something is handed in, the log reports, or the
-    /// time-out ends. With `listen` false, new batches do not end the sleep:
-    /// the worker looks by itself when it wakes.
-    pub fn park(&self, timeout_us: u64, listen: bool) {
-        if listen {
-            self.state.store(PARKED, Ordering::Relaxed);
-            fence(Ordering::SeqCst);
-            if !self.inbox.is_empty() || !self.packets.is_empty() {
-                self.state.store(AWAKE, Ordering::Relaxed);
-                return;
-            }
+    /// Worker: sleeps until something is handed in that it listens to, the log reports, or
+    /// the time-out ends.
+    pub fn park(&self, timeout_us: u64, listen: Listen) {
+        if self.falls_asleep(listen) {
+            self.notify.wait(timeout_us);
+            self.listens.store(Listen::Nothing as u8, Ordering::Relaxed);
         }
-        self.notify.wait(timeout_us);
-        self.state.store(AWAKE, Ordering::Relaxed);
+    }
+
+    /// Listens from now on, unless there is something already.
+    fn falls_asleep(&self, listen: Listen) -> bool {
+        if listen == Listen::Nothing {
+            return true;
+        }
+        self.listens.store(listen as u8, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        let batches = listen == Listen::All && !self.inbox.is_empty();
+        if batches || !self.packets.is_empty() {
+            self.listens.store(Listen::Nothing as u8, Ordering::Relaxed);
+            return false;
+        }
+        true
     }
 
     /// Worker: an empty out-batch.
@@ -310,6 +328,36 @@ impl Exchange {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_worker_that_listens_to_packets_sleeps_through_batches() {
+        let exchange = || {
+            let net_wake = Arc::new(tokio::sync::Notify::new());
+            Exchange::new(4, Notify::new().unwrap(), net_wake)
+        };
+        let packet = || Packet { from: 2, bytes: Bytes::from_static(b"x") };
+        // Whether what was handed in before it slept, or while it slept, wakes it.
+        for (listen, for_batch, for_packet) in [
+            (Listen::Nothing, false, false),
+            (Listen::Packets, false, true),
+            (Listen::All, true, true),
+        ] {
+            for (is_packet, wakes) in [(false, for_batch), (true, for_packet)] {
+                let hand_in = |exchange: &Exchange| match is_packet {
+                    true => assert!(exchange.push_packet(packet()).is_ok()),
+                    false => assert!(exchange.push(exchange.batch()).is_ok()),
+                };
+                let before = exchange();
+                hand_in(&before);
+                assert_eq!(before.falls_asleep(listen), !wakes, "{listen:?} {is_packet}");
+                let during = exchange();
+                assert!(during.falls_asleep(listen));
+                hand_in(&during);
+                let left = if wakes { Listen::Nothing } else { listen };
+                assert_eq!(during.listens.load(Ordering::Relaxed), left as u8, "{listen:?}");
+            }
+        }
+    }
 
     #[test]
     fn packets_are_bounded_in_number_and_bytes() {

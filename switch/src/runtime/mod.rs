@@ -455,6 +455,8 @@ async fn net_main(
             in_flight_max: config.gateway.in_flight_max,
             outstanding_max: config.worker.outstanding_max as usize,
             queue_delay_max_us: config.worker.queue_delay_max_ms * 1000,
+            awake_share_percent: config.worker.awake_share_percent,
+            awake_latency_us: config.worker.awake_latency_us,
             batch_items_max: 4096,
         },
         vec![Arc::clone(control.exchange())],
@@ -468,6 +470,7 @@ async fn net_main(
     );
     tokio::task::spawn_local(Rc::clone(&net).run_forwarding());
     tokio::task::spawn_local(Rc::clone(&net).run_flusher());
+    tokio::task::spawn_local(Rc::clone(&net).run_moments());
     tokio::task::spawn_local(Rc::clone(&net).run_dispatcher(net_wake));
     let witness = config.this_site().witness;
     if witness {

@@ -15,6 +15,7 @@ use protocol::code::Code;
 use protocol::message::kind;
 use tokio::sync::Notify;
 
+use super::awake::Brief;
 use super::clock;
 use super::control::NodeControl;
 use super::directory::Directory;
@@ -48,6 +49,11 @@ pub struct NetSettings {
     pub outstanding_max: usize,
     /// Requests are shed when batches keep waiting longer than this, microseconds.
     pub queue_delay_max_us: u64,
+    /// Share of the time, percent, for which cores may be kept awake while requests are
+    /// unanswered.
+    pub awake_share_percent: u32,
+    /// How long a core may take to wake up then, microseconds.
+    pub awake_latency_us: u32,
     /// Items of an open batch before new requests are shed.
     pub batch_items_max: usize,
 }
@@ -82,6 +88,10 @@ pub struct Net {
     /// Unanswered requests of each gateway, by its number.
     by_gateway: RefCell<Vec<Rc<Cell<usize>>>>,
     flush: Notify,
+    /// Moments in which cores are kept awake.
+    brief: RefCell<Brief>,
+    /// One has begun.
+    moment: Notify,
     /// Unanswered requests.
     pub outstanding: Cell<usize>,
     /// New payments are refused: the node stops.
@@ -120,6 +130,11 @@ impl Net {
         Rc::new(Self {
             turns: RefCell::new(Standing::new(settings.queue_delay_max_us)),
             behind: Cell::new(false),
+            brief: RefCell::new(Brief::new(
+                settings.awake_share_percent,
+                settings.awake_latency_us,
+            )),
+            moment: Notify::new(),
             heard: RefCell::new(vec![0; usize::from(settings.shards)]),
             settings,
             lanes: exchanges.into_iter().map(lane).collect(),
@@ -294,6 +309,7 @@ impl Net {
     pub async fn run_flusher(self: Rc<Self>) {
         loop {
             self.flush.notified().await;
+            self.stay_awake();
             loop {
                 let mut stuck = false;
                 for lane in &self.lanes {
@@ -320,6 +336,41 @@ impl Net {
         }
     }
 
+    /// What is handed over now shall find cores that are awake. Under load they are anyway.
+    fn stay_awake(&self) {
+        if self.metrics.cores_awake.value() == 0 && self.brief.borrow_mut().begin(clock::mono_us())
+        {
+            self.moment.notify_one();
+        }
+    }
+
+    /// Cores may sleep once nothing is unanswered.
+    fn look_whether_to_sleep(&self) {
+        if self.outstanding.get() == 0 {
+            self.let_sleep();
+        }
+    }
+
+    fn let_sleep(&self) {
+        let took_us = self.brief.borrow_mut().end(clock::mono_us());
+        self.metrics.cores_awake_us.add(took_us.unwrap_or(0));
+    }
+
+    /// Lets cores sleep when a moment lasts too long.
+    pub async fn run_moments(self: Rc<Self>) {
+        loop {
+            self.moment.notified().await;
+            loop {
+                let left_us = self.brief.borrow().left_us(clock::mono_us());
+                match left_us {
+                    None => break,
+                    Some(0) => self.let_sleep(),
+                    Some(left_us) => tokio::time::sleep(Duration::from_micros(left_us)).await,
+                }
+            }
+        }
+    }
+
     /// Spreads what the workers hand back.
     pub async fn run_dispatcher(self: Rc<Self>, wake: Arc<Notify>) {
         let mut dirty: Vec<Rc<Connection>> = Vec::new();
@@ -338,6 +389,7 @@ impl Net {
             }
             if !taken {
                 self.behind.set(false);
+                self.look_whether_to_sleep();
                 if self.held.borrow().is_empty() {
                     wake.notified().await;
                     continue;

@@ -192,6 +192,8 @@ pub fn net(
         outstanding_max,
         // The machine may stand still: not what is tested here.
         queue_delay_max_us: 60_000_000,
+        awake_share_percent: 0,
+        awake_latency_us: 0,
         batch_items_max: 4_096,
     };
     let kek = Arc::new(Kek::load(&config.keys.kek).unwrap());

@@ -137,8 +137,8 @@ pub fn channel_transport(channel: &ChannelSection) -> TransportConfig {
     transport
 }
 
-/// Largest UDP payload that path discovery tries: a jumbo frame's. Fewer, larger
-/// packets are the biggest single lever on the cost of a message.
+/// Largest UDP payload that path discovery tries: what an Ethernet frame carries. Jumbo
+/// frames gained nothing that could be told from noise.
 pub const PAYLOAD_MAX: u16 = 1_472;
 /// Bytes in flight before the first acknowledgement. Our traffic is bursts of whole
 /// batches with pauses between them, in which a window of ten packets does not
@@ -176,7 +176,7 @@ pub(super) fn idle_timeout(ms: u64) -> Option<IdleTimeout> {
     IdleTimeout::try_from(Duration::from_millis(ms)).ok()
 }
 
-fn ack_frequency(threshold: u32, delay: Duration) -> Option<AckFrequencyConfig> {
+pub(super) fn ack_frequency(threshold: u32, delay: Duration) -> Option<AckFrequencyConfig> {
     (threshold > 0).then(|| {
         let mut config = AckFrequencyConfig::default();
         config.ack_eliciting_threshold(VarInt::from_u32(threshold)).max_ack_delay(Some(delay));

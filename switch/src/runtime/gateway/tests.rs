@@ -94,6 +94,8 @@ impl Site {
             in_flight_max: 1_000,
             outstanding_max: OUTSTANDING_MAX,
             queue_delay_max_us: 60_000_000,
+            awake_share_percent: 0,
+            awake_latency_us: 0,
             batch_items_max: 1_000,
         };
         let exchanges = vec![Arc::clone(&exchange)];

@@ -48,7 +48,7 @@ use storage::disk::Disk;
 use storage::{FileDisk, Log, LogError, Lsn};
 
 use super::clock;
-use super::inbox::{Exchange, OutBatch};
+use super::inbox::{Exchange, Listen, OutBatch};
 use super::mesh::Mesh;
 use super::standing::Standing;
 use crate::engine::{EngineConfig, Input, Now};
@@ -481,9 +481,9 @@ impl<D: Disk> Worker<D> {
         }
     }
 
-    /// How long there is nothing to do, microseconds, and whether what is
+    /// How long there is nothing to do, microseconds, and what of that which is
     /// handed in meanwhile should be looked at sooner.
-    fn rest(&self, now: Now) -> (u64, bool) {
+    fn rest(&self, now: Now) -> (u64, Listen) {
         let due = self.shards.iter().filter_map(|shard| shard.due_us).min();
         let mut timeout = due.map_or(50_000, |due| due.saturating_sub(now.mono_us)).min(50_000);
         if !self.alone {
@@ -493,7 +493,7 @@ impl<D: Disk> Worker<D> {
             timeout = timeout.min(due.saturating_sub(now.mono_us));
         }
         // Other sites are not kept waiting for our next write.
-        let mut listen = true;
+        let mut listen = Listen::All;
         let in_flight = self.log.in_flight();
         // While the log waits for a segment only its wake-up helps, not haste.
         let may_write = !in_flight && !self.log.unsubmitted();
@@ -501,14 +501,18 @@ impl<D: Disk> Worker<D> {
         if self.alone {
             if may_write && blocks {
                 timeout = timeout.min(self.writer.pace.due_us.saturating_sub(now.mono_us));
-                listen = false;
+                listen = Listen::Nothing;
             } else if self.writer.pace.busy && in_flight {
                 // The completion wakes us; batches that arrive meanwhile can wait for it.
-                listen = false;
+                listen = Listen::Nothing;
             }
         } else {
             if blocks {
                 timeout = timeout.min(self.proposals.due_us.saturating_sub(now.mono_us));
+                if self.proposals.busy {
+                    // What comes meanwhile goes with them.
+                    listen = Listen::Packets;
+                }
             }
             if may_write && !self.writer.is_empty() {
                 timeout = timeout.min(self.writer.wait_us(now));

@@ -16,7 +16,7 @@ use protocol::sign::HmacKey;
 use super::super::*;
 use crate::engine::merchant::{KeyKind, Limits, Merchant, MerchantStatus};
 use crate::runtime::gateway::Front;
-use crate::runtime::inbox::{Exchange, Item};
+use crate::runtime::inbox::{Exchange, Item, Listen};
 use crate::runtime::peer::PeerShared;
 use crate::runtime::testing::{self, Cluster, Node, eventually_async};
 use crate::secret::{Kek, Secret};
@@ -59,7 +59,7 @@ impl Worker {
         let thread = thread::spawn(move || {
             while !stop_2.load(Ordering::Acquire) {
                 Self::turn(&mesh, &exchange, &mut state_2.lock().unwrap());
-                exchange.park(1_000, true);
+                exchange.park(1_000, Listen::All);
             }
         });
         Self { state, stop, thread: Some(thread) }

@@ -26,6 +26,7 @@ use crate::engine::input::{Evidence, OperationId, Waiter};
 use crate::engine::output::{ReplyBody, Send};
 use crate::replica::Wanted;
 use crate::runtime::inbox::Item;
+use crate::runtime::inbox::Listen;
 
 /// After the faults everything has ended within this.
 const PATIENCE_FOR_ALL_US: u64 = 40 * SECOND;
@@ -424,7 +425,7 @@ impl Cluster {
                 let found = &mut self.sites[usize::from(site) - 1];
                 if let Some(process) = found.process.as_mut().filter(|_| found.life == life) {
                     process.worker.shards[shard].replica.fetched(wanted, entries);
-                    self.nudge(site);
+                    self.nudge(site, Listen::Packets);
                 }
             }
             Event::Work { site, life } => self.work(site, life),
@@ -433,7 +434,7 @@ impl Cluster {
                 let site = &self.sites[usize::from(at) - 1];
                 if let Some(process) = &site.process {
                     process.shared.mesh.report_gone(about);
-                    self.nudge(at);
+                    self.nudge(at, Listen::Packets);
                 }
             }
         }

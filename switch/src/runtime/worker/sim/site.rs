@@ -16,7 +16,7 @@ use crate::engine::Now;
 use crate::metrics::Metrics;
 use crate::replica::HardState;
 use crate::runtime::held::Held;
-use crate::runtime::inbox::{Exchange, Item};
+use crate::runtime::inbox::{Exchange, Item, Listen};
 use crate::runtime::mesh::Mesh;
 use crate::runtime::worker::checkpoint::Checkpointer;
 use crate::runtime::worker::transfer::Transfers;
@@ -33,7 +33,7 @@ pub(super) struct Process {
     wall_started_us: u64,
     /// The turn that is planned, and whether what arrives may bring it forward.
     pub(super) next_turn: (u64, u64),
-    pub(super) listens: bool,
+    pub(super) listens: Listen,
     /// It does not run before.
     pub(super) paused_until_us: u64,
     /// Requests to channels that wait for a lease.
@@ -155,7 +155,7 @@ impl Site {
             started_us: now_us,
             wall_started_us: START_WALL + now_us + skew_us,
             next_turn: (u64::MAX, 0),
-            listens: true,
+            listens: Listen::All,
             paused_until_us: 0,
             held: Held::default(),
             followed: vec![0; usize::from(setup.shards)],

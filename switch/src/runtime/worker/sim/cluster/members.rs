@@ -3,6 +3,7 @@
 use super::super::setup::{MS, SECOND};
 use super::{Cluster, Event};
 use crate::replica::{By, Stage};
+use crate::runtime::inbox::Listen;
 
 impl Cluster {
     /// A site joins once the others have given up log that it would need, and now and then
@@ -34,7 +35,7 @@ impl Cluster {
                 replica.seek_member(u64::from(site), member, by)
             });
             all &= stage == Some(Ok(Stage::Done));
-            self.nudge(leader);
+            self.nudge(leader, Listen::Packets);
         }
         match all {
             true => self.seeking -= 1,

@@ -15,7 +15,7 @@ use super::super::site::Process;
 use super::{Cluster, Event};
 use crate::engine::input::Waiter;
 use crate::replica::Wanted;
-use crate::runtime::inbox::{Item, Packet};
+use crate::runtime::inbox::{Item, Listen, Packet};
 use crate::runtime::mesh::Traffic;
 use crate::runtime::worker::{WorkerError, catchup};
 
@@ -50,14 +50,15 @@ impl Cluster {
         let now = self.now();
         let process = &self.sites[usize::from(site) - 1].process;
         let taken = process.as_ref().is_some_and(|process| process.push(now, items));
-        self.nudge(site);
+        self.nudge(site, Listen::All);
         taken
     }
 
-    /// Something was handed in: the turn comes sooner, if the worker listens.
-    pub(super) fn nudge(&mut self, site: u8) {
+    /// Something was handed in: the turn comes sooner, if the worker listens to that much at
+    /// least.
+    pub(super) fn nudge(&mut self, site: u8, least: Listen) {
         let process = &self.sites[usize::from(site) - 1].process;
-        if process.as_ref().is_some_and(|process| process.listens) {
+        if process.as_ref().is_some_and(|process| process.listens >= least) {
             let after = self.random.between(3, 20);
             self.plan_turn(site, after);
         }
@@ -184,7 +185,7 @@ impl Cluster {
             let down_us = self.random.between(20 * MS, SECOND);
             return self.crash(number, Tear::Nothing, down_us, false);
         }
-        self.nudge(number);
+        self.nudge(number, Listen::Packets);
         self.plan_work(number);
     }
 
@@ -251,7 +252,7 @@ impl Cluster {
         let Some(process) = process else { return };
         // A full queue drops it, as it would.
         drop(process.shared.exchange.push_packet(Packet { from, bytes }));
-        self.nudge(to);
+        self.nudge(to, Listen::Packets);
     }
 
     pub(super) fn cut(&mut self, from: u8, to: u8, cut: bool) {

@@ -9,7 +9,7 @@ use super::super::setup::MS;
 use super::super::site::Site;
 use super::{Cluster, Doom, Event};
 use crate::engine::input::AdminCommand;
-use crate::runtime::inbox::Item;
+use crate::runtime::inbox::{Item, Listen};
 
 impl Cluster {
     pub(super) fn victim(&self, victim: Victim) -> u8 {
@@ -215,7 +215,7 @@ impl Cluster {
                 process.shared.leave.store(false, Ordering::Release);
             }
             self.plan(100 * MS, Event::Boot(site));
-            self.nudge(site);
+            self.nudge(site, Listen::Packets);
             self.drain(site, false);
         }
     }

@@ -4,13 +4,16 @@
 //! (ours, as in the switch), one entry with a chunk each (okaywal) or one batch with a key
 //! each (raft-engine), and reports a batch only when it is durable. Contenders take turns
 //! within each round, so that a busy host hits all of them; medians over the rounds are
-//! printed.
+//! printed. Then producers that hand in single records, in a closed loop ([`producers`]) and by
+//! plan: there the logs' own group commit decides.
 //!
 //! `cargo bench -p benches --bench log_peers -- [--seconds 1] [--rounds 3] [--dir D]`.
 //!
 //! Our blocking backend gives its writer thread real-time priority where it may,
 //! the peers do not. On a busy machine that alone decides the table: run the
 //! binary under `chrt -f 10` to compare logs instead of priorities.
+
+mod producers;
 
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
@@ -23,6 +26,7 @@ use storage::disk::Buffer;
 use storage::{Backend, FRAME_HEADER_BYTES, Frame, FrameKind, Log, LogConfig, Notify};
 
 const RECORD: usize = 256;
+/// Records in a batch, and producers.
 const SIZES: [usize; 4] = [16, 64, 256, 1024];
 const BLOCK: usize = 4096;
 const RAW_FILE_BYTES: usize = 256 << 20;
@@ -448,21 +452,11 @@ fn open_loop(options: &Options) {
                 "ours uring" => open_loop_ours(dir.path(), Backend::Uring, rate, seconds),
                 "raft-engine 0.4.2" => {
                     let engine = raft_engine(dir.path());
-                    let write = || {
-                        let mut batch = raft_engine::LogBatch::with_capacity(1);
-                        batch.put(1, vec![1; 8], vec![0x5a; RECORD]).expect("room");
-                        engine.write(&mut batch, true).expect("a write of raft-engine");
-                    };
-                    open_loop_peer(&write, rate, seconds)
+                    open_loop_peer(&producers::write_to_raft_engine(&engine), rate, seconds)
                 }
                 _ => {
                     let log = okaywal(dir.path());
-                    let write = || {
-                        let mut entry = log.begin_entry().expect("an entry");
-                        entry.write_chunk(&[0x5a; RECORD]).expect("a chunk");
-                        entry.commit().expect("a commit of okaywal");
-                    };
-                    open_loop_peer(&write, rate, seconds)
+                    open_loop_peer(&producers::write_to_okaywal(&log), rate, seconds)
                 }
             };
             println!(
@@ -476,5 +470,6 @@ fn open_loop(options: &Options) {
 fn main() {
     let options = options();
     one_writer(&options);
+    producers::concurrent_producers(&options);
     open_loop(&options);
 }
