@@ -7,6 +7,7 @@
 //! what it wrote, cut and damaged.
 
 use crate::exit::Failure;
+use crate::growing::GrowingFile;
 use crate::plan::Params;
 use protocol::code::Code;
 use std::fs::File;
@@ -101,11 +102,7 @@ impl Ack {
 }
 
 /// Appends answers.
-pub(crate) struct AckWriter {
-    file: File,
-    path: PathBuf,
-    buffer: Vec<u8>,
-}
+pub(crate) struct AckWriter(GrowingFile);
 
 impl AckWriter {
     /// Creates the log of a run in `dir`.
@@ -122,24 +119,17 @@ impl AckWriter {
         buffer.extend_from_slice(&crc32c::crc32c(&head).to_le_bytes());
         buffer.extend_from_slice(&head);
         file.write_all(&buffer).map_err(failed)?;
-        Ok(Self { file, path, buffer: Vec::with_capacity(BUFFER_MAX) })
+        GrowingFile::new(file, &path, BUFFER_MAX).map(Self).map_err(failed)
     }
 
     /// Takes a record; it is written at the next [`AckWriter::flush`].
     pub(crate) fn push(&mut self, ack: &Ack) {
-        ack.encode(&mut self.buffer);
+        ack.encode(self.0.buffer());
     }
 
     /// Writes what was taken.
     pub(crate) fn flush(&mut self) -> Result<(), Failure> {
-        if self.buffer.is_empty() {
-            return Ok(());
-        }
-        let written = self.file.write_all(&self.buffer);
-        self.buffer.clear();
-        written.map_err(|error| {
-            Failure::environment(format_args!("cannot write {}: {error}", self.path.display()))
-        })
+        self.0.flush()
     }
 }
 

@@ -16,6 +16,7 @@ mod drive;
 mod encode;
 mod exit;
 mod goal;
+mod growing;
 mod history;
 mod hlog;
 mod host;

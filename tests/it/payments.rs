@@ -1,5 +1,7 @@
 //! The main job: pay, query, refund, close and reverse, end to end.
 
+use std::time::Instant;
+
 use protocol::code::{Code, OrderState, RefundState};
 use protocol::id::OutTradeNo;
 use protocol::message::{OrderRef, kind};
@@ -80,6 +82,29 @@ fn a_payment_is_paid_queried_refunded_and_explained() {
     for kind in ["begin", "end", "refund", "refund_end"] {
         assert!(text.contains(kind), "no {kind} in:\n{text}");
     }
+}
+
+/// Without the right to ask for it nothing else changes.
+#[test]
+fn cores_are_kept_awake_for_lone_payments_and_for_a_quarter_of_the_time_at_most() {
+    let deployment = Deployment::init(20);
+    let _channel = deployment.channel(&[]);
+    let start = Instant::now();
+    let _switch = deployment.serve();
+    let name = "cores_awake_moments_seconds_total";
+    run(async {
+        let mut gateway = Gateway::open(&deployment).await;
+        let m = merchant(&deployment, 0);
+        for nth in 0..20 {
+            let order = format!("lone-{nth}");
+            let paid = gateway.order(&signed_pay(&m, &pay(&m, &order, 1), nth + 1)).await;
+            assert_eq!(paid.state, OrderState::Paid);
+        }
+    });
+    let awake_s = deployment.seconds(name);
+    let may_ask = std::fs::OpenOptions::new().write(true).open("/dev/cpu_dma_latency").is_ok();
+    assert_eq!(awake_s > 0.0, may_ask, "{awake_s}");
+    assert!(awake_s <= start.elapsed().as_secs_f64() / 4.0, "{awake_s}");
 }
 
 #[test]

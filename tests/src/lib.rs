@@ -380,12 +380,20 @@ impl Deployment {
         self.site_metric(1, name)
     }
 
+    /// As [`Self::metric`], of a time, seconds.
+    ///
+    /// # Panics
+    /// When there is no such metric.
+    pub fn seconds(&self, name: &str) -> f64 {
+        self.sample(1, name, "site=\"1\"").parse().expect("a number")
+    }
+
     /// As [`Self::metric`], of a site.
     ///
     /// # Panics
     /// When there is no such metric.
     pub fn site_metric(&self, site: u16, name: &str) -> u64 {
-        self.sample(site, name, &format!("site=\"{site}\""))
+        whole(&self.sample(site, name, &format!("site=\"{site}\"")))
     }
 
     /// As [`Self::metric`], with one more label, for example `op="pay"`.
@@ -393,17 +401,16 @@ impl Deployment {
     /// # Panics
     /// When there is no such metric.
     pub fn labelled_metric(&self, name: &str, label: &str) -> u64 {
-        self.sample(1, name, &format!("site=\"1\",{label}"))
+        whole(&self.sample(1, name, &format!("site=\"1\",{label}")))
     }
 
-    fn sample(&self, site: u16, name: &str, labels: &str) -> u64 {
+    fn sample(&self, site: u16, name: &str, labels: &str) -> String {
         let config = self.site_config(site);
         let admin = config["admin"]["listen"].as_str().expect("an address");
         let page = http::get(admin, "/metrics").expect("the admin port answers").body;
         let prefix = format!("payswitch_{name}{{{labels}}} ");
         let value = page.lines().find_map(|line| line.strip_prefix(&prefix));
-        let value = value.unwrap_or_else(|| panic!("no metric {name} in:\n{page}"));
-        value.parse().expect("a whole number")
+        value.unwrap_or_else(|| panic!("no metric {name} in:\n{page}")).to_owned()
     }
 
     /// Whether the switch's link to its channel stands: a site is ready without.
@@ -465,6 +472,10 @@ pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
         assert!(started.elapsed() < Duration::from_secs(60), "not within a minute: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+fn whole(value: &str) -> u64 {
+    value.parse().expect("a whole number")
 }
 
 fn run(program: &Path, args: &[&str]) -> Output {

@@ -8,10 +8,11 @@
 use super::book::Entry;
 use super::number::Number;
 use crate::exit::Failure;
+use crate::growing::GrowingFile;
 use protocol::channel::{ChannelStatus, kind};
 use std::fs::File;
-use std::io::{BufReader, Read, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::io::{BufReader, Read, Write};
+use std::path::Path;
 
 const MAGIC: [u8; 16] = *b"payswitch-book-1";
 /// Bytes of a record.
@@ -19,11 +20,7 @@ const RECORD_LEN: usize = 48;
 const FILE_NAME: &str = "ledger.bin";
 
 /// An open ledger.
-pub(crate) struct Ledger {
-    file: File,
-    path: PathBuf,
-    buffer: Vec<u8>,
-}
+pub(crate) struct Ledger(GrowingFile);
 
 impl Ledger {
     /// Opens or creates the ledger of `dir`, handing every entry in it to
@@ -51,25 +48,17 @@ impl Ledger {
             read_from(&file, &path, apply)?
         };
         file.set_len(whole).map_err(failed)?;
-        file.seek(SeekFrom::End(0)).map_err(failed)?;
-        Ok(Self { file, path, buffer: Vec::with_capacity(64 << 10) })
+        GrowingFile::new(file, &path, 64 << 10).map(Self).map_err(failed)
     }
 
     /// Takes an entry; it is written at the next [`Ledger::flush`].
     pub(crate) fn push(&mut self, entry: &Entry) {
-        encode(entry, &mut self.buffer);
+        encode(entry, self.0.buffer());
     }
 
     /// Writes what was taken. Only now may the replies leave.
     pub(crate) fn flush(&mut self) -> Result<(), Failure> {
-        if self.buffer.is_empty() {
-            return Ok(());
-        }
-        let written = self.file.write_all(&self.buffer);
-        self.buffer.clear();
-        written.map_err(|error| {
-            Failure::environment(format_args!("cannot write {}: {error}", self.path.display()))
-        })
+        self.0.flush()
     }
 }
 
