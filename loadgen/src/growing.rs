@@ -2,12 +2,15 @@
 //!
 //! Left alone the kernel keeps what was written for half a minute and then writes all of it
 //! at once: at a hundred thousand payments a second the log of a switch on the same disk stood
-//! still behind that for a tenth of a second. Knows nothing of records. Tested beside the code.
+//! still behind that for a tenth of a second. Asking for it may take a while: a thread of the
+//! process does, for all files. Knows nothing of records. Tested beside the code.
 
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{Advice, fadvise};
 
@@ -15,10 +18,15 @@ use crate::exit::Failure;
 
 /// The kernel is asked to write out so much at a time, bytes.
 const PIECE: u64 = 256 << 10;
+/// Pieces that may wait to be asked for; more are left to the kernel.
+const WAITING_MAX: usize = 64;
+
+/// Of which file, and where it begins.
+type Piece = (Arc<File>, u64);
 
 /// See the module.
 pub(crate) struct GrowingFile {
-    file: File,
+    file: Arc<File>,
     path: PathBuf,
     buffer: Vec<u8>,
     /// Bytes of the file.
@@ -36,7 +44,7 @@ impl GrowingFile {
         let written = file.seek(SeekFrom::End(0))?;
         let written_out = written / PIECE * PIECE;
         Ok(Self {
-            file,
+            file: Arc::new(file),
             path: path.to_path_buf(),
             buffer: Vec::with_capacity(room),
             written,
@@ -57,7 +65,7 @@ impl GrowingFile {
         if self.buffer.is_empty() {
             return Ok(());
         }
-        let written = self.file.write_all(&self.buffer);
+        let written = (&*self.file).write_all(&self.buffer);
         self.written += self.buffer.len() as u64;
         self.buffer.clear();
         written.map_err(|error| {
@@ -67,16 +75,31 @@ impl GrowingFile {
         Ok(())
     }
 
-    /// The advice that a range will not be needed begins its writing, and forgets of it what
-    /// is on the disk already (posix_fadvise(2)): none of what was just written.
     fn write_out(&mut self) {
         while self.written - self.written_out >= PIECE {
-            let piece = NonZeroU64::new(PIECE);
-            // A favour: what goes wrong does so without it, too.
-            let _ = fadvise(&self.file, self.written_out, piece, Advice::DontNeed);
+            let piece = (Arc::clone(&self.file), self.written_out);
+            // A favour: what is not asked for is written later.
+            drop(pieces().map(|pieces| pieces.try_send(piece)));
             self.written_out += PIECE;
         }
     }
+}
+
+/// Where pieces are handed in. `None` when no thread can be had.
+fn pieces() -> Option<&'static SyncSender<Piece>> {
+    static PIECES: OnceLock<Option<SyncSender<Piece>>> = OnceLock::new();
+    let start = || {
+        let (sender, receiver) = sync_channel::<Piece>(WAITING_MAX);
+        let run = move || {
+            // The advice that a range will not be needed begins its writing, and forgets of it
+            // what is on the disk already (posix_fadvise(2)): none of what was just written.
+            while let Ok((file, offset)) = receiver.recv() {
+                let _ = fadvise(&*file, offset, NonZeroU64::new(PIECE), Advice::DontNeed);
+            }
+        };
+        std::thread::Builder::new().name("write-out".into()).spawn(run).ok().map(|_| sender)
+    };
+    PIECES.get_or_init(start).as_ref()
 }
 
 #[cfg(test)]

@@ -241,8 +241,15 @@ pub struct WorkerConfig {
     /// lets the cores of a virtual machine halt.
     pub awake_latency_us: u32,
     /// Below that rate: for which share of the time at most, percent, cores are kept awake
-    /// while requests are unanswered; 0: never.
+    /// while requests are unanswered; 0: not below it.
     pub awake_share_percent: u32,
+}
+
+impl WorkerConfig {
+    /// `awake_share_percent`, or 0 where cores shall never be kept awake.
+    pub fn awake_share(&self) -> u32 {
+        if self.awake_from_rate == 0 { 0 } else { self.awake_share_percent }
+    }
 }
 
 impl Default for WorkerConfig {

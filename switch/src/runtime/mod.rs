@@ -455,7 +455,7 @@ async fn net_main(
             in_flight_max: config.gateway.in_flight_max,
             outstanding_max: config.worker.outstanding_max as usize,
             queue_delay_max_us: config.worker.queue_delay_max_ms * 1000,
-            awake_share_percent: config.worker.awake_share_percent,
+            awake_share_percent: config.worker.awake_share(),
             awake_latency_us: config.worker.awake_latency_us,
             batch_items_max: 4096,
         },

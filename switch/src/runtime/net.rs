@@ -336,10 +336,11 @@ impl Net {
         }
     }
 
-    /// What is handed over now shall find cores that are awake. Under load they are anyway.
+    /// What is handed over now shall find cores that are awake, if somebody waits for an
+    /// answer. Under load they are anyway.
     fn stay_awake(&self) {
-        if self.metrics.cores_awake.value() == 0 && self.brief.borrow_mut().begin(clock::mono_us())
-        {
+        let waits = self.outstanding.get() > 0 && self.metrics.cores_awake.value() == 0;
+        if waits && self.brief.borrow_mut().begin(clock::mono_us()) {
             self.moment.notify_one();
         }
     }

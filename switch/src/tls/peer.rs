@@ -1,7 +1,7 @@
 //! Settings of the links between sites: each site is server and client on one
 //! endpoint, and shows its site certificate in both parts.
 
-use super::transport::{PAYLOAD_MAX, ack_frequency, base_transport, idle_timeout, kib};
+use super::transport::{PAYLOAD_MAX, base_transport, idle_timeout, kib};
 use super::{
     ALPN_PEER, Credentials, EndpointKeys, Role, TlsError, certificates, identity, refuse_early_data,
 };
@@ -18,11 +18,6 @@ const IDLE_MS: u64 = 1_000;
 /// UDP payload before discovery. The way between data centres may lead through
 /// tunnels: what every path carries comes first, larger packets once proven.
 const INITIAL_MTU: u16 = 1_200;
-/// What the replicas say of each other's messages leaves on another connection at the same
-/// time: QUIC's own acknowledgements need not follow every second packet. Fewer packets than
-/// this wait for one, and none longer than the delay.
-const ACK_THRESHOLD: u32 = 64;
-const ACK_DELAY: Duration = Duration::from_millis(5);
 /// Handshakes that quinn holds before the site looks at them.
 const INCOMING_MAX: usize = 64;
 
@@ -97,7 +92,6 @@ fn peer_transport() -> TransportConfig {
         .receive_window(kib(16 * 1024))
         .send_window(16 << 20)
         .max_idle_timeout(idle_timeout(IDLE_MS))
-        .keep_alive_interval(Some(KEEP_ALIVE))
-        .ack_frequency_config(ack_frequency(ACK_THRESHOLD, ACK_DELAY));
+        .keep_alive_interval(Some(KEEP_ALIVE));
     transport
 }

@@ -176,7 +176,7 @@ pub(super) fn idle_timeout(ms: u64) -> Option<IdleTimeout> {
     IdleTimeout::try_from(Duration::from_millis(ms)).ok()
 }
 
-pub(super) fn ack_frequency(threshold: u32, delay: Duration) -> Option<AckFrequencyConfig> {
+fn ack_frequency(threshold: u32, delay: Duration) -> Option<AckFrequencyConfig> {
     (threshold > 0).then(|| {
         let mut config = AckFrequencyConfig::default();
         config.ack_eliciting_threshold(VarInt::from_u32(threshold)).max_ack_delay(Some(delay));

@@ -13,16 +13,17 @@ use super::device::Device;
 const MOMENT_US: u64 = 2_000;
 /// Share of the time that was not used and can be used later, microseconds.
 const SAVED_MAX_US: u64 = 100_000;
-/// What a moment costs at least, microseconds: asking takes system calls and interrupts.
-const MOMENT_MIN_US: u64 = 100;
+/// What a moment costs at least, microseconds: each one interrupts every idle core twice, and
+/// there may be many.
+const MOMENT_MIN_US: u64 = 400;
 
 /// The moments of one thread.
 pub(in crate::runtime) struct Brief {
     device: Device,
     share_percent: u64,
-    /// Time that cores may be kept awake.
-    saved_us: u64,
-    /// Up to when `saved_us` counts.
+    /// Time that cores may be kept awake, hundredths of a microsecond.
+    saved: u64,
+    /// Up to when `saved` counts.
     counted_us: u64,
     since_us: u64,
     until_us: u64,
@@ -35,7 +36,7 @@ impl Brief {
         Self {
             device: Device::new(latency_us),
             share_percent: u64::from(share_percent.min(100)),
-            saved_us: 0,
+            saved: 0,
             counted_us: 0,
             since_us: 0,
             until_us: 0,
@@ -48,11 +49,11 @@ impl Brief {
             return false;
         }
         if self.device.wished() {
-            self.until_us = (now_us + MOMENT_US).min(self.since_us + self.saved_us);
+            self.until_us = (now_us + MOMENT_US).min(self.since_us + self.saved / 100);
             return false;
         }
         self.save(now_us);
-        if self.saved_us < MOMENT_US {
+        if self.saved < MOMENT_US * 100 {
             return false;
         }
         if let Err(error) = self.device.wish() {
@@ -74,7 +75,7 @@ impl Brief {
         self.device.withdraw();
         self.save(now_us);
         let took_us = now_us.saturating_sub(self.since_us);
-        self.saved_us = self.saved_us.saturating_sub(took_us.max(MOMENT_MIN_US));
+        self.saved = self.saved.saturating_sub(took_us.max(MOMENT_MIN_US) * 100);
         Some(took_us)
     }
 
@@ -84,8 +85,8 @@ impl Brief {
     }
 
     fn save(&mut self, now_us: u64) {
-        let more = now_us.saturating_sub(self.counted_us) * self.share_percent / 100;
-        self.saved_us = (self.saved_us + more).min(SAVED_MAX_US);
+        let more = now_us.saturating_sub(self.counted_us) * self.share_percent;
+        self.saved = (self.saved + more).min(SAVED_MAX_US * 100);
         self.counted_us = now_us;
     }
 }
@@ -159,6 +160,16 @@ mod tests {
         it.brief.end(at_us);
         it.brief.begin(at_us + 100);
         assert_eq!(it.brief.left_us(at_us + 100), None, "used up");
+    }
+
+    #[test]
+    fn a_small_share_is_saved_up_however_often_it_is_looked() {
+        let mut it = setup(1);
+        let moments = (0..1_000_000).step_by(50).filter(|at_us| {
+            it.brief.begin(*at_us);
+            it.brief.end(at_us + 1).is_some()
+        });
+        assert!(moments.count() > 10);
     }
 
     #[test]

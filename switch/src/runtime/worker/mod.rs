@@ -254,7 +254,8 @@ impl Worker {
                 return Ok(());
             }
             if !busy {
-                self.sleep(now);
+                // The turn took time, and what is due is due all the same.
+                self.sleep(clock::now());
             }
         }
     }

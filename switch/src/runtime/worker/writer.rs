@@ -19,6 +19,8 @@ const BURST: u64 = 4;
 const WRITE_HALVES: u64 = 3;
 /// With other sites every payment waits for several disks twice.
 const WRITE_HALVES_AMONG: u64 = 8;
+/// A handful of records, bytes.
+const BUSY_BYTES: usize = 4096;
 /// But never less often than this, microseconds.
 const INTERVAL_MAX_US: u64 = 2_500;
 
@@ -38,6 +40,8 @@ pub(super) struct Pace {
     last_us: u64,
     /// More than a handful of records per interval.
     pub(super) busy: bool,
+    /// From how many bytes on it is more, of which the simulation has none.
+    pub(super) busy_bytes: usize,
 }
 
 impl Pace {
@@ -50,6 +54,7 @@ impl Pace {
             due_us: 0,
             last_us: 0,
             busy: false,
+            busy_bytes: BUSY_BYTES,
         }
     }
 
@@ -71,7 +76,7 @@ impl Pace {
         }
         let interval = self.interval_us;
         let since = now.mono_us.saturating_sub(self.last_us);
-        self.busy = bytes > 4096 && since < 8 * interval;
+        self.busy = bytes > self.busy_bytes && since < 8 * interval;
         self.last_us = now.mono_us;
         let earliest = now.mono_us.saturating_sub(BURST * interval);
         self.due_us = (self.due_us.max(earliest) + interval).min(now.mono_us + interval);
