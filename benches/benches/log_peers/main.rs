@@ -261,6 +261,15 @@ struct Cell {
     max_us: f64,
 }
 
+impl Cell {
+    /// Records/s, the percentiles, and how far the tail is from the middle.
+    fn columns(&self) -> String {
+        let Cell { rate, p50_us, p99_us, p999_us, max_us } = self;
+        let ratio = p999_us / p50_us;
+        format!("{rate:.0} | {p50_us:.0} | {p99_us:.0} | {p999_us:.0} | {max_us:.0} | {ratio:.1}")
+    }
+}
+
 fn summary(mut latencies: Vec<u32>, records: usize, elapsed: Duration) -> Cell {
     latencies.sort_unstable();
     let at = |q: f64| {
@@ -328,13 +337,8 @@ fn one_writer(options: &Options) {
         let best_peer = cells[FIRST_PEER..].iter().map(|cell| cell.rate).fold(1.0, f64::max);
         for (name, cell) in NAMES.iter().zip(&cells) {
             println!(
-                "| {records} | {name} | {:.0} | {:.0} | {:.0} | {:.0} | {:.0} | {:.1} | {:.2} | {:.2} | {:.2} |",
-                cell.rate,
-                cell.p50_us,
-                cell.p99_us,
-                cell.p999_us,
-                cell.max_us,
-                cell.p999_us / cell.p50_us,
+                "| {records} | {name} | {} | {:.2} | {:.2} | {:.2} |",
+                cell.columns(),
                 cell.rate / cells[1].rate,
                 cell.rate / cells[0].rate,
                 cell.rate / best_peer,

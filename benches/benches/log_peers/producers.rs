@@ -180,16 +180,7 @@ pub(super) fn concurrent_producers(options: &Options) {
         let cells: Vec<Cell> = cells.iter().map(|cells| median(cells)).collect();
         let best_peer = cells[FIRST_PEER..].iter().map(|cell| cell.rate).fold(1.0, f64::max);
         for (name, cell) in NAMES.iter().zip(&cells) {
-            println!(
-                "| {count} | {name} | {:.0} | {:.0} | {:.0} | {:.0} | {:.0} | {:.1} | {:.2} |",
-                cell.rate,
-                cell.p50_us,
-                cell.p99_us,
-                cell.p999_us,
-                cell.max_us,
-                cell.p999_us / cell.p50_us,
-                cell.rate / best_peer,
-            );
+            println!("| {count} | {name} | {} | {:.2} |", cell.columns(), cell.rate / best_peer,);
         }
     }
 }

@@ -3,8 +3,8 @@
 //!
 //! Made for millions: a new number is looked up and put in its place on one line
 //! of memory, which is asked for ahead; rows never move, and growing stops the
-//! channel for microseconds only, for one table after the other. Never knows what a charge means. Tested beside
-//! the code.
+//! channel for microseconds only, for one table after the other. Never knows what
+//! a charge means. Tested beside the code.
 
 use super::number::Number;
 use protocol::channel::ChannelStatus;
