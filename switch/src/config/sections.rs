@@ -227,6 +227,9 @@ pub struct WorkerConfig {
     pub inbox_batches: u32,
     /// New payments are shed when the oldest waiting one is older than this.
     pub queue_delay_max_ms: u64,
+    /// How long a request spends in the switch's own hands under overload, on the average
+    /// and without the channel: new ones are shed until it is so.
+    pub delay_target_ms: u64,
     /// Largest block of one shard, bytes.
     pub block_max_bytes: u32,
     /// Processor the worker is pinned to; absent: not pinned.
@@ -257,6 +260,7 @@ impl Default for WorkerConfig {
         Self {
             inbox_batches: 1024,
             queue_delay_max_ms: 20,
+            delay_target_ms: 3,
             block_max_bytes: 1 << 20,
             cpu: None,
             outstanding_max: 65_536,

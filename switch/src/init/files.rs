@@ -81,9 +81,15 @@ server_name = "site-{other}.site.payswitch"
         (ports.gateway(site), ports.admin(site), ports.admin_tls(site));
     let channel = ports.channel();
     let queue_delay = match sites.all {
-        1 => "# queue_delay_max_ms = 20           # new payments are shed above this",
+        1 => {
+            "\
+# queue_delay_max_ms = 20           # new payments are shed above this
+# delay_target_ms = 3               # and so that they spend this in the switch itself, under overload"
+        }
         _ => {
-            "queue_delay_max_ms = 100            # new payments are shed above this; takeovers bring bursts"
+            "\
+queue_delay_max_ms = 100            # new payments are shed above this; takeovers bring bursts
+delay_target_ms = 25                # and so that they spend this in the switch itself, under overload"
         }
     };
     let _ = write!(

@@ -469,6 +469,7 @@ impl Front {
         loop {
             interval.tick().await;
             self.net.metrics.in_flight.set(self.net.outstanding.get() as u64);
+            self.net.metrics.in_flight_max.set(self.net.unanswered_max() as u64);
             let now = clock::mono_us();
             for connection in self.net.connections() {
                 if connection.streams.is_stalled(now, frame_us) {

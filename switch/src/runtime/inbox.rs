@@ -9,6 +9,7 @@ use bytes::Bytes;
 use crossbeam::queue::ArrayQueue;
 use storage::Notify;
 
+use super::window::Times;
 use crate::engine::Engine;
 use crate::engine::input::{
     AdminInput, Evidence, OperationId, OrderInput, PayInput, QueryRefundInput, RefundInput, Waiter,
@@ -100,6 +101,8 @@ impl Batch {
 pub struct OutBatch {
     /// When it was handed over, monotonic microseconds.
     pub ready_us: u64,
+    /// How long requests took to get this far.
+    pub times: Times,
     /// Answers.
     pub replies: Vec<Reply>,
     /// Requests to channels.
@@ -128,6 +131,7 @@ impl OutBatch {
 
     /// Empties it, keeping its memory.
     pub fn clear(&mut self) {
+        self.times = Times::default();
         self.replies.clear();
         self.sends.clear();
         self.events.clear();

@@ -310,6 +310,7 @@ impl Link {
             && let Some(took) = self.sampled(correlation)
         {
             net.metrics.channel_round_trip.record(took);
+            net.was_at_channel(took);
         }
         self.count(net, |channel| channel.answered.add(1));
         let evidence = match ChannelReply::decode(kind, body) {

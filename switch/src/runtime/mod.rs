@@ -30,6 +30,7 @@ mod standing;
 mod stream;
 #[cfg(test)]
 mod testing;
+mod window;
 mod worker;
 
 use std::net::{SocketAddr, UdpSocket};
@@ -453,8 +454,10 @@ async fn net_main(
             sites: config.sites.len() as u8,
             cluster: config.cluster,
             in_flight_max: config.gateway.in_flight_max,
+            gateways: config.gateways.len(),
             outstanding_max: config.worker.outstanding_max as usize,
             queue_delay_max_us: config.worker.queue_delay_max_ms * 1000,
+            delay_target_us: config.worker.delay_target_ms * 1000,
             awake_share_percent: config.worker.awake_share(),
             awake_latency_us: config.worker.awake_latency_us,
             batch_items_max: 4096,

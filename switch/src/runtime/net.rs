@@ -25,6 +25,7 @@ use super::held::{self, Fate, Held};
 use super::inbox::{Batch, Exchange, Item, OutBatch};
 use super::link::Link;
 use super::standing::Standing;
+use super::window::Window;
 use crate::engine::input::{Evidence, Waiter};
 use crate::engine::output::{Reply, ReplyBody, Send};
 use crate::metrics::{Metrics, Op};
@@ -45,8 +46,13 @@ pub struct NetSettings {
     pub cluster: u64,
     /// Most unanswered requests of one connection.
     pub in_flight_max: u32,
+    /// Gateways that are configured.
+    pub gateways: usize,
     /// Most unanswered requests in total.
     pub outstanding_max: usize,
+    /// How long a request may spend in the site's own hands under overload, on the average,
+    /// microseconds.
+    pub delay_target_us: u64,
     /// Requests are shed when batches keep waiting longer than this, microseconds.
     pub queue_delay_max_us: u64,
     /// Share of the time, percent, for which cores may be kept awake while requests are
@@ -92,6 +98,8 @@ pub struct Net {
     brief: RefCell<Brief>,
     /// One has begun.
     moment: Notify,
+    /// How many requests may be unanswered.
+    window: RefCell<Window>,
     /// Unanswered requests.
     pub outstanding: Cell<usize>,
     /// New payments are refused: the node stops.
@@ -135,6 +143,7 @@ impl Net {
                 settings.awake_latency_us,
             )),
             moment: Notify::new(),
+            window: RefCell::new(Window::new(settings.outstanding_max, settings.delay_target_us)),
             heard: RefCell::new(vec![0; usize::from(settings.shards)]),
             settings,
             lanes: exchanges.into_iter().map(lane).collect(),
@@ -245,11 +254,30 @@ impl Net {
         }
     }
 
-    /// Whether a new request must be shed before any work is spent on it.
+    /// How many requests may be unanswered at present.
+    pub fn unanswered_max(&self) -> usize {
+        self.window.borrow().size()
+    }
+
+    /// A request that was taken has been answered.
+    pub fn has_answered(&self) {
+        self.window.borrow_mut().answered();
+    }
+
+    /// An operation was at its channel for so long, microseconds.
+    pub fn was_at_channel(&self, took_us: u64) {
+        self.window.borrow_mut().at_channel(took_us);
+    }
+
+    /// Whether a new request must be shed, whatever it is, before any work is spent on it.
+    /// Who sends it has `own` requests unanswered: half of an equal part is fair.
+    pub fn is_overloaded(&self, own: usize) -> bool {
+        let fair = own < self.window.borrow().size() / (2 * self.settings.gateways.max(1));
+        self.behind.get() || self.window.borrow_mut().refuses(self.outstanding.get(), fair)
+    }
+
+    /// Whether a new request for a shard must be shed.
     pub fn congested(&self, shard: u16) -> bool {
-        if self.behind.get() || self.outstanding.get() >= self.settings.outstanding_max {
-            return true;
-        }
         // Another site's worker is not held back by ours.
         if self.forward.as_ref().is_some_and(|forward| !forward.leads(shard)) {
             return false;
@@ -380,7 +408,7 @@ impl Net {
             for lane in &self.lanes {
                 while let Some(out) = lane.exchange.pop_out() {
                     taken = true;
-                    self.turn_delayed(out.ready_us);
+                    self.turn_delayed(&out);
                     self.dispatch(&out, &mut dirty);
                     lane.exchange.recycle_out(out);
                 }
@@ -409,9 +437,12 @@ impl Net {
         }
     }
 
-    fn turn_delayed(&self, ready_us: u64) {
+    fn turn_delayed(&self, out: &OutBatch) {
         let now_us = clock::mono_us();
-        let delay_us = now_us.saturating_sub(ready_us);
+        let delay_us = now_us.saturating_sub(out.ready_us);
+        let mut times = out.times;
+        times.turn.add(delay_us, (out.replies.len() + out.sends.len()) as u64);
+        self.window.borrow_mut().measured(&times, self.outstanding.get(), now_us);
         self.behind.set(self.turns.borrow_mut().refuses(delay_us, now_us));
     }
 
@@ -513,6 +544,7 @@ impl Net {
     }
 
     fn answered(&self, connection: &Connection, reply: &Reply, now_us: u64) {
+        self.has_answered();
         self.outstanding.set(self.outstanding.get().saturating_sub(1));
         connection.in_flight.set(connection.in_flight.get().saturating_sub(1));
         connection.of_gateway.set(connection.of_gateway.get().saturating_sub(1));

@@ -105,6 +105,9 @@ impl Context<'_> {
         {
             return Err(Code::Draining.into());
         }
+        if self.net.is_overloaded(self.connection.of_gateway.get()) {
+            return Err(Code::Overloaded.into());
+        }
         if self.connection.in_flight.get() >= self.net.settings.in_flight_max {
             return Err(Code::TooManyInFlight.into());
         }

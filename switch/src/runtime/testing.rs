@@ -189,9 +189,11 @@ pub fn net(
         sites: config.sites.len() as u8,
         cluster: config.cluster,
         in_flight_max: outstanding_max.max(1_000) as u32,
+        gateways: 1,
         outstanding_max,
         // The machine may stand still: not what is tested here.
         queue_delay_max_us: 60_000_000,
+        delay_target_us: 60_000_000,
         awake_share_percent: 0,
         awake_latency_us: 0,
         batch_items_max: 4_096,

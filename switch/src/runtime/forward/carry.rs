@@ -26,6 +26,7 @@ impl Forwarder {
         }
         site.taken.set(site.taken.get() - 1);
         net.outstanding.set(net.outstanding.get().saturating_sub(1));
+        net.has_answered();
         self.answer(net, site, reply);
     }
 
@@ -106,7 +107,8 @@ impl Forwarder {
             if net.draining.get() || !net.judges(shard) || authority != Some(request.authority) {
                 return Err(Code::NotLeader);
             }
-            let room = site.taken.get() < ASKED_MAX && !net.congested(shard);
+            let taken = site.taken.get();
+            let room = taken < ASKED_MAX && !net.is_overloaded(taken) && !net.congested(shard);
             if room { Ok(()) } else { Err(Code::Overloaded) }
         });
         match admitted {

@@ -51,6 +51,9 @@ impl<D: Disk> Worker<D> {
     fn feed(&mut self, batch: &Batch, now: Now) {
         let delay_us = now.mono_us.saturating_sub(batch.queued_us);
         self.shared.metrics.queue_delay.record_n(delay_us, batch.items.len() as u64);
+        // Where it slept, it waited for the log.
+        let waited_us = delay_us.min(now.mono_us.saturating_sub(self.awake_us));
+        self.out.times.queued.add(waited_us, batch.items.len() as u64);
         let (block_max, retry_ms) = (self.settings.blocks_bytes_max / 2, self.retry_after_ms());
         let late = self.standing.refuses(delay_us, now.mono_us);
         self.shared.exchange.overloaded.store(late, Ordering::Relaxed);

@@ -186,6 +186,8 @@ pub struct Worker<D: Disk = FileDisk> {
     proposals: Pace,
     /// How late requests are.
     standing: Standing,
+    /// Since when it has not slept, monotonic microseconds.
+    awake_us: u64,
     post: Post,
     /// `None` where no other site can be behind.
     catch_up: Option<CatchUp>,
@@ -279,6 +281,7 @@ impl<D: Disk> Worker<D> {
             writer: Writer::new(settings.commit_interval_us, settings.alone()),
             proposals: Pace::new(settings.commit_interval_us, settings.alone()),
             standing: Standing::new(settings.queue_delay_max_us),
+            awake_us: 0,
             post: Post::new(Arc::clone(&shared.mesh)),
             out: shared.exchange.out_batch(),
             shared,
@@ -475,10 +478,11 @@ impl<D: Disk> Worker<D> {
             && self.shards.iter().all(|shard| shard.out.block.is_empty())
     }
 
-    fn sleep(&self, now: Now) {
+    fn sleep(&mut self, now: Now) {
         let (timeout, listen) = self.rest(now);
         if timeout > 0 {
             self.shared.exchange.park(timeout, listen);
+            self.awake_us = clock::mono_us();
         }
     }
 

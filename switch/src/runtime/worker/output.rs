@@ -138,6 +138,7 @@ impl<D: Disk> Worker<D> {
             }
             for (stage, took_us) in out.stages.drain(..) {
                 let metrics = &self.shared.metrics;
+                self.out.times.durable.add(took_us, 1);
                 match stage {
                     Stage::Begin => metrics.begin_durable.record(took_us),
                     Stage::End => metrics.end_durable.record(took_us),
