@@ -1,14 +1,16 @@
 //! Signed frames of planned requests, written into the caller's buffer.
 //!
 //! The same arguments give the same bytes, so a lost request is made again
-//! instead of being kept. Allocates nothing after its buffer has grown. Tested
-//! by decoding and verifying what it writes.
+//! instead of being kept. Two frames are signed at once, which takes less than
+//! twice the time of one: the first of them stands unsigned in its buffer until the
+//! second comes, or [`Encoder::finish`]. Allocates nothing after its buffers have
+//! grown. Tested by decoding and verifying what it writes.
 
 use crate::config::Merchant;
 use crate::plan::{Op, Plan};
 use protocol::code::{Method, Scene};
 use protocol::message::{Auth, OrderRef, OrderRequest, Pay, Refund, Tags, kind};
-use protocol::sign::SigningKey;
+use protocol::sign::{HmacKey, SigningKey};
 
 /// How long the switch may take before it answers PROCESSING: its own bound.
 const WAIT_MS: u32 = 0;
@@ -16,16 +18,33 @@ const WAIT_MS: u32 = 0;
 /// Target of outcome events, when they are wanted: this gateway's subscription.
 const NOTIFY: &[u8] = b"subscription";
 
+/// Bytes of the second signature's fields, behind the first one, where there is none.
+const NO_SECOND: usize = 21;
+
+/// A frame that is not signed yet.
+#[derive(Default)]
+struct Unsigned {
+    canonical: Vec<u8>,
+    merchant: u32,
+    /// Where its signature goes.
+    at: usize,
+    /// It is to be a wrong one.
+    bad: bool,
+}
+
 /// Writes requests.
 pub(crate) struct Encoder {
     merchants: Vec<Merchant>,
-    canonical: Vec<u8>,
+    /// The first `waiting` wait for their signatures.
+    unsigned: [Unsigned; 2],
+    waiting: usize,
 }
 
 impl Encoder {
     /// An encoder for these merchants, in the order of the plan's.
     pub(crate) fn new(merchants: Vec<Merchant>) -> Self {
-        Self { merchants, canonical: Vec::with_capacity(1024) }
+        let room = || Unsigned { canonical: Vec::with_capacity(1024), ..Unsigned::default() };
+        Self { merchants, unsigned: [room(), room()], waiting: 0 }
     }
 
     /// The merchant with this index.
@@ -42,7 +61,8 @@ impl Encoder {
         std::hint::black_box(self.merchants.get(index as usize).map(lines));
     }
 
-    /// Appends the frame of request `n`, which does `op` to payment `k`.
+    /// Appends the frame of request `n`, which does `op` to payment `k`. Until
+    /// [`Self::finish`] the same buffer comes each time, and only grows.
     pub(crate) fn request(
         &mut self,
         plan: &Plan,
@@ -51,25 +71,24 @@ impl Encoder {
         timestamp_ms: u64,
         out: &mut Vec<u8>,
     ) {
-        let merchant = &self.merchants[plan.merchant(k) as usize];
+        let index = plan.merchant(k);
+        let merchant = &self.merchants[index as usize];
         let (key_id, nonce) = (merchant.key_id, plan.nonce(n));
-        let auth = Auth { key_id, timestamp_ms, nonce, signature: &[] };
-        let mut signature = [0; 64];
-        self.canonical.clear();
-        match op {
+        let len = if matches!(merchant.key, SigningKey::Hmac(_)) { 32 } else { 64 };
+        let auth = Auth { key_id, timestamp_ms, nonce, signature: &[0; 64][..len] };
+        let unsigned = &mut self.unsigned[self.waiting];
+        let canonical = &mut unsigned.canonical;
+        canonical.clear();
+        let behind = match op {
             Op::Pay | Op::Duplicate | Op::Conflict | Op::BadSignature => {
                 let token = payer_token(plan.payer(k));
                 let mut pay = pay(plan, k, merchant, &token, auth);
                 if op == Op::Conflict {
                     pay.amount = plan.conflicting_amount(k);
                 }
-                pay.canonical(&mut self.canonical);
-                let len = merchant.key.sign(&self.canonical, &mut signature);
-                if op == Op::BadSignature {
-                    signature[0] ^= 1;
-                }
-                pay.auth.signature = &signature[..len];
+                pay.canonical(canonical);
                 pay.encode_frame(correlation, out);
+                NO_SECOND
             }
             Op::Query | Op::Close | Op::Reverse => {
                 let kind = match op {
@@ -77,20 +96,19 @@ impl Encoder {
                     Op::Reverse => kind::REVERSE,
                     _ => kind::QUERY,
                 };
-                let mut query = OrderRequest {
+                let query = OrderRequest {
                     mch_id: merchant.id,
                     order: OrderRef::OutTradeNo(plan.out_trade_no(k)),
                     refresh: false,
                     wait_ms: WAIT_MS,
                     auth,
                 };
-                query.canonical(kind, &mut self.canonical);
-                let len = merchant.key.sign(&self.canonical, &mut signature);
-                query.auth.signature = &signature[..len];
+                query.canonical(kind, canonical);
                 query.encode_frame(kind, correlation, out);
+                0
             }
             Op::Refund => {
-                let mut refund = Refund {
+                let refund = Refund {
                     mch_id: merchant.id,
                     order: OrderRef::OutTradeNo(plan.out_trade_no(k)),
                     out_refund_no: plan.out_refund_no(n),
@@ -100,12 +118,50 @@ impl Encoder {
                     wait_ms: WAIT_MS,
                     auth,
                 };
-                refund.canonical(&mut self.canonical);
-                let len = merchant.key.sign(&self.canonical, &mut signature);
-                refund.auth.signature = &signature[..len];
+                refund.canonical(canonical);
                 refund.encode_frame(correlation, out);
+                0
             }
+        };
+        unsigned.merchant = index;
+        unsigned.at = out.len() - behind - len;
+        unsigned.bad = op == Op::BadSignature;
+        self.waiting += 1;
+        if self.waiting == self.unsigned.len() {
+            self.finish(out);
         }
+    }
+
+    /// Whether a frame still waits for its signature.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.waiting > 0
+    }
+
+    /// Signs what waits for it, in the buffer of the last request.
+    pub(crate) fn finish(&mut self, out: &mut [u8]) {
+        let waiting = &self.unsigned[..std::mem::take(&mut self.waiting)];
+        let key = |unsigned: &Unsigned| &self.merchants[unsigned.merchant as usize].key;
+        if let [first, second] = waiting
+            && let (SigningKey::Hmac(one), SigningKey::Hmac(other)) = (key(first), key(second))
+        {
+            let tags = HmacKey::sign_two([one, other], [&first.canonical, &second.canonical]);
+            first.put(&tags[0], out);
+            second.put(&tags[1], out);
+            return;
+        }
+        for unsigned in waiting {
+            let mut signature = [0; 64];
+            let len = key(unsigned).sign(&unsigned.canonical, &mut signature);
+            unsigned.put(&signature[..len], out);
+        }
+    }
+}
+
+impl Unsigned {
+    fn put(&self, signature: &[u8], out: &mut [u8]) {
+        let place = &mut out[self.at..self.at + signature.len()];
+        place.copy_from_slice(signature);
+        place[0] ^= u8::from(self.bad);
     }
 }
 
@@ -174,6 +230,8 @@ mod tests {
         for op in Op::ALL {
             let (request, mut out, mut canonical) = (first(&plan, op), Vec::new(), Vec::new());
             encoder.request(&plan, request, 99, 1_700_000_000_000, &mut out);
+            assert!(encoder.is_waiting());
+            encoder.finish(&mut out);
             let (head, body) = out.split_first_chunk::<HEADER_LEN>().unwrap();
             let header = Header::decode(head).unwrap();
             assert_eq!((header.length as usize, header.correlation), (body.len(), 99));
@@ -201,12 +259,42 @@ mod tests {
     }
 
     #[test]
+    fn two_at_once_are_the_bytes_of_each_alone() {
+        let plan = Plan::new(all_kinds()).unwrap();
+        let merchant = |(at, id): (usize, &String)| Merchant {
+            id: MchId::parse(id.as_bytes()).unwrap(),
+            key_id: 3,
+            key: match at % 3 {
+                0 => SigningKey::ed25519(&[7; 32]),
+                _ => SigningKey::hmac(id.as_bytes()),
+            },
+        };
+        let merchants = plan.params().merchants.iter().enumerate().map(merchant);
+        let mut encoder = Encoder::new(merchants.collect());
+        let (mut alone, mut together) = (Vec::new(), Vec::new());
+        for n in 0..500 {
+            let op = plan.op(n);
+            let k = if op == Op::Pay { n } else { plan.target(n) };
+            encoder.request(&plan, (n, op, k), n, 5, &mut alone);
+            encoder.finish(&mut alone);
+        }
+        for n in 0..500 {
+            let op = plan.op(n);
+            let k = if op == Op::Pay { n } else { plan.target(n) };
+            encoder.request(&plan, (n, op, k), n, 5, &mut together);
+        }
+        assert!(!encoder.is_waiting(), "the last one came second");
+        assert!(alone == together);
+    }
+
+    #[test]
     fn a_duplicate_has_the_same_fingerprint_and_a_conflict_has_not() {
         let plan = Plan::new(params()).unwrap();
         let mut encoder = encoder(&plan);
         let mut fingerprint = |request: (u64, Op, u64)| {
             let mut out = Vec::new();
             encoder.request(&plan, request, 1, 5, &mut out);
+            encoder.finish(&mut out);
             Pay::decode(&out[HEADER_LEN..]).unwrap().fingerprint()
         };
         let (n, op, k) = first(&plan, Op::Duplicate);

@@ -33,22 +33,89 @@ pub(crate) fn block(state: &mut State, block: &[u8; BLOCK]) {
     compress256(state, std::slice::from_ref(GenericArray::from_slice(block)));
 }
 
-/// The hash of `blocks` blocks that led to `state`, and of `message`.
-pub(crate) fn finish(mut state: State, blocks: u64, message: &[u8]) -> [u8; 32] {
-    let (whole, rest) = message.as_chunks::<BLOCK>();
-    whole.iter().for_each(|whole| block(&mut state, whole));
-    let mut last = [0; 2 * BLOCK];
-    last[..rest.len()].copy_from_slice(rest);
-    last[rest.len()] = 0x80;
-    let len = if rest.len() < BLOCK - LENGTH { BLOCK } else { 2 * BLOCK };
-    let bits = (blocks * BLOCK as u64 + message.len() as u64) * 8;
-    last[len - LENGTH..len].copy_from_slice(&bits.to_be_bytes());
-    last[..len].as_chunks::<BLOCK>().0.iter().for_each(|padded| block(&mut state, padded));
+/// The end of a message: what is left of it behind its whole blocks, padded (FIPS 180-4,
+/// 5.1.1).
+struct Tail {
+    bytes: [u8; 2 * BLOCK],
+    len: usize,
+}
+
+impl Tail {
+    /// The end `rest` of a message of which `len` bytes were hashed, these included.
+    fn new(rest: &[u8], len: u64) -> Self {
+        let mut bytes = [0; 2 * BLOCK];
+        bytes[..rest.len()].copy_from_slice(rest);
+        bytes[rest.len()] = 0x80;
+        let end = if rest.len() < BLOCK - LENGTH { BLOCK } else { 2 * BLOCK };
+        bytes[end - LENGTH..end].copy_from_slice(&(len * 8).to_be_bytes());
+        Self { bytes, len: end }
+    }
+
+    fn blocks(&self) -> &[[u8; BLOCK]] {
+        self.bytes[..self.len].as_chunks().0
+    }
+}
+
+fn bytes_of(state: State) -> [u8; 32] {
     let mut hash = [0; 32];
     for (bytes, word) in hash.as_chunks_mut::<4>().0.iter_mut().zip(state) {
         *bytes = word.to_be_bytes();
     }
     hash
+}
+
+/// The hash of `blocks` blocks that led to `state`, and of `message`.
+pub(crate) fn finish(mut state: State, blocks: u64, message: &[u8]) -> [u8; 32] {
+    let (whole, rest) = message.as_chunks();
+    let tail = Tail::new(rest, blocks * BLOCK as u64 + message.len() as u64);
+    whole.iter().chain(tail.blocks()).for_each(|next| block(&mut state, next));
+    bytes_of(state)
+}
+
+/// As [`finish`], of two messages at once: a block of the one and then a block of the other.
+/// Within a message each round waits for the one before; a processor that looks ahead fills
+/// these waits with the other's rounds.
+pub(crate) fn finish_two(mut states: [State; 2], blocks: u64, messages: [&[u8]; 2]) -> [[u8; 32]; 2] {
+    let split = messages.map(<[u8]>::as_chunks);
+    let tails = [0, 1].map(|at| {
+        Tail::new(split[at].1, blocks * BLOCK as u64 + messages[at].len() as u64)
+    });
+    by_turns(&mut states, [split[0].0, split[1].0]);
+    by_turns(&mut states, [tails[0].blocks(), tails[1].blocks()]);
+    states.map(bytes_of)
+}
+
+fn by_turns([first, second]: &mut [State; 2], blocks: [&[[u8; BLOCK]]; 2]) {
+    let both = blocks[0].len().min(blocks[1].len());
+    for (one, other) in blocks[0].iter().zip(blocks[1]) {
+        block(first, one);
+        block(second, other);
+    }
+    blocks[0][both..].iter().for_each(|next| block(first, next));
+    blocks[1][both..].iter().for_each(|next| block(second, next));
+}
+
+/// The last block of a message that is a hash, behind one block that is hashed already: what
+/// HMAC ends with.
+fn last_of_hash(hash: &[u8; 32]) -> [u8; BLOCK] {
+    let mut last = [0; BLOCK];
+    last[..32].copy_from_slice(hash);
+    last[32] = 0x80;
+    last[BLOCK - LENGTH..].copy_from_slice(&((BLOCK as u64 + 32) * 8).to_be_bytes());
+    last
+}
+
+/// [`finish`] of a hash, behind one block.
+pub(crate) fn finish_hash(mut state: State, hash: &[u8; 32]) -> [u8; 32] {
+    block(&mut state, &last_of_hash(hash));
+    bytes_of(state)
+}
+
+/// [`finish_hash`] of two at once.
+pub(crate) fn finish_two_hashes(mut states: [State; 2], hashes: &[[u8; 32]; 2]) -> [[u8; 32]; 2] {
+    let last = [last_of_hash(&hashes[0]), last_of_hash(&hashes[1])];
+    by_turns(&mut states, [&last[..1], &last[1..]]);
+    states.map(bytes_of)
 }
 
 /// The hash of a message.
@@ -75,10 +142,27 @@ mod tests {
             let message = &message[..len];
             let expected: [u8; 32] = Sha256::digest(message).into();
             assert_eq!(of(message), expected, "{len}");
+            let alone = finish(INITIAL, 1, &expected);
+            assert_eq!(finish_hash(INITIAL, &expected), alone);
+            let two = finish_two_hashes([INITIAL; 2], &[[7; 32], expected]);
+            assert_eq!(two, [finish(INITIAL, 1, &[7; 32]), alone]);
             if let Some((first, rest)) = message.split_first_chunk::<BLOCK>() {
                 let mut state = INITIAL;
                 block(&mut state, first);
                 assert_eq!(finish(state, 1, rest), expected, "{len}");
+            }
+        }
+    }
+
+    #[test]
+    fn two_at_once_are_as_one_after_the_other() {
+        let message: Vec<u8> = (0..300_u32).map(|at| (at * 11) as u8).collect();
+        let states = [INITIAL, INITIAL.map(|word| word ^ 0x5555)];
+        for len in 0..message.len() {
+            for other in [0, 1, 55, 56, 64, 119, 120, 128, 215, 299] {
+                let messages = [&message[..len], &message[1..=other]];
+                let expected = [0, 1].map(|at| finish(states[at], 1, messages[at]));
+                assert_eq!(finish_two(states, 1, messages), expected, "{len} {other}");
             }
         }
     }

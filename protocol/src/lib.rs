@@ -10,6 +10,7 @@ pub mod channel;
 #[cfg(feature = "client")]
 pub mod client;
 pub mod code;
+mod decimal;
 pub mod frame;
 mod hash;
 pub mod id;

@@ -34,7 +34,13 @@ impl HmacKey {
 
     /// The tag of `message`.
     pub fn sign(&self, message: &[u8]) -> [u8; 32] {
-        hash::finish(self.outer, 1, &hash::finish(self.inner, 1, message))
+        hash::finish_hash(self.outer, &hash::finish(self.inner, 1, message))
+    }
+
+    /// The tags of two messages, for less than twice the time of one.
+    pub fn sign_two(keys: [&Self; 2], messages: [&[u8]; 2]) -> [[u8; 32]; 2] {
+        let inner = hash::finish_two(keys.map(|key| key.inner), 1, messages);
+        hash::finish_two_hashes(keys.map(|key| key.outer), &inner)
     }
 
     /// Whether `tag` is the tag of `message`; constant time.
@@ -149,6 +155,14 @@ mod tests {
             assert!(!key.verify(&message, &wrong));
             assert!(!key.verify(&message, &wrong[..31]));
         }
+    }
+
+    #[test]
+    fn two_tags_at_once_are_those_of_each_alone() {
+        let keys = [HmacKey::new(b"one"), HmacKey::new(&[7; 131])];
+        let messages = [&b"a message"[..], &[9; 300]];
+        let alone = [0, 1].map(|at| keys[at].sign(messages[at]));
+        assert_eq!(HmacKey::sign_two([&keys[0], &keys[1]], messages), alone);
     }
 
     #[test]

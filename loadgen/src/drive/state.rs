@@ -53,6 +53,8 @@ pub(crate) enum Known {
 pub(super) struct State {
     pub(super) plan: Rc<Plan>,
     pub(super) encoder: Encoder,
+    /// Link and stream of what it has not signed yet.
+    unsigned: (usize, usize),
     pub(super) acks: Option<AckWriter>,
     /// Outcome events, when they are wanted.
     pub(super) events: Option<Events>,
@@ -104,6 +106,7 @@ impl State {
         Self {
             plan,
             encoder,
+            unsigned: (0, 0),
             acks,
             events: options.events.then(Events::default),
             sites: several
@@ -309,6 +312,7 @@ impl State {
         }
         self.measure.resent += 1;
         self.write(place, index, slot, self.payment(slot), now_ns);
+        self.sign();
     }
 
     /// The payment that a request is about.
@@ -447,6 +451,10 @@ impl State {
             sites.wrote(number, now_ns);
         }
         let timestamp_ms = self.now_ms(slot.sent_ns);
+        if self.unsigned != (number, stream) {
+            self.sign();
+            self.unsigned = (number, stream);
+        }
         let link = &self.links[number];
         link.in_flight.set(link.in_flight.get() + 1);
         let mut buffer = link.streams[stream].buffer.borrow_mut();
@@ -461,7 +469,16 @@ impl State {
         }
     }
 
+    /// Signs the request that waits for a second one: before anybody else sees its buffer.
+    fn sign(&mut self) {
+        if self.encoder.is_waiting() {
+            let (number, stream) = self.unsigned;
+            self.encoder.finish(&mut self.links[number].streams[stream].buffer.borrow_mut());
+        }
+    }
+
     fn wake_streams(&mut self) {
+        self.sign();
         for (link, stream) in self.dirty.drain(..) {
             self.links[link].wake(stream);
         }

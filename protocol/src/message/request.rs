@@ -6,6 +6,7 @@
 use sha2::{Digest, Sha256};
 
 use super::{Auth, DecodeError, OrderRef, OrderRequest, Pay, QueryRefund, Refund, Tags, kind};
+use crate::decimal::Decimal;
 use crate::code::{Method, Scene};
 use crate::frame;
 use crate::id::{OutTradeNo, ShortText, TransactionId};
@@ -189,17 +190,23 @@ impl<'a> Pay<'a> {
 
     /// Appends the canonical form that `auth` signs; `second` signs the same.
     pub fn canonical(&self, out: &mut Vec<u8>) {
+        // Before the form, where each would wait for the length of the one before.
+        let amount = Decimal::new(self.amount.minor().unsigned_abs());
+        let key_id = Decimal::new(self.auth.key_id.into());
+        let nonce = Decimal::new(self.auth.nonce);
+        let time_expire = Decimal::new(self.time_expire_ms);
+        let timestamp = Decimal::new(self.auth.timestamp_ms);
         let mut form = Form::new(out);
-        form.number(b"amount=", self.amount.minor().unsigned_abs());
+        form.number(b"amount=", amount);
         if self.client_ip != [0; 16] {
             form.hex(b"&client_ip=", &self.client_ip);
         }
         form.word(b"&currency=", self.currency.bytes());
         form.text(b"&device_id=", self.device_id);
-        form.number(b"&key_id=", self.auth.key_id.into());
+        form.number(b"&key_id=", key_id);
         form.short(b"&mch_id=", self.mch_id.short());
         form.text(b"&method=", self.method.name().as_bytes());
-        form.number(b"&nonce=", self.auth.nonce);
+        form.number(b"&nonce=", nonce);
         form.text(b"&notify=", self.notify);
         form.word(b"&op=", *b"pay");
         form.short(b"&out_trade_no=", self.out_trade_no.short());
@@ -208,8 +215,8 @@ impl<'a> Pay<'a> {
         for (name, value) in self.tags.pairs() {
             form.tag(name, value);
         }
-        form.number(b"&time_expire=", self.time_expire_ms);
-        form.number(b"&timestamp=", self.auth.timestamp_ms);
+        form.number(b"&time_expire=", time_expire);
+        form.number(b"&timestamp=", timestamp);
     }
 
     /// Fingerprint of the immutable content: first 16 bytes of SHA-256 over its
@@ -286,9 +293,9 @@ impl<'a> Form<'a> {
     }
 
     #[inline]
-    fn number<const N: usize>(&mut self, name: &[u8; N], value: u64) {
+    fn number<const N: usize>(&mut self, name: &[u8; N], value: Decimal) {
         self.out.extend_from_slice(name);
-        put_decimal(self.out, value);
+        value.append_to(self.out);
     }
 
     fn hex<const N: usize>(&mut self, name: &[u8; N], value: &[u8]) {
@@ -307,38 +314,9 @@ impl<'a> Form<'a> {
 
     fn transaction(&mut self, order: &OrderRef) {
         if let OrderRef::TransactionId(id) = order {
-            self.number(b"&transaction_id=", id.as_u64());
+            self.number(b"&transaction_id=", Decimal::new(id.as_u64()));
         }
     }
-}
-
-/// Appends the decimal digits of a number. Sixteen are made in two words without
-/// a loop; what no timestamp or amount has, more of them, takes a turn more.
-fn put_decimal(out: &mut Vec<u8>, value: u64) {
-    const EIGHT: u64 = 100_000_000;
-    const SIXTEEN: u64 = EIGHT * EIGHT;
-    if value >= SIXTEEN {
-        put_decimal(out, value / SIXTEEN);
-    }
-    let rest = value % SIXTEEN;
-    let digits =
-        u128::from(eight_digits(rest % EIGHT)) << 64 | u128::from(eight_digits(rest / EIGHT));
-    // The first digit is the lowest byte. The last one stands even if it is zero.
-    let leading = if value >= SIXTEEN { 0 } else { (digits.trailing_zeros() / 8).min(15) };
-    let text = (digits | u128::from_ne_bytes([b'0'; 16])) >> (8 * leading);
-    let end = out.len() + 16 - leading as usize;
-    out.extend_from_slice(&text.to_le_bytes());
-    out.truncate(end);
-}
-
-/// The eight digits of a number below 10^8, the first in the lowest byte: halves
-/// of four digits, of two, of one, all halves of a step in one multiplication.
-fn eight_digits(value: u64) -> u64 {
-    let fours = (value / 10_000) | ((value % 10_000) << 32);
-    let hundreds = ((fours * 10_486) >> 20) & 0x7f_0000_007f;
-    let pairs = hundreds | ((fours - 100 * hundreds) << 16);
-    let tens = ((pairs * 103) >> 10) & 0x000f_000f_000f_000f;
-    tens | ((pairs - 10 * tens) << 8)
 }
 
 const HEX: &[u8; 16] = b"0123456789abcdef";
@@ -378,9 +356,9 @@ impl<'a> OrderRequest<'a> {
     /// Appends the canonical form; `kind` is QUERY, CLOSE or REVERSE.
     pub fn canonical(&self, kind: u8, out: &mut Vec<u8>) {
         let mut form = Form::new(out);
-        form.number(b"key_id=", self.auth.key_id.into());
+        form.number(b"key_id=", Decimal::new(self.auth.key_id.into()));
         form.short(b"&mch_id=", self.mch_id.short());
-        form.number(b"&nonce=", self.auth.nonce);
+        form.number(b"&nonce=", Decimal::new(self.auth.nonce));
         let op: &[u8] = match kind {
             kind::CLOSE => b"close",
             kind::REVERSE => b"reverse",
@@ -391,7 +369,7 @@ impl<'a> OrderRequest<'a> {
         if self.refresh {
             form.word(b"&refresh=", *b"1");
         }
-        form.number(b"&timestamp=", self.auth.timestamp_ms);
+        form.number(b"&timestamp=", Decimal::new(self.auth.timestamp_ms));
         form.transaction(&self.order);
     }
 }
@@ -439,16 +417,16 @@ impl<'a> Refund<'a> {
     /// Appends the canonical form.
     pub fn canonical(&self, out: &mut Vec<u8>) {
         let mut form = Form::new(out);
-        form.number(b"amount=", self.amount.minor().unsigned_abs());
+        form.number(b"amount=", Decimal::new(self.amount.minor().unsigned_abs()));
         form.word(b"&currency=", self.currency.bytes());
-        form.number(b"&key_id=", self.auth.key_id.into());
+        form.number(b"&key_id=", Decimal::new(self.auth.key_id.into()));
         form.short(b"&mch_id=", self.mch_id.short());
-        form.number(b"&nonce=", self.auth.nonce);
+        form.number(b"&nonce=", Decimal::new(self.auth.nonce));
         form.word(b"&op=", *b"refund");
         form.short(b"&out_refund_no=", self.out_refund_no.short());
         form.order(&self.order);
         form.text(b"&reason=", self.reason);
-        form.number(b"&timestamp=", self.auth.timestamp_ms);
+        form.number(b"&timestamp=", Decimal::new(self.auth.timestamp_ms));
         form.transaction(&self.order);
     }
 }
@@ -486,13 +464,13 @@ impl<'a> QueryRefund<'a> {
     /// Appends the canonical form.
     pub fn canonical(&self, out: &mut Vec<u8>) {
         let mut form = Form::new(out);
-        form.number(b"key_id=", self.auth.key_id.into());
+        form.number(b"key_id=", Decimal::new(self.auth.key_id.into()));
         form.short(b"&mch_id=", self.mch_id.short());
-        form.number(b"&nonce=", self.auth.nonce);
+        form.number(b"&nonce=", Decimal::new(self.auth.nonce));
         form.word(b"&op=", *b"query_refund");
         form.short(b"&out_refund_no=", self.out_refund_no.short());
         form.order(&self.order);
-        form.number(b"&timestamp=", self.auth.timestamp_ms);
+        form.number(b"&timestamp=", Decimal::new(self.auth.timestamp_ms));
         form.transaction(&self.order);
     }
 }
