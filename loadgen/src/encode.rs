@@ -139,12 +139,13 @@ impl Encoder {
 
     /// Signs what waits for it, in the buffer of the last request.
     pub(crate) fn finish(&mut self, out: &mut [u8]) {
-        let waiting = &self.unsigned[..std::mem::take(&mut self.waiting)];
+        let waiting = &mut self.unsigned[..std::mem::take(&mut self.waiting)];
         let key = |unsigned: &Unsigned| &self.merchants[unsigned.merchant as usize].key;
         if let [first, second] = waiting
             && let (SigningKey::Hmac(one), SigningKey::Hmac(other)) = (key(first), key(second))
         {
-            let tags = HmacKey::sign_two([one, other], [&first.canonical, &second.canonical]);
+            let messages = [&mut first.canonical, &mut second.canonical];
+            let tags = HmacKey::sign_two([one, other], messages);
             first.put(&tags[0], out);
             second.put(&tags[1], out);
             return;

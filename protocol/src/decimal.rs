@@ -21,11 +21,17 @@ impl Decimal {
     /// The digits of `value`.
     #[inline]
     pub(crate) fn new(value: u64) -> Self {
+        if value < EIGHT {
+            let digits = eight_digits(value);
+            // The last one stands even if it is zero.
+            let leading = (digits.trailing_zeros() / 8).min(7);
+            let text = (digits | u64::from_ne_bytes([b'0'; 8])) >> (8 * leading);
+            return Self { text: text.into(), len: 8 - leading as u8, high: 0 };
+        }
         let (high, rest) = (value / SIXTEEN, value % SIXTEEN);
         let [first, last] = [rest / EIGHT, rest % EIGHT].map(eight_digits);
         let digits = u128::from(last) << 64 | u128::from(first);
-        // The last one stands even if it is zero.
-        let leading = if high > 0 { 0 } else { (digits.trailing_zeros() / 8).min(15) };
+        let leading = if high > 0 { 0 } else { digits.trailing_zeros() / 8 };
         let text = (digits | u128::from_ne_bytes([b'0'; 16])) >> (8 * leading);
         Self { text, len: 16 - leading as u8, high }
     }

@@ -33,29 +33,6 @@ pub(crate) fn block(state: &mut State, block: &[u8; BLOCK]) {
     compress256(state, std::slice::from_ref(GenericArray::from_slice(block)));
 }
 
-/// The end of a message: what is left of it behind its whole blocks, padded (FIPS 180-4,
-/// 5.1.1).
-struct Tail {
-    bytes: [u8; 2 * BLOCK],
-    len: usize,
-}
-
-impl Tail {
-    /// The end `rest` of a message of which `len` bytes were hashed, these included.
-    fn new(rest: &[u8], len: u64) -> Self {
-        let mut bytes = [0; 2 * BLOCK];
-        bytes[..rest.len()].copy_from_slice(rest);
-        bytes[rest.len()] = 0x80;
-        let end = if rest.len() < BLOCK - LENGTH { BLOCK } else { 2 * BLOCK };
-        bytes[end - LENGTH..end].copy_from_slice(&(len * 8).to_be_bytes());
-        Self { bytes, len: end }
-    }
-
-    fn blocks(&self) -> &[[u8; BLOCK]] {
-        self.bytes[..self.len].as_chunks().0
-    }
-}
-
 fn bytes_of(state: State) -> [u8; 32] {
     let mut hash = [0; 32];
     for (bytes, word) in hash.as_chunks_mut::<4>().0.iter_mut().zip(state) {
@@ -66,22 +43,45 @@ fn bytes_of(state: State) -> [u8; 32] {
 
 /// The hash of `blocks` blocks that led to `state`, and of `message`.
 pub(crate) fn finish(mut state: State, blocks: u64, message: &[u8]) -> [u8; 32] {
-    let (whole, rest) = message.as_chunks();
-    let tail = Tail::new(rest, blocks * BLOCK as u64 + message.len() as u64);
-    whole.iter().chain(tail.blocks()).for_each(|next| block(&mut state, next));
+    let (whole, rest) = message.as_chunks::<BLOCK>();
+    whole.iter().for_each(|whole| block(&mut state, whole));
+    let mut last = [0; 2 * BLOCK];
+    last[..rest.len()].copy_from_slice(rest);
+    last[rest.len()] = 0x80;
+    let len = if rest.len() < BLOCK - LENGTH { BLOCK } else { 2 * BLOCK };
+    let bits = (blocks * BLOCK as u64 + message.len() as u64) * 8;
+    last[len - LENGTH..len].copy_from_slice(&bits.to_be_bytes());
+    last[..len].as_chunks::<BLOCK>().0.iter().for_each(|padded| block(&mut state, padded));
     bytes_of(state)
 }
 
-/// As [`finish`], of two messages at once: a block of the one and then a block of the other.
-/// Within a message each round waits for the one before; a processor that looks ahead fills
-/// these waits with the other's rounds.
-pub(crate) fn finish_two(mut states: [State; 2], blocks: u64, messages: [&[u8]; 2]) -> [[u8; 32]; 2] {
-    let split = messages.map(<[u8]>::as_chunks);
-    let tails = [0, 1].map(|at| {
-        Tail::new(split[at].1, blocks * BLOCK as u64 + messages[at].len() as u64)
-    });
-    by_turns(&mut states, [split[0].0, split[1].0]);
-    by_turns(&mut states, [tails[0].blocks(), tails[1].blocks()]);
+/// Pads a message where it lies (FIPS 180-4, 5.1.1), behind `blocks` blocks.
+fn pad(message: &mut Vec<u8>, blocks: u64) {
+    const PADDING: [u8; BLOCK + LENGTH] = {
+        let mut padding = [0; BLOCK + LENGTH];
+        padding[0] = 0x80;
+        padding
+    };
+    let bits = (blocks * BLOCK as u64 + message.len() as u64) * 8;
+    let end = (message.len() + 1 + LENGTH).next_multiple_of(BLOCK);
+    // Of known size first, then cut.
+    message.extend_from_slice(&PADDING);
+    message.truncate(end);
+    message[end - LENGTH..].copy_from_slice(&bits.to_be_bytes());
+}
+
+/// As [`finish`], of two messages at once, which are padded where they lie: a block of the one
+/// and then a block of the other. Within a message each round waits for the one before; a
+/// processor that looks ahead fills these waits with the other's rounds.
+pub(crate) fn finish_two(
+    mut states: [State; 2],
+    blocks: u64,
+    messages: [&mut Vec<u8>; 2],
+) -> [[u8; 32]; 2] {
+    let [first, second] = messages;
+    pad(first, blocks);
+    pad(second, blocks);
+    by_turns(&mut states, [first.as_chunks().0, second.as_chunks().0]);
     states.map(bytes_of)
 }
 
@@ -160,9 +160,10 @@ mod tests {
         let states = [INITIAL, INITIAL.map(|word| word ^ 0x5555)];
         for len in 0..message.len() {
             for other in [0, 1, 55, 56, 64, 119, 120, 128, 215, 299] {
-                let messages = [&message[..len], &message[1..=other]];
-                let expected = [0, 1].map(|at| finish(states[at], 1, messages[at]));
-                assert_eq!(finish_two(states, 1, messages), expected, "{len} {other}");
+                let [mut one, mut two] = [message[..len].to_vec(), message[1..=other].to_vec()];
+                let expected = [finish(states[0], 1, &one), finish(states[1], 1, &two)];
+                let both = finish_two(states, 1, [&mut one, &mut two]);
+                assert_eq!(both, expected, "{len} {other}");
             }
         }
     }

@@ -37,8 +37,9 @@ impl HmacKey {
         hash::finish_hash(self.outer, &hash::finish(self.inner, 1, message))
     }
 
-    /// The tags of two messages, for less than twice the time of one.
-    pub fn sign_two(keys: [&Self; 2], messages: [&[u8]; 2]) -> [[u8; 32]; 2] {
+    /// The tags of two messages, for less than twice the time of one. The messages are spent:
+    /// they are padded where they lie.
+    pub fn sign_two(keys: [&Self; 2], messages: [&mut Vec<u8>; 2]) -> [[u8; 32]; 2] {
         let inner = hash::finish_two(keys.map(|key| key.inner), 1, messages);
         hash::finish_two_hashes(keys.map(|key| key.outer), &inner)
     }
@@ -160,9 +161,10 @@ mod tests {
     #[test]
     fn two_tags_at_once_are_those_of_each_alone() {
         let keys = [HmacKey::new(b"one"), HmacKey::new(&[7; 131])];
-        let messages = [&b"a message"[..], &[9; 300]];
-        let alone = [0, 1].map(|at| keys[at].sign(messages[at]));
-        assert_eq!(HmacKey::sign_two([&keys[0], &keys[1]], messages), alone);
+        let mut messages = [b"a message".to_vec(), vec![9; 300]];
+        let alone = [0, 1].map(|at| keys[at].sign(&messages[at]));
+        let [one, two] = &mut messages;
+        assert_eq!(HmacKey::sign_two([&keys[0], &keys[1]], [one, two]), alone);
     }
 
     #[test]
