@@ -5,8 +5,8 @@
 //! file. Tested on texts as `init` writes them.
 
 use crate::exit::Failure;
+use crate::key::Key;
 use protocol::id::MchId;
-use protocol::sign::SigningKey;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use std::net::SocketAddr;
@@ -121,7 +121,7 @@ pub(crate) struct Merchant {
     /// Which key signs.
     pub(crate) key_id: u32,
     /// The key.
-    pub(crate) key: SigningKey,
+    pub(crate) key: Key,
 }
 
 impl GatewayFile {
@@ -188,11 +188,8 @@ fn parse_merchant(entry: &MerchantEntry) -> Result<Merchant, &'static str> {
     let key = entry.keys.first().ok_or("no key")?;
     let secret = hex(&key.secret).ok_or("the secret is not hex")?;
     let signing = match key.kind.as_str() {
-        "hmac-sha256" => SigningKey::hmac(&secret),
-        "ed25519" => {
-            let seed = secret.as_slice().try_into().map_err(|_| "the seed is not 32 bytes")?;
-            SigningKey::ed25519(seed)
-        }
+        "hmac-sha256" => Key::hmac(&secret),
+        "ed25519" => Key::ed25519(&secret).ok_or("the seed is not 32 bytes")?,
         _ => return Err("kind: hmac-sha256 or ed25519"),
     };
     Ok(Merchant { id, key_id: key.key_id, key: signing })

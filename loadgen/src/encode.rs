@@ -7,10 +7,11 @@
 //! grown. Tested by decoding and verifying what it writes.
 
 use crate::config::Merchant;
+use crate::key::Key;
 use crate::plan::{Op, Plan};
 use protocol::code::{Method, Scene};
 use protocol::message::{Auth, OrderRef, OrderRequest, Pay, Refund, Tags, kind};
-use protocol::sign::{HmacKey, SigningKey};
+use protocol::sign::HmacKey;
 
 /// How long the switch may take before it answers PROCESSING: its own bound.
 const WAIT_MS: u32 = 0;
@@ -28,6 +29,8 @@ struct Unsigned {
     merchant: u32,
     /// Where its signature goes.
     at: usize,
+    /// How long that is.
+    len: usize,
     /// It is to be a wrong one.
     bad: bool,
 }
@@ -56,8 +59,7 @@ impl Encoder {
     /// Asks for the memory of a merchant without needing it yet: done for a whole
     /// batch ahead of its requests, the cache misses overlap.
     pub(crate) fn warm(&self, index: u32) {
-        let lines =
-            |merchant: &Merchant| (merchant.key_id, matches!(merchant.key, SigningKey::Hmac(_)));
+        let lines = |merchant: &Merchant| (merchant.key_id, matches!(merchant.key, Key::Hmac(_)));
         std::hint::black_box(self.merchants.get(index as usize).map(lines));
     }
 
@@ -74,7 +76,7 @@ impl Encoder {
         let index = plan.merchant(k);
         let merchant = &self.merchants[index as usize];
         let (key_id, nonce) = (merchant.key_id, plan.nonce(n));
-        let len = if matches!(merchant.key, SigningKey::Hmac(_)) { 32 } else { 64 };
+        let len = merchant.key.signature_len();
         let auth = Auth { key_id, timestamp_ms, nonce, signature: &[0; 64][..len] };
         let unsigned = &mut self.unsigned[self.waiting];
         let canonical = &mut unsigned.canonical;
@@ -124,7 +126,7 @@ impl Encoder {
             }
         };
         unsigned.merchant = index;
-        unsigned.at = out.len() - behind - len;
+        (unsigned.at, unsigned.len) = (out.len() - behind - len, len);
         unsigned.bad = op == Op::BadSignature;
         self.waiting += 1;
         if self.waiting == self.unsigned.len() {
@@ -142,27 +144,27 @@ impl Encoder {
         let waiting = &mut self.unsigned[..std::mem::take(&mut self.waiting)];
         let key = |unsigned: &Unsigned| &self.merchants[unsigned.merchant as usize].key;
         if let [first, second] = waiting
-            && let (SigningKey::Hmac(one), SigningKey::Hmac(other)) = (key(first), key(second))
+            && let (Key::Hmac(one), Key::Hmac(other)) = (key(first), key(second))
         {
             let messages = [&mut first.canonical, &mut second.canonical];
             let tags = HmacKey::sign_two([one, other], messages);
-            first.put(&tags[0], out);
-            second.put(&tags[1], out);
-            return;
+            first.place(out).copy_from_slice(&tags[0]);
+            second.place(out).copy_from_slice(&tags[1]);
+        } else {
+            for unsigned in &*waiting {
+                key(unsigned).sign(&unsigned.canonical, unsigned.place(out));
+            }
         }
-        for unsigned in waiting {
-            let mut signature = [0; 64];
-            let len = key(unsigned).sign(&unsigned.canonical, &mut signature);
-            unsigned.put(&signature[..len], out);
+        for unsigned in waiting.iter().filter(|unsigned| unsigned.bad) {
+            unsigned.place(out)[0] ^= 1;
         }
     }
 }
 
 impl Unsigned {
-    fn put(&self, signature: &[u8], out: &mut [u8]) {
-        let place = &mut out[self.at..self.at + signature.len()];
-        place.copy_from_slice(signature);
-        place[0] ^= u8::from(self.bad);
+    /// The place of its signature.
+    fn place<'a>(&self, out: &'a mut [u8]) -> &'a mut [u8] {
+        &mut out[self.at..self.at + self.len]
     }
 }
 
@@ -213,7 +215,7 @@ mod tests {
         let merchant = |id: &String| Merchant {
             id: MchId::parse(id.as_bytes()).unwrap(),
             key_id: 3,
-            key: SigningKey::hmac(b"secret"),
+            key: Key::hmac(b"secret"),
         };
         Encoder::new(plan.params().merchants.iter().map(merchant).collect())
     }
@@ -266,8 +268,8 @@ mod tests {
             id: MchId::parse(id.as_bytes()).unwrap(),
             key_id: 3,
             key: match at % 3 {
-                0 => SigningKey::ed25519(&[7; 32]),
-                _ => SigningKey::hmac(id.as_bytes()),
+                0 => Key::ed25519(&[7; 32]).unwrap(),
+                _ => Key::hmac(id.as_bytes()),
             },
         };
         let merchants = plan.params().merchants.iter().enumerate().map(merchant);

@@ -21,6 +21,7 @@ mod history;
 mod hlog;
 mod host;
 mod interrupt;
+mod key;
 mod latency;
 mod live;
 mod machine;

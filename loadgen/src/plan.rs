@@ -403,10 +403,22 @@ const NUMBER_LEN: usize = RUN_LEN + 9;
 const _: () = assert!(RUN_ID_MAX == 1 << (4 * RUN_LEN));
 const _: () = assert!(REQUESTS_MAX == 1 << (4 * (NUMBER_LEN - RUN_LEN)));
 
-/// The lowest `N` hex digits.
+/// The lowest `N` hex digits, at most 16.
 fn hex<const N: usize>(value: u64) -> [u8; N] {
-    const HEX: &[u8; 16] = b"0123456789abcdef";
-    std::array::from_fn(|at| HEX[(value >> (4 * (N - 1 - at)) & 15) as usize])
+    let [high, low] = [value >> 32, value & 0xffff_ffff].map(eight_hex_digits);
+    let digits = (u128::from(low) << 64 | u128::from(high)).to_le_bytes();
+    digits.last_chunk().copied().expect("at most 16")
+}
+
+/// The hex digits of a number below 2^32, the first in the lowest byte: halves, quarters and
+/// eighths are moved apart, then all become text at once.
+fn eight_hex_digits(value: u64) -> u64 {
+    let fours = value >> 16 | (value & 0xffff) << 32;
+    let twos = fours >> 8 & 0x0000_00ff_0000_00ff | (fours & 0x0000_00ff_0000_00ff) << 16;
+    let ones = twos >> 4 & 0x000f_000f_000f_000f | (twos & 0x000f_000f_000f_000f) << 8;
+    // 1 where the digit is a letter.
+    let letters = (ones + 0x0606_0606_0606_0606) >> 4 & 0x0101_0101_0101_0101;
+    ones + 0x3030_3030_3030_3030 + letters * u64::from(b'a' - b'0' - 10)
 }
 
 #[cfg(test)]
@@ -610,6 +622,16 @@ pub(crate) mod tests {
         let bad = ["", "pay", "pay=x", "close=1", "query=5", "pay=1,query=5000"];
         for bad in bad.into_iter().chain(["pay=1,pay=2", "pay=1,void=1", "pay=1,close=1000001"]) {
             assert!(Mix::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn hex_digits_are_those_of_the_standard_library() {
+        for at in 0..20_000_u64 {
+            let value = at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (at % 64);
+            assert_eq!(hex::<16>(value), *format!("{value:016x}").as_bytes());
+            let text = format!("{value:09x}");
+            assert_eq!(hex::<9>(value), text.as_bytes()[text.len() - 9..]);
         }
     }
 }

@@ -28,7 +28,10 @@ impl Decimal {
             let text = (digits | u64::from_ne_bytes([b'0'; 8])) >> (8 * leading);
             return Self { text: text.into(), len: 8 - leading as u8, high: 0 };
         }
-        let (high, rest) = (value / SIXTEEN, value % SIXTEEN);
+        let (high, rest) = match value {
+            ..SIXTEEN => (0, value),
+            _ => (value / SIXTEEN, value % SIXTEEN),
+        };
         let [first, last] = [rest / EIGHT, rest % EIGHT].map(eight_digits);
         let digits = u128::from(last) << 64 | u128::from(first);
         let leading = if high > 0 { 0 } else { digits.trailing_zeros() / 8 };
@@ -67,7 +70,8 @@ mod tests {
     #[test]
     fn they_are_those_of_the_standard_library() {
         let powers = (0..20).map(|power| 10_u64.pow(power));
-        let around = powers.flat_map(|power| [power - 1, power, power + 1, power / 3, power / 9 * 7]);
+        let around =
+            powers.flat_map(|power| [power - 1, power, power + 1, power / 3, power / 9 * 7]);
         let spread = (0..20_000_u64).map(|at| at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (at % 64));
         for value in around.chain(spread).chain([u64::MAX, SIXTEEN * 3]) {
             let mut out = b"n=".to_vec();

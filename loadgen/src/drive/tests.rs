@@ -12,7 +12,6 @@ use protocol::code::{OrderState, Reason, RefundState};
 use protocol::frame::{Header, Splitter};
 use protocol::id::{MchId, ShortText, TransactionId};
 use protocol::message::{self, Event, Pay, kind};
-use protocol::sign::SigningKey;
 use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -122,7 +121,7 @@ fn pays(deadline: Duration, events: bool) -> (Rc<Plan>, Encoder, Options) {
     let merchant = |id: &String| Merchant {
         id: MchId::parse(id.as_bytes()).unwrap(),
         key_id: 1,
-        key: SigningKey::hmac(b"secret"),
+        key: crate::key::Key::hmac(b"secret"),
     };
     let encoder = Encoder::new(params.merchants.iter().map(merchant).collect());
     let plan = Rc::new(Plan::new(params).unwrap());

@@ -6,8 +6,8 @@
 use sha2::{Digest, Sha256};
 
 use super::{Auth, DecodeError, OrderRef, OrderRequest, Pay, QueryRefund, Refund, Tags, kind};
-use crate::decimal::Decimal;
 use crate::code::{Method, Scene};
+use crate::decimal::Decimal;
 use crate::frame;
 use crate::id::{OutTradeNo, ShortText, TransactionId};
 use crate::wire::{

@@ -17,7 +17,8 @@
 
 /// Waits for threads tell overload above one in so many of the delay's target.
 const WAITS: u64 = 4;
-/// For so much time that the site had to work, microseconds; time without is taken off.
+/// For so much time that the site had to work, microseconds; half of the time without is
+/// taken off.
 const GRACE_US: u64 = 250_000;
 /// Time between two looks that counts at most: what the process did not get is no time in
 /// which it could have worked.
@@ -144,7 +145,7 @@ pub struct Window {
     rate: u64,
     /// The most of that.
     capacity: u64,
-    /// For how long there have been too long waits, less the time without.
+    /// For how long there have been too long waits, less half of the time without.
     above_us: u64,
     /// There is overload; when the window refused last, or began to.
     refused_us: Option<u64>,
@@ -226,7 +227,7 @@ impl Window {
         let step_us = step_us.min(STEP_MAX_US);
         self.above_us = match waits_us > self.target_us / WAITS {
             true => self.above_us + step_us,
-            false => self.above_us.saturating_sub(step_us),
+            false => self.above_us.saturating_sub(step_us / 2),
         };
         self.above_us >= GRACE_US
     }
