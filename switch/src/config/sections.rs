@@ -260,7 +260,7 @@ impl Default for WorkerConfig {
         Self {
             inbox_batches: 1024,
             queue_delay_max_ms: 20,
-            delay_target_ms: 3,
+            delay_target_ms: 2,
             block_max_bytes: 1 << 20,
             cpu: None,
             outstanding_max: 65_536,

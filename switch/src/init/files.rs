@@ -84,12 +84,12 @@ server_name = "site-{other}.site.payswitch"
         1 => {
             "\
 # queue_delay_max_ms = 20           # new payments are shed above this
-# delay_target_ms = 3               # and so that they spend this in the switch itself, under overload"
+# delay_target_ms = 2               # and so that they spend this in the switch itself, under overload"
         }
         _ => {
             "\
 queue_delay_max_ms = 100            # new payments are shed above this; takeovers bring bursts
-delay_target_ms = 25                # and so that they spend this in the switch itself, under overload"
+delay_target_ms = 15                # and so that they spend this in the switch itself, under overload"
         }
     };
     let _ = write!(
