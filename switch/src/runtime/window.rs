@@ -251,9 +251,7 @@ impl Window {
     fn average(&mut self, times: &Times, step_us: u64) {
         let rate = std::mem::take(&mut self.answered) * 1_000_000 / step_us;
         let share_us = step_us.min(AVERAGE_US);
-        let mix =
-            |old: u64, new: u64| (old * (AVERAGE_US - share_us) + new * share_us) / AVERAGE_US;
-        self.rate = mix(self.rate, rate);
+        self.rate = (self.rate * (AVERAGE_US - share_us) + rate * share_us) / AVERAGE_US;
         // Under overload less is answered because less is taken.
         let shrinks = match self.refused_us {
             None => self.capacity.saturating_sub(self.rate) * step_us.min(FORGET_US) / FORGET_US,
