@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn eight_digits_are_right_for_all_pairs_of_four() {
+    fn eight_digits_are_right_in_each_half() {
         for four in 0..10_000_u64 {
             let text = |value: u64| u64::from_le_bytes(*b"00000000") | eight_digits(value);
             for value in [four, four * 10_000, four * 10_001] {

@@ -364,7 +364,7 @@ pub struct Metrics {
     /// Unanswered requests of all gateway connections.
     pub in_flight: Gauge,
     /// How many there may be at present.
-    pub in_flight_max: Gauge,
+    pub in_flight_window: Gauge,
     /// From reception to the worker's hand.
     pub queue_delay: Histogram,
     /// From the decision to admit a pay to its durable BEGIN, one payment in 16.
@@ -435,7 +435,7 @@ impl Metrics {
             cores_awake_us: Counter::default(),
             inbox_batches: Gauge::default(),
             in_flight: Gauge::default(),
-            in_flight_max: Gauge::default(),
+            in_flight_window: Gauge::default(),
             queue_delay: Histogram::default(),
             begin_durable: Histogram::default(),
             channel_round_trip: Histogram::default(),

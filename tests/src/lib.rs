@@ -176,12 +176,10 @@ impl Deployment {
         assert!(output.status.success(), "{}", text(&output));
         // A test machine that stands still for a moment is not an overload.
         for site in 1..=sites {
-            let (delay, target) = match sites {
-                1 => ("# queue_delay_max_ms = 20 ", "# delay_target_ms = 2 "),
-                _ => ("queue_delay_max_ms = 100 ", "delay_target_ms = 15 "),
-            };
+            let delay =
+                if sites == 1 { "# queue_delay_max_ms = 20 " } else { "queue_delay_max_ms = 100 " };
             deployment.edit_site(site, delay, "queue_delay_max_ms = 10000 ");
-            deployment.edit_site(site, target, "delay_target_ms = 10000 ");
+            deployment.edit_site(site, "# delay_target_ms = 0 ", "delay_target_ms = 10000 ");
         }
         deployment
     }

@@ -207,7 +207,7 @@ impl Check<'_> {
         self.range("worker.inbox_batches", worker.inbox_batches, 16, 1 << 20);
         self.range("worker.outstanding_max", worker.outstanding_max, 1, 1 << 24);
         self.range("worker.queue_delay_max_ms", worker.queue_delay_max_ms, 1, 60_000);
-        self.range("worker.delay_target_ms", worker.delay_target_ms, 1, 60_000);
+        self.range("worker.delay_target_ms", worker.delay_target_ms, 0, 60_000);
         if !log.batch_max_kib.is_multiple_of(4) {
             self.refuse("log.batch_max_kib", log.batch_max_kib, "a multiple of 4");
         }

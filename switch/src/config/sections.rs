@@ -228,7 +228,8 @@ pub struct WorkerConfig {
     /// New payments are shed when the oldest waiting one is older than this.
     pub queue_delay_max_ms: u64,
     /// How long a request spends in the switch's own hands under overload, on the average
-    /// and without the channel: new ones are shed until it is so.
+    /// and without the channel: new ones are shed until it is so. 0: 2 on a single site, 15
+    /// with others, whose takeovers bring bursts.
     pub delay_target_ms: u64,
     /// Largest block of one shard, bytes.
     pub block_max_bytes: u32,
@@ -249,6 +250,16 @@ pub struct WorkerConfig {
 }
 
 impl WorkerConfig {
+    /// `delay_target_ms` of a deployment of so many sites, microseconds.
+    pub fn delay_target_us(&self, sites: usize) -> u64 {
+        1_000
+            * match (self.delay_target_ms, sites) {
+                (0, 1) => 2,
+                (0, _) => 15,
+                (target_ms, _) => target_ms,
+            }
+    }
+
     /// `awake_share_percent`, or 0 where cores shall never be kept awake.
     pub fn awake_share(&self) -> u32 {
         if self.awake_from_rate == 0 { 0 } else { self.awake_share_percent }
@@ -260,7 +271,7 @@ impl Default for WorkerConfig {
         Self {
             inbox_batches: 1024,
             queue_delay_max_ms: 20,
-            delay_target_ms: 2,
+            delay_target_ms: 0,
             block_max_bytes: 1 << 20,
             cpu: None,
             outstanding_max: 65_536,

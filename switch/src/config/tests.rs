@@ -170,7 +170,7 @@ fn every_bad_value_is_named_with_what_is_allowed() {
         ("[replication]", "[replication]\nlease_ms = 100", "replication: unknown field `lease_ms`"),
         ("[worker]", "[worker]\nblock_max_bytes = 1", "worker.block_max_bytes: 1"),
         ("queue_delay_max_ms = 100 ", "queue_delay_max_ms = 0 ", "worker.queue_delay_max_ms: 0"),
-        ("delay_target_ms = 15 ", "delay_target_ms = 0 ", "worker.delay_target_ms: 0"),
+        ("# delay_target_ms = 0 ", "delay_target_ms = 60001 ", "worker.delay_target_ms: 60001"),
         ("[engine]", "[engine]\nsync_wait_ms = 1", "engine.sync_wait_ms: 1"),
         ("[engine]", "[engine]\nexpire_max_h = 169", "engine.expire_max_h: 169; allowed: 1 to 168"),
         ("[gateway]", "[gateway]\nin_flight_max = 0", "gateway.in_flight_max: 0"),

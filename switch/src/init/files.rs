@@ -81,15 +81,9 @@ server_name = "site-{other}.site.payswitch"
         (ports.gateway(site), ports.admin(site), ports.admin_tls(site));
     let channel = ports.channel();
     let queue_delay = match sites.all {
-        1 => {
-            "\
-# queue_delay_max_ms = 20           # new payments are shed above this
-# delay_target_ms = 2               # and so that they spend this in the switch itself, under overload"
-        }
+        1 => "# queue_delay_max_ms = 20           # new payments are shed above this",
         _ => {
-            "\
-queue_delay_max_ms = 100            # new payments are shed above this; takeovers bring bursts
-delay_target_ms = 15                # and so that they spend this in the switch itself, under overload"
+            "queue_delay_max_ms = 100            # new payments are shed above this; takeovers bring bursts"
         }
     };
     let _ = write!(
@@ -154,6 +148,7 @@ admin_key = "certs/admin.key"
 # inbox_batches = 1024
 # outstanding_max = 65536           # unanswered requests of all connections; more are shed
 {queue_delay}
+# delay_target_ms = 0               # and so that they spend no more in the switch itself; 0: 2, of several sites 15
 # block_max_bytes = 1048576         # one shard's block
 # cpu = 1                           # pin; default: not pinned
 # awake_from_rate = 5000            # requests/s from which idle cores do not halt; 0: never

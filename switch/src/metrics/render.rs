@@ -153,7 +153,7 @@ impl Metrics {
         page.gauge("clock_offset_seconds", help, &self.clock_offset_s);
         page.gauge("in_flight", "Unanswered requests of gateways.", &self.in_flight);
         let help = "How many may be at present: fewer under overload.";
-        page.gauge("in_flight_max", help, &self.in_flight_max);
+        page.gauge("in_flight_window", help, &self.in_flight_window);
         page.gauge("inbox_batches", "Batches in the worker's inbox.", &self.inbox_batches);
         let help = "1 while the kernel is asked not to halt idle cores.";
         page.gauge("cores_awake", help, &self.cores_awake);

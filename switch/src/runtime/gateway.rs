@@ -469,8 +469,8 @@ impl Front {
         loop {
             interval.tick().await;
             self.net.metrics.in_flight.set(self.net.outstanding.get() as u64);
-            self.net.metrics.in_flight_max.set(self.net.unanswered_max() as u64);
             let now = clock::mono_us();
+            self.net.metrics.in_flight_window.set(self.net.unanswered_max(now) as u64);
             for connection in self.net.connections() {
                 if connection.streams.is_stalled(now, frame_us) {
                     connection.close(CloseCode::SlowPeer, "a frame was left unfinished");

@@ -457,7 +457,7 @@ async fn net_main(
             gateways: config.gateways.len(),
             outstanding_max: config.worker.outstanding_max as usize,
             queue_delay_max_us: config.worker.queue_delay_max_ms * 1000,
-            delay_target_us: config.worker.delay_target_ms * 1000,
+            delay_target_us: config.worker.delay_target_us(config.sites.len()),
             awake_share_percent: config.worker.awake_share(),
             awake_latency_us: config.worker.awake_latency_us,
             batch_items_max: 4096,

@@ -255,13 +255,24 @@ impl Net {
     }
 
     /// How many requests may be unanswered at present.
-    pub fn unanswered_max(&self) -> usize {
-        self.window.borrow().size()
+    pub fn unanswered_max(&self, now_us: u64) -> usize {
+        let mut window = self.window.borrow_mut();
+        window.expire(now_us);
+        window.size()
     }
 
-    /// A request that was taken has been answered.
-    pub fn has_answered(&self) {
-        self.window.borrow_mut().answered();
+    /// The window, to be played with.
+    #[cfg(test)]
+    pub fn window(&self) -> std::cell::RefMut<'_, Window> {
+        self.window.borrow_mut()
+    }
+
+    /// A request that was taken has been answered with this code.
+    pub fn has_answered(&self, code: Code) {
+        // What asks to come again was no work.
+        if !code.retryable() {
+            self.window.borrow_mut().answered();
+        }
     }
 
     /// An operation was at its channel for so long, microseconds.
@@ -271,9 +282,10 @@ impl Net {
 
     /// Whether a new request must be shed, whatever it is, before any work is spent on it.
     /// Who sends it has `own` requests unanswered: half of an equal part is fair.
-    pub fn is_overloaded(&self, own: usize) -> bool {
-        let fair = own < self.window.borrow().size() / (2 * self.settings.gateways.max(1));
-        self.behind.get() || self.window.borrow_mut().refuses(self.outstanding.get(), fair)
+    pub fn is_overloaded(&self, own: usize, now_us: u64) -> bool {
+        let mut window = self.window.borrow_mut();
+        let part = window.size() / (2 * self.settings.gateways.max(1));
+        self.behind.get() || window.refuses(self.outstanding.get(), own < part.max(1), now_us)
     }
 
     /// Whether a new request for a shard must be shed.
@@ -544,7 +556,6 @@ impl Net {
     }
 
     fn answered(&self, connection: &Connection, reply: &Reply, now_us: u64) {
-        self.has_answered();
         self.outstanding.set(self.outstanding.get().saturating_sub(1));
         connection.in_flight.set(connection.in_flight.get().saturating_sub(1));
         connection.of_gateway.set(connection.of_gateway.get().saturating_sub(1));
@@ -552,6 +563,7 @@ impl Net {
             ReplyBody::Order(body) => body.code,
             ReplyBody::Refund(body) => body.code,
         };
+        self.has_answered(code);
         if let Some(op) = Op::from_kind(reply.waiter.kind) {
             self.metrics.replies.of(op).add(1);
         }

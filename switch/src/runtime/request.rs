@@ -105,13 +105,11 @@ impl Context<'_> {
         {
             return Err(Code::Draining.into());
         }
-        if self.net.is_overloaded(self.connection.of_gateway.get()) {
-            return Err(Code::Overloaded.into());
-        }
         if self.connection.in_flight.get() >= self.net.settings.in_flight_max {
             return Err(Code::TooManyInFlight.into());
         }
-        if self.connection.of_gateway.get() >= self.connection.of_gateway_max {
+        let own = self.connection.of_gateway.get();
+        if own >= self.connection.of_gateway_max || self.net.is_overloaded(own, self.now.mono_us) {
             return Err(Code::Overloaded.into());
         }
         match self.waiter.kind {

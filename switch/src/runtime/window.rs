@@ -32,7 +32,8 @@ const AVERAGE_US: u64 = 100_000;
 const WRITES: u64 = 3;
 /// The window closes no further, whatever is measured.
 const SIZE_MIN: usize = 64;
-/// Nothing was refused for so long: it is over, microseconds.
+/// Nothing was refused for so long, or nothing came of the workers that could be measured:
+/// it is over, microseconds.
 const OVER_US: u64 = 1_000_000;
 /// What was measured at best, and the capacity, follow what is measured now within so long,
 /// microseconds: disks, channels and the mix of requests change.
@@ -117,7 +118,7 @@ impl Best {
         let ns = measured.least_us.saturating_mul(1_000);
         let grown = |best: u64| {
             let by = u128::from(best) * u128::from(step_us.min(FORGET_US));
-            best.saturating_add((by / u128::from(FORGET_US)) as u64)
+            best.saturating_add(by.div_ceil(u128::from(FORGET_US)).max(1) as u64)
         };
         self.ns = Some(self.ns.map_or(ns, |best| ns.min(grown(best))));
     }
@@ -180,11 +181,24 @@ impl Window {
 
     /// Whether one more is refused while so many are unanswered. Who has no more than a `fair`
     /// part of them is let in up to a quarter beyond, where others fill a window that has closed.
-    pub fn refuses(&mut self, unanswered: usize, fair: bool) -> bool {
+    pub fn refuses(&mut self, unanswered: usize, fair: bool, now_us: u64) -> bool {
+        self.expire(now_us);
         let size = if fair { (self.size + self.size / 4).min(self.most) } else { self.size };
         let refuses = unanswered >= size;
         self.refuses |= refuses;
         refuses
+    }
+
+    /// Opens it where nothing tells any more that there is overload: the site was idle, leads
+    /// no shard now, or all that it took waits for others.
+    pub fn expire(&mut self, now_us: u64) {
+        if self.refused_us.is_some() && now_us.saturating_sub(self.looked_us) > OVER_US {
+            self.open();
+        }
+    }
+
+    fn open(&mut self) {
+        (self.size, self.above_us, self.refused_us) = (self.most, 0, None);
     }
 
     /// An operation was at its channel for so long.
@@ -192,7 +206,7 @@ impl Window {
         self.times.channel.add(took_us, 1);
     }
 
-    /// A request was answered by a worker.
+    /// A worker has answered a request, and not refused it.
     pub fn answered(&mut self) {
         self.answered += 1;
     }
@@ -204,6 +218,7 @@ impl Window {
         if step_us < LOOK_US {
             return;
         }
+        self.expire(now_us);
         self.looked_us = now_us;
         let times = std::mem::take(&mut self.times);
         self.average(&times, step_us);
@@ -219,16 +234,16 @@ impl Window {
         if refuses {
             self.refused_us = Some(now_us);
         } else if self.refused_us.is_some_and(|at| now_us.saturating_sub(at) > OVER_US) {
-            (self.size, self.above_us, self.refused_us) = (self.most, 0, None);
+            self.open();
         }
     }
 
     fn is_overload(&mut self, waits_us: u64, step_us: u64) -> bool {
-        let step_us = step_us.min(STEP_MAX_US);
-        self.above_us = match waits_us > self.target_us / WAITS {
-            true => self.above_us + step_us,
-            false => self.above_us.saturating_sub(step_us / 2),
-        };
+        let waits = waits_us > self.target_us / WAITS;
+        let above_us = if waits { step_us.min(STEP_MAX_US) } else { 0 };
+        // The rest was time in which nothing waited.
+        let without_us = (step_us - above_us) / 2;
+        self.above_us = self.above_us.saturating_sub(without_us) + above_us;
         self.above_us >= GRACE_US
     }
 
@@ -254,7 +269,10 @@ impl Window {
         self.rate = (self.rate * (AVERAGE_US - share_us) + rate * share_us) / AVERAGE_US;
         // Under overload less is answered because less is taken.
         let shrinks = match self.refused_us {
-            None => self.capacity.saturating_sub(self.rate) * step_us.min(FORGET_US) / FORGET_US,
+            None => {
+                let above = self.capacity.saturating_sub(self.rate);
+                (above * step_us.min(FORGET_US)).div_ceil(FORGET_US)
+            }
             Some(_) => 0,
         };
         self.capacity = (self.capacity - shrinks).max(self.rate);
@@ -293,7 +311,7 @@ mod tests {
 
         fn take(&mut self, requests: usize) -> usize {
             let refuses = |site: &mut Self| {
-                let refuses = site.window.refuses(site.unanswered, false);
+                let refuses = site.window.refuses(site.unanswered, false, site.now_us);
                 site.unanswered += usize::from(!refuses);
                 refuses
             };
@@ -346,12 +364,17 @@ mod tests {
     #[test]
     fn who_has_little_in_a_window_that_others_fill_is_let_in() {
         let mut site = Site::new();
-        assert!(site.window.refuses(MOST, true) && !site.window.refuses(MOST - 1, false));
+        assert!(
+            site.window.refuses(MOST, true, site.now_us)
+                && !site.window.refuses(MOST - 1, false, site.now_us)
+        );
         site.run(2_000, 3 * CAPACITY);
-        let size = site.window.size();
+        let (size, now_us) = (site.window.size(), site.now_us);
         assert!(size < MOST);
-        assert!(site.window.refuses(size, false) && !site.window.refuses(size, true));
-        assert!(site.window.refuses(size + size / 4, true));
+        assert!(
+            site.window.refuses(size, false, now_us) && !site.window.refuses(size, true, now_us)
+        );
+        assert!(site.window.refuses(size + size / 4, true, now_us));
     }
 
     #[test]
@@ -363,12 +386,35 @@ mod tests {
         times.durable.add(20_000, 1);
         let mut refusals = 0;
         for _ in 0..1_000 {
-            refusals += usize::from(site.window.refuses(2_000, false));
+            refusals += usize::from(site.window.refuses(2_000, false, site.now_us));
             site.now_us += LOOK_US;
             site.window.measured(&times, 2_000, site.now_us);
         }
         assert!((1..100).contains(&refusals), "{refusals}");
         assert_eq!(site.window.size(), MOST);
+    }
+
+    #[test]
+    fn it_opens_once_nothing_tells_of_overload_any_more() {
+        let mut site = Site::new();
+        site.run(2_000, 3 * CAPACITY);
+        let size = site.window.size();
+        assert!(size < MOST);
+        assert!(site.window.refuses(size, false, site.now_us + OVER_US / 2));
+        // No worker has handed anything out for a second, whatever was refused meanwhile.
+        assert!(!site.window.refuses(size, false, site.now_us + OVER_US + 1));
+        assert_eq!(site.window.size(), MOST);
+    }
+
+    #[test]
+    fn short_bursts_on_an_idle_site_are_no_overload() {
+        let mut site = Site::new();
+        for _ in 0..200 {
+            site.now_us += 900_000;
+            assert_eq!(site.take(50 * CAPACITY), 0);
+            assert_eq!(site.run(100, 0).1, 0);
+            assert_eq!(site.window.size(), MOST);
+        }
     }
 
     #[test]
@@ -389,7 +435,7 @@ mod tests {
         // They wait for the disk and for the channel, nobody for a thread.
         for _ in 0..100 {
             assert_eq!(site.run(50, CAPACITY / 2).1, 0);
-            assert!(!site.window.refuses(MOST - 1, false));
+            assert!(!site.window.refuses(MOST - 1, false, site.now_us));
         }
     }
 

@@ -9,6 +9,7 @@ use super::envelope::{Answer, Malformed, Request};
 use super::{ASKED_MAX, Forwarder, SITE_BIT, Site};
 use crate::engine::input::Waiter;
 use crate::engine::output::{Reply, ReplyBody};
+use crate::runtime::clock;
 use crate::runtime::inbox::Item;
 use crate::runtime::net::Net;
 use crate::runtime::request::{self, Delivery};
@@ -26,7 +27,10 @@ impl Forwarder {
         }
         site.taken.set(site.taken.get() - 1);
         net.outstanding.set(net.outstanding.get().saturating_sub(1));
-        net.has_answered();
+        net.has_answered(match &reply.body {
+            ReplyBody::Order(body) => body.code,
+            ReplyBody::Refund(body) => body.code,
+        });
         self.answer(net, site, reply);
     }
 
@@ -107,8 +111,9 @@ impl Forwarder {
             if net.draining.get() || !net.judges(shard) || authority != Some(request.authority) {
                 return Err(Code::NotLeader);
             }
-            let taken = site.taken.get();
-            let room = taken < ASKED_MAX && !net.is_overloaded(taken) && !net.congested(shard);
+            // Of which of its gateways it is, is not counted here.
+            let overloaded = net.is_overloaded(usize::MAX, clock::mono_us());
+            let room = site.taken.get() < ASKED_MAX && !overloaded && !net.congested(shard);
             if room { Ok(()) } else { Err(Code::Overloaded) }
         });
         match admitted {

@@ -20,6 +20,7 @@ use crate::runtime::inbox::Exchange;
 use crate::runtime::mesh::Mesh;
 use crate::runtime::net::NetSettings;
 use crate::runtime::testing::{Cluster, eventually_async};
+use crate::runtime::window::Times;
 use crate::runtime::worker::Shared;
 use crate::secret::Kek;
 use crate::tls::{Credentials, EndpointKeys};
@@ -61,7 +62,7 @@ fn merchant() -> Merchant {
 }
 
 impl Site {
-    fn new(cluster: &Cluster, gateways: u16) -> Self {
+    fn new(cluster: &Cluster, outstanding_max: usize, gateways: u16) -> Self {
         let mut config = cluster.config(1).clone();
         config.gateways[0].trust_certificate = true;
         config.gateways.extend((2..=gateways).map(|number| GatewayEntry {
@@ -92,8 +93,8 @@ impl Site {
             sites: 1,
             cluster: config.cluster,
             in_flight_max: 1_000,
-            gateways: 1,
-            outstanding_max: OUTSTANDING_MAX,
+            gateways: gateways.into(),
+            outstanding_max,
             queue_delay_max_us: 60_000_000,
             delay_target_us: 60_000_000,
             awake_share_percent: 0,
@@ -217,10 +218,14 @@ fn with_site(test: impl AsyncFnOnce(Site)) {
 }
 
 fn with_gateways(gateways: u16, test: impl AsyncFnOnce(Site)) {
+    with_room(OUTSTANDING_MAX, gateways, test);
+}
+
+fn with_room(outstanding_max: usize, gateways: u16, test: impl AsyncFnOnce(Site)) {
     let cluster = Cluster::new(1);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let local = tokio::task::LocalSet::new();
-    local.block_on(&runtime, async { test(Site::new(&cluster, gateways)).await });
+    local.block_on(&runtime, async { test(Site::new(&cluster, outstanding_max, gateways)).await });
 }
 
 #[test]
@@ -320,6 +325,29 @@ fn a_gateway_that_is_alone_has_all_of_the_room() {
         }
         assert!(site.take(&connection, &stream, &query(100)));
         assert_eq!(told(&stream).code, Code::Overloaded);
+    });
+}
+
+#[test]
+fn a_closed_window_refuses_before_it_looks_and_lets_in_who_has_little() {
+    with_room(1_000, 2, async |site| {
+        let connections = site.registered(&[1, 2]).await;
+        let streams: Vec<_> = connections.iter().map(|it| it.streams.open().unwrap()).collect();
+        let mut late = Times::default();
+        late.turn.add(u64::from(u32::MAX), 1);
+        let start_us = clock::mono_us();
+        for at in 1..1_000 {
+            site.net.window().measured(&late, 0, start_us + at * 1_000);
+        }
+        let size = site.net.unanswered_max(start_us);
+        assert!(size < 1_000, "{size}");
+        site.net.outstanding.set(size);
+        connections[0].of_gateway.set(size / 2);
+        let garbled = &query(7)[..HEADER_LEN + 1];
+        for (at, expected) in [(0, Code::Overloaded), (1, Code::MalformedBody)] {
+            assert!(site.take(&connections[at], &streams[at], garbled));
+            assert_eq!(told(&streams[at]).code, expected);
+        }
     });
 }
 
