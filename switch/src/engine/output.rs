@@ -55,6 +55,14 @@ pub struct Reply {
 }
 
 impl Reply {
+    /// Whether it was done, or why not.
+    pub fn code(&self) -> Code {
+        match &self.body {
+            ReplyBody::Order(body) => body.code,
+            ReplyBody::Refund(body) => body.code,
+        }
+    }
+
     /// An answer that says only why nothing was done, in the layout that the
     /// request's kind asks for.
     pub fn refusal(waiter: Waiter, code: Code, retry_after_ms: u32) -> Self {

@@ -559,10 +559,7 @@ impl Net {
         self.outstanding.set(self.outstanding.get().saturating_sub(1));
         connection.in_flight.set(connection.in_flight.get().saturating_sub(1));
         connection.of_gateway.set(connection.of_gateway.get().saturating_sub(1));
-        let code = match &reply.body {
-            ReplyBody::Order(body) => body.code,
-            ReplyBody::Refund(body) => body.code,
-        };
+        let code = reply.code();
         self.has_answered(code);
         if let Some(op) = Op::from_kind(reply.waiter.kind) {
             self.metrics.replies.of(op).add(1);

@@ -27,10 +27,7 @@ impl Forwarder {
         }
         site.taken.set(site.taken.get() - 1);
         net.outstanding.set(net.outstanding.get().saturating_sub(1));
-        net.has_answered(match &reply.body {
-            ReplyBody::Order(body) => body.code,
-            ReplyBody::Refund(body) => body.code,
-        });
+        net.has_answered(reply.code());
         self.answer(net, site, reply);
     }
 
@@ -53,7 +50,7 @@ impl Forwarder {
         if !self.is_newest(net, site, from, link) {
             return;
         }
-        let mut rest: &[u8] = packet;
+        let (mut rest, now_us): (&[u8], _) = (packet, clock::mono_us());
         let metrics = net.metrics.peer(from);
         loop {
             match Request::take(&mut rest) {
@@ -61,7 +58,7 @@ impl Forwarder {
                     if let Some(metrics) = metrics {
                         metrics.forwarded_here.add(1);
                     }
-                    self.carry_out(net, site, from, &request);
+                    self.carry_out(net, site, from, &request, now_us);
                 }
                 Ok(None) => return,
                 Err(Malformed) => {
@@ -91,7 +88,7 @@ impl Forwarder {
 
     /// Gives another site's request to this site's worker. It goes no further:
     /// two sites that each believe in the other would play ball with it.
-    fn carry_out(&self, net: &Net, site: &Site, from: u8, request: &Request<'_>) {
+    fn carry_out(&self, net: &Net, site: &Site, from: u8, request: &Request<'_>, now_us: u64) {
         let waiter = Waiter {
             connection: u64::from(site.link.get()) << 32 | SITE_BIT | u64::from(from),
             stream: 0,
@@ -111,8 +108,8 @@ impl Forwarder {
             if net.draining.get() || !net.judges(shard) || authority != Some(request.authority) {
                 return Err(Code::NotLeader);
             }
-            // Of which of its gateways it is, is not counted here.
-            let overloaded = net.is_overloaded(usize::MAX, clock::mono_us());
+            // What its gateway has unanswered is not known here.
+            let overloaded = net.is_overloaded(usize::MAX, now_us);
             let room = site.taken.get() < ASKED_MAX && !overloaded && !net.congested(shard);
             if room { Ok(()) } else { Err(Code::Overloaded) }
         });
