@@ -217,6 +217,11 @@ async fn compare(
     let (mut splitter, mut frames) = (Splitter::new(), Vec::new());
     while let Ok(Some(chunk)) = recv.read_chunk(1 << 16, true).await {
         let split = splitter.push(&chunk.bytes, |header, body| {
+            // Also what had to wait for a second one to be signed with.
+            let (pay, mut canonical) = (message::Pay::decode(body).unwrap(), Vec::new());
+            pay.canonical(&mut canonical);
+            let key = protocol::sign::MerchantKey::hmac(b"secret");
+            assert!(key.verify(&canonical, pay.auth.signature), "left unsigned");
             let mut seen = seen.lock().unwrap();
             if number == 0 {
                 seen.insert(header.correlation, body.to_vec());
