@@ -66,6 +66,12 @@ impl Watch {
         Self { before: TOLD.load(Ordering::Relaxed) }
     }
 
+    /// From the process's first moment on: what is started after a signal came is not
+    /// started at all.
+    pub(crate) fn from_start() -> Self {
+        Self { before: 0 }
+    }
+
     /// Whether none came.
     pub(crate) fn quiet(self) -> bool {
         TOLD.load(Ordering::Relaxed) == self.before
@@ -74,6 +80,19 @@ impl Watch {
     /// A failure when one came while this was done.
     pub(crate) fn check(self, what: &str) -> Result<(), Failure> {
         if self.quiet() { Ok(()) } else { Err(stopped(what)) }
+    }
+
+    /// Runs a future to its end, or until one comes.
+    pub(crate) async fn unless_told<T>(
+        self,
+        what: &str,
+        future: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        tokio::select! {
+            biased;
+            ended = future => ended,
+            () = self.told() => Err(stopped(what)),
+        }
     }
 
     /// Waits until one comes.
@@ -99,19 +118,6 @@ pub(crate) fn stopped(what: impl Display) -> Failure {
 pub(crate) fn forget(stop: &Notify) {
     let mut told = std::pin::pin!(stop.notified());
     told.as_mut().enable();
-}
-
-/// Runs a future to its end, or until a signal comes.
-pub(crate) async fn unless_told<T>(
-    what: &str,
-    future: impl Future<Output = Result<T, Failure>>,
-) -> Result<T, Failure> {
-    let watch = Watch::new();
-    tokio::select! {
-        biased;
-        ended = future => ended,
-        () = watch.told() => Err(stopped(what)),
-    }
 }
 
 /// In a group of its own: what a terminal sends to this one does not reach it.

@@ -10,7 +10,7 @@ use crate::cluster::SITES_MAX;
 use crate::drill::{self, Told};
 use crate::drive::{Outcome, Phase};
 use crate::exit::{self, Exit, Failure};
-use crate::interrupt;
+use crate::interrupt::Watch;
 use crate::live::Progress;
 use crate::report::{self, Events, Mark, Origin, Report};
 use crate::rng::Stream;
@@ -313,13 +313,14 @@ async fn round(
     stop: &Notify,
 ) -> Result<(Outcome, Result<Kill, Failure>), Failure> {
     let phase = Phase { live, ..stage.phase(span) };
+    let watch = Watch::new();
     let load = stage.session.drive(&phase, stop);
     let fault = async {
         let moment = async {
             tokio::time::sleep(at).await;
             Ok(())
         };
-        interrupt::unless_told("the load", moment).await?;
+        watch.unless_told("the load", moment).await?;
         let killed = Instant::now();
         stage.kill(VICTIM).await?;
         stage.start(VICTIM).await?;

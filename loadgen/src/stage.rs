@@ -12,7 +12,7 @@ use crate::cluster::{Deployment, Process, Relay, Stats, values};
 use crate::drive::{Known, Options, Part, Phase, Session};
 use crate::encode::Encoder;
 use crate::exit::{Exit, Failure};
-use crate::interrupt;
+use crate::interrupt::{self, Watch};
 use crate::live::Progress;
 use crate::pace::{Pace, TICK};
 use crate::plan::{Mix, Params, Plan, SEEDED_BELOW};
@@ -129,7 +129,7 @@ pub(crate) struct Stage {
 impl Stage {
     /// Starts everything and connects the gateway, unless told to stop.
     pub(crate) async fn build(args: &StoryArgs, cast: &Cast<'_>) -> Result<Self, Failure> {
-        interrupt::unless_told("start-up", Self::started(args, cast)).await
+        Watch::from_start().unless_told("start-up", Self::started(args, cast)).await
     }
 
     async fn started(args: &StoryArgs, cast: &Cast<'_>) -> Result<Self, Failure> {
@@ -435,14 +435,14 @@ impl Stage {
     /// refunds in doubt and for events on their way; tells how many are left.
     pub(crate) async fn settle(&self, stop: &Notify) -> Result<usize, Failure> {
         self.delivered.set(false);
-        let watch = interrupt::Watch::new();
+        let watch = Watch::new();
         let left = self.session.settle(SETTLE_MAX, stop).await?;
         watch.check("the wait for open payments")?;
         let settled = async { Ok(self.deployment.settled(SETTLE_MAX).await) };
-        let open = interrupt::unless_told("the wait for open payments", settled).await?;
+        let open = watch.unless_told("the wait for open payments", settled).await?;
         // A refund's event may come long after its payment's: the sites know of both.
         let delivered = async { Ok(self.deployment.delivered(SETTLE_MAX).await) };
-        let held = interrupt::unless_told("the wait for events", delivered).await?;
+        let held = watch.unless_told("the wait for events", delivered).await?;
         self.delivered.set(held == 0);
         Ok(left.max(open as usize).max(held as usize))
     }

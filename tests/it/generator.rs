@@ -1,6 +1,9 @@
 //! The generator under bad input and bad luck: told to stop in any phase, killed,
 //! on a full disk, against a server that stands still.
 
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -71,6 +74,29 @@ fn a_run_that_is_stopped_tells_what_was_done_so_far() {
             assert_eq!((&result["sent"], &result["ok"]), (&0.into(), &0.into()), "{phase}");
         }
     }
+}
+
+#[test]
+fn a_signal_before_the_first_connection_is_not_forgotten() {
+    let deployment = Deployment::init(5);
+    // A configuration that comes when it is written: the run listens to signals by then and
+    // has not begun to connect.
+    let config = deployment.file("gateway.toml");
+    let text = std::fs::read(&config).unwrap();
+    std::fs::remove_file(&config).unwrap();
+    assert!(Command::new("mkfifo").arg(&config).status().unwrap().success());
+    let mut run = start_run(&deployment, &["--rate", "10"]);
+    let mut file = None;
+    wait_until("it reads", || {
+        let open = File::options().write(true).custom_flags(libc::O_NONBLOCK).open(&config);
+        file = open.ok();
+        file.is_some()
+    });
+    run.signal("INT");
+    std::thread::sleep(Duration::from_millis(300));
+    file.unwrap().write_all(&text).unwrap();
+    assert_eq!(run.wait(WITHIN).code(), Some(INVALID), "{}", run.printed());
+    assert!(told(&run).contains("stopped during start-up"), "{}", told(&run));
 }
 
 #[test]

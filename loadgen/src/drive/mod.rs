@@ -22,7 +22,7 @@ use crate::config::{GatewayFile, SiteEntry};
 use crate::encode::Encoder;
 use crate::exit::Failure;
 use crate::host::{CpuTimes, Host};
-use crate::interrupt;
+use crate::interrupt::{self, Watch};
 use crate::live::{Progress, View};
 use crate::measure::Measure;
 use crate::pace::{Pace, Pacer, Pacing};
@@ -180,7 +180,7 @@ impl Session {
             link.keep_up(&state, &endpoint, &client);
         }
         let session = Self { state, endpoint, options, seed };
-        interrupt::unless_told("start-up", session.wait_connected()).await?;
+        Watch::from_start().unless_told("start-up", session.wait_connected()).await?;
         Ok(session)
     }
 
@@ -323,7 +323,7 @@ impl Session {
     /// Asks for the state of these payments, once each. A failure when told to stop before
     /// all were asked.
     pub(crate) async fn query(&self, payments: &[u64], stop: &Notify) -> Result<Measure, Failure> {
-        let watch = interrupt::Watch::new();
+        let watch = Watch::new();
         let (measure, told) = self.queried(payments, stop).await?;
         let what = "the questions for payments";
         if told { Err(interrupt::stopped(what)) } else { watch.check(what).map(|()| measure) }
@@ -353,7 +353,7 @@ impl Session {
     /// for `bound` or until told to stop, and waits as long for the events of outcomes that
     /// were told; returns how many payments and events are left.
     pub(crate) async fn settle(&self, bound: Duration, stop: &Notify) -> Result<usize, Failure> {
-        let (started, watch, mut told) = (Instant::now(), interrupt::Watch::new(), false);
+        let (started, watch, mut told) = (Instant::now(), Watch::new(), false);
         loop {
             let open = self.payments(|known| known == Known::Open);
             let missing = self.events().map_or(0, |events| events.missing);
