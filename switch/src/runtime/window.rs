@@ -20,6 +20,9 @@ const WAITS: u64 = 2;
 /// For so much time that the site had to work, microseconds; half of the time without is
 /// taken off.
 const GRACE_US: u64 = 250_000;
+/// Waits are averaged over so long before they are judged, microseconds: one look sees the
+/// turns of a few batches.
+const SMOOTH_US: u64 = 50_000;
 /// Time between two looks that counts at most: what the process did not get is no time in
 /// which it could have worked.
 const STEP_MAX_US: u64 = 10_000;
@@ -32,9 +35,11 @@ const AVERAGE_US: u64 = 100_000;
 const WRITES: u64 = 3;
 /// The window closes no further, whatever is measured.
 const SIZE_MIN: usize = 64;
-/// Nothing was refused for so long, or nothing came of the workers that could be measured:
-/// it is over, microseconds.
+/// Nothing, or only a [`FEW`]th of what came, was refused for so long, or nothing came of the
+/// workers that could be measured: it is over, microseconds.
 const OVER_US: u64 = 1_000_000;
+/// Where only one in so many is refused the site can do what it is asked for, but for moments.
+const FEW: u64 = 16;
 /// What was measured at best, and the capacity, follow what is measured now within so long,
 /// microseconds: disks, channels and the mix of requests change.
 const FORGET_US: u64 = 60_000_000;
@@ -146,12 +151,24 @@ pub struct Window {
     rate: u64,
     /// The most of that.
     capacity: u64,
+    /// Waits for threads, averaged.
+    waits_us: u64,
     /// For how long there have been too long waits, less half of the time without.
     above_us: u64,
     /// There is overload; when the window refused last, or began to.
     refused_us: Option<u64>,
     /// It has refused since the last look.
     refuses: bool,
+    /// What was asked and refused since then.
+    span: Span,
+}
+
+/// Requests within a time.
+#[derive(Clone, Copy, Debug, Default)]
+struct Span {
+    from_us: u64,
+    asked: u64,
+    refused: u64,
 }
 
 impl Window {
@@ -168,9 +185,11 @@ impl Window {
             channel: Best::default(),
             rate: 0,
             capacity: 0,
+            waits_us: 0,
             above_us: 0,
             refused_us: None,
             refuses: false,
+            span: Span::default(),
         }
     }
 
@@ -186,6 +205,8 @@ impl Window {
         let size = if fair { (self.size + self.size / 4).min(self.most) } else { self.size };
         let refuses = unanswered >= size;
         self.refuses |= refuses;
+        self.span.asked += 1;
+        self.span.refused += u64::from(refuses);
         refuses
     }
 
@@ -199,6 +220,7 @@ impl Window {
 
     fn open(&mut self) {
         (self.size, self.above_us, self.refused_us) = (self.most, 0, None);
+        self.waits_us = 0;
     }
 
     /// An operation was at its channel for so long.
@@ -229,18 +251,32 @@ impl Window {
             }
             self.size = unanswered.min(self.most);
             self.refused_us = Some(now_us);
+            self.span = Span { from_us: now_us, ..Span::default() };
         }
         self.adjust(&times, refuses);
         if refuses {
             self.refused_us = Some(now_us);
-        } else if self.refused_us.is_some_and(|at| now_us.saturating_sub(at) > OVER_US) {
+        }
+        if self.is_over(now_us) {
             self.open();
         }
     }
 
+    fn is_over(&mut self, now_us: u64) -> bool {
+        let Span { from_us, asked, refused } = self.span;
+        let few = now_us.saturating_sub(from_us) > OVER_US && {
+            self.span = Span { from_us: now_us, ..Span::default() };
+            refused * FEW <= asked
+        };
+        few || self.refused_us.is_some_and(|at| now_us.saturating_sub(at) > OVER_US)
+    }
+
     fn is_overload(&mut self, waits_us: u64, step_us: u64) -> bool {
-        let waits = waits_us > self.target_us / WAITS;
-        let above_us = if waits { step_us.min(STEP_MAX_US) } else { 0 };
+        let most_us = self.target_us / WAITS;
+        // What is twice too long tells no more if it is longer: a stall is soon forgotten.
+        let (share_us, waits_us) = (step_us.min(SMOOTH_US), waits_us.min(2 * most_us));
+        self.waits_us = (self.waits_us * (SMOOTH_US - share_us) + waits_us * share_us) / SMOOTH_US;
+        let above_us = if self.waits_us > most_us { step_us.min(STEP_MAX_US) } else { 0 };
         // The rest was time in which nothing waited.
         let without_us = (step_us - above_us) / 2;
         self.above_us = self.above_us.saturating_sub(without_us) + above_us;
@@ -359,6 +395,39 @@ mod tests {
         assert!(site.window.size() < MOST);
         site.run(200, CAPACITY / 2);
         assert_eq!(site.window.size(), MOST);
+    }
+
+    #[test]
+    fn it_opens_where_only_moments_are_too_much() {
+        let mut site = Site::new();
+        site.run(1_000, CAPACITY / 2);
+        site.run(2_000, 3 * CAPACITY);
+        assert!(site.window.size() < MOST);
+        // Three quarters of what can be done, and thrice as much as can be done for moments.
+        let mut opened_ms = None;
+        for at in 1..20 {
+            let refused = site.run(5, 3 * CAPACITY).1;
+            site.run(395, CAPACITY * 3 / 4);
+            if opened_ms.is_none() {
+                assert!(refused > 0, "{at}");
+                opened_ms = (site.window.size() == MOST).then_some(at * 400);
+            }
+        }
+        assert!(opened_ms.is_some_and(|ms| ms <= 2_000), "{opened_ms:?}");
+    }
+
+    #[test]
+    fn waits_that_are_too_long_most_of_the_time_close_it_within_a_third_of_a_second() {
+        let mut window = Window::new(MOST, TARGET_US);
+        let closed = (1..).find(|at| {
+            let mut times = Times::default();
+            // As measured: one look in three sees a turn that was in time.
+            times.turn.add(if at % 3 == 0 { 50 } else { 600 }, 100);
+            window.measured(&times, MOST / 2, at * LOOK_US);
+            window.size() < MOST
+        });
+        let took_us = closed.map_or(0, |at: u64| at * LOOK_US);
+        assert!((GRACE_US..GRACE_US * 4 / 3).contains(&took_us), "{took_us}");
     }
 
     #[test]
