@@ -10,7 +10,7 @@ use crate::config::Merchant;
 use crate::key::Key;
 use crate::plan::{Op, Plan};
 use protocol::code::{Method, Scene};
-use protocol::message::{Auth, OrderRef, OrderRequest, Pay, Refund, Tags, kind};
+use protocol::message::{Auth, OrderRef, OrderRequest, Pay, Refund, Tags, Times, kind};
 use protocol::sign::HmacKey;
 
 /// How long the switch may take before it answers PROCESSING: its own bound.
@@ -21,6 +21,9 @@ const NOTIFY: &[u8] = b"subscription";
 
 /// Bytes of the second signature's fields, behind the first one, where there is none.
 const NO_SECOND: usize = 21;
+
+/// Payments that are told ahead at once, at most.
+pub(crate) const FOUND: usize = 16;
 
 /// A frame that is not signed yet.
 #[derive(Default)]
@@ -41,13 +44,22 @@ pub(crate) struct Encoder {
     /// The first `waiting` wait for their signatures.
     unsigned: [Unsigned; 2],
     waiting: usize,
+    times: Times,
+    /// Payments of the one plan whose merchant was just found, by their lowest bits.
+    found: [(u64, u32); FOUND],
 }
 
 impl Encoder {
     /// An encoder for these merchants, in the order of the plan's.
     pub(crate) fn new(merchants: Vec<Merchant>) -> Self {
         let room = || Unsigned { canonical: Vec::with_capacity(1024), ..Unsigned::default() };
-        Self { merchants, unsigned: [room(), room()], waiting: 0 }
+        Self {
+            merchants,
+            unsigned: [room(), room()],
+            waiting: 0,
+            times: Times::default(),
+            found: [(u64::MAX, 0); FOUND],
+        }
     }
 
     /// The merchant with this index.
@@ -56,9 +68,11 @@ impl Encoder {
         &self.merchants[index as usize]
     }
 
-    /// Asks for the memory of a merchant without needing it yet: done for a whole
-    /// batch ahead of its requests, the cache misses overlap.
-    pub(crate) fn warm(&self, index: u32) {
+    /// Finds the merchant of payment `k` and asks for its memory without needing it yet:
+    /// done for a whole batch ahead of its requests, the cache misses overlap.
+    pub(crate) fn warm(&mut self, plan: &Plan, k: u64) {
+        let index = plan.merchant(k);
+        self.found[k as usize % FOUND] = (k, index);
         let lines = |merchant: &Merchant| (merchant.key_id, matches!(merchant.key, Key::Hmac(_)));
         std::hint::black_box(self.merchants.get(index as usize).map(lines));
     }
@@ -73,7 +87,10 @@ impl Encoder {
         timestamp_ms: u64,
         out: &mut Vec<u8>,
     ) {
-        let index = plan.merchant(k);
+        let index = match self.found[k as usize % FOUND] {
+            (found, index) if found == k => index,
+            _ => plan.merchant(k),
+        };
         let merchant = &self.merchants[index as usize];
         let (key_id, nonce) = (merchant.key_id, plan.nonce(n));
         let len = merchant.key.signature_len();
@@ -88,7 +105,7 @@ impl Encoder {
                 if op == Op::Conflict {
                     pay.amount = plan.conflicting_amount(k);
                 }
-                pay.canonical(canonical);
+                pay.canonical_after(&mut self.times, canonical);
                 pay.encode_frame(correlation, out);
                 NO_SECOND
             }

@@ -193,7 +193,7 @@ impl Op {
 pub(crate) struct Plan {
     params: Params,
     /// The run's part of every number.
-    run: [u8; RUN_LEN],
+    run: u128,
     zipf: Zipf,
     currency: Currency,
     ops: Stream,
@@ -233,7 +233,7 @@ impl Plan {
             targets: stream(4),
             nonces: stream(5),
             hot: stream(6),
-            run: hex(params.run_id),
+            run: hex(params.run_id, RUN_LEN),
             params,
         })
     }
@@ -360,12 +360,12 @@ impl Plan {
 
     /// The merchant's number of payment `k`.
     pub(crate) fn out_trade_no(&self, k: u64) -> OutTradeNo {
-        OutTradeNo::parse(&self.number(k)).expect("hex digits are allowed")
+        OutTradeNo::parse_padded(self.padded(k)).expect("hex digits are allowed")
     }
 
     /// The request whose number this is; `None` for another run's.
     pub(crate) fn request_of(&self, number: &[u8]) -> Option<u64> {
-        let digits = number.strip_prefix(&self.run)?;
+        let digits = number.strip_prefix(&self.run.to_le_bytes()[..RUN_LEN])?;
         let value = |byte: &u8| match byte {
             b'0'..=b'9' => Some(u64::from(byte - b'0')),
             b'a'..=b'f' => Some(u64::from(byte - b'a') + 10),
@@ -377,9 +377,19 @@ impl Plan {
     }
 
     fn number(&self, n: u64) -> [u8; NUMBER_LEN] {
-        let mut text = [0; NUMBER_LEN];
-        text[..RUN_LEN].copy_from_slice(&self.run);
-        text[RUN_LEN..].copy_from_slice(&hex::<{ NUMBER_LEN - RUN_LEN }>(n));
+        self.padded(n).first_chunk().copied().expect("it is not longer")
+    }
+
+    /// The run's digits and the request's, then zeros: put together in registers, since it is
+    /// read at once and in other pieces than bytes.
+    fn padded(&self, n: u64) -> [u8; 32] {
+        const SHIFT: u32 = 8 * RUN_LEN as u32;
+        let digits = hex(n, NUMBER_LEN - RUN_LEN);
+        let words = [self.run | digits << SHIFT, digits >> (128 - SHIFT)];
+        let mut text = [0; 32];
+        for (bytes, word) in text.as_chunks_mut().0.iter_mut().zip(words) {
+            *bytes = word.to_le_bytes();
+        }
         text
     }
 
@@ -403,11 +413,10 @@ const NUMBER_LEN: usize = RUN_LEN + 9;
 const _: () = assert!(RUN_ID_MAX == 1 << (4 * RUN_LEN));
 const _: () = assert!(REQUESTS_MAX == 1 << (4 * (NUMBER_LEN - RUN_LEN)));
 
-/// The lowest `N` hex digits, at most 16.
-fn hex<const N: usize>(value: u64) -> [u8; N] {
+/// The lowest `count` hex digits, at most 16, the first in the lowest byte; zeros above.
+fn hex(value: u64, count: usize) -> u128 {
     let [high, low] = [value >> 32, value & 0xffff_ffff].map(eight_hex_digits);
-    let digits = (u128::from(low) << 64 | u128::from(high)).to_le_bytes();
-    digits.last_chunk().copied().expect("at most 16")
+    (u128::from(low) << 64 | u128::from(high)) >> (8 * (16 - count))
 }
 
 /// The hex digits of a number below 2^32, the first in the lowest byte: halves, quarters and
@@ -629,9 +638,9 @@ pub(crate) mod tests {
     fn hex_digits_are_those_of_the_standard_library() {
         for at in 0..20_000_u64 {
             let value = at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (at % 64);
-            assert_eq!(hex::<16>(value), *format!("{value:016x}").as_bytes());
+            assert_eq!(hex(value, 16).to_le_bytes(), *format!("{value:016x}").as_bytes());
             let text = format!("{value:09x}");
-            assert_eq!(hex::<9>(value), text.as_bytes()[text.len() - 9..]);
+            assert_eq!(hex(value, 9).to_le_bytes()[..9], text.as_bytes()[text.len() - 9..]);
         }
     }
 }

@@ -52,6 +52,25 @@ impl Decimal {
     }
 }
 
+/// The digits of a number that is often the one before.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Kept(Option<(u64, Decimal)>);
+
+impl Kept {
+    /// The digits of `value`.
+    #[inline]
+    pub(crate) fn of(&mut self, value: u64) -> Decimal {
+        match self.0 {
+            Some((known, digits)) if known == value => digits,
+            _ => {
+                let digits = Decimal::new(value);
+                self.0 = Some((value, digits));
+                digits
+            }
+        }
+    }
+}
+
 /// The eight digits of a number below 10^8, the first in the lowest byte: halves
 /// of four digits, of two, of one, all halves of a step in one multiplication.
 #[inline]
@@ -77,6 +96,16 @@ mod tests {
             let mut out = b"n=".to_vec();
             Decimal::new(value).append_to(&mut out);
             assert_eq!(out, format!("n={value}").into_bytes());
+        }
+    }
+
+    #[test]
+    fn what_is_kept_is_the_value_that_is_asked_for() {
+        let mut kept = Kept::default();
+        for value in [0, 0, 1_700_000_000_000, 1_700_000_000_000, 1_700_000_000_001, 0] {
+            let mut out = Vec::new();
+            kept.of(value).append_to(&mut out);
+            assert_eq!(out, value.to_string().into_bytes());
         }
     }
 

@@ -138,6 +138,22 @@ fn checked(text: &[u8], allowed: impl Fn(u8) -> bool) -> Result<ShortText, IdErr
     Err(IdError::Alphabet(text.iter().position(|&byte| !allowed(byte)).unwrap_or(0)))
 }
 
+#[inline]
+fn checked_padded(
+    bytes: [u8; ShortText::MAX],
+    allowed: impl Fn(u8) -> bool,
+) -> Result<ShortText, IdError> {
+    let [low, high] =
+        [0, 16].map(|at| u128::from_le_bytes(std::array::from_fn(|byte| bytes[at + byte])));
+    let zeros = if high == 0 { 128 + low.leading_zeros() } else { high.leading_zeros() };
+    let text = ShortText { len: (ShortText::MAX as u32 - zeros / 8) as u8, bytes };
+    match text.count(&allowed) {
+        _ if text.is_empty() => Err(IdError::Length),
+        count if count == text.len() => Ok(text),
+        _ => Err(IdError::Alphabet(bytes.iter().position(|&byte| !allowed(byte)).unwrap_or(0))),
+    }
+}
+
 macro_rules! text_id {
     ($(#[$doc:meta])* $name:ident, $allowed:expr) => {
         $(#[$doc])*
@@ -152,6 +168,15 @@ macro_rules! text_id {
             #[inline]
             pub fn parse(text: &[u8]) -> Result<Self, IdError> {
                 checked(text, $allowed).map(Self)
+            }
+
+            /// Parses an identifier that zeros follow up to 32 bytes, as tables keep it.
+            ///
+            /// # Errors
+            /// [`IdError`] when the length or a byte is not allowed.
+            #[inline]
+            pub fn parse_padded(text: [u8; ShortText::MAX]) -> Result<Self, IdError> {
+                checked_padded(text, $allowed).map(Self)
             }
 
             /// The identifier's bytes.
@@ -308,6 +333,30 @@ mod tests {
             }
         }
         assert_eq!(ShortText::new(&text[..33]), None);
+    }
+
+    #[test]
+    fn padded_texts_are_those_that_are_not() {
+        let text: Vec<u8> = (b'0'..=b'9').chain(b'A'..=b'Z').collect();
+        let padded = |text: &[u8]| {
+            let mut padded = [0; 32];
+            padded[..text.len()].copy_from_slice(text);
+            padded
+        };
+        for len in 0..=ShortText::MAX {
+            let text = &text[..len];
+            assert_eq!(OutTradeNo::parse_padded(padded(text)), OutTradeNo::parse(text));
+            for at in 0..len {
+                for bad in [0, b' ', 0x80, 0xff] {
+                    let mut spoilt = text.to_vec();
+                    spoilt[at] = bad;
+                    // A zero at its end only makes it shorter.
+                    let end = spoilt.len() - usize::from(bad == 0 && at + 1 == len);
+                    let expected = OutTradeNo::parse(&spoilt[..end]);
+                    assert_eq!(OutTradeNo::parse_padded(padded(&spoilt)), expected, "{bad} {at}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use super::sites::Sites;
 use super::slots::{NO_LINK, Slot, Slots, correlation, uncorrelate};
 use super::{Options, Part, Phase};
 use crate::acks::{Ack, AckWriter, flag};
-use crate::encode::Encoder;
+use crate::encode::{Encoder, FOUND};
 use crate::exit::Failure;
 use crate::live::Frame;
 use crate::measure::{Business, Measure, Sample};
@@ -30,7 +30,7 @@ const STREAM_BATCH: usize = 48 << 10;
 /// Bytes in a stream's buffer above which it takes no more.
 const STREAM_FULL: usize = 1 << 20;
 /// Answers or requests whose memory is asked for ahead, so that cache misses overlap.
-const WARM: usize = 16;
+const WARM: usize = FOUND;
 /// Requests whose place is asked for ahead: a long run may be stopped early.
 const RESERVED_MAX: usize = 64 << 20;
 /// Pause before a request goes to another site, or to the same once more.
@@ -337,9 +337,9 @@ impl State {
 
     /// Asks for the merchants of the requests at the head of the backlog. What
     /// is about an earlier payment is left out: finding it costs more.
-    fn warm_merchants(&self) {
+    fn warm_merchants(&mut self) {
         for &(n, _) in self.backlog.iter().take(WARM) {
-            self.encoder.warm(self.plan.merchant(n));
+            self.encoder.warm(&self.plan, n);
         }
     }
 

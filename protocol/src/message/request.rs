@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Auth, DecodeError, OrderRef, OrderRequest, Pay, QueryRefund, Refund, Tags, kind};
 use crate::code::{Method, Scene};
-use crate::decimal::Decimal;
+use crate::decimal::{Decimal, Kept};
 use crate::frame;
 use crate::id::{OutTradeNo, ShortText, TransactionId};
 use crate::wire::{
@@ -66,6 +66,13 @@ impl OrderRef {
             }
         }
     }
+}
+
+/// The digits of the times in the form before: the next one's are often the same.
+#[derive(Clone, Copy, Default)]
+pub struct Times {
+    expire: Kept,
+    timestamp: Kept,
 }
 
 /// Most tags of a payment.
@@ -190,12 +197,18 @@ impl<'a> Pay<'a> {
 
     /// Appends the canonical form that `auth` signs; `second` signs the same.
     pub fn canonical(&self, out: &mut Vec<u8>) {
+        self.canonical_after(&mut Times::default(), out);
+    }
+
+    /// [`Self::canonical`] with the times of the form before.
+    #[inline]
+    pub fn canonical_after(&self, times: &mut Times, out: &mut Vec<u8>) {
         // Before the form, where each would wait for the length of the one before.
         let amount = Decimal::new(self.amount.minor().unsigned_abs());
         let key_id = Decimal::new(self.auth.key_id.into());
         let nonce = Decimal::new(self.auth.nonce);
-        let time_expire = Decimal::new(self.time_expire_ms);
-        let timestamp = Decimal::new(self.auth.timestamp_ms);
+        let time_expire = times.expire.of(self.time_expire_ms);
+        let timestamp = times.timestamp.of(self.auth.timestamp_ms);
         let mut form = Form::new(out);
         form.number(b"amount=", amount);
         if self.client_ip != [0; 16] {
