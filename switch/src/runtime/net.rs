@@ -285,7 +285,11 @@ impl Net {
     pub fn is_overloaded(&self, own: usize, now_us: u64) -> bool {
         let mut window = self.window.borrow_mut();
         let part = window.size() / (2 * self.settings.gateways.max(1));
-        self.behind.get() || window.refuses(self.outstanding.get(), own < part.max(1), now_us)
+        let refuses = window.refuses(self.outstanding.get(), own < part.max(1), now_us);
+        if self.behind.get() {
+            window.refused();
+        }
+        refuses || self.behind.get()
     }
 
     /// Whether a new request for a shard must be shed.

@@ -35,11 +35,12 @@ const AVERAGE_US: u64 = 100_000;
 const WRITES: u64 = 3;
 /// The window closes no further, whatever is measured.
 const SIZE_MIN: usize = 64;
-/// Nothing, or only a [`FEW`]th of what came, was refused for so long, or nothing came of the
-/// workers that could be measured: it is over, microseconds.
+/// Nothing was refused for so long, or only at moments, or nothing came of the workers that
+/// could be measured: it is over, microseconds.
 const OVER_US: u64 = 1_000_000;
-/// Where only one in so many is refused the site can do what it is asked for, but for moments.
-const FEW: u64 = 16;
+/// Moments: no more than one look in so many. Where a bit too much comes all the time, most
+/// looks have refused some of it.
+const MOMENTS: u32 = 8;
 /// What was measured at best, and the capacity, follow what is measured now within so long,
 /// microseconds: disks, channels and the mix of requests change.
 const FORGET_US: u64 = 60_000_000;
@@ -159,16 +160,17 @@ pub struct Window {
     refused_us: Option<u64>,
     /// It has refused since the last look.
     refuses: bool,
-    /// What was asked and refused since then.
+    /// The second that runs while it is closed.
     span: Span,
 }
 
-/// Requests within a time.
+/// Looks within a time.
 #[derive(Clone, Copy, Debug, Default)]
 struct Span {
     from_us: u64,
-    asked: u64,
-    refused: u64,
+    looks: u32,
+    /// Those since whose predecessor something was refused.
+    refused: u32,
 }
 
 impl Window {
@@ -205,9 +207,12 @@ impl Window {
         let size = if fair { (self.size + self.size / 4).min(self.most) } else { self.size };
         let refuses = unanswered >= size;
         self.refuses |= refuses;
-        self.span.asked += 1;
-        self.span.refused += u64::from(refuses);
         refuses
+    }
+
+    /// A request was refused because a worker is behind, whatever the window says.
+    pub fn refused(&mut self) {
+        self.refuses = true;
     }
 
     /// Opens it where nothing tells any more that there is overload: the site was idle, leads
@@ -257,27 +262,32 @@ impl Window {
         if refuses {
             self.refused_us = Some(now_us);
         }
-        if self.is_over(now_us) {
+        if self.is_over(refuses, now_us) {
             self.open();
         }
     }
 
-    fn is_over(&mut self, now_us: u64) -> bool {
-        let Span { from_us, asked, refused } = self.span;
-        let few = now_us.saturating_sub(from_us) > OVER_US && {
-            self.span = Span { from_us: now_us, ..Span::default() };
-            refused * FEW <= asked
+    fn is_over(&mut self, refuses: bool, now_us: u64) -> bool {
+        let span = &mut self.span;
+        span.looks += 1;
+        span.refused += u32::from(refuses);
+        let moments = now_us.saturating_sub(span.from_us) > OVER_US && {
+            let ended = std::mem::replace(span, Span { from_us: now_us, ..Span::default() });
+            ended.refused * MOMENTS <= ended.looks
         };
-        few || self.refused_us.is_some_and(|at| now_us.saturating_sub(at) > OVER_US)
+        moments || self.refused_us.is_some_and(|at| now_us.saturating_sub(at) > OVER_US)
     }
 
     fn is_overload(&mut self, waits_us: u64, step_us: u64) -> bool {
         let most_us = self.target_us / WAITS;
-        // What is four times too long tells no more if it is longer: a stall is soon forgotten.
-        let (share_us, waits_us) = (step_us.min(SMOOTH_US), waits_us.min(4 * most_us));
-        self.waits_us = (self.waits_us * (SMOOTH_US - share_us) + waits_us * share_us) / SMOOTH_US;
-        let above_us = if self.waits_us > most_us { step_us.min(STEP_MAX_US) } else { 0 };
+        let busy_us = step_us.min(STEP_MAX_US);
         // The rest was time in which nothing waited.
+        let idle_us = step_us - busy_us;
+        // What is four times too long tells no more if it is longer: a stall is soon forgotten.
+        let waits_us = waits_us.min(4 * most_us);
+        self.waits_us = averaged(self.waits_us, 0, idle_us);
+        self.waits_us = averaged(self.waits_us, waits_us, busy_us);
+        let above_us = if self.waits_us > most_us { busy_us } else { 0 };
         let without_us = (step_us - above_us) / 2;
         self.above_us = self.above_us.saturating_sub(without_us) + above_us;
         self.above_us >= GRACE_US
@@ -315,6 +325,12 @@ impl Window {
         self.durable.look(times.durable, step_us);
         self.channel.look(times.channel, step_us);
     }
+}
+
+/// A value over [`SMOOTH_US`] once another one has been so for `us`.
+fn averaged(before: u64, now: u64, us: u64) -> u64 {
+    let us = us.min(SMOOTH_US);
+    (before * (SMOOTH_US - us) + now * us) / SMOOTH_US
 }
 
 #[cfg(test)]
@@ -424,7 +440,7 @@ mod tests {
             288, 1_504, 972, 4_134, 188, 6_632, 312, 5_240, 1_710, 1_296,
         ];
         let mut window = Window::new(MOST, TARGET_US);
-        let closed = (1..).find(|at: &u64| {
+        let closed = (1..1_000).find(|at: &u64| {
             let mut times = Times::default();
             times.turn.add(WAITS_US[*at as usize % WAITS_US.len()] / 4, 100);
             window.measured(&times, MOST / 2, at * LOOK_US);
@@ -487,6 +503,36 @@ mod tests {
             assert_eq!(site.take(50 * CAPACITY), 0);
             assert_eq!(site.run(100, 0).1, 0);
             assert_eq!(site.window.size(), MOST);
+        }
+    }
+
+    #[test]
+    fn one_late_turn_after_an_idle_moment_is_no_overload() {
+        let mut window = Window::new(MOST, TARGET_US);
+        let mut now_us = 0;
+        for _ in 0..1_000 {
+            now_us += 50_000;
+            for late in [true, false, false, false, false, false, false, false, false, false] {
+                let mut times = Times::default();
+                times.turn.add(if late { 1_000 } else { 20 }, 50);
+                now_us += LOOK_US;
+                window.measured(&times, 500, now_us);
+                assert_eq!(window.size(), MOST);
+            }
+        }
+    }
+
+    #[test]
+    fn it_stays_closed_as_long_as_a_bit_too_much_comes() {
+        for excess in [CAPACITY / 20, CAPACITY / 8] {
+            let mut site = Site::new();
+            site.run(1_000, CAPACITY / 2);
+            site.run(2_000, 3 * CAPACITY);
+            for _ in 0..10_000 {
+                site.run(1, CAPACITY + excess);
+                assert!(site.window.size() < MOST, "{excess}");
+            }
+            assert!(site.unanswered < 3 * CAPACITY, "{}", site.unanswered);
         }
     }
 
