@@ -6,6 +6,7 @@ use crate::drive::{DURATION_MAX, IN_FLIGHT_LIMIT, Options, Part, Phase, Session}
 use crate::encode::Encoder;
 use crate::exit::{self, Failure};
 use crate::goal::{Goal, parse_percent};
+use crate::interrupt::{Stop, Watch};
 use crate::live::Progress;
 use crate::pace::{Pace, TICK_US};
 use crate::plan::{Mix, Params, Plan, RUN_ID_MAX};
@@ -16,7 +17,6 @@ use clap::Args;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use tokio::sync::Notify;
 
 const DAY_MS: u64 = 86_400_000;
 /// Longest wait for the last events: longer than the switch waits before it repeats one.
@@ -248,7 +248,7 @@ fn seconds(option: &str, value: f64) -> Result<Duration, Failure> {
 }
 
 /// Runs the load and reports. `stop` ends it early.
-pub(crate) async fn run(args: &RunArgs, stop: &Notify) -> Result<Report, Failure> {
+pub(crate) async fn run(args: &RunArgs, stop: &Stop) -> Result<Report, Failure> {
     let gateway = GatewayFile::load(&args.load.config)?;
     for path in [&args.json, &args.report, &args.hlog].into_iter().flatten() {
         exit::writable(path)?;
@@ -279,9 +279,11 @@ pub(crate) async fn run(args: &RunArgs, stop: &Notify) -> Result<Report, Failure
         1 => {
             let session =
                 Session::connect(&gateway, Rc::clone(&plan), encoder, acks, options).await?;
-            let driven = session.drive(&phase, stop).await?;
+            let mut driven = session.drive(&phase, stop).await?;
             if session.events().is_some() && driven.1.is_ok() {
+                let watch = Watch::new();
                 session.settle(EVENTS_MAX, stop).await?;
+                driven.0.interrupted |= !watch.quiet();
             }
             events = session.events();
             session.close().await;

@@ -16,6 +16,7 @@ use crate::config::GatewayFile;
 use crate::drive::{Phase, Session};
 use crate::exit::{self, Exit, Failure};
 use crate::goal::Goal;
+use crate::interrupt::Stop;
 use crate::report::{self, Origin, Report};
 use crate::run::{LoadArgs, lag_at};
 use crate::schedule::Arrival;
@@ -23,7 +24,6 @@ use clap::Args;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
-use tokio::sync::Notify;
 
 /// Factor of the climb.
 const CLIMB: f64 = 2.0;
@@ -336,7 +336,7 @@ fn ms(us: Option<u64>) -> String {
 }
 
 /// Runs the command.
-pub(crate) async fn run(args: &SearchArgs, stop: &Notify) -> Result<(), Failure> {
+pub(crate) async fn run(args: &SearchArgs, stop: &Stop) -> Result<(), Failure> {
     let gateway = GatewayFile::load(&args.load.config)?;
     let duration = Duration::try_from_secs_f64(args.step_seconds)
         .ok()

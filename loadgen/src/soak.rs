@@ -10,7 +10,7 @@ use crate::cluster::SITES_MAX;
 use crate::drill::{self, Told};
 use crate::drive::{Outcome, Phase};
 use crate::exit::{self, Exit, Failure};
-use crate::interrupt::Watch;
+use crate::interrupt::{self, Stop, Watch};
 use crate::live::Progress;
 use crate::report::{self, Events, Mark, Origin, Report};
 use crate::rng::Stream;
@@ -19,7 +19,6 @@ use crate::stage::{Again, Cast, Gear, MERCHANTS, MIX, Stage, StoryArgs};
 use clap::Args;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
-use tokio::sync::Notify;
 
 /// The site that is killed when there are several: no payment of the first seconds
 /// is special to it.
@@ -75,7 +74,7 @@ struct Kill {
 }
 
 /// Runs the demo.
-pub(crate) async fn demo(args: &DemoArgs, stop: &Notify) -> Result<(), Failure> {
+pub(crate) async fn demo(args: &DemoArgs, stop: &Stop) -> Result<(), Failure> {
     if !(4..=30).contains(&args.seconds) {
         return Err(Failure::usage("--seconds: 4 to 30"));
     }
@@ -125,7 +124,7 @@ async fn summed_up(
     stage: Stage,
     told: Told,
     origin: Origin,
-    stop: &Notify,
+    stop: &Stop,
 ) -> Result<(), Failure> {
     let Told { outcome, phase, events, unsettled: left, mut broke } = told;
     if broke.is_none() {
@@ -163,7 +162,7 @@ async fn summed_up(
 }
 
 /// Audits what a story left that broke off; how it ends then.
-async fn broke_off(stage: Stage, failure: Failure, stop: &Notify) -> Failure {
+async fn broke_off(stage: Stage, failure: Failure, stop: &Stop) -> Failure {
     println!("{BROKE_OFF}");
     let audit = stage.broken_off(stop).await;
     match &audit {
@@ -187,11 +186,7 @@ fn default_page() -> PathBuf {
 }
 
 /// The story of one site: it is killed, restarted and goes on.
-async fn killed_and_restarted(
-    stage: &Stage,
-    span: Duration,
-    stop: &Notify,
-) -> Result<Told, Failure> {
+async fn killed_and_restarted(stage: &Stage, span: Duration, stop: &Stop) -> Result<Told, Failure> {
     let live = Progress::Always;
     let (outcome, kill) = round(stage, span, span.mul_f64(0.4), live, stop).await?;
     let kill = match kill {
@@ -219,7 +214,7 @@ async fn killed_and_restarted(
 }
 
 /// Runs the soak.
-pub(crate) async fn soak(args: &SoakArgs, stop: &Notify) -> Result<(), Failure> {
+pub(crate) async fn soak(args: &SoakArgs, stop: &Stop) -> Result<(), Failure> {
     if !(1..=10_000).contains(&args.kills) {
         return Err(Failure::usage("--kills: 1 to 10000"));
     }
@@ -280,7 +275,7 @@ pub(crate) async fn soak(args: &SoakArgs, stop: &Notify) -> Result<(), Failure> 
 async fn killed(
     stage: &Stage,
     at: Duration,
-    stop: &Notify,
+    stop: &Stop,
 ) -> Result<(Outcome, Kill, usize), Failure> {
     let (outcome, kill) = round(stage, ROUND, at, Progress::Terminal, stop).await?;
     let kill = kill?;
@@ -310,17 +305,17 @@ async fn round(
     span: Duration,
     at: Duration,
     live: Progress,
-    stop: &Notify,
+    stop: &Stop,
 ) -> Result<(Outcome, Result<Kill, Failure>), Failure> {
     let phase = Phase { live, ..stage.phase(span) };
     let watch = Watch::new();
     let load = stage.session.drive(&phase, stop);
     let fault = async {
-        let moment = async {
-            tokio::time::sleep(at).await;
-            Ok(())
-        };
-        watch.unless_told("the load", moment).await?;
+        tokio::select! {
+            () = tokio::time::sleep(at) => {}
+            // The load answers it.
+            () = watch.told() => return Err(interrupt::stopped("the load")),
+        }
         let killed = Instant::now();
         stage.kill(VICTIM).await?;
         stage.start(VICTIM).await?;

@@ -12,7 +12,7 @@ use crate::cluster::{Deployment, Process, Relay, Stats, values};
 use crate::drive::{Known, Options, Part, Phase, Session};
 use crate::encode::Encoder;
 use crate::exit::{Exit, Failure};
-use crate::interrupt::{self, Watch};
+use crate::interrupt::{self, Stop, Watch};
 use crate::live::Progress;
 use crate::pace::{Pace, TICK};
 use crate::plan::{Mix, Params, Plan, SEEDED_BELOW};
@@ -24,7 +24,6 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use switches::Switches;
-use tokio::sync::Notify;
 
 const DAY_MS: u64 = 86_400_000;
 /// Of the seed's streams the one that numbers come from.
@@ -129,7 +128,7 @@ pub(crate) struct Stage {
 impl Stage {
     /// Starts everything and connects the gateway, unless told to stop.
     pub(crate) async fn build(args: &StoryArgs, cast: &Cast<'_>) -> Result<Self, Failure> {
-        Watch::from_start().unless_told("start-up", Self::started(args, cast)).await
+        Watch::new().unless_told("start-up", Self::started(args, cast)).await
     }
 
     async fn started(args: &StoryArgs, cast: &Cast<'_>) -> Result<Self, Failure> {
@@ -433,7 +432,7 @@ impl Stage {
 
     /// Asks for payments without a final answer until they have one, and waits for
     /// refunds in doubt and for events on their way; tells how many are left.
-    pub(crate) async fn settle(&self, stop: &Notify) -> Result<usize, Failure> {
+    pub(crate) async fn settle(&self, stop: &Stop) -> Result<usize, Failure> {
         self.delivered.set(false);
         let watch = Watch::new();
         let left = self.session.settle(SETTLE_MAX, stop).await?;
@@ -459,11 +458,11 @@ impl Stage {
 
     /// Audits what a story left that broke off. What is a moment from its end comes to it,
     /// then the sites are killed: nothing moves while it is read, and the rest may be open.
-    pub(crate) async fn broken_off(self, stop: &Notify) -> Result<Audit, Failure> {
+    pub(crate) async fn broken_off(self, stop: &Stop) -> Result<Audit, Failure> {
         // Why it broke off is known already; that sites do not settle now is no news. Nor is
         // what was told before: only from now on it ends this wait. Perhaps nobody is there any
         // more to answer: it is short.
-        interrupt::forget(stop);
+        interrupt::forget();
         drop(tokio::time::timeout(SETTLE_MAX, self.settle(stop)).await);
         let evidence = self.evidence();
         self.session.close().await;
@@ -476,7 +475,7 @@ impl Stage {
     /// Asks for everything once more, of which all must be answered: every site runs, is
     /// level and knows what was ever sent, so that a question without an answer hides what
     /// the audit is to see. What was not answered is no failure yet: see [`Again::check`].
-    pub(crate) async fn ask_again(&self, stop: &Notify) -> Result<Again, Failure> {
+    pub(crate) async fn ask_again(&self, stop: &Stop) -> Result<Again, Failure> {
         let all = self.session.payments(|known| known != Known::Nothing);
         let answers = self.session.query(&all, stop).await?;
         println!("   {} payments asked for once more, {} answered.", all.len(), answers.answered);

@@ -9,12 +9,13 @@ use crate::cli;
 use crate::config::GatewayFile;
 use crate::drive::{Options, Outcome, Part, Phase, Session};
 use crate::exit::Failure;
+use crate::interrupt::Stop;
 use crate::live::Progress;
 use crate::plan::Params;
 use crate::run::RunArgs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use tokio::sync::{Barrier, Notify};
+use tokio::sync::Barrier;
 
 const OTHER_FAILED: &str = "another worker could not connect";
 
@@ -34,7 +35,7 @@ struct Worker {
     options: Options,
     acks: Option<AckWriter>,
     start: Arc<Start>,
-    stop: Arc<Notify>,
+    stop: Arc<Stop>,
 }
 
 impl Worker {
@@ -74,7 +75,7 @@ pub(crate) async fn drive(
     params: &Params,
     (phase, options): (&Phase, Options),
     acks: Option<AckWriter>,
-    stop: &Notify,
+    stop: &Stop,
 ) -> Result<Driven, Failure> {
     let count = usize::from(args.workers);
     if args.closed.is_some_and(|closed| closed < count) || options.in_flight_max < count {
@@ -91,7 +92,7 @@ pub(crate) async fn drive(
             Some(first) => first,
             None => args.load.ack_writer(params)?,
         };
-        let told = Arc::new(Notify::new());
+        let told = Arc::new(Stop::new());
         stops.push(Arc::clone(&told));
         let worker = Worker {
             args: args.clone(),

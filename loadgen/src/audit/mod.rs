@@ -28,7 +28,7 @@ use crate::config::GatewayFile;
 use crate::drive::{Options, Part, Session};
 use crate::encode::Encoder;
 use crate::exit::{self, Exit, Failure};
-use crate::interrupt::Watch;
+use crate::interrupt::{Stop, Watch};
 use crate::pace::{Pace, TICK};
 use crate::plan::{Op, Plan};
 use ahead::ahead;
@@ -39,7 +39,6 @@ use merge::{Merged, SiteLog};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
-use tokio::sync::Notify;
 pub(crate) use told::Run;
 use told::Told;
 
@@ -229,7 +228,7 @@ pub(crate) fn payswitch_beside() -> Result<PathBuf, Failure> {
 }
 
 /// Runs the command.
-pub(crate) async fn run(args: &AuditArgs, stop: &Notify) -> Result<(), Failure> {
+pub(crate) async fn run(args: &AuditArgs, stop: &Stop) -> Result<(), Failure> {
     args.json.as_deref().map_or(Ok(()), exit::writable)?;
     let evidence = args.evidence()?;
     if let Some(config) = args.config.as_ref().filter(|_| args.requery) {
@@ -381,7 +380,7 @@ fn open_run(path: &Path) -> Result<(Run, AckLog), Failure> {
 
 /// Asks the switch for every payment of every run, twice as patient as a
 /// gateway, and writes the answers to new acknowledgement logs.
-async fn requery(config: &Path, dir: &Path, stop: &Notify) -> Result<(), Failure> {
+async fn requery(config: &Path, dir: &Path, stop: &Stop) -> Result<(), Failure> {
     let gateway = GatewayFile::load(config)?;
     let mut asked: Vec<u64> = Vec::new();
     for path in acks::logs_of(dir)? {
@@ -428,7 +427,9 @@ async fn requery(config: &Path, dir: &Path, stop: &Notify) -> Result<(), Failure
         let session = Session::connect(&gateway, plan, encoder, Some(writer), options).await?;
         session.remember(payments.iter().copied());
         let measure = session.query(&payments, stop).await?;
+        let watch = Watch::new();
         let left = session.settle(Duration::from_secs(30), stop).await?;
+        watch.check("the wait for open payments")?;
         session.close().await;
         println!(
             "requery   {} payments asked, {} answered, {left} without a final answer",

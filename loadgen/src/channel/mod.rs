@@ -16,6 +16,7 @@ mod tests;
 
 use crate::config::ChannelFile;
 use crate::exit::Failure;
+use crate::interrupt::Stop;
 use crate::socket;
 use crate::tls::{self, ALPN_CHANNEL, Credentials};
 use book::{Book, Circumstances};
@@ -86,7 +87,7 @@ pub(crate) struct Counters {
 }
 
 /// Serves until `stop`.
-pub(crate) async fn run(args: &ChannelArgs, stop: &Notify) -> Result<(), Failure> {
+pub(crate) async fn run(args: &ChannelArgs, stop: &Stop) -> Result<(), Failure> {
     let file = ChannelFile::load(&args.config)?;
     let faults = args.faults()?;
     let credentials = Credentials::load(&file.cert, &file.key, &file.ca)?;

@@ -7,12 +7,11 @@ use super::catalogue::{Case, Drill};
 use super::figures::{Report, Row};
 use super::{DrillArgs, Setting, drill, weighed, work};
 use crate::exit::{Exit, Failure};
+use crate::interrupt::{Stop, Watch};
 use crate::{report, space};
 use serde::Serialize;
-use std::cell::Cell;
 use std::path::Path;
 use std::time::Instant;
-use tokio::sync::Notify;
 
 /// A drill that this machine cannot play.
 #[derive(Serialize)]
@@ -36,7 +35,7 @@ struct Summary {
 }
 
 /// Runs the catalogue.
-pub(super) async fn run(args: &DrillArgs, stop: &Notify) -> Result<(), Failure> {
+pub(super) async fn run(args: &DrillArgs, stop: &Stop) -> Result<(), Failure> {
     args.check()?;
     if args.hlog.is_some() {
         return Err(Failure::usage("--hlog is of one drill, not of all"));
@@ -46,14 +45,8 @@ pub(super) async fn run(args: &DrillArgs, stop: &Notify) -> Result<(), Failure> 
         space::check(args.story.dir.as_deref(), bytes(args)?)?;
     }
     let started = Instant::now();
-    let (told, stopped) = (Notify::new(), Cell::new(false));
-    // The drill that runs takes the interrupt; that there was one must be known here, too.
-    let watch = async {
-        stop.notified().await;
-        stopped.set(true);
-        told.notify_one();
-        std::future::pending().await
-    };
+    // The drill that runs answers a signal; that there was one must be known here, too.
+    let watch = Watch::new();
     let mut summary = Summary {
         version: env!("CARGO_PKG_VERSION"),
         sites: args.sites,
@@ -65,11 +58,8 @@ pub(super) async fn run(args: &DrillArgs, stop: &Notify) -> Result<(), Failure> 
         drills: Vec::new(),
     };
     let mut verdicts = Vec::new();
-    tokio::select! {
-        () = play(args, &told, &stopped, &mut summary, &mut verdicts) => {}
-        () = watch => {}
-    }
-    summary.interrupted = stopped.get();
+    play(args, (stop, watch), &mut summary, &mut verdicts).await;
+    summary.interrupted = !watch.quiet();
     summary.seconds = started.elapsed().as_secs_f64();
     let written = finish(args, &summary);
     weighed(verdict(&summary, verdicts), written)
@@ -112,13 +102,12 @@ fn playable(setting: &Setting<'_>) -> Result<(), Failure> {
 
 async fn play(
     args: &DrillArgs,
-    told: &Notify,
-    stopped: &Cell<bool>,
+    (stop, watch): (&Stop, Watch),
     summary: &mut Summary,
     verdicts: &mut Vec<Failure>,
 ) {
     for (number, one) in Drill::ALL.into_iter().enumerate() {
-        if stopped.get() {
+        if !watch.quiet() {
             return;
         }
         println!("\n[{}/{}]", number + 1, Drill::ALL.len());
@@ -130,7 +119,7 @@ async fn play(
             summary.skipped.push(Skipped { drill: one.name(), reason: failure.message });
             continue;
         }
-        let (report, ended) = drill(&setting, told).await;
+        let (report, ended) = drill(&setting, stop).await;
         if let Err(failure) = weighed(report.verdict(), ended) {
             let first = failure.message.lines().next().unwrap_or_default();
             println!("{}: FAILED: {first}", one.name());
@@ -245,8 +234,8 @@ mod tests {
     async fn a_drill_for_which_there_is_no_room_is_skipped_and_says_why() {
         // More than any disk holds.
         let mut summary = Summary { rate: 1e15, ..summary(false) };
-        let (told, stopped, mut verdicts) = (Notify::new(), Cell::new(false), Vec::new());
-        play(&args(&["all"]), &told, &stopped, &mut summary, &mut verdicts).await;
+        let (stop, mut verdicts) = ((&Stop::new(), Watch::new()), Vec::new());
+        play(&args(&["all"]), stop, &mut summary, &mut verdicts).await;
         assert_eq!((summary.skipped.len(), summary.drills.len()), (Drill::ALL.len(), 0));
         let kill = summary.skipped.iter().find(|skipped| skipped.drill == "kill-site").unwrap();
         assert!(kill.reason.starts_with("no room in "), "{}", kill.reason);

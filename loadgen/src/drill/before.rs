@@ -7,12 +7,12 @@ use super::maximum::{self, Distance, Maximum};
 use super::{beside, stopped};
 use crate::drive::{Known, Phase};
 use crate::exit::{Exit, Failure};
+use crate::interrupt::Stop;
 use crate::live::Progress;
 use crate::plan::Mix;
 use crate::stage::Stage;
 use serde::Serialize;
 use std::time::{Duration, Instant};
-use tokio::sync::Notify;
 
 /// Requests in flight while a history is made: enough that every write of a site holds
 /// many, and far from what it would refuse.
@@ -58,7 +58,7 @@ impl Before {
         &self,
         stage: &Stage,
         (rate, length): (f64, Duration),
-        stop: &Notify,
+        stop: &Stop,
     ) -> Result<Prepared, Failure> {
         let mut prepared = Prepared::default();
         match self {
@@ -110,7 +110,7 @@ pub(super) struct History {
 
 /// Makes at least so many payments, as fast as the sites take them with a bounded
 /// number in flight.
-async fn history(stage: &Stage, payments: u64, stop: &Notify) -> Result<History, Failure> {
+async fn history(stage: &Stage, payments: u64, stop: &Stop) -> Result<History, Failure> {
     println!(
         "history     {payments} payments, {HISTORY_IN_FLIGHT} requests always in flight: as fast as \
          the sites take them"
@@ -144,9 +144,9 @@ async fn requests_in_a_loop(
     stage: &Stage,
     requests: u64,
     started: Instant,
-    stop: &Notify,
+    stop: &Stop,
 ) -> Result<u64, Failure> {
-    let (first, halt) = (stage.session.planned(), Notify::new());
+    let (first, halt) = (stage.session.planned(), Stop::new());
     let planned = || stage.session.planned() - first;
     let phase = Phase {
         closed: Some(HISTORY_IN_FLIGHT),

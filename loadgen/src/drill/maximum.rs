@@ -8,6 +8,7 @@ use super::stopped;
 use crate::drive::{Phase, cpu_of_stat};
 use crate::exit::{Exit, Failure};
 use crate::goal::parse_duration_ns;
+use crate::interrupt::Stop;
 use crate::live::Progress;
 use crate::report::was_bottleneck;
 use crate::schedule::Arrival;
@@ -15,7 +16,6 @@ use crate::stage::Stage;
 use serde::Serialize;
 use std::fmt;
 use std::time::{Duration, Instant};
-use tokio::sync::Notify;
 
 /// Factor of the climb.
 const CLIMB: f64 = 1.6;
@@ -236,7 +236,7 @@ pub(super) async fn maximum(
     stage: &Stage,
     first: f64,
     length: Duration,
-    stop: &Notify,
+    stop: &Stop,
 ) -> Result<Maximum, Failure> {
     let (mut climb, mut steps) = (Climb::new(first), Vec::new());
     loop {
@@ -253,7 +253,7 @@ pub(super) async fn distance(
     stage: &Stage,
     line: &str,
     (first, length): (f64, Duration),
-    stop: &Notify,
+    stop: &Stop,
 ) -> Result<Distance, Failure> {
     let (errors, dropped) = (udp_buffer_errors(), stage.relay_stats().await?.dropped);
     let near = maximum(stage, first, length, stop).await?;
@@ -291,12 +291,7 @@ impl Step {
 
 /// Runs a step; once more when its rate was not kept because of the generator, of which
 /// the maximum is not asked.
-async fn run(
-    stage: &Stage,
-    offered: f64,
-    length: Duration,
-    stop: &Notify,
-) -> Result<Step, Failure> {
+async fn run(stage: &Stage, offered: f64, length: Duration, stop: &Stop) -> Result<Step, Failure> {
     let step = run_once(stage, offered, length, stop).await?;
     if !step.generator_late {
         return Ok(step);
@@ -316,7 +311,7 @@ async fn run_once(
     stage: &Stage,
     offered: f64,
     length: Duration,
-    stop: &Notify,
+    stop: &Stop,
 ) -> Result<Step, Failure> {
     let phase = Phase {
         // Evenly: chance has no part in whether a rate is kept.

@@ -20,6 +20,7 @@ mod turns;
 use crate::cluster::SITES_MAX;
 use crate::drive::{Outcome, Phase};
 use crate::exit::{Exit, Failure};
+use crate::interrupt::Stop;
 use crate::live::Progress;
 use crate::plan::Mix;
 use crate::report::{self, Events};
@@ -36,7 +37,6 @@ use script::Script;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::time::{Duration, Instant};
-use tokio::sync::Notify;
 
 /// Load that lasts longer than this says that the script hangs.
 const LOAD_MAX: Duration = Duration::from_secs(600);
@@ -138,7 +138,7 @@ struct Setting<'a> {
 }
 
 /// Runs the command.
-pub(crate) async fn run(args: &DrillArgs, stop: &Notify) -> Result<(), Failure> {
+pub(crate) async fn run(args: &DrillArgs, stop: &Stop) -> Result<(), Failure> {
     if let Some(path) = &args.plan {
         args.check()?;
         let plan = PlanFile::load(path)?;
@@ -168,7 +168,7 @@ pub(crate) async fn run(args: &DrillArgs, stop: &Notify) -> Result<(), Failure> 
 }
 
 /// Plays one drill, and writes what is wanted of it.
-async fn single(setting: &Setting<'_>, stop: &Notify) -> Result<(), Failure> {
+async fn single(setting: &Setting<'_>, stop: &Stop) -> Result<(), Failure> {
     let args = setting.args;
     space::check(args.story.dir.as_deref(), work(setting)?.bytes())?;
     let (report, ended) = drill(setting, stop).await;
@@ -191,7 +191,7 @@ pub(crate) fn weighed(
 }
 
 /// Plays one drill: what was found so far, however it ended.
-async fn drill(setting: &Setting<'_>, stop: &Notify) -> (Report, Result<(), Failure>) {
+async fn drill(setting: &Setting<'_>, stop: &Stop) -> (Report, Result<(), Failure>) {
     let Setting { case, sites, rate, args } = *setting;
     let load_rate = rate * case.share;
     println!(
@@ -208,7 +208,7 @@ async fn drill(setting: &Setting<'_>, stop: &Notify) -> (Report, Result<(), Fail
     (report, ended)
 }
 
-async fn told(setting: &Setting<'_>, report: &mut Report, stop: &Notify) -> Result<(), Failure> {
+async fn told(setting: &Setting<'_>, report: &mut Report, stop: &Stop) -> Result<(), Failure> {
     let Setting { case, sites, rate, args } = *setting;
     case.needs.check()?;
     if args.repeat > 1 && case.course.left_out() > 0 {
@@ -280,7 +280,7 @@ async fn loaded(
     setting: &Setting<'_>,
     stage: &Stage,
     report: &mut Report,
-    stop: &Notify,
+    stop: &Stop,
 ) -> Result<Again, Failure> {
     let Setting { case, rate, args, .. } = *setting;
     let first = rate * case.share * HALF;
@@ -298,7 +298,7 @@ async fn repeat(
     course: &Course,
     args: &DrillArgs,
     report: &mut Report,
-    stop: &Notify,
+    stop: &Stop,
 ) -> Result<(), Failure> {
     let duration = Duration::from_secs_f64(args.duration);
     let mut audited = 0;
@@ -354,7 +354,7 @@ async fn play(
     course: &Course,
     script: Script<'_>,
     load: (f64, Progress),
-    stop: &Notify,
+    stop: &Stop,
 ) -> Result<Played, Failure> {
     let Driven { outcome, phase, told } = drive(stage, course, script, load, stop).await?;
     let told = told?;
@@ -368,9 +368,9 @@ async fn drive(
     course: &Course,
     script: Script<'_>,
     (rate, live): (f64, Progress),
-    stop: &Notify,
+    stop: &Stop,
 ) -> Result<Driven, Failure> {
-    let halt = Notify::new();
+    let halt = Stop::new();
     let arrival = script.timing().arrival(course)?;
     let phase = match course {
         // So long that no request can be kept.
@@ -487,7 +487,7 @@ pub(crate) async fn story(
     stage: &Stage,
     seed: u64,
     span: Duration,
-    stop: &Notify,
+    stop: &Stop,
 ) -> Result<Told, Failure> {
     let script = Script::new(stage, seed, 0, span);
     let (load, course) = ((stage.phase(span).rate, Progress::Always), Course::One(Action::Kill));
@@ -510,6 +510,7 @@ pub(crate) async fn story(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::sync::Notify;
 
     fn audits(of: u32) -> Vec<u32> {
         let mut audited = Vec::new();

@@ -22,7 +22,7 @@ use crate::config::{GatewayFile, SiteEntry};
 use crate::encode::Encoder;
 use crate::exit::Failure;
 use crate::host::{CpuTimes, Host};
-use crate::interrupt::{self, Watch};
+use crate::interrupt::{self, Stop, Watch};
 use crate::live::{Progress, View};
 use crate::measure::Measure;
 use crate::pace::{Pace, Pacer, Pacing};
@@ -38,7 +38,6 @@ use state::State;
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
-use tokio::sync::Notify;
 
 pub(crate) use slots::IN_FLIGHT_LIMIT;
 pub(crate) use state::{DURATION_MAX, Known};
@@ -180,7 +179,7 @@ impl Session {
             link.keep_up(&state, &endpoint, &client);
         }
         let session = Self { state, endpoint, options, seed };
-        Watch::from_start().unless_told("start-up", session.wait_connected()).await?;
+        Watch::new().unless_told("start-up", session.wait_connected()).await?;
         Ok(session)
     }
 
@@ -211,7 +210,7 @@ impl Session {
 
     /// Runs a phase to its end, every request answered or given up. `stop`
     /// ends it early.
-    pub(crate) async fn run(&self, phase: &Phase, stop: &Notify) -> Result<Outcome, Failure> {
+    pub(crate) async fn run(&self, phase: &Phase, stop: &Stop) -> Result<Outcome, Failure> {
         let (outcome, ended) = self.drive(phase, stop).await?;
         ended.map(|()| outcome)
     }
@@ -221,7 +220,7 @@ impl Session {
     pub(crate) async fn drive(
         &self,
         phase: &Phase,
-        stop: &Notify,
+        stop: &Stop,
     ) -> Result<(Outcome, Result<(), Failure>), Failure> {
         let cpu_before = cpu_seconds();
         let start = Instant::now();
@@ -322,7 +321,7 @@ impl Session {
 
     /// Asks for the state of these payments, once each. A failure when told to stop before
     /// all were asked.
-    pub(crate) async fn query(&self, payments: &[u64], stop: &Notify) -> Result<Measure, Failure> {
+    pub(crate) async fn query(&self, payments: &[u64], stop: &Stop) -> Result<Measure, Failure> {
         let watch = Watch::new();
         let (measure, told) = self.queried(payments, stop).await?;
         let what = "the questions for payments";
@@ -330,7 +329,7 @@ impl Session {
     }
 
     /// As [`Session::query`]; whether it was told to stop is told beside the figures.
-    async fn queried(&self, payments: &[u64], stop: &Notify) -> Result<(Measure, bool), Failure> {
+    async fn queried(&self, payments: &[u64], stop: &Stop) -> Result<(Measure, bool), Failure> {
         let mut told = false;
         self.state.borrow_mut().begin_queries(payments, QUERIES_AT_ONCE);
         self.state.borrow_mut().pump()?;
@@ -352,7 +351,7 @@ impl Session {
     /// Asks for every payment without a final answer until it has one, at most
     /// for `bound` or until told to stop, and waits as long for the events of outcomes that
     /// were told; returns how many payments and events are left.
-    pub(crate) async fn settle(&self, bound: Duration, stop: &Notify) -> Result<usize, Failure> {
+    pub(crate) async fn settle(&self, bound: Duration, stop: &Stop) -> Result<usize, Failure> {
         let (started, watch, mut told) = (Instant::now(), Watch::new(), false);
         loop {
             let open = self.payments(|known| known == Known::Open);

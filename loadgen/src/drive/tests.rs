@@ -3,6 +3,7 @@
 use super::*;
 use crate::acks;
 use crate::config::Merchant;
+use crate::interrupt::Stop;
 use crate::null;
 use crate::pace::TICK;
 use crate::plan::Op;
@@ -107,7 +108,7 @@ pub(super) fn drive_to(
     let (plan, encoder, options) = pays(deadline, false);
     crate::cli::on_runtime(async {
         let session = Session::connect(&gateway, plan, encoder, acks, options).await?;
-        let outcome = session.run(phase, &Notify::new()).await?;
+        let outcome = session.run(phase, &Stop::new()).await?;
         session.close().await;
         Ok(outcome)
     })
@@ -258,7 +259,7 @@ fn questions_that_are_stopped_are_no_answers() {
     let (told, left) = crate::cli::on_runtime(async {
         let session = Session::connect(&gateway, plan, encoder, None, options).await?;
         session.remember(0..5);
-        let stop = Notify::new();
+        let stop = Stop::new();
         stop.notify_one();
         let told = session.query(&[0, 1, 2, 3, 4], &stop).await.map(|measure| measure.answered);
         // Who only waits is told what is left.
@@ -416,8 +417,8 @@ fn events_are_written_down_and_acknowledged_and_the_end_waits_for_them() {
     let counts = crate::cli::on_runtime(async {
         let session =
             Session::connect(&gateway, Rc::clone(&plan), encoder, Some(acks), options).await?;
-        session.run(&phase(200.0, Duration::from_secs(1)), &Notify::new()).await?;
-        assert_eq!(session.settle(Duration::from_secs(20), &Notify::new()).await?, 0);
+        session.run(&phase(200.0, Duration::from_secs(1)), &Stop::new()).await?;
+        assert_eq!(session.settle(Duration::from_secs(20), &Stop::new()).await?, 0);
         let counts = session.events();
         let until = std::time::Instant::now() + Duration::from_secs(20);
         while !unheard.lock().unwrap().is_empty() {

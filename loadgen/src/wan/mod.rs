@@ -14,6 +14,7 @@ mod tests;
 mod udp;
 
 use crate::exit::Failure;
+use crate::interrupt::Stop;
 use clap::Args;
 use line::Line;
 use rules::{Path, Paths};
@@ -149,7 +150,7 @@ impl Relay {
 }
 
 /// Runs the relay until it is stopped.
-pub(crate) async fn run(args: &WanArgs, stop: &Notify) -> Result<(), Failure> {
+pub(crate) async fn run(args: &WanArgs, stop: &Stop) -> Result<(), Failure> {
     if !args.control.ip().is_loopback() {
         return Err(Failure::usage("--control: an address on loopback"));
     }
