@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use protocol::code::OrderState;
 use protocol::id::{OutTradeNo, TransactionId};
 use protocol::message::{OrderRef, OrderReply, kind};
-use tests::Deployment;
 use tests::gateway::{Gateway, Merchant, merchant, pay, signed_order, signed_pay, signed_refund};
+use tests::{Deployment, wait_until};
 
 use crate::run;
 
@@ -84,6 +84,16 @@ fn checkpoints(deployment: &Deployment) -> Vec<PathBuf> {
     files
 }
 
+/// Waits until no checkpoint is under way: without load none comes any more.
+fn wait_still(deployment: &Deployment) {
+    let mut before = u64::MAX;
+    wait_until("checkpoints stand still", || {
+        let written = deployment.metric("checkpoints_total");
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        std::mem::replace(&mut before, written) == written
+    });
+}
+
 #[test]
 fn restarts_begin_from_checkpoints_and_answer_as_before() {
     let deployment = deployment();
@@ -125,6 +135,7 @@ fn restarts_begin_from_checkpoints_and_answer_as_before() {
         let found = gateway.order(&signed_order(&m, kind::QUERY, reference, 1)).await;
         assert_eq!(found.refunded, 40);
     });
+    wait_still(&deployment);
     assert!(switch.stop().success());
     drop(channel);
     let of_shard =
@@ -154,6 +165,7 @@ fn a_damaged_checkpoint_is_told_and_the_one_before_is_used() {
             }
         }
     });
+    wait_still(&deployment);
     switch.kill();
     deployment.edit("checkpoint_mib = 1", "checkpoint_mib = 0");
     let files = checkpoints(&deployment);

@@ -159,7 +159,6 @@ async fn one_way(switch: SocketAddr) -> SocketAddr {
 fn one_host_without_end_of_handshakes_keeps_no_other_out() {
     let deployment = Deployment::init(20);
     deployment.edit("# handshake_timeout_ms = 2000", "handshake_timeout_ms = 60000");
-    deployment.edit("# idle_timeout_ms = 3000", "idle_timeout_ms = 60000");
     let _channel = deployment.channel(&[]);
     let _switch = deployment.serve();
     let m = merchant(&deployment, 0);

@@ -41,10 +41,10 @@ pub fn binaries() -> &'static Path {
     })
 }
 
-/// First port of a hundred of its own for each deployment, below the ports
-/// that the system hands out; those that a deployment uses are free.
+/// First port of a hundred of its own for each deployment, below those of the generator's own
+/// deployments and those that the system hands out; those that a deployment uses are free.
 fn port_base() -> u16 {
-    const HUNDREDS: u32 = 220;
+    const HUNDREDS: u32 = 100;
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let start = std::process::id().wrapping_mul(37);
     loop {
@@ -174,12 +174,14 @@ impl Deployment {
         let args = [&["init"][..], &asked, &sites_asked, more].concat();
         let output = deployment.payswitch(&args);
         assert!(output.status.success(), "{}", text(&output));
-        // A test machine that stands still for a moment is not an overload.
+        // A test machine that stands still for a moment is not an overload and no dead gateway.
         for site in 1..=sites {
             let delay =
                 if sites == 1 { "# queue_delay_max_ms = 20 " } else { "queue_delay_max_ms = 100 " };
             deployment.edit_site(site, delay, "queue_delay_max_ms = 10000 ");
             deployment.edit_site(site, "# delay_target_ms = 0 ", "delay_target_ms = 10000 ");
+            // A test may wait for something on the thread of its connection.
+            deployment.edit_site(site, "# idle_timeout_ms = 3000", "idle_timeout_ms = 60000");
         }
         deployment
     }
