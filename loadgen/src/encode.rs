@@ -10,7 +10,7 @@ use crate::config::Merchant;
 use crate::key::Key;
 use crate::plan::{Op, Plan};
 use protocol::code::{Method, Scene};
-use protocol::message::{Auth, OrderRef, OrderRequest, Pay, Refund, Tags, Times, kind};
+use protocol::message::{Auth, OrderRef, OrderRequest, Pay, Refund, Tags, TimeDigits, kind};
 use protocol::sign::HmacKey;
 
 /// How long the switch may take before it answers PROCESSING: its own bound.
@@ -44,8 +44,8 @@ pub(crate) struct Encoder {
     /// The first `waiting` wait for their signatures.
     unsigned: [Unsigned; 2],
     waiting: usize,
-    times: Times,
-    /// Payments of the one plan whose merchant was just found, by their lowest bits.
+    times: TimeDigits,
+    /// Payments of the one plan whose merchant was just found, by [`found_at`].
     found: [(u64, u32); FOUND],
 }
 
@@ -57,7 +57,7 @@ impl Encoder {
             merchants,
             unsigned: [room(), room()],
             waiting: 0,
-            times: Times::default(),
+            times: TimeDigits::default(),
             found: [(u64::MAX, 0); FOUND],
         }
     }
@@ -72,7 +72,7 @@ impl Encoder {
     /// done for a whole batch ahead of its requests, the cache misses overlap.
     pub(crate) fn warm(&mut self, plan: &Plan, k: u64) {
         let index = plan.merchant(k);
-        self.found[k as usize % FOUND] = (k, index);
+        self.found[found_at(k)] = (k, index);
         let lines = |merchant: &Merchant| (merchant.key_id, matches!(merchant.key, Key::Hmac(_)));
         std::hint::black_box(self.merchants.get(index as usize).map(lines));
     }
@@ -87,7 +87,7 @@ impl Encoder {
         timestamp_ms: u64,
         out: &mut Vec<u8>,
     ) {
-        let index = match self.found[k as usize % FOUND] {
+        let index = match self.found[found_at(k)] {
             (found, index) if found == k => index,
             _ => plan.merchant(k),
         };
@@ -185,6 +185,14 @@ impl Unsigned {
     }
 }
 
+/// Place of a payment among those found: consecutive ones lie apart, and so do those of one
+/// worker of several.
+fn found_at(k: u64) -> usize {
+    const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+    const BITS: u32 = FOUND.ilog2();
+    (k.wrapping_mul(GOLDEN) >> (u64::BITS - BITS)) as usize
+}
+
 fn pay<'a>(
     plan: &Plan,
     k: u64,
@@ -275,6 +283,34 @@ mod tests {
             };
             let fits = key.verify(&canonical, auth.signature);
             assert_eq!(fits, op != Op::BadSignature, "{op:?}");
+        }
+    }
+
+    #[test]
+    fn merchants_found_ahead_are_those_of_their_payments() {
+        let plan = Plan::new(params()).unwrap();
+        let merchant = |id: &String| Merchant {
+            id: MchId::parse(id.as_bytes()).unwrap(),
+            key_id: 3,
+            key: Key::hmac(id.as_bytes()),
+        };
+        let encoder = || Encoder::new(plan.params().merchants.iter().map(merchant).collect());
+        let (mut warm, mut cold) = (encoder(), encoder());
+        for (step, first) in [(1, 0), (2, 100), (3, 200), (16, 300)] {
+            let numbers = || (0..FOUND as u64).map(|at| first + at * step);
+            numbers().for_each(|k| warm.warm(&plan, k));
+            let places: std::collections::BTreeSet<usize> = numbers().map(found_at).collect();
+            assert!(places.len() > FOUND / 2, "{step}: {places:?}");
+            // Those behind have the places of others.
+            for k in numbers().chain(1_000..1_100) {
+                let [one, other] = [&mut warm, &mut cold].map(|encoder| {
+                    let mut out = Vec::new();
+                    encoder.request(&plan, (k, Op::Pay, k), k, 5, &mut out);
+                    encoder.finish(&mut out);
+                    out
+                });
+                assert!(one == other, "{k}");
+            }
         }
     }
 

@@ -170,7 +170,8 @@ macro_rules! text_id {
                 checked(text, $allowed).map(Self)
             }
 
-            /// Parses an identifier that zeros follow up to 32 bytes, as tables keep it.
+            /// Parses an identifier that zeros follow up to 32 bytes: two words, where one
+            /// is made and read at once.
             ///
             /// # Errors
             /// [`IdError`] when the length or a byte is not allowed.

@@ -12,7 +12,7 @@ use crate::id::{MchId, OutRefundNo, OutTradeNo, ShortText, TransactionId};
 use crate::money::{Amount, Currency};
 pub use crate::wire::DecodeError;
 pub use leaders::LEADERS_MAX;
-pub use request::{TAGS_MAX, Times};
+pub use request::{TAGS_MAX, TimeDigits};
 
 /// Message kinds. A reply's kind is its request's with the top bit set.
 pub mod kind {

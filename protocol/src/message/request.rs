@@ -70,7 +70,7 @@ impl OrderRef {
 
 /// The digits of the times in the form before: the next one's are often the same.
 #[derive(Clone, Copy, Default)]
-pub struct Times {
+pub struct TimeDigits {
     expire: Kept,
     timestamp: Kept,
 }
@@ -197,12 +197,12 @@ impl<'a> Pay<'a> {
 
     /// Appends the canonical form that `auth` signs; `second` signs the same.
     pub fn canonical(&self, out: &mut Vec<u8>) {
-        self.canonical_after(&mut Times::default(), out);
+        self.canonical_after(&mut TimeDigits::default(), out);
     }
 
     /// [`Self::canonical`] with the times of the form before.
     #[inline]
-    pub fn canonical_after(&self, times: &mut Times, out: &mut Vec<u8>) {
+    pub fn canonical_after(&self, times: &mut TimeDigits, out: &mut Vec<u8>) {
         // Before the form, where each would wait for the length of the one before.
         let amount = Decimal::new(self.amount.minor().unsigned_abs());
         let key_id = Decimal::new(self.auth.key_id.into());

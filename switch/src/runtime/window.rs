@@ -11,7 +11,8 @@
 //! while, the window closes until the delay is at its target, as TCP Vegas does with packets
 //! (Brakmo and Peterson, 1995). It does not close below what can be answered within the target
 //! where all goes well: what else runs on the machine lengthens the delay, too, and to refuse
-//! more is no help against that. A burst after a stall is through before the window closes.
+//! more is no help against that. A burst after a stall is through before the window closes, as
+//! long as it is worth less than a sixth of a second of work.
 //!
 //! Pure: the time and all that is measured come from outside.
 
