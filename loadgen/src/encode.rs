@@ -24,6 +24,9 @@ const NO_SECOND: usize = 21;
 
 /// Payments that are told ahead at once, at most.
 pub(crate) const FOUND: usize = 16;
+/// Places of those found. A prime above the most workers: each payment told ahead has its own,
+/// however many workers there are, of which each sends every so manieth.
+const PLACES: usize = 67;
 
 /// A frame that is not signed yet.
 #[derive(Default)]
@@ -45,8 +48,8 @@ pub(crate) struct Encoder {
     unsigned: [Unsigned; 2],
     waiting: usize,
     times: TimeDigits,
-    /// Payments of the one plan whose merchant was just found, by [`found_at`].
-    found: [(u64, u32); FOUND],
+    /// Payments of the one plan whose merchant was just found, by [`PLACES`].
+    found: [(u64, u32); PLACES],
 }
 
 impl Encoder {
@@ -58,7 +61,7 @@ impl Encoder {
             unsigned: [room(), room()],
             waiting: 0,
             times: TimeDigits::default(),
-            found: [(u64::MAX, 0); FOUND],
+            found: [(u64::MAX, 0); PLACES],
         }
     }
 
@@ -72,7 +75,7 @@ impl Encoder {
     /// done for a whole batch ahead of its requests, the cache misses overlap.
     pub(crate) fn warm(&mut self, plan: &Plan, k: u64) {
         let index = plan.merchant(k);
-        self.found[found_at(k)] = (k, index);
+        self.found[k as usize % PLACES] = (k, index);
         let lines = |merchant: &Merchant| (merchant.key_id, matches!(merchant.key, Key::Hmac(_)));
         std::hint::black_box(self.merchants.get(index as usize).map(lines));
     }
@@ -87,7 +90,7 @@ impl Encoder {
         timestamp_ms: u64,
         out: &mut Vec<u8>,
     ) {
-        let index = match self.found[found_at(k)] {
+        let index = match self.found[k as usize % PLACES] {
             (found, index) if found == k => index,
             _ => plan.merchant(k),
         };
@@ -183,14 +186,6 @@ impl Unsigned {
     fn place<'a>(&self, out: &'a mut [u8]) -> &'a mut [u8] {
         &mut out[self.at..self.at + self.len]
     }
-}
-
-/// Place of a payment among those found: consecutive ones lie apart, and so do those of one
-/// worker of several.
-fn found_at(k: u64) -> usize {
-    const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
-    const BITS: u32 = FOUND.ilog2();
-    (k.wrapping_mul(GOLDEN) >> (u64::BITS - BITS)) as usize
 }
 
 fn pay<'a>(
@@ -296,13 +291,14 @@ mod tests {
         };
         let encoder = || Encoder::new(plan.params().merchants.iter().map(merchant).collect());
         let (mut warm, mut cold) = (encoder(), encoder());
-        for (step, first) in [(1, 0), (2, 100), (3, 200), (16, 300)] {
-            let numbers = || (0..FOUND as u64).map(|at| first + at * step);
+        for workers in 1..=64 {
+            let numbers = || (0..FOUND as u64).map(|at| 1_000 * workers + at * workers);
             numbers().for_each(|k| warm.warm(&plan, k));
-            let places: std::collections::BTreeSet<usize> = numbers().map(found_at).collect();
-            assert!(places.len() > FOUND / 2, "{step}: {places:?}");
+            let places: std::collections::BTreeSet<u64> =
+                numbers().map(|k| k % PLACES as u64).collect();
+            assert_eq!(places.len(), FOUND, "{workers}");
             // Those behind have the places of others.
-            for k in numbers().chain(1_000..1_100) {
+            for k in numbers().chain(0..100) {
                 let [one, other] = [&mut warm, &mut cold].map(|encoder| {
                     let mut out = Vec::new();
                     encoder.request(&plan, (k, Op::Pay, k), k, 5, &mut out);

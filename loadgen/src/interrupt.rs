@@ -75,23 +75,25 @@ impl Signals {
 
 /// Tells a load to stop, and told again to wait for nothing any more: the process's signals
 /// do, or somebody within it.
-pub(crate) struct Stop(Option<Notify>);
+pub(crate) struct Stop(Option<Signals>);
 
 impl Stop {
     /// Somebody within the process will tell.
     pub(crate) fn new() -> Self {
-        Self(Some(Notify::new()))
+        Self(Some(Signals::new()))
     }
 
     /// Tells; signals come by themselves.
     pub(crate) fn notify_one(&self) {
-        self.0.iter().for_each(Notify::notify_one);
+        self.0.iter().for_each(|told| {
+            told.come();
+        });
     }
 
     /// Waits until it is told.
     pub(crate) async fn notified(&self) {
         match &self.0 {
-            Some(told) => told.notified().await,
+            Some(told) => told.next().await,
             None => SIGNALS.next().await,
         }
     }
@@ -222,6 +224,15 @@ mod tests {
                 signals.come();
             });
         assert!(next.is_ok());
+    }
+
+    #[tokio::test]
+    async fn who_is_told_twice_hears_it_twice() {
+        let stop = Stop::new();
+        assert!(!ends(stop.notified()).await);
+        (0..2).for_each(|_| stop.notify_one());
+        assert!(ends(stop.notified()).await && ends(stop.notified()).await);
+        assert!(!ends(stop.notified()).await);
     }
 
     #[tokio::test]

@@ -39,6 +39,7 @@ pub(crate) async fn connect(cluster: &Cluster) -> Client {
     let (ca, cert) = (pem("certs/ca.pem"), pem("certs/gw-1.pem"));
     let mut config = ClientConfig::new(sites.collect(), ca, cert, pem("certs/gw-1.key"));
     config.connect_timeout = Duration::from_secs(60);
+    config.transport.idle_max = Duration::from_secs(60);
     Client::connect(config).await.unwrap()
 }
 
@@ -195,10 +196,10 @@ fn any_site_answers_through_the_leader_and_says_who_it_is() {
         assert_eq!((gateway.hello.site, gateway.hello.sites), (1, 3));
         for merchant in &merchants {
             // A shard may move meanwhile: then the answer is a repetition.
+            let order = pay(merchant, "f-1", 5);
             for nonce in 7.. {
                 let leader = cluster.leader(1, merchant.id.shard(SHARDS));
-                let order = signed_pay(merchant, &pay(merchant, "f-1", 5), nonce);
-                let reply = gateway.order(&order).await;
+                let reply = gateway.order(&signed_pay(merchant, &order, nonce)).await;
                 assert_eq!((reply.code, reply.state), (Code::Ok, OrderState::Paid));
                 let hint = if leader == 1 { 0 } else { leader };
                 if u16::from(reply.leader_hint) == hint {

@@ -72,7 +72,12 @@ pub fn client(deployment: &Deployment, credentials: &Credentials<'_>) -> quinn::
     tls.alpn_protocols = vec![credentials.alpn.to_vec()];
     let crypto = QuicClientConfig::try_from(tls).expect("QUIC ciphers");
     let mut endpoint = quinn::Endpoint::client(([127, 0, 0, 1], 0).into()).expect("a socket");
-    endpoint.set_default_client_config(quinn::ClientConfig::new(Arc::new(crypto)));
+    let mut transport = quinn::TransportConfig::default();
+    // A test may wait for something on the thread of its connection.
+    transport.max_idle_timeout(quinn::IdleTimeout::try_from(Duration::from_secs(120)).ok());
+    let mut config = quinn::ClientConfig::new(Arc::new(crypto));
+    config.transport_config(Arc::new(transport));
+    endpoint.set_default_client_config(config);
     endpoint
 }
 

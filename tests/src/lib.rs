@@ -434,6 +434,8 @@ impl Deployment {
         let config = self.site_file(1);
         let config = config.to_str().expect("a UTF-8 path");
         let args = ["null", "--config", config, "--window", &window.to_string()];
+        // What an earlier one said is not said of this one.
+        drop(std::fs::remove_file(self.file("null.out")));
         let mut process = self.start_loadgen("null.out", &args);
         wait_until("the null server is ready", || {
             assert!(process.runs(), "{}", process.printed());

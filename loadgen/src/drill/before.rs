@@ -4,7 +4,7 @@
 //! sites set the pace.
 
 use super::maximum::{self, Distance, Maximum};
-use super::{beside, stopped};
+use super::{beside, pass_on, stopped};
 use crate::drive::{Known, Phase};
 use crate::exit::{Exit, Failure};
 use crate::interrupt::Stop;
@@ -12,7 +12,9 @@ use crate::live::Progress;
 use crate::plan::Mix;
 use crate::stage::Stage;
 use serde::Serialize;
+use std::cell::Cell;
 use std::time::{Duration, Instant};
+use tokio::sync::Notify;
 
 /// Requests in flight while a history is made: enough that every write of a site holds
 /// many, and far from what it would refuse.
@@ -147,13 +149,20 @@ async fn requests_in_a_loop(
     stop: &Stop,
 ) -> Result<u64, Failure> {
     let (first, halt) = (stage.session.planned(), Stop::new());
+    let (over, again) = (Notify::new(), Cell::new(false));
     let planned = || stage.session.planned() - first;
     let phase = Phase {
         closed: Some(HISTORY_IN_FLIGHT),
         live: Progress::Terminal,
         ..stage.phase(HISTORY_MAX)
     };
-    let load = stage.session.run(&phase, &halt);
+    let load = async {
+        tokio::select! {
+            biased;
+            ran = stage.session.run(&phase, &halt) => ran,
+            never = pass_on((stop, &over), (&halt, &again)) => match never {},
+        }
+    };
     let watch = async {
         let mut told = Instant::now();
         while planned() < requests {
@@ -161,6 +170,7 @@ async fn requests_in_a_loop(
                 () = tokio::time::sleep(POLL) => {}
                 () = stop.notified() => {
                     halt.notify_one();
+                    over.notify_one();
                     return Err(stopped());
                 }
             }
@@ -176,8 +186,9 @@ async fn requests_in_a_loop(
             }
         }
         halt.notify_one();
+        over.notify_one();
         Ok(())
     };
     beside(load, watch).await?;
-    Ok(planned())
+    if again.get() { Err(stopped()) } else { Ok(planned()) }
 }

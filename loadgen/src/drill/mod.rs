@@ -34,9 +34,12 @@ use clap::Args;
 use figures::{Repetition, Report};
 use plan::PlanFile;
 use script::Script;
+use std::cell::Cell;
+use std::convert::Infallible;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::time::{Duration, Instant};
+use tokio::sync::Notify;
 
 /// Load that lasts longer than this says that the script hangs.
 const LOAD_MAX: Duration = Duration::from_secs(600);
@@ -370,14 +373,20 @@ async fn drive(
     (rate, live): (f64, Progress),
     stop: &Stop,
 ) -> Result<Driven, Failure> {
-    let halt = Stop::new();
+    let (halt, over, again) = (Stop::new(), Notify::new(), Cell::new(false));
     let arrival = script.timing().arrival(course)?;
     let phase = match course {
         // So long that no request can be kept.
         Course::Steady(length) => Phase { arrival, rate, live, ..stage.phase(LOAD_MAX + *length) },
         _ => Phase { arrival, rate, traced: true, live, ..stage.phase(LOAD_MAX) },
     };
-    let load = stage.session.drive(&phase, &halt);
+    let load = async {
+        tokio::select! {
+            biased;
+            driven = stage.session.drive(&phase, &halt) => driven,
+            never = pass_on((stop, &over), (&halt, &again)) => match never {},
+        }
+    };
     let fault = async {
         let told = tokio::select! {
             told = script.play(course) => told,
@@ -385,14 +394,30 @@ async fn drive(
         };
         let ended = Instant::now();
         halt.notify_one();
+        over.notify_one();
         told.map(|told| (told, ended))
     };
     let (outcome, told) = under(load, fault).await?;
+    let told = if again.get() { told.and(Err(stopped())) } else { told };
     let length = match &told {
         Ok((_, ended)) => ended.saturating_duration_since(outcome.start),
         Err(_) => outcome.start.elapsed(),
     };
     Ok(Driven { outcome, phase: Phase { duration: length, ..phase }, told })
+}
+
+/// Passes signals on to a load that waits for its last answers, once what it was driven for is
+/// over and hears none any more.
+async fn pass_on(
+    (stop, over): (&Stop, &Notify),
+    (halt, again): (&Stop, &Cell<bool>),
+) -> Infallible {
+    over.notified().await;
+    loop {
+        stop.notified().await;
+        again.set(true);
+        halt.notify_one();
+    }
 }
 
 /// The figures of a script that was played to its end.
@@ -510,7 +535,6 @@ pub(crate) async fn story(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::sync::Notify;
 
     fn audits(of: u32) -> Vec<u32> {
         let mut audited = Vec::new();
@@ -550,6 +574,27 @@ mod tests {
         };
         assert_eq!(beside(load, other).await.err().unwrap().message, "told to end");
         waits.notified().await;
+    }
+
+    #[tokio::test]
+    async fn a_load_that_waits_for_its_last_answers_is_told_again() {
+        let (stop, over) = (Stop::new(), Notify::new());
+        let (halt, again) = (Stop::new(), Cell::new(false));
+        let load = async {
+            tokio::select! {
+                biased;
+                () = halt.notified() => {}
+                never = pass_on((&stop, &over), (&halt, &again)) => match never {},
+            }
+        };
+        let signals = async {
+            stop.notify_one();
+            tokio::task::yield_now().await;
+            assert!(!again.get(), "the script hears it");
+            over.notify_one();
+        };
+        tokio::join!(load, signals);
+        assert!(again.get());
     }
 
     #[tokio::test]

@@ -287,7 +287,7 @@ impl Net {
         let part = window.size() / (2 * self.settings.gateways.max(1));
         let refuses = window.refuses(self.outstanding.get(), own < part.max(1), now_us);
         if self.behind.get() {
-            window.refused();
+            window.shed();
         }
         refuses || self.behind.get()
     }
@@ -298,7 +298,11 @@ impl Net {
         if self.forward.as_ref().is_some_and(|forward| !forward.leads(shard)) {
             return false;
         }
-        self.is_full(shard)
+        let is_full = self.is_full(shard);
+        if is_full {
+            self.window.borrow_mut().shed();
+        }
+        is_full
     }
 
     /// Whether the shard's worker can be given no more requests for the moment.

@@ -11,8 +11,8 @@
 //! while, the window closes until the delay is at its target, as TCP Vegas does with packets
 //! (Brakmo and Peterson, 1995). It does not close below what can be answered within the target
 //! where all goes well: what else runs on the machine lengthens the delay, too, and to refuse
-//! more is no help against that. A burst after a stall is through before the window closes, as
-//! long as it is worth less than a sixth of a second of work.
+//! more is no help against that. A burst after a stall is through before the window closes if it
+//! waits for less than a quarter of a second: it depends on how much of the capacity is free.
 //!
 //! Pure: the time and all that is measured come from outside.
 
@@ -161,6 +161,8 @@ pub struct Window {
     refused_us: Option<u64>,
     /// It has refused since the last look.
     refuses: bool,
+    /// So has somebody else.
+    sheds: bool,
     /// The second that runs while it is closed.
     span: Span,
 }
@@ -192,6 +194,7 @@ impl Window {
             above_us: 0,
             refused_us: None,
             refuses: false,
+            sheds: false,
             span: Span::default(),
         }
     }
@@ -211,9 +214,9 @@ impl Window {
         refuses
     }
 
-    /// A request was refused because a worker is behind, whatever the window says.
-    pub fn refused(&mut self) {
-        self.refuses = true;
+    /// A request was refused whatever the window says: a worker or the network thread is behind.
+    pub fn shed(&mut self) {
+        self.sheds = true;
     }
 
     /// Opens it where nothing tells any more that there is overload: the site was idle, leads
@@ -251,6 +254,7 @@ impl Window {
         let times = std::mem::take(&mut self.times);
         self.average(&times, step_us);
         let refuses = std::mem::take(&mut self.refuses);
+        let any = refuses | std::mem::take(&mut self.sheds);
         if self.refused_us.is_none() {
             if !self.is_overload(times.waits_us(), step_us) {
                 return;
@@ -260,18 +264,18 @@ impl Window {
             self.span = Span { from_us: now_us, ..Span::default() };
         }
         self.adjust(&times, refuses);
-        if refuses {
+        if any {
             self.refused_us = Some(now_us);
         }
-        if self.is_over(refuses, now_us) {
+        if self.is_over(any, now_us) {
             self.open();
         }
     }
 
-    fn is_over(&mut self, refuses: bool, now_us: u64) -> bool {
+    fn is_over(&mut self, refused: bool, now_us: u64) -> bool {
         let span = &mut self.span;
         span.looks += 1;
-        span.refused += u32::from(refuses);
+        span.refused += u32::from(refused);
         let moments = now_us.saturating_sub(span.from_us) > OVER_US && {
             let ended = std::mem::replace(span, Span { from_us: now_us, ..Span::default() });
             ended.refused * MOMENTS <= ended.looks
