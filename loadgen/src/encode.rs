@@ -25,7 +25,7 @@ const NO_SECOND: usize = 21;
 /// Payments that are told ahead at once, at most.
 pub(crate) const FOUND: usize = 16;
 /// Places of those found. A prime above the most workers: each payment told ahead has its own,
-/// however many workers there are, of which each sends every so manieth.
+/// however many workers there are, of which each sends one payment in so many.
 const PLACES: usize = 67;
 
 /// A frame that is not signed yet.

@@ -32,7 +32,7 @@ impl Signals {
         Self { came, heard, changed: Notify::const_new() }
     }
 
-    /// One has come: the how manieth.
+    /// One has come: its number, from 1.
     fn come(&self) -> u32 {
         let number = self.came.fetch_add(1, Ordering::Relaxed) + 1;
         self.changed.notify_waiters();
@@ -85,9 +85,9 @@ impl Stop {
 
     /// Tells; signals come by themselves.
     pub(crate) fn notify_one(&self) {
-        self.0.iter().for_each(|told| {
+        if let Some(told) = &self.0 {
             told.come();
-        });
+        }
     }
 
     /// Waits until it is told.
@@ -153,11 +153,12 @@ impl Watch {
 
     /// A failure when one came: it is heard by that.
     pub(crate) fn check(self, what: &str) -> Result<(), Failure> {
-        if self.quiet() {
-            return Ok(());
-        }
+        if self.quiet() { Ok(()) } else { Err(self.heard(what)) }
+    }
+
+    fn heard(self, what: &str) -> Failure {
         self.signals.hear(self.before + 1);
-        Err(stopped(what))
+        stopped(what)
     }
 
     /// Waits until one comes, and leaves the answer to whom else it is told.
@@ -176,7 +177,7 @@ impl Watch {
         tokio::select! {
             biased;
             ended = future => ended,
-            () = self.told() => self.check(what).and(Err(stopped(what))),
+            () = self.told() => Err(self.heard(what)),
         }
     }
 }

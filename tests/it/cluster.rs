@@ -195,7 +195,7 @@ fn any_site_answers_through_the_leader_and_says_who_it_is() {
         let mut gateway = Gateway::open(&cluster.deployment).await;
         assert_eq!((gateway.hello.site, gateway.hello.sites), (1, 3));
         for merchant in &merchants {
-            // A shard may move meanwhile: then the answer is a repetition.
+            // Only where the shard moved meanwhile is it asked again, for a repetition.
             let order = pay(merchant, "f-1", 5);
             for nonce in 7.. {
                 let leader = cluster.leader(1, merchant.id.shard(SHARDS));
@@ -205,8 +205,10 @@ fn any_site_answers_through_the_leader_and_says_who_it_is() {
                 if u16::from(reply.leader_hint) == hint {
                     break;
                 }
-                assert!(nonce < 50, "{}: {} and {hint}", merchant.id, reply.leader_hint);
-                tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+                // What a site says of leaders is at most 200 ms old.
+                tokio::time::sleep(Duration::from_millis(500)).await;
+                let now = cluster.leader(1, merchant.id.shard(SHARDS));
+                assert!(now != leader && nonce < 50, "{}: {}", merchant.id, reply.leader_hint);
             }
         }
     });
@@ -221,10 +223,9 @@ fn a_drained_site_leads_nothing_until_it_is_let_back() {
     cluster.stop(1);
     cluster.start_site(1);
     cluster.wait_ready(1);
-    wait_until("site 1 leads again and site 3 nothing", || {
-        let leads = cluster.leads(1);
-        leads[1] >= 4 && leads[3] == 0 && cluster.status(1)["drained"] == serde_json::json!([3])
-    });
+    wait_until("site 1 leads again", || cluster.leads(1)[1] >= 4);
+    assert_eq!(cluster.leads(1)[3], 0);
+    assert_eq!(cluster.status(1)["drained"], serde_json::json!([3]));
     cluster.admin(3, &["undrain", "3"]);
     wait_spread(&cluster, 3);
     let moved = cluster.admin(1, &["transfer", "0", "2"]);

@@ -121,8 +121,9 @@ fn a_second_signal_ends_the_wait_for_answers() {
     null.signal("CONT");
 }
 
-/// A run during which what answers stands still for a second. A machine so busy that the
-/// generator is late says that and nothing else: then once more.
+/// A run during which what answers stands still for a second. Where the machine stood still,
+/// too, which another thread has seen, the generator was late and says nothing else: then once
+/// more.
 fn stalled(deployment: &Deployment, window: u32, args: &[&str]) -> (Process, i32) {
     for _ in 0..3 {
         drop(std::fs::remove_file(deployment.file("run.out")));
@@ -137,6 +138,8 @@ fn stalled(deployment: &Deployment, window: u32, args: &[&str]) -> (Process, i32
             return (run, code);
         }
         assert!(run.printed().contains("the generator was the bottleneck"), "{}", run.printed());
+        let stalls = &result(deployment)["host"]["stalls"];
+        assert!(stalls["over_5ms"].as_u64().unwrap() > 0, "by itself: {}", run.printed());
     }
     panic!("the generator was late three times");
 }

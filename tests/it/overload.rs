@@ -134,17 +134,7 @@ fn what_is_too_much_is_refused_with_a_code_and_nothing_admitted_is_lost() {
             }
         }
         let m = &merchants[0];
-        // The queue was too long until a moment ago, and may be once more on a busy machine.
-        let started = std::time::Instant::now();
-        let calm = loop {
-            let calm = gateway.order(&signed_pay(m, &pay(m, "calm", 100), 1)).await;
-            if calm.code != Code::Overloaded {
-                break calm;
-            }
-            assert!(calm.retry_after_ms > 0);
-            assert!(started.elapsed() < Duration::from_secs(60), "overloaded for good");
-            tokio::time::sleep(Duration::from_millis(calm.retry_after_ms.into())).await;
-        };
+        let calm = gateway.order(&signed_pay(m, &pay(m, "calm", 100), 1)).await;
         assert_eq!((calm.code, calm.state), (Code::Ok, OrderState::Paid));
     });
     assert!(switch.stop().success());
